@@ -1,0 +1,169 @@
+"""Artifacts: folders that exist whole or not at all.
+
+Every stage writes one folder. Files go to a staging folder beside the target; `_manifest.json` is
+written last and the staging folder is renamed into place. A folder without a manifest is not an
+artifact, so a job killed at any moment leaves either the old artifact, the new one, or none.
+The content hash covers the bytes of every file; equal inputs and configuration give equal hashes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rec.errors import ArtifactError
+
+MANIFEST = "_manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `_manifest.json` says of its folder."""
+
+    kind: str
+    """What the folder holds, e.g. `products` or `item_tower`."""
+    version: int
+    """Version of the kind's schema; a reader refuses another one."""
+    content_hash: str
+    """SHA-256 over the names and bytes of all files."""
+    inputs: Mapping[str, str]
+    """Content hash of every input artifact, by name."""
+    config: Mapping[str, Any]
+    """The branch of the configuration that made this artifact."""
+    facts: Mapping[str, Any]
+    """Counts and other facts of the run, such as `rows` and `rejected`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the work: equal fingerprints mean that redoing the stage is pointless."""
+        return fingerprint(kind=self.kind, version=self.version, inputs=self.inputs, config=self.config)
+
+
+def fingerprint(*, kind: str, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that determines a stage's output."""
+    text = json.dumps([kind, version, dict(inputs), dict(config)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over (relative name, SHA-256 of bytes) of all files but the manifest, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+class Draft:
+    """A folder being written. Put files under `path`; record facts with `note`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (JSON values) to the manifest."""
+        self.facts.update(facts)
+
+
+@contextmanager
+def write(
+    target: Path, *, kind: str, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]
+) -> Iterator[Draft]:
+    """Write the artifact `target` atomically; an exception inside the block leaves `target` as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    staging.mkdir()
+    draft = Draft(staging)
+    try:
+        yield draft
+        manifest = {
+            "kind": kind,
+            "version": version,
+            "content_hash": hash_folder(staging),
+            "inputs": dict(inputs),
+            "config": dict(config),
+            "facts": draft.facts,
+        }
+        write_json(staging / MANIFEST, manifest)
+        _replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`. A crash between the two renames leaves no target: the stage runs again."""
+    if target.exists():
+        old = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        os.rename(target, old)
+        os.rename(staging, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(staging, target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file, flushed to disk and renamed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(target: Path, *, kind: str, version: int, made_by: str) -> Manifest:
+    """Read and check the manifest of `target`.
+
+    `made_by` is the command that makes such an artifact; it appears in the error.
+    Raises ArtifactError when the folder, its manifest, its kind or its version is not as asked.
+    """
+    found = peek(target)
+    if found is None:
+        raise ArtifactError(f"{target} holds no finished {kind}: run `{made_by}` first")
+    if found.kind != kind or found.version != version:
+        raise ArtifactError(
+            f"{target} holds {found.kind} version {found.version}, not {kind} version {version}: "
+            f"run `{made_by}` again"
+        )
+    return found
+
+
+def peek(target: Path) -> Manifest | None:
+    """The manifest of `target`, or None when there is no finished artifact."""
+    path = target / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): remove {target} and run its job again") from error
+
+
+def finished(
+    target: Path, *, kind: str, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]
+) -> Manifest | None:
+    """The manifest of `target` when it was made by exactly this work, else None: the stage has to run."""
+    found = peek(target)
+    wanted = fingerprint(kind=kind, version=version, inputs=inputs, config=config)
+    return found if found is not None and found.fingerprint == wanted else None
+
+
+def verify(target: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError when a file of `target` no longer has the bytes that the manifest hashed."""
+    if hash_folder(target) != manifest.content_hash:
+        raise ArtifactError(f"{target} was changed after it was written: remove it and run its job again")

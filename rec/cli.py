@@ -1,0 +1,38 @@
+"""The command line that all jobs share: `--recipe`, dotted overrides, clear errors, one result line."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rec import log
+from rec.config import Config, load, recipes
+from rec.errors import RecError
+
+Run = Callable[[Config, argparse.Namespace], Mapping[str, Any]]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the options every job has."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=f"shipped recipes: {', '.join(recipes())}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--recipe", default="demo", metavar="NAME", help="a shipped recipe or a path ending in .toml (default: demo)")
+    made.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+        help="override one option, e.g. --set item_tower.train.epochs=3; may be repeated",
+    )
+    return made
+
+
+def main(run: Run, arguments: argparse.ArgumentParser) -> None:
+    """Parse, run, print one JSON line on stdout. Exit code 2 and one sentence for what a user can mend."""
+    options = arguments.parse_args()
+    log.setup()
+    try:
+        result = run(load(options.recipe, options.overrides), options)
+    except RecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(dict(result), ensure_ascii=False, default=str))

