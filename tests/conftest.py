@@ -1,0 +1,54 @@
+"""Fixtures that the whole suite shares: one Ray session, one embedded Postgres, slow tests last."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> Iterator[None]:
+    """The user's own Postgres and Ray are never touched; child processes find the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REC_DATABASE_URL", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p).resolve() != REPOSITORY]
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), *others]))
+        yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray session of four logical CPUs in this process, ended with the tests."""
+    import ray
+
+    from rec import runtime
+
+    runtime.start(4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an embedded Postgres with pgvector in a folder of its own, stopped with the tests."""
+    from rec import postgres
+
+    store = tmp_path_factory.mktemp("postgres")
+    yield postgres.url(store)
+    postgres.stop_embedded(store)
