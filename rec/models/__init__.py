@@ -1,0 +1,1 @@
+"""Model definitions: plain torch modules and encoders that a test calls without Ray."""

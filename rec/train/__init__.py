@@ -1,0 +1,1 @@
+"""Training loops on Ray Train."""
