@@ -7,13 +7,15 @@ AMX and moves a state by up to 0.03 with its batch mates. A blank text has no to
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import util
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from httpx import HTTPError
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -109,7 +111,7 @@ def load(text: Text) -> TextEncoder:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer, model = _from_pretrained(source, local=Path(source).is_dir() or _cached(source))
-    except (OSError, ValueError, KeyError, HTTPError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"text.encoder {text.encoder!r} cannot be loaded ({type(error).__name__}): give {MINILM!r}, a local folder "
             "with config.json, tokenizer.json and model.safetensors, or a Hugging Face id while the hub can be reached"
@@ -122,11 +124,17 @@ def load(text: Text) -> TextEncoder:
 
 def _from_pretrained(source: str, *, local: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     if not local:
-        # One plain request first: without network the download below retries for three quarters of a minute.
-        model_info(source, timeout=HUB_TIMEOUT_S)
+        _reach_hub()
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     model = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, use_safetensors=True)
     return tokenizer, model
+
+
+def _reach_hub() -> None:
+    """Raise OSError within HUB_TIMEOUT_S when there is no network; the download itself retries for far longer."""
+    request = Request(constants.ENDPOINT, method="HEAD")
+    with suppress(HTTPError), urlopen(request, timeout=HUB_TIMEOUT_S):  # an HTTP error is an answer too
+        pass
 
 
 def _cached(name: str) -> bool:
