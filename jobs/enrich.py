@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Enrich products with attributes: given by the shop, found by rules, read by a language model.
+
+Answers come from the cache in Postgres; what is missing is asked live, within enrich.max_calls.
+
+    python jobs/enrich.py --recipe demo
+    python jobs/enrich.py --recipe demo --export answers.jsonl    # the cached answers, for import elsewhere
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rec import runtime
+from rec.cli import main, parser
+from rec.config import Config
+from rec.enrich import stage
+
+
+def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    """Enrich, or export with --export."""
+    if options.export is None:
+        return stage.run(config)
+    runtime.start(config.cpus)
+    return stage.export(config, options.export, options.leave_out_every)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__ or "")
+    arguments.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the cached answers of the configured model as JSONL instead"
+    )
+    arguments.add_argument(
+        "--leave-out-every", type=int, default=0, metavar="N", help="with --export: leave out every N-th product"
+    )
+    main(run, arguments)

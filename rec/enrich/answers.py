@@ -1,0 +1,149 @@
+"""From the words of an answer to attribute values: validation, normalisation, grounding, merging.
+
+An answer is JSON, `{"re": {key: [value]}, "std": {key: [value]}}`. Precedence is given > rule > llm: an STD key
+that a better source filled takes no further values; RE values add up, a repeated one keeps its best source.
+A model value without evidence in the text is dropped and counted, but for keys that may be inferred.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rec.enrich.attributes import Attribute, Report
+from rec.enrich.text import Canonical
+from rec.vocab.std import StdVocabulary
+
+MAX_VALUE_CHARS = 60
+MAX_RE_PER_KEY = 8
+
+
+class Body(BaseModel):
+    """The JSON of an answer. `std` values may be inferred; `re` values are open words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    re: dict[str, list[str]] = {}
+    std: dict[str, list[str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer as the cache keeps it."""
+
+    model: str
+    prompt_version: str
+    state: str
+    """`finished`, `cut` by the token budget, or `refused` by the engine."""
+    body: str
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an answer came to."""
+
+    status: str
+    """ok | partial | invalid | refused"""
+    reason: str | None
+    std: list[Attribute]
+    re: list[Attribute]
+
+
+def from_model(raw: str) -> str:
+    """The body of a raw answer under the schema of `rec.enrich.prompt`, for the cache.
+
+    A raw answer that is no JSON object is kept as it came: `read` then finds it invalid.
+    """
+    try:
+        fields = json.loads(raw)
+    except json.JSONDecodeError:
+        return raw
+    if not isinstance(fields, dict):
+        return raw
+    std = {name.removeprefix("std."): [value] for name, value in fields.items() if name.startswith("std.") and value}
+    re = {name: list(dict.fromkeys(values)) for name, values in fields.items() if isinstance(values, list) and values}
+    return json.dumps({"re": re, "std": std}, ensure_ascii=False, sort_keys=True)
+
+
+def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Report) -> Outcome:
+    """The grounded and normalised values of `answer`; what is dropped is counted in `report` and in the reason."""
+    if answer.state == "refused":
+        return Outcome("refused", answer.body[:200], [], [])
+    try:
+        body = Body.model_validate_json(answer.body)
+    except ValidationError as error:
+        why = "the token budget cut it" if answer.state == "cut" else error.errors()[0]["msg"]
+        return Outcome("invalid", f"answer of {answer.model}: {why}", [], [])
+    dropped = 0
+    std: list[Attribute] = []
+    re: list[Attribute] = []
+    for key, values in body.re.items():
+        for value in values:
+            evidence = text.span(value)
+            if key not in vocabulary.keys or not _fits(value) or (evidence is None and not vocabulary.inferable(key)):
+                report.ungrounded[key] += 1
+                dropped += 1
+                continue
+            re.append(Attribute(key, value, "llm", evidence))
+            if evidence is not None:
+                std += [Attribute(key, name, "llm", evidence) for name, _ in vocabulary.find(key, value)]
+    for key, values in body.std.items():
+        for value in values:
+            kept = _std(key, value, text, vocabulary, report)
+            dropped += not kept
+            std += kept
+    if dropped:
+        return Outcome("partial", f"{dropped} values without evidence or vocabulary entry", std, re)
+    return Outcome("ok", None, std, re)
+
+
+def _fits(value: str) -> bool:
+    return 0 < len(value.strip()) <= MAX_VALUE_CHARS
+
+
+def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, report: Report) -> list[Attribute]:
+    if key not in vocabulary.keys:
+        report.unknown_keys[key] += 1
+        return []
+    found = vocabulary.normalise(key, value)
+    report.unmapped.update((key, unmapped) for unmapped in found.unmapped)
+    kept = []
+    for name in found.values:
+        evidence = text.span(value) or text.span(name)
+        if evidence is None and not vocabulary.inferable(key):
+            report.ungrounded[key] += 1
+        else:
+            kept.append(Attribute(key, name, "llm", evidence))
+    return kept
+
+
+def merge_std(*sources: list[Attribute]) -> list[Attribute]:
+    """Values of the first source that fills a key, in source order; each (key, value) once."""
+    merged: dict[tuple[str, str], Attribute] = {}
+    filled: set[str] = set()
+    for source in sources:
+        kept = [a for a in source if a.key not in filled]
+        for attribute in kept:
+            merged.setdefault((attribute.key, attribute.value), attribute)
+        filled.update(a.key for a in kept)
+    return list(merged.values())
+
+
+def merge_re(*sources: list[Attribute]) -> list[Attribute]:
+    """All values, each (key, casefolded value) once from its best source, at most MAX_RE_PER_KEY a key."""
+    merged: dict[tuple[str, str], Attribute] = {}
+    counts: dict[str, int] = {}
+    for attribute in (a for source in sources for a in source):
+        name = (attribute.key, attribute.value.casefold())
+        if name not in merged and counts.get(attribute.key, 0) < MAX_RE_PER_KEY:
+            merged[name] = attribute
+            counts[attribute.key] = counts.get(attribute.key, 0) + 1
+    return list(merged.values())
+
+
+def rows(attributes: list[Attribute]) -> list[dict[str, Any]]:
+    """Attributes as values of the column type `rec.schema.ATTRIBUTES`."""
+    return [{"key": a.key, "value": a.value, "source": a.source, "evidence": a.evidence} for a in attributes]

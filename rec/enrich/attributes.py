@@ -1,0 +1,141 @@
+"""Attribute values with their source, and the two sources that need no model: the shop and the rules.
+
+    given   what the shop says, in its own words, brought to vocabulary values
+    rule    vocabulary names and aliases found in the text; `label: value` lines; the noun-like phrases around them
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rec.enrich.text import Canonical, is_stop
+from rec.vocab.std import StdVocabulary
+
+DETAIL = "detail"
+"""The key of phrases that say something about a garment which no other key claims."""
+UNKNOWN = "unknown"
+"""STD value of a key that the shop gave in words which the vocabulary does not have."""
+
+MAX_MODIFIERS = 2
+"""Words before a vocabulary word that belong to its phrase: `soft merino` wool."""
+MAX_DETAILS = 6
+MAX_WORDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One value, as `rec.schema.ATTRIBUTE`."""
+
+    key: str
+    value: str
+    source: str
+    evidence: str | None
+
+
+@dataclass(slots=True)
+class Report:
+    """What did not fit, counted and never silently dropped."""
+
+    unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(key, value) of given and model values that the vocabulary does not have."""
+    unknown_keys: Counter[str] = field(default_factory=Counter)
+    """Attribute names of the shop that are no vocabulary key."""
+    ungrounded: Counter[str] = field(default_factory=Counter)
+    """Key → model values dropped for want of evidence in the text."""
+
+    def facts(self, most: int = 200) -> dict[str, Any]:
+        """JSON facts: totals, and the `most` frequent entries by count, then name."""
+        unmapped = sorted(self.unmapped.items(), key=lambda entry: (-entry[1], entry[0]))
+        return {
+            "unmapped_total": self.unmapped.total(),
+            "unmapped": [{"key": key, "value": value, "count": n} for (key, value), n in unmapped[:most]],
+            "unknown_keys": dict(sorted(self.unknown_keys.items())),
+            "ungrounded": dict(sorted(self.ungrounded.items())),
+        }
+
+    def to_json(self) -> str:
+        """All counts, to travel between processes."""
+        unmapped = [[key, value, n] for (key, value), n in self.unmapped.items()]
+        return json.dumps([unmapped, self.unknown_keys, self.ungrounded], ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Report":
+        """The report that `to_json` wrote."""
+        unmapped, unknown_keys, ungrounded = json.loads(text)
+        return Report(Counter({(k, v): n for k, v, n in unmapped}), Counter(unknown_keys), Counter(ungrounded))
+
+    def add(self, other: "Report") -> None:
+        """Count what `other` counted as well."""
+        self.unmapped += other.unmapped
+        self.unknown_keys += other.unknown_keys
+        self.ungrounded += other.ungrounded
+
+
+def from_shop(
+    attributes: Mapping[str, Sequence[str]], vocabulary: StdVocabulary, report: Report
+) -> tuple[list[Attribute], list[Attribute]]:
+    """(STD, RE) of the attributes the shop gave; words without an STD value are kept as RE."""
+    std: list[Attribute] = []
+    re: list[Attribute] = []
+    for name, raws in attributes.items():
+        key = vocabulary.key_of(name)
+        if key is None:
+            report.unknown_keys[name] += 1
+            continue
+        for raw in raws:
+            found = vocabulary.normalise(key, raw)
+            std += [Attribute(key, value, "given", raw) for value in found.values]
+            re += [Attribute(key, value, "given", raw) for value in found.unmapped]
+            report.unmapped.update((key, value) for value in found.unmapped)
+            if found.unmapped and not found.values:
+                std.append(Attribute(key, UNKNOWN, "given", raw))
+    return std, re
+
+
+def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribute], list[Attribute]]:
+    """(STD, RE) that the text states in vocabulary words, and the phrases of the body."""
+    std = [
+        Attribute(key, value, "rule", span)
+        for key in vocabulary.keys
+        for value, span in vocabulary.find(key, text.text)
+    ]
+    re: list[Attribute] = []
+    for label, value in text.labelled():
+        key = vocabulary.key_of(label)
+        if key is not None:
+            re.append(Attribute(key, " ".join(value.split()[:MAX_WORDS]), "rule", value))
+    hits: dict[str, str] = {}
+    for attribute in std:
+        hits.setdefault((attribute.evidence or "").casefold(), attribute.key)
+    details: dict[str, None] = {}
+    for run in _runs(text.clauses):
+        folded = [word.casefold() for word in run]
+        claimed = False
+        for last, word in enumerate(folded):
+            key = hits.get(word)
+            if key is not None:
+                claimed = True
+                phrase = " ".join(run[max(0, last - MAX_MODIFIERS) : last + 1])
+                if phrase.casefold() != word:
+                    re.append(Attribute(key, phrase, "rule", phrase))
+        if not claimed and (phrase := " ".join(run[:MAX_WORDS])).casefold() not in hits:
+            details[phrase] = None
+    re += [Attribute(DETAIL, phrase, "rule", phrase) for phrase in list(details)[:MAX_DETAILS]]
+    return std, re
+
+
+def _runs(clauses: list[list[str]]) -> list[list[str]]:
+    """Longest runs of words without a stop word, per clause."""
+    runs: list[list[str]] = []
+    for clause in clauses:
+        run: list[str] = []
+        for word in clause:
+            if is_stop(word):
+                runs.append(run)
+                run = []
+            else:
+                run.append(word)
+        runs.append(run)
+    return [run for run in runs if run]

@@ -1,0 +1,123 @@
+"""The answer cache and the call ledger, both in Postgres.
+
+An answer is found by the hash of what determines it: the canonical product text, the model, the prompt version
+and the vocabulary version. It is committed before its row is emitted, together with the ledger's entry of
+the call that paid for it, so that a job killed at any moment neither repeats a call nor loses count of one.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from rec.enrich.answers import Answer
+
+Connection = psycopg.Connection[TupleRow]
+
+_LOCK = 0x7265635F6C6C6D  # "rec_llm": one process at a time makes the tables
+_BATCH = 10_000
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS llm_answers (
+    key text PRIMARY KEY,
+    model text NOT NULL,
+    prompt_version text NOT NULL,
+    state text NOT NULL,
+    body text NOT NULL,
+    tokens_in integer NOT NULL,
+    tokens_out integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE IF NOT EXISTS llm_calls (
+    run_id text NOT NULL,
+    key text NOT NULL,
+    model text NOT NULL,
+    tokens_in integer NOT NULL,
+    tokens_out integer NOT NULL,
+    seconds real NOT NULL,
+    called_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the ledger says of one run."""
+
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+def answer_key(content_hash: str, model: str, prompt_version: str, vocab_version: str) -> str:
+    """SHA-256 of all that determines an answer."""
+    text = json.dumps([content_hash, model, prompt_version, vocab_version], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prepare(connection: Connection) -> None:
+    """Make the tables when they are not there."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        for statement in _TABLES.split(";"):
+            connection.execute(statement.encode())
+
+
+def known(connection: Connection, keys: Sequence[str]) -> set[str]:
+    """Which of `keys` have an answer."""
+    found: set[str] = set()
+    for start in range(0, len(keys), _BATCH):
+        batch = list(keys[start : start + _BATCH])
+        found.update(row[0] for row in connection.execute("SELECT key FROM llm_answers WHERE key = ANY(%s)", (batch,)))
+    return found
+
+
+def fetch(connection: Connection, keys: Sequence[str]) -> dict[str, Answer]:
+    """The answers of `keys` that are there."""
+    rows = connection.execute(
+        "SELECT key, model, prompt_version, state, body, tokens_in, tokens_out FROM llm_answers WHERE key = ANY(%s)",
+        (list(keys),),
+    )
+    return {row[0]: Answer(*row[1:]) for row in rows}
+
+
+def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
+    """Add answers in bulk; one that is there already stays. Returns how many were new."""
+    with connection.transaction():
+        connection.execute("CREATE TEMPORARY TABLE incoming (LIKE llm_answers INCLUDING DEFAULTS) ON COMMIT DROP")
+        with connection.cursor().copy(
+            "COPY incoming (key, model, prompt_version, state, body, tokens_in, tokens_out) FROM STDIN"
+        ) as copy:
+            for key, a in entries:
+                copy.write_row((key, a.model, a.prompt_version, a.state, a.body, a.tokens_in, a.tokens_out))
+        added = connection.execute("INSERT INTO llm_answers SELECT * FROM incoming ON CONFLICT (key) DO NOTHING")
+    return added.rowcount
+
+
+def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: float) -> None:
+    """Commit one live answer and its ledger entry together."""
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO llm_answers (key, model, prompt_version, state, body, tokens_in, tokens_out) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (key) DO NOTHING",
+            (key, answer.model, answer.prompt_version, answer.state, answer.body, answer.tokens_in, answer.tokens_out),
+        )
+        connection.execute(
+            "INSERT INTO llm_calls (run_id, key, model, tokens_in, tokens_out, seconds) VALUES (%s, %s, %s, %s, %s, %s)",
+            (run_id, key, answer.model, answer.tokens_in, answer.tokens_out, seconds),
+        )
+
+
+def usage(connection: Connection, run_id: str) -> Usage:
+    """Calls, tokens and engine seconds of a run."""
+    row = connection.execute(
+        "SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), coalesce(sum(seconds), 0) "
+        "FROM llm_calls WHERE run_id = %s",
+        (run_id,),
+    ).fetchone()
+    assert row is not None
+    return Usage(*row)

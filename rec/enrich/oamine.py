@@ -1,0 +1,123 @@
+"""Attribute extraction on OA-Mine titles: how well the embedded engine reads product text.
+
+Dev part: titles of split `train` that are not in `train_0.2`, `per_category` of each category; the few-shot
+examples come from `train_0.2`. Split `test` is not read here. Scoring is that of the data set's papers:
+one decision per (title, attribute); correct = the exact gold string, case-insensitively.
+"""
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rec.enrich.llamacpp import LlamaCpp
+from rec.errors import InputError
+from rec.log import progress
+
+NUM_SHOTS = 5
+MAX_PHRASE_WORDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Micro scores over all (title, attribute) decisions."""
+
+    precision: float
+    recall: float
+    f1: float
+    num_titles: int
+    seconds_per_title: float
+
+
+@dataclass(frozen=True, slots=True)
+class Title:
+    """One labelled title: attribute → accepted values; an absent attribute is not listed."""
+
+    category: str
+    text: str
+    gold: dict[str, list[str]]
+
+
+def read(path: Path) -> tuple[list[Title], list[Title]]:
+    """(few-shot pool, dev titles), each in a fixed pseudo-random order."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: the extraction benchmark needs attribute_extraction_oamine.parquet")
+    rows = [r for r in pq.read_table(path).to_pylist() if r["split"] != "test"]
+    shots = {(r["category"], r["title"]): r for r in rows if r["split"] == "train_0.2"}
+    dev = {(r["category"], r["title"]): r for r in rows if r["split"] == "train"}
+    return _titles(shots), _titles({key: row for key, row in dev.items() if key not in shots})
+
+
+def _titles(rows: dict[tuple[str, str], dict[str, Any]]) -> list[Title]:
+    made = []
+    for (category, text), row in rows.items():
+        scores = json.loads(row["target_scores_json"])
+        gold = {key: [v for v in values if v != "n/a"] for key, values in scores.items()}
+        made.append(Title(category, text, {key: values for key, values in gold.items() if values}))
+    return sorted(made, key=lambda t: hashlib.sha256(t.text.encode()).digest())
+
+
+def phrases(text: str) -> list[str]:
+    """All runs of at most MAX_PHRASE_WORDS words of the title, without commas and brackets at their ends."""
+    words = text.split()
+    spans = (words[i:j] for i in range(len(words)) for j in range(i + 1, min(i + MAX_PHRASE_WORDS, len(words)) + 1))
+    return list(dict.fromkeys(s for s in (" ".join(span).strip(",;()[]") for span in spans) if s))
+
+
+def schema(attributes: list[str], text: str) -> dict[str, Any]:
+    """JSON schema of an answer: each attribute is a phrase of the title or null."""
+    return {
+        "type": "object",
+        "$defs": {"phrase": {"enum": [*phrases(text), None]}},
+        "properties": {name: {"$ref": "#/$defs/phrase"} for name in attributes},
+        "required": attributes,
+        "additionalProperties": False,
+    }
+
+
+def _prompt(title: Title, shots: list[Title], attributes: list[str]) -> str:
+    parts = ["Read the attributes out of each product title; null means that the title does not say.\n"]
+    for shot in shots:
+        answer = {name: shot.gold.get(name, [None])[0] for name in attributes}
+        parts.append(f"Title: {shot.text}\nAttributes: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n")
+    return "\n".join([*parts, f"Title: {title.text}\nAttributes: "])
+
+
+def evaluate(path: Path, model: str, threads: int, per_category: int) -> Scores:
+    """Micro precision, recall and F1 of `model` on `per_category` dev titles of each category."""
+    pool, dev = read(path)
+    by_category: dict[str, list[Title]] = defaultdict(list)
+    for shot in pool:
+        by_category[shot.category].append(shot)
+    attributes = {c: sorted({name for s in shots for name in s.gold}) for c, shots in by_category.items()}
+    chosen = [t for c in sorted(by_category) for t in [d for d in dev if d.category == c][:per_category]]
+    engine = LlamaCpp(model, threads)
+    correct = predicted = present = 0
+    started = time.perf_counter()
+    for title in progress(chosen, total=len(chosen), what=f"oamine {model}", unit="title"):
+        names = attributes[title.category]
+        prompt = _prompt(title, by_category[title.category][:NUM_SHOTS], names)
+        answer = _parse(engine.complete(prompt, schema(names, title.text), 200).text)
+        for name in names:
+            value, gold = answer.get(name), [g.casefold() for g in title.gold.get(name, [])]
+            predicted += value is not None
+            present += bool(gold)
+            correct += value is not None and value.casefold() in gold
+    seconds = (time.perf_counter() - started) / max(len(chosen), 1)
+    precision, recall = correct / max(predicted, 1), correct / max(present, 1)
+    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+    return Scores(precision, recall, f1, len(chosen), seconds)
+
+
+def _parse(text: str) -> dict[str, str | None]:
+    """The answer, or nothing when the token budget cut it."""
+    try:
+        answer = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

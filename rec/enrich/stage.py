@@ -1,0 +1,266 @@
+"""The enrichment stage: products → enriched, in four passes over Ray Data.
+
+    scan     canonical text and content hash of every product
+    import   answers produced elsewhere go into the cache (`rec.enrich.imports`)
+    ask      products without an answer, through actors that hold the engine; each answer is committed at once
+    finish   given, rule and model values of every product, in product order
+
+The engine loads only when there is something to ask. `max_calls` is spent on products in product order and counts
+those that an earlier run of the same work already asked: a killed and restarted stage asks the same products
+as an undisturbed one, and none of them twice.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from rec import artifact, dataset, postgres, runtime
+from rec import log as progress
+from rec.config import Config
+from rec.enrich import cache, imports
+from rec.enrich.attributes import Report
+from rec.enrich.prompt import PROMPT_VERSION
+from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
+from rec.schema import ENRICHED, PRODUCTS
+from rec.vocab.std import StdVocabulary
+
+log = logging.getLogger(__name__)
+
+BATCH_ROWS = 512
+FINISH_ACTORS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run has to do."""
+
+    origins: list[Origin]
+    """Where imported answers come from; they are preferred to the model's own."""
+    ask: list[int]
+    """Rows of products to ask, in product order, identical texts once."""
+    cached: int
+    """Products whose answer was in the cache."""
+    over_budget: int
+    """Products left unasked by `max_calls`."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the stage unless it is done. Returns counts, tokens and seconds as JSON values."""
+    started = time.monotonic()
+    products = dataset.read_manifest(config.at("products"), PRODUCTS)
+    vocabulary = StdVocabulary.load(None)
+    files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
+    inputs = {"products": products.content_hash}
+    inputs |= {f"answers/{i}": artifact.hash_file(path) for i, path in enumerate(files)}
+    branch = {
+        "enrich": config.enrich.model_dump(mode="json", exclude={"num_actors", "threads"}),
+        "prompt_version": PROMPT_VERSION,
+        "vocab_version": vocabulary.version,
+    }
+    target = config.at("enriched")
+    done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
+    if done is not None:
+        return {"enriched": str(target), "skipped": True, **_short(done.facts)}
+    runtime.start(config.cpus)
+    database_url = postgres.url(config.store)
+    run_id = uuid.uuid4().hex
+    with postgres.connect(database_url, autocommit=True) as connection:
+        cache.prepare(connection)
+        plan = _plan(config, files, vocabulary.version, connection)
+        _ask(config, plan, database_url, run_id)
+        spent = cache.usage(connection, run_id)
+    report, statuses, tokens = Report(), Counter[str](), Counter[str]()
+    facts: dict[str, Any] = {}
+    batches = _finished_batches(config, plan.origins, database_url, report, statuses, tokens, products.facts["rows"])
+    manifest = dataset.write(
+        target, ENRICHED, _then(batches, facts, report, statuses, tokens), inputs=inputs, config=branch, facts=facts
+    )
+    result = {
+        "enriched": str(target),
+        **_short(manifest.facts),
+        "cached": plan.cached,
+        "live_calls": spent.calls,
+        "live_tokens_in": spent.tokens_in,
+        "live_tokens_out": spent.tokens_out,
+        "over_budget": plan.over_budget,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    log.info("enriched %s", ", ".join(f"{name} {value}" for name, value in result.items() if name != "enriched"))
+    return result
+
+
+def _short(facts: Any) -> dict[str, Any]:
+    """The facts without the long lists."""
+    return {name: value for name, value in facts.items() if name not in ("unmapped", "unknown_keys", "ungrounded")}
+
+
+def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection: cache.Connection) -> Plan:
+    ids, hashes, hostile = _scan(config)
+    row_of = {product_id: row for row, product_id in enumerate(ids)}
+    origins: dict[Origin, None] = {}
+    imported: set[int] = set()
+    for path in files:
+        entries = []
+        stale = foreign = 0
+        for found in imports.read(path, _descriptions(config)):
+            row = row_of.get(found.product_id)
+            if row is None:
+                foreign += 1
+                continue
+            answer = found.answer
+            if found.content_hash not in (None, hashes[row]) or found.vocab_version not in (None, vocab_version):
+                stale += 1
+                continue
+            entries.append((cache.answer_key(hashes[row], answer.model, answer.prompt_version, vocab_version), answer))
+            origins[Origin(answer.model, answer.prompt_version)] = None
+            imported.add(row)
+        new = cache.put(connection, progress.progress(entries, total=len(entries), what=f"import {path.name}"))
+        log.info(
+            "%s: %d answers for this catalogue (%d new), %d for unknown products, %d stale",
+            path.name, len(entries), new, foreign, stale,
+        )  # fmt: skip
+    own = Origin(config.enrich.model, PROMPT_VERSION)
+    keys = [cache.answer_key(h, own.model, own.prompt_version, vocab_version) for h in hashes]
+    there = cache.known(connection, sorted(set(keys)))
+    budget = len(ids) if config.enrich.max_calls is None else config.enrich.max_calls
+    cached = over_budget = 0
+    allowed: set[str] = set()
+    ask: list[int] = []
+    for row, key in enumerate(keys):
+        if row in imported or key in there:
+            cached += 1
+        if row in imported or hostile[row] or key in allowed:
+            continue
+        if len(allowed) >= budget:
+            over_budget += key not in there
+            continue
+        allowed.add(key)
+        if key not in there:
+            ask.append(row)
+    return Plan([*(o for o in origins if o != own), own], ask, cached, over_budget)
+
+
+def _dataset(config: Config) -> ray.data.Dataset:
+    """The products, streamed in product order."""
+    products = ray.data.read_parquet(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS)
+    products.context.execution_options.preserve_order = True
+    products.context.enable_progress_bars = False
+    return products
+
+
+def _scan(config: Config) -> tuple[list[str], list[str], list[bool]]:
+    """Product ids, content hashes and whether the text is hostile, in product order."""
+    ids: list[str] = []
+    hashes: list[str] = []
+    hostile: list[bool] = []
+    scanned = _dataset(config).map_batches(
+        scan, batch_format="pyarrow", batch_size=BATCH_ROWS, fn_kwargs={"max_chars": config.enrich.max_text_chars}
+    )
+    with progress.bar(total=None, what="scan product text") as bar:
+        for batch in scanned.iter_batches(batch_format="pyarrow", batch_size=None):
+            ids += batch["product_id"].to_pylist()
+            hashes += batch["content_hash"].to_pylist()
+            hostile += batch["hostile"].to_pylist()
+            bar.update(batch.num_rows)
+    return ids, hashes, hostile
+
+
+def _descriptions(config: Config) -> dict[str, str]:
+    table = dataset.read(config.at("products"), PRODUCTS, ["product_id", "description"])
+    pairs = zip(table["product_id"].to_pylist(), table["description"].to_pylist(), strict=True)
+    return {product_id: text for product_id, text in pairs if text}
+
+
+def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> None:
+    """Ask the model for the plan's products; returns when every answer is in the cache."""
+    if not plan.ask:
+        return
+    table = pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
+    rows = max(1, min(4, table.num_rows // (4 * config.enrich.num_actors)))
+    blocks = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
+    waiting = ray.data.from_arrow(blocks)
+    waiting.context.enable_progress_bars = False
+    asked = waiting.map_batches(
+        Ask,
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=min(config.enrich.threads, config.cpus - 1),
+        compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
+        fn_constructor_args=(config.enrich, database_url, run_id),
+    )
+    with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
+        for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
+            bar.update(batch.num_rows)
+
+
+def _finished_batches(
+    config: Config,
+    origins: list[Origin],
+    database_url: str,
+    report: Report,
+    statuses: Counter[str],
+    tokens: Counter[str],
+    total: int,
+) -> Iterator[pa.Table]:
+    """Enriched rows in product order; counts go to `report`, `statuses` and `tokens` on the way."""
+    finished = _dataset(config).map_batches(
+        Finish,
+        batch_format="pyarrow",
+        batch_size=BATCH_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=FINISH_ACTORS),
+        fn_constructor_args=(config.enrich, database_url, origins),
+    )
+    with progress.bar(total=total, what="enrich") as bar:
+        for batch in finished.iter_batches(batch_format="pyarrow", batch_size=None):
+            for text in batch["report"].drop_null().to_pylist():
+                report.add(Report.from_json(text))
+            statuses.update(batch["status"].to_pylist())
+            for name in ("tokens_in", "tokens_out"):
+                tokens[name] += sum(batch[name].to_pylist())
+            bar.update(batch.num_rows)
+            yield batch
+
+
+def _then(
+    batches: Iterator[pa.Table], facts: dict[str, Any], report: Report, statuses: Counter[str], tokens: Counter[str]
+) -> Iterator[pa.Table]:
+    """`batches`, and after the last one the counts as `facts` for the manifest."""
+    yield from batches
+    facts["status"] = dict(sorted(statuses.items()))
+    facts |= {**tokens, **report.facts()}
+
+
+def export(config: Config, path: Path, leave_out_every: int) -> dict[str, Any]:
+    """Write the answers of the configured model as JSONL in product order, for import elsewhere.
+
+    Answers that the token budget cut are left out. Every `leave_out_every`-th product is left out (0: none), so that a demo still has something to ask.
+    """
+    ids, hashes, _ = _scan(config)
+    version = StdVocabulary.load(None).version
+    keys = [cache.answer_key(h, config.enrich.model, PROMPT_VERSION, version) for h in hashes]
+    with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
+        cache.prepare(connection)
+        found = cache.fetch(connection, keys)
+    written = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row, (product_id, key) in enumerate(zip(ids, keys, strict=True), start=1):
+            answer = found.get(key)
+            if answer is None or answer.state != "finished" or (leave_out_every and row % leave_out_every == 0):
+                continue
+            line = imports.line(product_id, answer, hashes[row - 1], version)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            written += 1
+    temporary.replace(path)
+    return {"answers": str(path), "written": written, "products": len(ids)}

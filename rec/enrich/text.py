@@ -1,0 +1,175 @@
+"""Product text as the model sees it: one canonical form, its hash, its fence, and the words that ground a value.
+
+Product text is data, never instruction. HTML goes through a real parser, control and invisible characters
+are removed, the length is capped, and the prompt encloses it in a fence that depends on the content, so that
+no text can contain its own fence. Nothing named by a URL in the text is fetched.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from selectolax.lexbor import LexborHTMLParser
+
+_BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
+_HIDDEN_TAGS = ["script", "style", "noscript", "template", "iframe", "object", "svg", "head"]
+_SPACE = re.compile(r"\s+")
+_WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")
+_CLAUSE_END = re.compile(r"[^\w\s%'’/&+°-]|[.](?=\s|$)|\n|\s[-–—]\s")  # noqa: RUF001 the dashes of shop texts
+
+MAX_PHRASE_WORDS = 4
+"""Words of the longest phrase that is offered to the model or taken by rule."""
+
+_STOP = """
+    a an and are as at be but by for from in into is it its made no not of on or our over per so than that the
+    their these this those to true under up was we when which while with without you your all any can has have made
+    comes choice days designed easy ideal features featuring finished good great look made note perfect piece really
+    style very wear wearing worn 및 와 과 의 를 을 이 가 은 는 에 로 으로 도 그 더 위한 위해 있는 있어 있습니다 합니다
+    입니다 입기 좋아요 좋습니다 옷입니다 제품입니다 상품입니다 특징입니다 추천합니다 더했습니다 담았습니다 디자인입니다
+    어울립니다 잘 포인트가 디테일을 감성을 소재의 시즌에 상품
+"""
+STOP_WORDS = frozenset(_STOP.split())
+"""Words that a phrase neither begins nor ends with: function words and the filler of shop texts."""
+
+_INJECTION = re.compile(
+    r"""
+    \b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,40}\b(?:instruction|prompt|rule|guideline|direction)s?\b
+    | \b(?:system|developer)\s+(?:prompt|message|instruction)s?\b
+    | \byou\s+are\s+(?:now\s+)?(?:an?\s+)?(?:ai|assistant|language\s+model|chatbot|llm|gpt)\b
+    | \b(?:respond|reply|answer|output|return|print)\s+(?:only\s+)?(?:with|in)?\s*(?:the\s+)?(?:following\s+)?json\b
+    | \b(?:reveal|repeat|print|leak)\b[^.\n]{0,30}\b(?:prompt|instructions?)\b
+    | ^\s*(?:system|assistant|user|human|시스템|어시스턴트)\s*[:\uff1a]
+    | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|endoftext|start_of_turn|end_of_turn|eot_id|s)\s*\|?>
+    | \[/?INST\] | <</?SYS>>
+    | <{3,} | >{3,}
+    | (?:이전|앞선|위|모든|기존)의?\s*(?:모든\s*)?(?:지시|명령|지침|프롬프트|규칙)[^.\n]{0,20}(?:무시|잊|따르지)
+    | 시스템\s*(?:프롬프트|메시지|지시)
+    | (?:당신|너)(?:은|는)\s*(?:이제\s*)?(?:AI|인공지능|챗봇|어시스턴트|언어\s*모델)
+    """,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A product's text: title, description, stripped HTML and given attributes, one per line, no line twice."""
+
+    text: str
+    body: str
+    """The description and HTML part of `text`; the title where there is nothing else. Phrases come from here:
+    the item tower reads titles itself, and a collection's name is no attribute."""
+    hostile: str | None
+    """The words that try to instruct the model, else None."""
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def fence(self) -> str:
+        """Delimiter around the text in the prompt: unpredictable without the text, and not contained in it."""
+        return hashlib.sha256(f"fence\0{self.text}".encode()).hexdigest()[:8]
+
+    @cached_property
+    def _words(self) -> tuple[str, list[int], list[tuple[int, int]]]:
+        """Casefolded words joined by single spaces; start of each word in that string; its span in `text`."""
+        starts, spans, parts, at = [], [], [], 1
+        for match in _WORD.finditer(self.text):
+            word = match.group().casefold()
+            starts.append(at)
+            spans.append(match.span())
+            parts.append(word)
+            at += len(word) + 1
+        return f" {' '.join(parts)} ", starts, spans
+
+    def span(self, value: str) -> str | None:
+        """The piece of the text with the same words in the same order as `value`, case and punctuation aside."""
+        wanted = [match.group().casefold() for match in _WORD.finditer(value)]
+        if not wanted:
+            return None
+        joined, starts, spans = self._words
+        at = joined.find(f" {' '.join(wanted)} ")
+        if at < 0:
+            return None
+        first = starts.index(at + 1)
+        return self.text[spans[first][0] : spans[first + len(wanted) - 1][1]]
+
+    @cached_property
+    def phrases(self) -> list[str]:
+        """Runs of 1..MAX_PHRASE_WORDS words within a clause that neither begin nor end with a stop word."""
+        found: dict[str, None] = {}
+        for clause in self.clauses:
+            for first in range(len(clause)):
+                for last in range(first, min(first + MAX_PHRASE_WORDS, len(clause))):
+                    if not is_stop(clause[first]) and not is_stop(clause[last]):
+                        found[" ".join(clause[first : last + 1])] = None
+        return list(found)
+
+    @cached_property
+    def clauses(self) -> list[list[str]]:
+        """The words of each clause."""
+        return [words for piece in _CLAUSE_END.split(self.body) if (words := piece.split())]
+
+    def labelled(self) -> Iterator[tuple[str, str]]:
+        """(label, value) of each line of the body of the form `label: value`."""
+        for line in self.body.split("\n"):
+            label, colon, value = line.partition(":")
+            if colon and value.strip() and len(label) <= 30:
+                yield label.strip(), value.strip()
+
+
+def is_stop(word: str) -> bool:
+    """Whether a phrase may not begin or end with this word."""
+    return word.casefold() in STOP_WORDS
+
+
+def clean(text: str) -> str:
+    """NFC, no control or invisible characters, white space collapsed to single spaces."""
+    composed = unicodedata.normalize("NFC", text)
+    kept = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
+    return _SPACE.sub(" ", kept).strip()
+
+
+def strip_html(html: str) -> str:
+    """The visible text of an HTML fragment, one line per block."""
+    if not html:
+        return ""
+    tree = LexborHTMLParser(html)
+    tree.strip_tags(_HIDDEN_TAGS)
+    if tree.body is None:
+        return ""
+    for node in tree.css(_BLOCK_TAGS):
+        node.insert_before("\n")
+        node.insert_after("\n")
+    return tree.body.text(separator="")
+
+
+def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
+    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word."""
+    title = clean(product["title"])
+    pieces = [product["description"] or "", *strip_html(product["html"] or "").split("\n")]
+    lines = dict.fromkeys(line for piece in pieces if (line := clean(piece)) and line != title)
+    shop = [clean(f"{key}: {', '.join(values)}") for key, values in given(product).items()]
+    hostile = _INJECTION.search("\n".join([title, *lines, *shop]))
+    body = _cap("\n".join(lines), max_chars)
+    text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
+    return Canonical(text, body or title, hostile.group()[:80].strip() if hostile else None)
+
+
+def _cap(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
+        return text
+    cut = text[: max_chars + 1]
+    return cut[: max(cut.rfind(" "), cut.rfind("\n"), max_chars // 2)]
+
+
+def given(product: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The attributes the shop gave, by name; Arrow maps arrive as pairs or as a dict."""
+    pairs = product["attributes"] or {}
+    items = pairs.items() if isinstance(pairs, Mapping) else pairs
+    return {key: [value for value in values or () if value] for key, values in sorted(items)}

@@ -1,0 +1,139 @@
+"""What runs on Ray Data's workers: plain functions and classes over Arrow batches, callable without Ray."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rec import postgres
+from rec.config import Enrich
+from rec.enrich import answers, cache
+from rec.enrich.answers import Answer, Outcome
+from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
+from rec.enrich.llamacpp import LlamaCpp
+from rec.enrich.prompt import PROMPT_VERSION, open_keys, prompt, schema
+from rec.enrich.text import Canonical, canonical, given
+from rec.errors import EngineError
+from rec.schema import ENRICHED
+from rec.vocab.std import StdVocabulary
+
+COLUMNS = ["product_id", "title", "description", "html", "attributes"]
+"""Columns of `products` that enrichment reads."""
+
+NOT_ASKED = Outcome("partial", "no model was asked", [], [])
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who answered which prompt."""
+
+    model: str
+    prompt_version: str
+
+
+def scan(batch: pa.Table, max_chars: int) -> pa.Table:
+    """product_id, content_hash and whether the text is hostile."""
+    texts = [canonical(row, max_chars) for row in batch.to_pylist()]
+    return pa.table(
+        {
+            "product_id": batch["product_id"],
+            "content_hash": [text.content_hash for text in texts],
+            "hostile": [text.hostile is not None for text in texts],
+        }
+    )
+
+
+class Ask:
+    """An actor with the engine: asks about each product that has no answer yet and commits the answer."""
+
+    def __init__(self, enrich: Enrich, database_url: str, run_id: str) -> None:
+        self._enrich = enrich
+        self._run_id = run_id
+        self._vocabulary = StdVocabulary.load(None)
+        self._connection = postgres.connect(database_url, autocommit=True)
+        self._engine = LlamaCpp(enrich.model, enrich.threads)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        for row in batch.to_pylist():
+            text = canonical(row, self._enrich.max_text_chars)
+            key = cache.answer_key(text.content_hash, self._enrich.model, PROMPT_VERSION, self._vocabulary.version)
+            if not cache.known(self._connection, [key]):
+                started = time.monotonic()
+                answer = self._answer(row, text)
+                cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
+        return batch.select(["product_id"])
+
+    def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
+        filled = {a.key for a in _known(row, text, self._vocabulary, Report())[0]}
+        form = schema(text, self._vocabulary, open_keys(self._vocabulary, filled))
+        try:
+            raw = self._engine.complete(prompt(text), form, self._enrich.max_output_tokens)
+        except EngineError as error:
+            return Answer(self._enrich.model, PROMPT_VERSION, "refused", str(error), 0, 0)
+        state = "finished" if raw.finished else "cut"
+        body = answers.from_model(raw.text)
+        return Answer(self._enrich.model, PROMPT_VERSION, state, body, raw.tokens_in, raw.tokens_out)
+
+
+class Finish:
+    """Builds the rows of `enriched` from the product, the rules and the cached answer, if any."""
+
+    def __init__(self, enrich: Enrich, database_url: str, origins: list[Origin]) -> None:
+        self._enrich = enrich
+        self._origins = origins
+        self._vocabulary = StdVocabulary.load(None)
+        self._connection = postgres.connect(database_url, autocommit=True)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
+        version = self._vocabulary.version
+        rows = batch.to_pylist()
+        texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
+        keys = [
+            [cache.answer_key(text.content_hash, o.model, o.prompt_version, version) for o in self._origins]
+            for text in texts
+        ]
+        found = cache.fetch(self._connection, [key for some in keys for key in some])
+        report = Report()
+        made = []
+        for row, text, wanted in zip(rows, texts, keys, strict=True):
+            answer = next((found[key] for key in wanted if key in found), None)
+            made.append(enriched_row(row, text, answer, self._vocabulary, report))
+        table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
+        notes = [report.to_json(), *[None] * (len(made) - 1)]
+        return table.append_column("report", pa.array(notes, pa.string()))
+
+
+def _known(
+    row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, report: Report
+) -> tuple[list[Attribute], list[Attribute]]:
+    """(STD, RE) of shop and rules."""
+    shop_std, shop_re = from_shop(given(row), vocabulary, report)
+    rule_std, rule_re = from_rules(text, vocabulary)
+    return answers.merge_std(shop_std, rule_std), answers.merge_re(shop_re, rule_re)
+
+
+def enriched_row(
+    row: dict[str, Any], text: Canonical, answer: Answer | None, vocabulary: StdVocabulary, report: Report
+) -> dict[str, Any]:
+    """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it."""
+    if text.hostile is not None:
+        std, re = from_shop(given(row), vocabulary, report)
+        answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
+    else:
+        std, re = _known(row, text, vocabulary, report)
+        outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
+    return {
+        "product_id": row["product_id"],
+        "std": answers.rows(answers.merge_std(std, outcome.std)),
+        "re": answers.rows(answers.merge_re(re, outcome.re)),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "model": answer.model if answer else None,
+        "prompt_version": answer.prompt_version if answer else None,
+        "vocab_version": vocabulary.version,
+        "tokens_in": answer.tokens_in if answer else 0,
+        "tokens_out": answer.tokens_out if answer else 0,
+        "content_hash": text.content_hash,
+    }
