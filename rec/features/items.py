@@ -1,0 +1,270 @@
+"""What the ranker's features know of each item, of the profile columns, and of the training period.
+
+Built once by the ranker's training job and saved as the `features` artifact (safetensors + JSON). The item
+vectors are not part of the folder: the user tower and the bundle hold them, and `load` takes them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from rec.artifact import write_json
+from rec.features import spec
+from rec.features.spec import Spec
+
+KIND = "features"
+VERSION = 1
+NO_BRAND, OTHER_BRAND = 0, 1
+MIN_BRAND_ITEMS = 2
+"""A brand with fewer products shares the row OTHER_BRAND: it would be an id of the product."""
+MAX_MEASUREMENTS = 6
+"""Garment measurements in use: those most products have."""
+MIN_MEASURED = 5
+"""Measured products of a category below which its statistics are those of the whole catalogue."""
+
+_ARRAYS = (
+    "std", "unknown", "re", "re_weight", "brand", "group", "log_price", "created_us", "popularity", "measures",
+    "profile_mean", "profile_std",
+)  # fmt: skip
+
+
+class Vocabulary(Protocol):
+    """What is needed of the STD vocabulary."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+    @property
+    def num_ids(self) -> int: ...
+    def key_id(self, key: str) -> int: ...
+    def unknown_id(self, key: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFeatures:
+    """Arrays of N rows in item-row order, and the statistics that turn raw values into features."""
+
+    spec: Spec
+    keys: tuple[str, ...]
+    """The S STD keys, in column order of `std`."""
+    profile_names: tuple[str, ...]
+    measurements: tuple[str, ...]
+    history: int
+    """Last n events that features read."""
+    std: NDArray[np.int32]
+    """int32[N, S] id of the item's first value of each key, the key's unknown id where it has none."""
+    unknown: NDArray[np.int32]
+    """int32[S] unknown id of each key."""
+    re: NDArray[np.int32]
+    """int32[N, R] distinct RE tokens in the tensors' order, 0-padded."""
+    re_weight: NDArray[np.float32]
+    """float32[N, R] inverse document frequency of each token, unit L2 norm per row; 0 at padding."""
+    brand: NDArray[np.int32]
+    """int32[N] row of the brand table."""
+    group: NDArray[np.int32]
+    """int32[N] content group."""
+    log_price: NDArray[np.float32]
+    """float32[N] log(1 + price), nan where unknown."""
+    created_us: NDArray[np.int64]
+    """int64[N] UTC microseconds, -1 where unknown."""
+    popularity: NDArray[np.int32]
+    """int32[N] events in the user tower's training period: never a held-out event."""
+    measures: NDArray[np.float32]
+    """float32[N, M] garment measurements as z-scores within the category, nan where unknown."""
+    profile_mean: NDArray[np.float32]
+    """float32[P] over users who have the column."""
+    profile_std: NDArray[np.float32]
+    """float32[P], 1 where a column never varies."""
+    vectors: NDArray[np.float32]
+    """float32[N, d] unit item vectors as the index holds them."""
+
+    def save(self, folder: Path) -> None:
+        """Write features.safetensors and features.json into `folder`."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        save_file(arrays, folder / "features.safetensors")
+        described: dict[str, Any] = {
+            "spec": self.spec.to_json(),
+            "keys": list(self.keys),
+            "profile_names": list(self.profile_names),
+            "measurements": list(self.measurements),
+            "history": self.history,
+        }
+        write_json(folder / "features.json", described)
+
+
+def load(folder: Path, vectors: NDArray[np.float32]) -> ItemFeatures:
+    """Read what `ItemFeatures.save` wrote; `vectors` float32[N, d] are the user tower's item vectors."""
+    described = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    arrays = load_file(folder / "features.safetensors")
+    if len(vectors) != len(arrays["std"]):
+        raise ValueError(f"{len(vectors)} item vectors for the features of {len(arrays['std'])} items in {folder}")
+    return ItemFeatures(
+        spec=Spec.from_json(described["spec"]),
+        keys=tuple(described["keys"]),
+        profile_names=tuple(described["profile_names"]),
+        measurements=tuple(described["measurements"]),
+        history=int(described["history"]),
+        vectors=vectors,
+        **arrays,
+    )
+
+
+def build(
+    products: pa.Table,
+    tensors: pa.Table,
+    vocabulary: Vocabulary,
+    *,
+    re_rows: int,
+    re_length: int,
+    history: int,
+    popularity: NDArray[np.int64],
+    profiles: NDArray[np.float32],
+    profile_names: Sequence[str],
+    vectors: NDArray[np.float32],
+) -> ItemFeatures:
+    """ItemFeatures of the datasets `products` and `tensors`, both in item-row order.
+
+    `re_rows` is the size of the RE id space, `re_length` the RE tokens kept per item, `popularity` int64[N]
+    the events per item of the training period, `profiles` float32[U, P] raw values with nan for missing.
+    """
+    std, unknown = _first_ids(tensors, vocabulary)
+    re = _tokens(tensors.column("re_id"), re_length)
+    brand, brand_rows = _brands(products.column("brand"))
+    category = std[:, list(vocabulary.keys).index("category")] if "category" in vocabulary.keys else std[:, 0]
+    measures, measurements = _measures(products.column("measurements"), category)
+    mean, deviation = _statistics(profiles)
+    price = pc.fill_null(products.column("price").cast(pa.float32()), float("nan")).to_numpy()
+    log_price = np.log1p(np.where(price > 0, price, np.nan)).astype(np.float32)
+    created = pc.fill_null(products.column("created_at").cast(pa.int64()), -1).to_numpy().astype(np.int64)
+    fields = spec.build(
+        std_keys=vocabulary.keys,
+        std_rows=vocabulary.num_ids,
+        re_rows=re_rows,
+        brand_rows=brand_rows,
+        re_length=re_length,
+        profile=profile_names,
+        measurements=measurements,
+    )
+    return ItemFeatures(
+        spec=fields,
+        keys=tuple(vocabulary.keys),
+        profile_names=tuple(profile_names),
+        measurements=measurements,
+        history=history,
+        std=std,
+        unknown=unknown,
+        re=re,
+        re_weight=_inverse_frequency(re, re_rows),
+        brand=brand,
+        group=tensors.column("group").to_numpy().astype(np.int32),
+        log_price=log_price,
+        created_us=created,
+        popularity=popularity.astype(np.int32),
+        measures=measures,
+        profile_mean=mean,
+        profile_std=deviation,
+        vectors=vectors,
+    )
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Row, position within the row and value of every element of a list column, in order."""
+    lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    values = pc.list_flatten(column).to_numpy().astype(np.int64)
+    return rows, np.arange(len(rows)) - starts[rows], values
+
+
+def _first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """int32[N, S] first id per key, and int32[S] unknown ids."""
+    unknown = np.array([vocabulary.unknown_id(key) for key in vocabulary.keys], np.int32)
+    column_of = np.full(1 + max(vocabulary.key_id(key) for key in vocabulary.keys), -1, np.int64)
+    for column, key in enumerate(vocabulary.keys):
+        column_of[vocabulary.key_id(key)] = column
+    std = np.tile(unknown, (tensors.num_rows, 1))
+    rows, _, key_ids = _lists(tensors.column("std_key"))
+    ids = _lists(tensors.column("std_id"))[2]
+    std[rows[::-1], column_of[key_ids[::-1]]] = ids[::-1]  # reversed: the first value of a key is written last
+    return std, unknown
+
+
+def _tokens(column: pa.ChunkedArray, length: int) -> NDArray[np.int32]:
+    """int32[N, length] the first distinct non-zero tokens of each row, 0-padded."""
+    rows, _, values = _lists(column)
+    keep = values != 0
+    rows, values = rows[keep], values[keep]
+    pair = rows * (int(values.max(initial=0)) + 1) + values
+    first = np.zeros(len(pair), bool)
+    first[np.unique(pair, return_index=True)[1]] = True
+    rows, values = rows[first], values[first]
+    counts = np.bincount(rows, minlength=len(column))
+    position = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
+    tokens = np.zeros((len(column), length), np.int32)
+    fits = position < length
+    tokens[rows[fits], position[fits]] = values[fits]
+    return tokens
+
+
+def _inverse_frequency(re: NDArray[np.int32], re_rows: int) -> NDArray[np.float32]:
+    """float32[N, R] idf of each token, rows of unit norm."""
+    frequency = np.bincount(re.ravel(), minlength=re_rows).astype(np.float64)
+    weight = np.log((1 + len(re)) / (1 + frequency))
+    weight[0] = 0
+    weights = weight[re]
+    norm = np.linalg.norm(weights, axis=1, keepdims=True)
+    return (weights / np.where(norm > 0, norm, 1)).astype(np.float32)
+
+
+def _brands(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], int]:
+    """int32[N] brand ids and the number of table rows; frequent brands first, ties by name."""
+    names = column.to_pylist()
+    counts = Counter(name for name in names if name)
+    kept = sorted((name for name, n in counts.items() if n >= MIN_BRAND_ITEMS), key=lambda name: (-counts[name], name))
+    ids = {name: 2 + i for i, name in enumerate(kept)}
+    rows = [ids.get(name, OTHER_BRAND) if name else NO_BRAND for name in names]
+    return np.array(rows, np.int32), 2 + len(kept)
+
+
+def _measures(column: pa.ChunkedArray, category: NDArray[np.int32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """float32[N, M] z-scores within the category (nan where unknown), and the M measurement names."""
+    maps = [dict(pairs or ()) for pairs in column.to_pylist()]
+    counts = Counter(name for values in maps for name in values)
+    enough = max(2 * MIN_MEASURED, len(maps) // 100)
+    kept = sorted((name for name, n in counts.items() if n >= enough), key=lambda name: (-counts[name], name))
+    names = tuple(kept[:MAX_MEASUREMENTS])
+    measures = np.full((len(maps), len(names)), np.nan, np.float32)
+    for m, name in enumerate(names):
+        raw = np.array([values.get(name, np.nan) for values in maps], np.float64)
+        known = np.isfinite(raw) & (raw > 0)  # 0.0 is how some shops write "missing"
+        measures[known, m] = _standardised(raw[known], category[known])
+    return measures, names
+
+
+def _standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> NDArray[np.float32]:
+    """z-scores within each category, within all of them where a category has too few values."""
+    _, index, counts = np.unique(category, return_inverse=True, return_counts=True)
+    mean = np.bincount(index, values) / counts
+    variance = np.bincount(index, (values - mean[index]) ** 2) / counts
+    few = (counts < MIN_MEASURED) | (variance < 1e-6)
+    mean[few], variance[few] = values.mean(), max(float(values.var()), 1e-6)
+    return ((values - mean[index]) / np.sqrt(variance[index])).astype(np.float32)
+
+
+def _statistics(profiles: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """float32[P] mean and standard deviation of the known values of each column."""
+    known = np.isfinite(profiles)
+    count = np.maximum(known.sum(axis=0), 1)
+    values = np.where(known, profiles, 0).astype(np.float64)
+    mean = values.sum(axis=0) / count
+    variance = (np.where(known, values - mean, 0) ** 2).sum(axis=0) / count
+    deviation = np.sqrt(np.where(variance > 1e-12, variance, 1))
+    return mean.astype(np.float32), deviation.astype(np.float32)

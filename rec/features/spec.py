@@ -1,0 +1,110 @@
+"""Every field of the ranker, by name. Training, evaluation, serving and the exported model share one Spec.
+
+Three kinds of fields:
+    sparse   one id per candidate, looked up in a table
+    varlen   up to `length` ids per candidate, 0-padded, looked up and averaged
+    dense    one number per candidate
+
+STD fields share one table because the vocabulary gives all keys one id space, and so do the RE fields;
+the fields of the user (`user_*`) look up the same rows as those of the item, so the model's dot products
+compare like with like.
+
+Stock is no field: it is a filter of retrieval, and a shop records only today's stock, so a training sample
+could not see the value of its own time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rec.retrieval import SOURCES
+
+USER_KEYS = ("category", "gender", "colour", "pattern", "fit", "style", "vibe", "occasion")
+"""STD keys whose most frequent value in the history is a field of the user."""
+
+_USER = ("history_length", "history_recency", "history_last_age", "history_bought")
+_ITEM = ("log_price", "price_missing", "log_age", "age_missing", "log_popularity")
+_CROSS = (
+    "score", "score_gap", "log_rank", "seen", "seen_count", "same_group", "same_brand", "price_gap", "price_distance",
+    "cosine_max", "cosine_mean", "cosine_last", "re_match", "re_match_max",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SparseField:
+    """One id per candidate."""
+
+    name: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenField:
+    """`length` ids per candidate, 0-padded on the right."""
+
+    name: str
+    table: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The fields in column order and the number of rows of each table."""
+
+    tables: dict[str, int]
+    sparse: tuple[SparseField, ...]
+    varlen: tuple[VarlenField, ...]
+    dense: tuple[str, ...]
+
+    @property
+    def varlen_width(self) -> int:
+        """R, columns of RankInputs.varlen."""
+        return sum(field.length for field in self.varlen)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value that `from_json` turns back into an equal Spec."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Spec":
+        """The Spec that `to_json` described."""
+        return cls(
+            tables={name: int(rows) for name, rows in value["tables"].items()},
+            sparse=tuple(SparseField(**field) for field in value["sparse"]),
+            varlen=tuple(VarlenField(**field) for field in value["varlen"]),
+            dense=tuple(value["dense"]),
+        )
+
+
+def build(
+    *,
+    std_keys: Sequence[str],
+    std_rows: int,
+    re_rows: int,
+    brand_rows: int,
+    re_length: int,
+    profile: Sequence[str],
+    measurements: Sequence[str],
+) -> Spec:
+    """The Spec of a catalogue with these STD keys, table sizes, profile columns and garment measurements."""
+    sparse = [SparseField(f"item_{key}", "std") for key in std_keys]
+    sparse += [SparseField(f"user_{key}", "std") for key in user_keys(std_keys)]
+    sparse += [SparseField("item_brand", "brand"), SparseField("user_brand", "brand"), SparseField("source", "source")]
+    dense = [f"profile_{name}" for name in profile] + [f"profile_{name}_missing" for name in profile]
+    dense += [*_USER, *_ITEM, *_CROSS]
+    dense += [f"share_{key}" for key in std_keys] + [f"last_{key}" for key in std_keys]
+    for measurement in measurements:
+        dense += [f"measure_{measurement}", f"measure_{measurement}_missing", f"habit_{measurement}_distance"]
+        for name in profile:
+            dense += [f"{name}_to_{measurement}", f"{name}_to_{measurement}_distance"]
+    return Spec(
+        tables={"std": std_rows, "re": re_rows, "brand": brand_rows, "source": 1 + len(SOURCES)},
+        sparse=tuple(sparse),
+        varlen=(VarlenField("item_re", "re", re_length),),
+        dense=tuple(dense),
+    )
+
+
+def user_keys(std_keys: Sequence[str]) -> list[str]:
+    """The USER_KEYS that the vocabulary has."""
+    return [key for key in USER_KEYS if key in std_keys]

@@ -1,0 +1,154 @@
+"""DeepFM of deepctr-torch for training, with its traps closed. Serving uses `rec.models.fused`.
+
+What deepctr-torch 0.3.0 does, and what this adapter does about it:
+    importing it asks a package index for newer versions   the version check is replaced before it can run
+    the constructor calls torch.manual_seed                 it runs in a forked RNG; ours is untouched
+    forward gives probabilities                             task "regression": logits come out
+    ids travel in a float32 matrix                          a table over 2^24 rows is refused
+    an unknown id is an IndexError from inside torch        checked first, with the field's name
+    `.fit` sums the loss and is single-process              not used: we have our own loop
+    L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
+                                                            where Adam leaves a row without gradient as it is, to the bit
+    weights of the network start at 1e-4                    Xavier; its last layer starts at zero
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rec.features.spec import Spec
+from rec.models.fused import DenseScale, FusedDeepFM
+
+MAX_ROWS = 2**24
+"""Largest table whose ids a float32 holds exactly."""
+TABLE_STD = 0.05
+"""Standard deviation of the factor tables at the start, transferred or random."""
+
+
+def deepctr() -> ModuleType:
+    """The package deepctr_torch, imported without its thread that calls the package index."""
+    if "deepctr_torch" in sys.modules:
+        return sys.modules["deepctr_torch"]
+    silent = ModuleType("deepctr_torch.utils")
+    silent.check_version = lambda version: None  # type: ignore[attr-defined]
+    sys.modules["deepctr_torch.utils"] = silent
+    try:
+        package = importlib.import_module("deepctr_torch")
+        importlib.import_module("deepctr_torch.inputs")
+        importlib.import_module("deepctr_torch.models")
+    finally:
+        del sys.modules["deepctr_torch.utils"]
+    return package
+
+
+class DeepFM(nn.Module):
+    """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside."""
+
+    def __init__(self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("ranker.hidden is empty: DeepFM needs at least one hidden layer")
+        for name, rows in spec.tables.items():
+            if rows > MAX_ROWS:
+                raise ValueError(f"table {name!r} has {rows} rows; deepctr-torch keeps ids as float32, exact up to {MAX_ROWS}")
+        self.spec, self.dim, self.hidden = spec, dim, list(hidden)
+        columns = _columns(spec, dim)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            self.net = deepctr().models.DeepFM(
+                columns, columns, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
+                init_std=TABLE_STD, seed=seed, dnn_dropout=dropout, task="regression",
+            )  # fmt: skip
+            for layer in self.net.dnn.linears:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            nn.init.zeros_(self.net.dnn_linear.weight)
+        for name in ("low", "high", "mean", "std"):
+            self.register_buffer(name, getattr(scale, name).clone())
+        limits = [spec.tables[field.table] for field in spec.sparse]
+        limits += [spec.tables[field.table] for field in spec.varlen for _ in range(field.length)]
+        self.register_buffer("limits", torch.tensor(limits), persistent=False)
+
+    def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
+        """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G]."""
+        ids = torch.cat([sparse, varlen], dim=1)
+        self._check(ids)
+        scaled = self.scale(dense)
+        return self.net(torch.cat([ids.to(torch.float32), scaled], dim=1))[:, 0]
+
+    @property
+    def scale(self) -> DenseScale:
+        """Normalisation of the dense fields."""
+        return DenseScale(*(self.get_buffer(name) for name in ("low", "high", "mean", "std")))
+
+    def table(self, name: str) -> nn.Parameter:
+        """Factor table float32[rows, dim] of one id space."""
+        return _weight(self.net.embedding_dict[name])
+
+    def start_from_retrieval(self, temperature: float) -> None:
+        """Set the linear weight of the retrieval score so that the first logits are score / temperature:
+        with the network's last layer at zero, training starts at the retrieval order."""
+        column = self.spec.dense.index("score")
+        with torch.no_grad():
+            self.net.linear_model.weight.zero_()
+            self.net.linear_model.weight[column] = self.get_buffer("std")[column] / temperature
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: weight decay on the network only, never on a table or a linear weight."""
+        decayed = [layer.weight for layer in self.net.dnn.linears]
+        chosen = {id(weight) for weight in decayed}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+    def _check(self, ids: Tensor) -> None:
+        limits = self.get_buffer("limits")
+        wrong = ((ids < 0) | (ids >= limits)).any(dim=0)
+        if bool(wrong.any()):
+            column = int(wrong.nonzero()[0])
+            names = [field.name for field in self.spec.sparse]
+            names += [field.name for field in self.spec.varlen for _ in range(field.length)]
+            largest = int(ids[:, column].max())
+            raise ValueError(f"field {names[column]!r} has an id outside [0, {int(limits[column])}), e.g. {largest}")
+
+    def export(self) -> FusedDeepFM:
+        """The same function as a FusedDeepFM."""
+        fused = FusedDeepFM(self.spec, self.dim, self.hidden)
+        tables = [
+            torch.cat([self.table(name), _weight(self.net.linear_model.embedding_dict[name])], dim=1)
+            for name in self.spec.tables
+        ]
+        with torch.no_grad():
+            fused.table.copy_(torch.cat(tables))
+            fused.linear.copy_(self.net.linear_model.weight[:, 0])
+            fused.bias.copy_(self.net.out.bias)
+            for name in ("low", "high", "mean", "std"):
+                fused.get_buffer(name).copy_(self.get_buffer(name))
+            for target, source in zip(fused.layers, self.net.dnn.linears, strict=True):
+                target.load_state_dict(source.state_dict())
+            fused.top.load_state_dict(self.net.dnn_linear.state_dict())
+        return fused.eval()
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _columns(spec: Spec, dim: int) -> list[Any]:
+    """deepctr-torch's feature columns in the order of the input matrix: sparse, varlen, dense."""
+    inputs = deepctr().inputs
+
+    def sparse(name: str, table: str) -> Any:
+        return inputs.SparseFeat(name, spec.tables[table], embedding_dim=dim, embedding_name=table)
+
+    columns = [sparse(field.name, field.table) for field in spec.sparse]
+    columns += [
+        inputs.VarLenSparseFeat(sparse(field.name, field.table), maxlen=field.length, combiner="mean")
+        for field in spec.varlen
+    ]
+    return columns + [inputs.DenseFeat(name, 1) for name in spec.dense]
+
