@@ -103,8 +103,8 @@ def _positions(values: pa.ChunkedArray, known: pa.Array | pa.ChunkedArray) -> ND
     """int64 position of each value in `known`; -1 where it is not there."""
     if isinstance(known, pa.ChunkedArray):
         known = known.combine_chunks()
-    found = pc.fill_null(pc.index_in(values, value_set=known), -1)
-    return found.to_numpy().astype(np.int64)
+    found: NDArray[np.int32] = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy()
+    return found.astype(np.int64)
 
 
 def _profiles(users: pa.Table, user_ids: list[str]) -> tuple[NDArray[np.float32], list[str]]:
@@ -142,3 +142,14 @@ def state(h: Histories, user: int, end: int, n: int, now_us: int, context: str) 
         context=context,
         profile=h.profiles[user],
     )
+
+
+def seen(h: Histories, user: int, end: int) -> NDArray[np.int64]:
+    """Ascending item rows of all events `[offsets[user], end)` of `user`, each once."""
+    return np.unique(h.items[h.offsets[user] : end])
+
+
+def training_items(h: Histories, split: Split) -> NDArray[np.int64]:
+    """Item rows of all events that train the user tower, with repetition, in order of user and time."""
+    position = np.arange(len(h.items))
+    return h.items[position < np.repeat(split.train_end, np.diff(h.offsets))]

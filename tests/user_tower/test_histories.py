@@ -16,7 +16,8 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def _write(root: Path, contract: Contract, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist([{name: row.get(name) for name in contract.schema.names} for row in rows], contract.schema)
+    full = [{name: row.get(name) for name in contract.schema.names} for row in rows]
+    table = pa.Table.from_pylist(full, contract.schema)
     dataset.write(root / contract.kind, contract, [table], inputs={}, config={})
 
 
