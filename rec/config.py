@@ -53,6 +53,8 @@ class Source(Branch):
     events: str = ""
     """Name of the events file (`files`)."""
     columns: Columns = Columns()
+    event: Literal["view", "cart", "purchase", "rental", "rating"] = "purchase"
+    """Kind of the events that name none (`files`)."""
     currency: str = "USD"
     """ISO 4217 code for prices that carry none."""
     limit: int | None = Field(default=None, ge=1)

@@ -1,0 +1,270 @@
+"""Raw columns to rows of the contracts; rows that break a rule are kept apart with the reason.
+
+A raw table has the contract's column names; maps come as one column per key: `attributes.colour`,
+`measurements.inseam`, `numeric.shoe_size`. Checks run on whole columns; the first broken rule of a
+row is its reason.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rec.data import parse
+from rec.dataset import Rejects
+from rec.errors import InputError
+from rec.schema import EVENTS, INTERACTIONS, PRODUCTS, USERS
+
+_ENCODED = pa.dictionary(pa.int32(), pa.string())
+EVENT_TABLE = pa.schema(
+    [
+        pa.field("user_id", _ENCODED), pa.field("product_id", _ENCODED), pa.field("event", _ENCODED),
+        INTERACTIONS.schema.field("at"), INTERACTIONS.schema.field("value"), pa.field("context", _ENCODED),
+    ]
+)  # fmt: skip
+"""Clean events: the contract with repeated strings encoded, a tenth of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Some rows of a source, in its order."""
+
+    source: str
+    """File name, for messages."""
+    positions: np.ndarray
+    """int64[rows], 0-based positions in the source."""
+    table: pa.Table
+
+
+class _Check:
+    """Collects the first broken rule of each row of one raw table."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+        self.good = np.ones(raw.table.num_rows, dtype=bool)
+        self.reasons: dict[int, str] = {}
+
+    def refuse(self, bad: np.ndarray, reason: str, column: str | None = None) -> None:
+        """Refuse rows where `bad`; `{}` in the reason becomes the row's value of `column`."""
+        fresh = np.flatnonzero(bad & self.good)
+        if not len(fresh):
+            return
+        self.good &= ~bad
+        values = self.raw.table.column(column).take(pa.array(fresh)).to_pylist() if column else [None] * len(fresh)
+        for row, value in zip(fresh.tolist(), values, strict=True):
+            self.reasons[row] = reason.replace("{}", repr(value)[:80])
+
+    def kept(self, rejects: Rejects) -> np.ndarray:
+        """Positions int64 of the good rows; the others go to `rejects`."""
+        refused = np.flatnonzero(~self.good)
+        for row, record in zip(refused.tolist(), self.raw.table.take(pa.array(refused)).to_pylist(), strict=True):
+            present = {name: value for name, value in record.items() if value is not None}
+            rejects.add(
+                source=self.raw.source,
+                row=int(self.raw.positions[row]),
+                reason=self.reasons[row],
+                record=present,
+            )
+        return np.flatnonzero(self.good)
+
+    def required(self, name: str) -> pa.ChunkedArray:
+        """A text column that must not be blank."""
+        values = parse.text(self.raw.table.column(name))
+        self.refuse(values.is_null().to_numpy(), f"{name} is empty")
+        return values
+
+    def optional(self, name: str) -> pa.ChunkedArray:
+        """A text column, null throughout when absent."""
+        if name not in self.raw.table.column_names:
+            return pa.chunked_array([pa.nulls(self.raw.table.num_rows, pa.string())])
+        return parse.text(self.raw.table.column(name))
+
+    def number(self, name: str, *, low: float | None = None, what: str = "a number") -> np.ndarray:
+        """float64[n] with NaN for missing; refuses what is no number or below `low`."""
+        if name not in self.raw.table.column_names:
+            return np.full(self.raw.table.num_rows, np.nan)
+        values, bad = parse.number(self.raw.table.column(name))
+        if low is not None:
+            bad = bad | (values < low)
+        self.refuse(bad, f"{name} {{}} is not {what}", name)
+        return values
+
+    def time(self, name: str, *, required: bool) -> pa.Array:
+        """timestamp[us, UTC][n]; refuses what is no time."""
+        if name not in self.raw.table.column_names:
+            return pa.nulls(self.raw.table.num_rows, pa.timestamp("us", tz="UTC"))
+        micros, bad = parse.time(self.raw.table.column(name))
+        self.refuse(bad, f"{name} {{}} is neither ISO 8601 nor epoch seconds within 1990 to 2100", name)
+        if required:
+            self.refuse(micros == 0, f"{name} is empty")
+        return pa.array(micros, mask=micros == 0).cast(pa.timestamp("us", tz="UTC"))
+
+    def numbers(self, prefix: str, *, low: float | None, what: str) -> list[list[tuple[str, float]]]:
+        """Map entries of all columns `prefix.key`; a missing number is no entry."""
+        entries: list[list[tuple[str, float]]] = [[] for _ in range(self.raw.table.num_rows)]
+        for name in _keyed(self.raw.table, prefix):
+            key = name.removeprefix(f"{prefix}.")
+            for row, value in enumerate(self.number(name, low=low, what=what).tolist()):
+                if value == value:  # not NaN
+                    entries[row].append((key, value))
+        return entries
+
+
+def _keyed(table: pa.Table, prefix: str) -> list[str]:
+    return sorted(name for name in table.column_names if name.startswith(f"{prefix}."))
+
+
+def products(raws: Iterable[Raw], rejects: Rejects, *, currency: str) -> pa.Table:
+    """All good products, sorted by product_id; of a repeated id the first row counts."""
+    met: set[str] = set()
+    tables = [_products(raw, rejects, currency, met) for raw in raws]
+    table = _whole(tables, PRODUCTS.schema, rejects, "products")
+    return table.take(pc.sort_indices(table.column("product_id")))
+
+
+def _products(raw: Raw, rejects: Rejects, currency: str, met: set[str]) -> pa.Table:
+    check = _Check(raw)
+    count = raw.table.num_rows
+    ids, title = check.required("product_id"), check.required("title")
+    price = check.number("price", low=0, what="a price")
+    money = pc.utf8_upper(check.optional("currency")).fill_null(currency)
+    check.refuse(~pc.match_substring_regex(money, "^[A-Z]{3}$").to_numpy(), "currency is not an ISO 4217 code")
+    measurements = check.numbers("measurements", low=0, what="a length in cm")
+    available = np.ones(count, dtype=bool)
+    if "available" in raw.table.column_names:
+        available, bad = parse.flag(raw.table.column("available"), missing=True)
+        check.refuse(bad, "available {} is neither yes nor no", "available")
+    created_at = check.time("created_at", required=False)
+    attributes: list[list[tuple[str, list[str]]]] = [[] for _ in range(count)]
+    for name in _keyed(raw.table, "attributes"):
+        for row, values in enumerate(parse.lists(raw.table.column(name))):
+            if values:
+                attributes[row].append((name.removeprefix("attributes."), values))
+    has_images = "image_urls" in raw.table.column_names
+    images = parse.lists(raw.table.column("image_urls"), urls=True) if has_images else [[] for _ in range(count)]
+    _refuse_repeated(check, ids, met)
+    kept = check.kept(rejects)
+    schema = PRODUCTS.schema
+    columns = {
+        "product_id": ids, "title": title, "description": check.optional("description"),
+        "html": check.optional("html"), "image_urls": pa.array(images, schema.field("image_urls").type),
+        "attributes": pa.array(attributes, schema.field("attributes").type),
+        "measurements": pa.array(measurements, schema.field("measurements").type),
+        "price": pa.array(price, pa.float32(), mask=np.isnan(price)), "currency": money,
+        "brand": check.optional("brand"), "group_id": check.optional("group_id"),
+        "available": pa.array(available), "created_at": created_at,
+    }  # fmt: skip
+    return _take(columns, kept).cast(schema)
+
+
+def users(raws: Iterable[Raw], rejects: Rejects, *, in_events: pa.Array) -> pa.Table:
+    """All good users and, with an empty profile, those that only events name; sorted by user_id."""
+    met: set[str] = set()
+    tables = [_users(raw, rejects, met) for raw in raws]
+    table = pa.concat_tables([USERS.schema.empty_table(), *tables])
+    unknown = in_events.filter(pc.invert(pc.is_in(in_events, table.column("user_id").combine_chunks())))
+    profile = {field.name: pa.nulls(len(unknown), field.type) for field in USERS.schema if field.name != "user_id"}
+    added = pa.table({"user_id": unknown, **profile}, schema=USERS.schema)
+    table = pa.concat_tables([table, added])
+    return table.take(pc.sort_indices(table.column("user_id")))
+
+
+def _users(raw: Raw, rejects: Rejects, met: set[str]) -> pa.Table:
+    check = _Check(raw)
+    ids = check.required("user_id")
+    height = check.number("height_cm", low=1, what="a height in cm")
+    weight = check.number("weight_kg", low=1, what="a weight in kg")
+    born = check.number("birth_year", low=1850, what="a year")
+    check.refuse(born > 2100, "birth_year {} is not a year", "birth_year")
+    numeric = check.numbers("numeric", low=None, what="a number")
+    _refuse_repeated(check, ids, met)
+    kept = check.kept(rejects)
+    columns = {
+        "user_id": ids, "height_cm": pa.array(height, pa.float32(), mask=np.isnan(height)),
+        "weight_kg": pa.array(weight, pa.float32(), mask=np.isnan(weight)),
+        "birth_year": pa.array(np.nan_to_num(born).astype(np.int32), mask=np.isnan(born)),
+        "numeric": pa.array(numeric, USERS.schema.field("numeric").type),
+    }  # fmt: skip
+    return _take(columns, kept).cast(USERS.schema)
+
+
+def events(
+    raws: Iterable[Raw], rejects: Rejects, *, product_ids: pa.Array, kind: str, cut: bool
+) -> tuple[pa.Table, int]:
+    """All good events under EVENT_TABLE, sorted by (user_id, at) with ties in the source's order.
+
+    `kind` is the event of rows that name none. Events on products outside `product_ids` are refused,
+    or, where the products were cut short on purpose (`cut`), left out; their number comes second.
+    """
+    tables, left_out = [], 0
+    for raw in raws:
+        table, absent = _events(raw, rejects, product_ids, kind, cut)
+        tables.append(table)
+        left_out += absent
+    table = _whole(tables, EVENT_TABLE, rejects, "events").unify_dictionaries().combine_chunks()
+    user = table.column("user_id").combine_chunks()
+    names = user.dictionary.to_numpy(zero_copy_only=False)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[np.argsort(names, kind="stable")] = np.arange(len(names))
+    at = table.column("at").cast(pa.int64()).to_numpy()
+    order = np.lexsort((at, rank[user.indices.to_numpy()]))  # stable, last key first
+    return table.take(pa.array(order)), left_out
+
+
+def _events(raw: Raw, rejects: Rejects, product_ids: pa.Array, kind: str, cut: bool) -> tuple[pa.Table, int]:
+    check = _Check(raw)
+    user, product = check.required("user_id"), check.required("product_id")
+    event = pc.utf8_lower(check.optional("event")).fill_null(kind)
+    if "event" in raw.table.column_names:
+        known = pc.is_in(event, pa.array(EVENTS)).to_numpy()
+        check.refuse(~known, f"event {{}} is none of {', '.join(EVENTS)}", "event")
+    at = check.time("at", required=True)
+    value = check.number("value")
+    absent = pc.invert(pc.is_in(product, product_ids)).to_numpy() & product.is_valid().to_numpy()
+    if not cut:
+        check.refuse(absent, "product_id {} is not in the catalogue", "product_id")
+    kept = check.kept(rejects)
+    outside = int(absent[kept].sum()) if cut else 0
+    columns = {
+        "user_id": user, "product_id": product, "event": event, "at": at,
+        "value": pa.array(value, pa.float32(), mask=np.isnan(value)), "context": check.optional("context"),
+    }  # fmt: skip
+    table = _take(columns, kept[~absent[kept]] if cut else kept)
+    encoded = {name: table.column(name) for name in EVENT_TABLE.names}
+    for name in ("user_id", "product_id", "event", "context"):
+        encoded[name] = pc.dictionary_encode(encoded[name])
+    return pa.table(encoded, schema=EVENT_TABLE), outside
+
+
+def event_batches(table: pa.Table, rows: int = 65_536) -> Iterator[pa.Table]:
+    """Slices of clean events with plain strings, as the contract has them."""
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows).cast(INTERACTIONS.schema)
+
+
+def _refuse_repeated(check: _Check, ids: pa.ChunkedArray, met: set[str]) -> None:
+    """Refuse ids that a good row had before; call it after every other rule."""
+    repeated = np.zeros(len(ids), dtype=bool)
+    for row, value in enumerate(ids.to_pylist()):
+        if not check.good[row]:
+            continue
+        repeated[row] = value in met
+        met.add(value)
+    name = "product_id" if "product_id" in check.raw.table.column_names else "user_id"
+    check.refuse(repeated, f"{name} {{}} occurs twice", name)
+
+
+def _take(columns: dict[str, pa.Array | pa.ChunkedArray], kept: np.ndarray) -> pa.Table:
+    return pa.table(columns).take(pa.array(kept))
+
+
+def _whole(tables: list[pa.Table], schema: pa.Schema, rejects: Rejects, what: str) -> pa.Table:
+    """The tables as one; nothing at all is an error that says why."""
+    table = pa.concat_tables([schema.empty_table(), *tables])
+    if not table.num_rows:
+        refused = rejects.table()
+        why = f"all {len(rejects)} rows are refused, the first: {refused['reason'][0]}" if len(rejects) else "no rows"
+        raise InputError(f"there are no {what} to use ({why}): check the file and source.columns.{what}")
+    return table

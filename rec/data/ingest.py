@@ -1,0 +1,131 @@
+"""Stage `ingest`: a source becomes the datasets products, users and events.
+
+Products are sorted by product_id, users by user_id, events by (user_id, at) with ties in the source's
+order. Refused rows are kept beside each dataset with the reason. Memory holds the products and, with
+repeated strings encoded, the events: about 30 bytes an event.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rec import artifact, dataset, log
+from rec.config import Config, Source
+from rec.data import clean, files, hm, sample
+from rec.data.clean import Raw
+from rec.dataset import Rejects
+from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
+
+logger = logging.getLogger(__name__)
+
+_CONTRACTS: dict[str, Contract] = {"products": PRODUCTS, "users": USERS, "events": INTERACTIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A source opened: its identity and its raw rows."""
+
+    inputs: dict[str, str]
+    """Content hash of every file, by name."""
+    config: dict[str, Any]
+    """What of the configuration determines the rows."""
+    products: Callable[[Rejects], Iterator[Raw]]
+    events: Callable[[Rejects], Iterator[Raw]]
+    users: Callable[[Rejects, pa.Array], Iterator[Raw]]
+    """Takes the distinct user ids of the events as well."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write products, users and events; does nothing when they were made from the same input already."""
+    started = time.perf_counter()
+    reader = open_source(config.source, config.seed)
+    identity: dict[str, dict[str, Any]] = {"inputs": reader.inputs, "config": reader.config}
+    manifests = {
+        name: artifact.finished(config.at(name), kind=contract.kind, version=contract.version, **identity)
+        for name, contract in _CONTRACTS.items()
+    }
+    skipped = all(manifests.values())
+    if not skipped:
+        _write(config, reader, identity)
+        manifests = {name: artifact.peek(config.at(name)) for name in _CONTRACTS}
+    facts = {name: dict(manifest.facts) for name, manifest in manifests.items() if manifest is not None}
+    return {"at": str(config.root), **facts, "seconds": round(time.perf_counter() - started, 2), "skipped": skipped}
+
+
+def open_source(source: Source, seed: int) -> Reader:
+    """The reader of `source`; `seed` draws the shoppers of the sample. Raises InputError where files are missing."""
+    if source.kind == "sample":
+        return _sample(source, seed)
+    if source.kind == "hm":
+        found = hm.find(Path(source.folder))
+        paths, kept = found.all(), {"kind", "currency", "limit"}
+        products, events = partial(hm.products, found, source), partial(hm.events, found)
+        users: Callable[[Rejects, pa.Array], Iterator[Raw]] = partial(hm.users, found)
+    else:
+        paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
+        products, events = partial(files.products, source), partial(files.events, source)
+        users = partial(_profiles, source)
+    inputs = {path.name: artifact.hash_file(path) for path in paths}
+    return Reader(inputs, source.model_dump(mode="json", include=kept), products, events, users)
+
+
+def _profiles(source: Source, rejects: Rejects, _in_events: pa.Array) -> Iterator[Raw]:
+    """All users of the users file: one without events may still visit the shop."""
+    return files.users(source, rejects)
+
+
+def _sample(source: Source, seed: int) -> Reader:
+    made = sample.generate(seed)
+    text = json.dumps([made.products, made.users, made.events], default=str, ensure_ascii=False)
+    return Reader(
+        inputs={"sample": hashlib.sha256(text.encode()).hexdigest()},
+        config={**source.model_dump(mode="json", include={"kind", "limit"}), "seed": seed},
+        products=lambda _: files.first(_rows("sample products", made.products), source.limit),
+        events=lambda _: _rows("sample events", made.events),
+        users=lambda _, __: _rows("sample users", made.users),
+    )
+
+
+def _rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Raw]:
+    """Typed rows as one raw table; a map becomes one column per key."""
+    flat = []
+    for row in rows:
+        maps = {field: value for field, value in row.items() if isinstance(value, dict)}
+        keyed = {f"{field}.{key}": item for field, value in maps.items() for key, item in value.items()}
+        flat.append({field: value for field, value in row.items() if field not in maps} | keyed)
+    columns = dict.fromkeys(column for row in flat for column in row)
+    table = pa.table({column: pa.array([row.get(column) for row in flat]) for column in columns})
+    yield Raw(name, np.arange(len(rows)), table)
+
+
+def _write(config: Config, reader: Reader, identity: Mapping[str, Mapping[str, Any]]) -> None:
+    rejects = {name: Rejects() for name in _CONTRACTS}
+    limit = config.source.limit
+    raws = log.progress(reader.products(rejects["products"]), total=None, what="products", unit="batch")
+    products = clean.products(raws, rejects["products"], currency=config.source.currency)
+    raws = log.progress(reader.events(rejects["events"]), total=None, what="events", unit="batch")
+    ids = products.column("product_id").combine_chunks()
+    events, left_out = clean.events(
+        raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None
+    )
+    buyers = events.column("user_id").unique().dictionary_decode()
+    raws = log.progress(reader.users(rejects["users"], buyers), total=None, what="users", unit="batch")
+    users = clean.users(raws, rejects["users"], in_events=buyers)
+    batches: dict[str, Iterable[pa.Table]] = {
+        "products": [products], "users": [users], "events": clean.event_batches(events),
+    }  # fmt: skip
+    for name, contract in _CONTRACTS.items():
+        facts = {"left_out": left_out} if name == "events" else {}
+        manifest = dataset.write(
+            config.at(name), contract, batches[name], **identity, rejects=rejects[name], facts=facts
+        )
+        logger.info("%s: %d rows, %d refused", name, manifest.facts["rows"], manifest.facts["rejected"])
