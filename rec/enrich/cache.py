@@ -107,7 +107,8 @@ def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: 
             (key, answer.model, answer.prompt_version, answer.state, answer.body, answer.tokens_in, answer.tokens_out),
         )
         connection.execute(
-            "INSERT INTO llm_calls (run_id, key, model, tokens_in, tokens_out, seconds) VALUES (%s, %s, %s, %s, %s, %s)",
+            "INSERT INTO llm_calls (run_id, key, model, tokens_in, tokens_out, seconds) "
+            "VALUES (%s, %s, %s, %s, %s, %s)",
             (run_id, key, answer.model, answer.tokens_in, answer.tokens_out, seconds),
         )
 

@@ -84,7 +84,8 @@ def _prompt(title: Title, shots: list[Title], attributes: list[str]) -> str:
     parts = ["Read the attributes out of each product title; null means that the title does not say.\n"]
     for shot in shots:
         answer = {name: shot.gold.get(name, [None])[0] for name in attributes}
-        parts.append(f"Title: {shot.text}\nAttributes: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n")
+        compact = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        parts.append(f"Title: {shot.text}\nAttributes: {compact}\n")
     return "\n".join([*parts, f"Title: {title.text}\nAttributes: "])
 
 

@@ -16,7 +16,7 @@ from rec.vocab.std import StdVocabulary
 PROMPT_VERSION = "1"
 """Changes with any change of the prompt, the examples or the schema: cached answers are asked again."""
 
-RE_KEYS = {"fibre": 2, "pattern": 1, "detail": 3, "occasion": 1, "vibe": 2}
+RE_KEYS = {"fibre": 2, "detail": 3, "occasion": 1, "vibe": 2}
 """RE keys that the model fills, with the most phrases of each."""
 MAX_PHRASES = 400
 """Phrases offered to the model; a longer text offers its first ones."""
@@ -28,7 +28,6 @@ _EXAMPLES = (
         "party. A true boho piece.\nFit: regular\nHand wash",
         {
             "fibre": ["Crisp cotton"],
-            "pattern": ["striped front"],
             "detail": ["pearl buttons"],
             "occasion": ["garden party"],
             "vibe": ["boho"],
@@ -37,7 +36,7 @@ _EXAMPLES = (
     (
         "e04b52d6",
         "Noa 코트 회색\n따뜻한 울 소재의 코트입니다. 안쪽 주머니 디테일을 더했습니다. 겨울에 입기 좋아요.\n핏: 루즈",
-        {"fibre": ["따뜻한 울"], "pattern": [], "detail": ["안쪽 주머니"], "occasion": [], "vibe": []},
+        {"fibre": ["따뜻한 울"], "detail": ["안쪽 주머니"], "occasion": [], "vibe": []},
     ),
 )
 

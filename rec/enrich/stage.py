@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 BATCH_ROWS = 512
 FINISH_ACTORS = 2
+"""Most actors of the last pass; it starts with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +160,22 @@ def _dataset(config: Config) -> ray.data.Dataset:
     return products
 
 
+def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
+    """Run `data` and yield its blocks as they come."""
+    for batch in data.iter_batches(batch_format="pyarrow", batch_size=None):
+        assert isinstance(batch, pa.Table)
+        yield batch
+
+
 def _scan(config: Config) -> tuple[list[str], list[str], list[bool]]:
     """Product ids, content hashes and whether the text is hostile, in product order."""
     ids: list[str] = []
     hashes: list[str] = []
     hostile: list[bool] = []
-    scanned = _dataset(config).map_batches(
-        scan, batch_format="pyarrow", batch_size=BATCH_ROWS, fn_kwargs={"max_chars": config.enrich.max_text_chars}
-    )
+    cut = partial(scan, max_chars=config.enrich.max_text_chars)
+    scanned = _dataset(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS)
     with progress.bar(total=None, what="scan product text") as bar:
-        for batch in scanned.iter_batches(batch_format="pyarrow", batch_size=None):
+        for batch in _tables(scanned):
             ids += batch["product_id"].to_pylist()
             hashes += batch["content_hash"].to_pylist()
             hostile += batch["hostile"].to_pylist()
@@ -199,7 +207,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> None:
         fn_constructor_args=(config.enrich, database_url, run_id),
     )
     with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
-        for batch in asked.iter_batches(batch_format="pyarrow", batch_size=None):
+        for batch in _tables(asked):
             bar.update(batch.num_rows)
 
 
@@ -217,11 +225,11 @@ def _finished_batches(
         Finish,
         batch_format="pyarrow",
         batch_size=BATCH_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=FINISH_ACTORS),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=FINISH_ACTORS),
         fn_constructor_args=(config.enrich, database_url, origins),
     )
     with progress.bar(total=total, what="enrich") as bar:
-        for batch in finished.iter_batches(batch_format="pyarrow", batch_size=None):
+        for batch in _tables(finished):
             for text in batch["report"].drop_null().to_pylist():
                 report.add(Report.from_json(text))
             statuses.update(batch["status"].to_pylist())
@@ -243,7 +251,8 @@ def _then(
 def export(config: Config, path: Path, leave_out_every: int) -> dict[str, Any]:
     """Write the answers of the configured model as JSONL in product order, for import elsewhere.
 
-    Answers that the token budget cut are left out. Every `leave_out_every`-th product is left out (0: none), so that a demo still has something to ask.
+    Answers that the token budget cut are left out, and so is every `leave_out_every`-th product (0: none), so that
+    a demo still has something to ask.
     """
     ids, hashes, _ = _scan(config)
     version = StdVocabulary.load(None).version

@@ -18,7 +18,7 @@ from selectolax.lexbor import LexborHTMLParser
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
 _HIDDEN_TAGS = ["script", "style", "noscript", "template", "iframe", "object", "svg", "head"]
 _SPACE = re.compile(r"\s+")
-_WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")
+_WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")  # noqa: RUF001 the apostrophe of shop texts
 _CLAUSE_END = re.compile(r"[^\w\s%'’/&+°-]|[.](?=\s|$)|\n|\s[-–—]\s")  # noqa: RUF001 the dashes of shop texts
 
 MAX_PHRASE_WORDS = 4
@@ -112,15 +112,20 @@ class Canonical:
 
     @cached_property
     def clauses(self) -> list[list[str]]:
-        """The words of each clause."""
-        return [words for piece in _CLAUSE_END.split(self.body) if (words := piece.split())]
+        """The words of each clause of the body; of a line `label: value` only the value."""
+        told = "\n".join(labelled[1] if (labelled := _labelled(line)) else line for line in self.body.split("\n"))
+        return [words for piece in _CLAUSE_END.split(told) if (words := piece.split())]
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """(label, value) of each line of the body of the form `label: value`."""
         for line in self.body.split("\n"):
-            label, colon, value = line.partition(":")
-            if colon and value.strip() and len(label) <= 30:
-                yield label.strip(), value.strip()
+            if labelled := _labelled(line):
+                yield labelled
+
+
+def _labelled(line: str) -> tuple[str, str] | None:
+    label, colon, value = line.partition(": ")
+    return (label.strip(), value.strip()) if colon and value.strip() and len(label.split()) <= 3 else None
 
 
 def is_stop(word: str) -> bool:
