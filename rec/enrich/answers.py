@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rec.enrich.attributes import Attribute, Report
+from rec.enrich.prompt import STD_PREFIX
 from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
 
@@ -63,9 +64,14 @@ def from_model(raw: str) -> str:
         return raw
     if not isinstance(fields, dict):
         return raw
-    std = {name.removeprefix("std."): [value] for name, value in fields.items() if name.startswith("std.") and value}
+    std = {name.removeprefix(STD_PREFIX): [v] for name, v in fields.items() if name.startswith(STD_PREFIX) and v}
     re = {name: list(dict.fromkeys(values)) for name, values in fields.items() if isinstance(values, list) and values}
-    return json.dumps({"re": re, "std": std}, ensure_ascii=False, sort_keys=True)
+    return dump(Body(re=re, std=std))
+
+
+def dump(body: Body) -> str:
+    """JSON text of a body; equal bodies give equal texts."""
+    return json.dumps(body.model_dump(), ensure_ascii=False, sort_keys=True)
 
 
 def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Report) -> Outcome:

@@ -14,7 +14,6 @@ joined on the description; its origin is `dotblossom`. The column LOC (front, ba
 garment something is, which no key asks: it is left out.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rec.artifact import hash_file
-from rec.enrich.answers import Answer, Body
+from rec.enrich.answers import Answer, Body, dump
 from rec.enrich.text import clean
 from rec.errors import InputError
 
@@ -102,7 +101,7 @@ def _jsonl(path: Path, version: str) -> Iterator[Imported]:
             body = Body(re=line.re, std=line.std)
             prompt_version = line.prompt_version or version
             answer = Answer(
-                line.model, prompt_version, "finished", canonical_body(body), line.tokens_in, line.tokens_out
+                line.model, prompt_version, "finished", dump(body), line.tokens_in, line.tokens_out
             )
             yield Imported(line.product_id, answer, line.content_hash, line.vocab_version)
 
@@ -121,11 +120,6 @@ def line(product_id: str, answer: Answer, content_hash: str, vocab_version: str)
     }
 
 
-def canonical_body(body: Body) -> str:
-    """The JSON text of an answer's body, the same for equal bodies."""
-    return json.dumps(body.model_dump(), ensure_ascii=False, sort_keys=True)
-
-
 def _dotblossom(path: Path, version: str, descriptions: Mapping[str, str]) -> Iterator[Imported]:
     schema = pq.read_schema(path)
     missing = [name for name in ("detail_desc", *_DOTBLOSSOM) if name not in schema.names]
@@ -137,7 +131,7 @@ def _dotblossom(path: Path, version: str, descriptions: Mapping[str, str]) -> It
         for column, key in _DOTBLOSSOM.items():
             values.setdefault(key, []).extend(row[column] or [])
         body = Body(re={key: list(dict.fromkeys(found)) for key, found in values.items() if found})
-        bodies.setdefault(clean(row["detail_desc"]), canonical_body(body))
+        bodies.setdefault(clean(row["detail_desc"]), dump(body))
     for product_id, description in descriptions.items():
         found = bodies.get(clean(description))
         if found is not None:

@@ -18,8 +18,8 @@ from selectolax.lexbor import LexborHTMLParser
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
 _HIDDEN_TAGS = ["script", "style", "noscript", "template", "iframe", "object", "svg", "head"]
 _SPACE = re.compile(r"\s+")
-_WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")  # noqa: RUF001 the apostrophe of shop texts
-_CLAUSE_END = re.compile(r"[^\w\s%'’/&+°-]|[.](?=\s|$)|\n|\s[-–—]\s")  # noqa: RUF001 the dashes of shop texts
+_WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")
+_CLAUSE_END = re.compile(r"[^\w\s%'’/&+°-]|[.](?=\s|$)|\n|\s[-–—]\s")
 
 MAX_PHRASE_WORDS = 4
 """Words of the longest phrase that is offered to the model or taken by rule."""

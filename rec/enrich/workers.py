@@ -65,10 +65,11 @@ class Ask:
         return batch.select(["product_id"])
 
     def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
-        filled = {a.key for a in _known(row, text, self._vocabulary, Report())[0]}
-        form = schema(text, self._vocabulary, open_keys(self._vocabulary, filled))
+        std, _ = _known(row, text, self._vocabulary, Report())
+        std_keys = open_keys(self._vocabulary, {a.key for a in std})
+        form = schema(text, self._vocabulary, std_keys, {a.evidence.casefold() for a in std if a.evidence})
         try:
-            raw = self._engine.complete(prompt(text), form, self._enrich.max_output_tokens)
+            raw = self._engine.complete(prompt(text, std_keys), form, self._enrich.max_output_tokens)
         except EngineError as error:
             return Answer(self._enrich.model, PROMPT_VERSION, "refused", str(error), 0, 0)
         state = "finished" if raw.finished else "cut"
