@@ -165,6 +165,10 @@ class Ranker(Branch):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     transfer: Literal["project", "none"] = "project"
     """How STD and RE tables start: projected from the item tower, or at random."""
+    re_tokens: int = Field(default=16, ge=1)
+    """RE tokens per item that the ranker reads; the tower reads vocab.max_re_tokens."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of users that choose the best epoch and train nothing."""
     max_users: int | None = Field(default=None, ge=1)
     """Cap on users whose held-out event trains the ranker."""
     train: Train = Train(epochs=5, batch_size=4096)

@@ -143,6 +143,22 @@ def vectors(width: int) -> Contract:
     )
 
 
+SAMPLES = Contract(
+    "samples",
+    1,
+    pa.schema(
+        [
+            _required("user_id", pa.string()),
+            _required("at", TIME),  # of the target event: features see what was known just before it
+            _required("label", pa.int32()),  # position of the target among the candidates
+            _required("rows", INTS),  # item rows of the candidates in retrieval order
+            _required("scores", pa.list_(pa.field("item", pa.float32(), nullable=False))),  # retrieval scores
+            _required("sources", INTS),  # positions in rec.retrieval.SOURCES
+        ]
+    ),  # one row per user, ascending; users whose target was not retrieved are left out
+    "python jobs/candidates.py",
+)
+
 REJECTED = pa.schema(
     [
         _required("source", pa.string()),  # file or stage

@@ -6,7 +6,7 @@ vectors are not part of the folder: the user tower and the bundle hold them, and
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,15 +128,20 @@ def build(
     popularity: NDArray[np.int64],
     profiles: NDArray[np.float32],
     profile_names: Sequence[str],
+    inputs: Collection[str],
     vectors: NDArray[np.float32],
 ) -> ItemFeatures:
     """ItemFeatures of the datasets `products` and `tensors`, both in item-row order.
 
     `re_rows` is the size of the RE id space, `re_length` the RE tokens kept per item, `popularity` int64[N]
     the events per item of the training period, `profiles` float32[U, P] raw values with nan for missing.
+    `inputs` are those of std, re, profile that the towers read: what a tower is denied is no feature either,
+    so leaving an input out is an ablation of the whole chain.
     """
     std, unknown = _first_ids(tensors, vocabulary)
-    re = _tokens(tensors.column("re_id"), re_length)
+    if "std" not in inputs:
+        std = np.tile(unknown, (len(std), 1))
+    re = _tokens(tensors.column("re_id"), re_length) if "re" in inputs else np.zeros((len(std), re_length), np.int32)
     brand, brand_rows = _brands(products.column("brand"))
     category = std[:, list(vocabulary.keys).index("category")] if "category" in vocabulary.keys else std[:, 0]
     measures, measurements = _measures(products.column("measurements"), category)
@@ -150,7 +155,7 @@ def build(
         re_rows=re_rows,
         brand_rows=brand_rows,
         re_length=re_length,
-        profile=profile_names,
+        profile=profile_names if "profile" in inputs else (),
         measurements=measurements,
     )
     return ItemFeatures(

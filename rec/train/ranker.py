@@ -1,0 +1,274 @@
+"""Train the ranker: DeepFM on what retrieval returned, best epoch by users it did not train on.
+
+The loss is a softmax over the candidates of one request. Training starts at the retrieval order (see
+`DeepFM.start_from_retrieval`), which is also the first contestant for the best epoch, so the ranker that
+is kept is never worse than its start on the held-out users. The facts say whether it beats retrieval.
+"""
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.train.torch import get_device
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rec import artifact, dataset, histories, runtime, samples
+from rec.config import Config, Ranker
+from rec.errors import ArtifactError
+from rec.features import items as item_features
+from rec.features import requests
+from rec.features.items import ItemFeatures
+from rec.features.requests import Requests
+from rec.features.spec import Spec
+from rec.features.transfer import TransferReport, transfer
+from rec.histories import Histories
+from rec.models import fused, item_tower
+from rec.models.deepfm import TABLE_STD, DeepFM
+from rec.models.fused import DenseScale
+from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
+from rec.train import ddp
+from rec.train.listwise import listwise_loss, ndcg, target_ranks
+from rec.vocab.re import ReVocabulary
+from rec.vocab.std import StdVocabulary
+
+MADE_BY = "python jobs/train_ranker.py"
+MIN_REQUESTS = 10
+"""Requests below which a tenth of them cannot choose an epoch."""
+USERS_PER_BLOCK = 256
+"""Held-out requests scored at once."""
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write the `features` and `ranker` artifacts; returns counts and measures."""
+    started = time.monotonic()
+    h = histories.load(config.root)
+    items = _features(config, h)
+    inputs = {
+        "features": artifact.read(
+            config.at("features"), kind=item_features.KIND, version=item_features.VERSION, made_by=MADE_BY
+        ).content_hash,
+        "samples": dataset.read_manifest(config.at("samples"), SAMPLES).content_hash,
+        "item_tower": item_tower.manifest(config.at("item_tower")).content_hash,
+        "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
+    }
+    options = {
+        "ranker": config.ranker.model_dump(mode="json"),
+        "temperature": config.user_tower.temperature,
+        "seed": config.seed,
+    }
+    work: dict[str, Any] = {"kind": fused.KIND, "version": fused.VERSION, "inputs": inputs, "config": options}
+    target = config.at("ranker")
+    done = artifact.finished(target, **work)
+    if done is not None:
+        return {"ranker": str(target), **done.facts, "skipped": True}
+    name = ddp.run_name(**work)
+    folder = config.root / "runs" / f"{name}-work"
+    reports, facts = _prepare(folder, config, h, items)
+    runtime.start(config.cpus)
+    loop_config = {"folder": str(folder), "ranker": options["ranker"], "seed": config.seed}
+    last = ddp.fit(loop, config.ranker.train, name, loop_config, config.root / "runs")
+    contest = Contest(_start(folder, config.ranker), _start(folder, config.ranker))
+    ddp.load_checkpoint(last, contest)
+    facts |= {"ndcg10": round(float(contest.best_ndcg), 5), "best_epoch": int(contest.best_epoch)}
+    facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
+    if not facts["beats_retrieval"]:
+        log.warning("the ranker does not beat the retrieval order on held-out users: %s", facts)
+    with artifact.write(target, **work) as draft:
+        contest.best.export().save(draft.path)
+        artifact.write_json(
+            draft.path / "transfer.json",
+            {"mode": config.ranker.transfer, "tables": [report.to_json() for report in reports]},
+        )
+        draft.note(**facts)
+    ddp.discard(config.root / "runs", name)
+    shutil.rmtree(folder)
+    return {"ranker": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _features(config: Config, h: Histories) -> ItemFeatures:
+    """The `features` artifact, built when it is not there yet."""
+    root, target = config.root, config.at("features")
+    inputs = {
+        "products": dataset.read_manifest(root / "products", PRODUCTS).content_hash,
+        "users": dataset.read_manifest(root / "users", USERS).content_hash,
+        "events": dataset.read_manifest(root / "events", INTERACTIONS).content_hash,
+        "vocabulary": vocabulary.manifest(root / "vocabulary").content_hash,
+        "tensors": dataset.read_manifest(root / "tensors", TENSORS).content_hash,
+    }
+    inputs_in_use = sorted({"std", "re", "profile"} & {*config.item_tower.inputs, *config.user_tower.inputs})
+    options = {
+        "history": config.user_tower.history,
+        "re_tokens": config.ranker.re_tokens,
+        "inputs": inputs_in_use,
+    }
+    work: dict[str, Any] = {"kind": item_features.KIND, "version": item_features.VERSION, "inputs": inputs, "config": options}
+    vectors = load_numpy(root / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+    if artifact.finished(target, **work) is None:
+        made = item_features.build(
+            dataset.read(root / "products", PRODUCTS),
+            dataset.read(root / "tensors", TENSORS),
+            StdVocabulary.load(root / "vocabulary" / "std.toml"),
+            re_rows=ReVocabulary.load(root / "vocabulary" / "re.json").num_tokens,
+            re_length=config.ranker.re_tokens,
+            history=config.user_tower.history,
+            popularity=samples.training_popularity(h),
+            profiles=h.profiles,
+            profile_names=h.profile_names,
+            inputs=inputs_in_use,
+            vectors=vectors,
+        )
+        with artifact.write(target, **work) as draft:
+            made.save(draft.path)
+            draft.note(items=len(made.std), sparse=len(made.spec.sparse), dense=len(made.spec.dense))
+    return item_features.load(target, vectors)
+
+
+def _prepare(
+    folder: Path, config: Config, h: Histories, items: ItemFeatures
+) -> tuple[list[TransferReport], dict[str, Any]]:
+    """Write what the workers read into `folder`: features of all requests, who is held out, the start."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = samples.load(config.root, h, items.history)
+    if len(found.states) < MIN_REQUESTS:
+        raise ArtifactError(
+            f"{config.at('samples')} has {len(found.states)} requests, too few to train and to choose an epoch "
+            f"(at least {MIN_REQUESTS}): give more events, or raise ranker.candidates"
+        )
+    requests.write(folder, items, found.states, found.candidates, found.at, found.labels)
+    data = requests.open_requests(folder)
+    order = np.random.default_rng(config.seed).permutation(len(data))
+    held_count = max(round(len(data) * config.ranker.holdout), 1)
+    held, train = np.sort(order[:held_count]), np.sort(order[held_count:])
+    save_numpy({"train": train, "held": held}, folder / "parts.safetensors")
+    model, reports = _fresh(config, items, data, train)
+    save_file(model.state_dict(), folder / "start.safetensors")
+    artifact.write_json(folder / "spec.json", items.spec.to_json())
+    facts = {
+        "requests": len(data),
+        "rows": len(data.rows),
+        "held_out": len(held),
+        "retrieval_ndcg10": round(ndcg(data.labels[held]), 5),
+    }
+    return reports, facts
+
+
+def _fresh(
+    config: Config, items: ItemFeatures, data: Requests, train: NDArray[np.int64]
+) -> tuple[DeepFM, list[TransferReport]]:
+    """The model at its start: normalisers of the training requests, transferred tables, retrieval order."""
+    options = config.ranker
+    scale = {name: torch.from_numpy(values) for name, values in data.scale(train).items()}
+    model = DeepFM(
+        items.spec, DenseScale(**scale), dim=options.embedding_dim, hidden=options.hidden, dropout=options.dropout,
+        seed=config.seed,
+    )  # fmt: skip
+    model.start_from_retrieval(config.user_tower.temperature)
+    reports = []
+    if options.transfer == "project":
+        tower = load_numpy(config.at("item_tower") / "item_tower.safetensors")
+        occurs = data.occurring(items, train)
+        for table in ("std", "re"):
+            weight = model.table(table)
+            begun, report = transfer(
+                table, weight.detach().numpy(), tower[f"{table}_table.weight"], occurs[table], TABLE_STD
+            )
+            weight.data.copy_(torch.from_numpy(begun))
+            reports.append(report)
+    return model, reports
+
+
+class Contest(nn.Module):
+    """The model in training beside the best epoch so far; both are in every checkpoint."""
+
+    best_ndcg: Tensor
+    best_epoch: Tensor
+
+    def __init__(self, current: DeepFM, best: DeepFM) -> None:
+        super().__init__()
+        self.current = current
+        self.best = best.requires_grad_(False)
+        self.best.load_state_dict(current.state_dict())
+        self.register_buffer("best_ndcg", torch.full((1,), -1.0))
+        self.register_buffer("best_epoch", torch.full((1,), -1, dtype=torch.int64))
+
+    def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
+        """Logits float32[K] of the model in training."""
+        logits: Tensor = self.current(sparse, varlen, dense)
+        return logits
+
+    def judge(self, ndcg: float, epoch: int) -> None:
+        """Keep the model in training as the best when its NDCG is higher; `epoch` 0 is the start."""
+        if ndcg > float(self.best_ndcg):
+            self.best.load_state_dict(self.current.state_dict())
+            self.best_ndcg.fill_(ndcg)
+            self.best_epoch.fill_(epoch)
+
+
+def step_loss(model: nn.Module, data: Requests, users: NDArray[np.int64], device: torch.device) -> Tensor:
+    """The loss of one batch of requests."""
+    inputs = data.inputs(users)
+    logits = model(*(torch.from_numpy(part).to(device) for part in (inputs.sparse, inputs.varlen, inputs.dense)))
+    counts = torch.from_numpy(data.offsets[users + 1] - data.offsets[users]).to(device)
+    return listwise_loss(logits, counts, torch.from_numpy(data.labels[users]).to(device))
+
+
+def evaluate(model: DeepFM, data: Requests, users: NDArray[np.int64]) -> float:
+    """NDCG@10 of the model's order of the given requests."""
+    scorer = model.export().to("cpu")
+    ranks = []
+    for start in range(0, len(users), USERS_PER_BLOCK):
+        block = users[start : start + USERS_PER_BLOCK]
+        counts = data.offsets[block + 1] - data.offsets[block]
+        ranks.append(target_ranks(scorer.score(data.inputs(block)), counts, data.labels[block]))
+    return ndcg(np.concatenate(ranks)) if ranks else 0.0
+
+
+def loop(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs; `config` holds the work folder, the ranker options and the seed."""
+    folder, options = Path(config["folder"]), Ranker.model_validate(config["ranker"])
+    data = requests.open_requests(folder)
+    parts = load_numpy(folder / "parts.safetensors")
+    contest = Contest(_start(folder, options), _start(folder, options))
+    device = get_device()
+    wrapped = ddp.distribute(contest)
+    optimizer = torch.optim.AdamW(contest.current.parameter_groups(options.train.weight_decay), lr=options.train.learning_rate)
+    train, held = parts["train"], parts["held"]
+    widest = int(np.diff(data.offsets).max())
+    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):
+        if epoch.number == 0:
+            contest.judge(evaluate(contest.current, data, held), 0)
+        contest.train()
+        total = torch.zeros((), device=device)
+        steps = ddp.batches(len(train), max(options.train.batch_size // widest, 1), epoch.rng)
+        for rows in epoch.progress(steps, what="ranker", count=len(steps)):
+            loss = step_loss(wrapped, data, train[rows], device)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        contest.eval()
+        epoch.metrics["loss"] = float(total) / len(steps)
+        epoch.metrics["ndcg10"] = evaluate(contest.current, data, held)
+        contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
+
+
+def _start(folder: Path, options: Ranker) -> DeepFM:
+    """The model as it starts, from the work folder."""
+    state = load_file(folder / "start.safetensors")
+    spec = Spec.from_json(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
+    scale = DenseScale(state["low"], state["high"], state["mean"], state["std"])
+    model = DeepFM(spec, scale, dim=options.embedding_dim, hidden=options.hidden, dropout=options.dropout, seed=0)
+    model.load_state_dict(state)
+    return model
