@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec.config import Source
+from rec.data import parse
 from rec.data.clean import Raw
 from rec.data.files import first, read
 from rec.dataset import Rejects
@@ -102,8 +104,11 @@ def users(files: Files, rejects: Rejects, buyers: pa.Array) -> Iterator[Raw]:
     for raw in read(files.customers, {"user_id": "customer_id", "age": "age"}, rejects):
         chosen = pc.is_in(raw.table.column("user_id"), buyers)
         table = raw.table.filter(chosen)
-        age = pc.if_else(pc.equal(table.column("age"), ""), None, table.column("age")).cast(pa.float64())
-        table = table.drop_columns("age").append_column("birth_year", pc.subtract(float(LAST_YEAR), age))
+        age, bad = parse.number(table.column("age"))
+        born = pc.if_else(
+            pa.array(bad), table.column("age"), pa.array(LAST_YEAR - age, mask=np.isnan(age)).cast("string")
+        )
+        table = table.drop_columns("age").append_column("birth_year", born)  # a bad age is refused as a bad year
         yield Raw(raw.source, raw.positions[chosen.to_numpy()], table)
 
 
