@@ -1,0 +1,49 @@
+"""Item vectors during user-tower training: the item tower's, plus a norm-bounded learned delta.
+
+Only items of the training events (warm items) have a delta; a cold item keeps the item tower's vector,
+also when it is drawn as a negative.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ItemTable(nn.Module):
+    """Unit vectors of N items: normalise(frozen + delta), ‖delta‖ ≤ bound."""
+
+    frozen: Tensor
+    slot: Tensor
+
+    def __init__(self, frozen: NDArray[np.float32], warm: NDArray[np.int64], bound: float) -> None:
+        """`frozen` is float32[N, d] unit rows, `warm` the item rows that may get a delta; bound 0: none."""
+        super().__init__()
+        self.bound = bound
+        slot = np.full(len(frozen), -1, np.int64)
+        if bound > 0:
+            rows = np.unique(warm)
+            slot[rows] = np.arange(len(rows))
+            self.delta = nn.Parameter(torch.zeros(max(len(rows), 1), frozen.shape[1]))
+        self.register_buffer("frozen", torch.from_numpy(np.ascontiguousarray(frozen)), persistent=False)
+        self.register_buffer("slot", torch.from_numpy(slot), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Unit vectors float32[..., d] of item rows int64[...]."""
+        vectors = self.frozen[rows]
+        if self.bound > 0:
+            vectors = vectors + self.deltas(rows)
+        return F.normalize(vectors, dim=-1)
+
+    def deltas(self, rows: Tensor) -> Tensor:
+        """Bounded deltas float32[..., d]; zero for cold items."""
+        slot = self.slot[rows]
+        raw = F.embedding(slot.clamp(min=0), self.delta) * (slot >= 0).unsqueeze(-1)
+        return raw * (self.bound / raw.norm(dim=-1, keepdim=True).clamp(min=self.bound))
+
+    @torch.inference_mode()
+    def export(self) -> NDArray[np.float32]:
+        """All unit vectors float32[N, d]."""
+        vectors: NDArray[np.float32] = self(torch.arange(len(self.frozen), device=self.frozen.device)).cpu().numpy()
+        return vectors
