@@ -1,0 +1,309 @@
+"""Data-parallel training on Ray Train: one run, its epoch checkpoints, and how it goes on after a kill.
+
+A training loop is a plain function `loop(config)` that every worker runs:
+
+    def loop(config: dict[str, Any]) -> None:
+        model = ddp.distribute(Model(...))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=...)
+        for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=10, seed=17):
+            for rows in epoch.progress(ddp.batches(num_rows, batch_size, epoch.rng), what="item tower"):
+                ...
+            epoch.metrics["loss"] = ...
+
+All randomness of an epoch is seeded by (seed, epoch), and weights, optimizer and position are saved at its
+end, so a run whose worker or whose job was killed ends with the same weights as an undisturbed one.
+Checkpoints are safetensors and JSON.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rec import artifact, log
+from rec.config import Train
+from rec.errors import ConfigError, RecError
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the run's checkpoints
+PROGRESS_S = 10.0
+
+T = TypeVar("T")
+Loop = Callable[[dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
+
+
+def run_name(kind: str, *, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """Name of the run that makes an artifact: the same work, and no other, finds its checkpoints again."""
+    return f"{kind}-{artifact.fingerprint(kind=kind, version=version, inputs=inputs, config=config)[:16]}"
+
+
+def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storage: Path) -> Path:
+    """Run `loop` on `train.num_workers` workers; returns the folder of the last checkpoint.
+
+    `name` is that of `run_name`; when `storage` holds a run of that name it goes on after its last epoch.
+    `loop_config` is plain data with absolute paths. Ray must have been started (`rec.runtime.start`).
+    Raises ConfigError when a Ray of this process has too few CPUs or GPUs, ray.train.TrainingFailedError
+    when workers failed more than `train.max_failures` times.
+    """
+    _check_resources(train)
+    _drop_torn(storage / name)
+    resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
+    trainer = (_LocalTrainer if _local() else TorchTrainer)(
+        partial(_work, loop, train.cpus_per_worker),
+        train_loop_config=loop_config,
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage.resolve()),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # typed as Ray Train V1
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as failure:
+        for error in failure.worker_failures.values():
+            if isinstance(error.__cause__ or error, RecError):
+                raise (error.__cause__ or error) from failure
+        raise
+    assert result.checkpoint is not None, f"training run {name} reported no checkpoint"
+    return Path(result.checkpoint.path)
+
+
+def discard(storage: Path, name: str) -> None:
+    """Remove a run's checkpoints, once its result is an artifact."""
+    shutil.rmtree(storage / name, ignore_errors=True)
+
+
+class _LocalTrainer(TorchTrainer):
+    """For a Ray that `rec.runtime` started: without its dashboard two watchers of Ray Train fail, one every second.
+
+    They tidy up after a lost node or driver, which a Ray on one machine does not outlive.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        super().__init__(*arguments, **options)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def _local() -> bool:
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def _work(loop: Loop, threads: int, config: dict[str, Any]) -> None:
+    """One worker: the loop with log to stderr and as many torch threads as the worker has CPUs."""
+    log.setup()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+    loop(config)
+
+
+def _check_resources(train: Train) -> None:
+    """A Ray of our own never grows: without this check a run too large for it would wait for ever."""
+    if not _local():
+        return
+    have: dict[str, float] = ray.cluster_resources()
+    cpus = train.num_workers * train.cpus_per_worker
+    if cpus > have.get("CPU", 0):
+        raise ConfigError(
+            f"training asks for {train.num_workers} workers x {train.cpus_per_worker} CPUs = {cpus}, but Ray was "
+            f"started with {have.get('CPU', 0):.0f}: lower train.num_workers or train.cpus_per_worker, or raise cpus"
+        )
+    if train.use_gpu and train.num_workers > have.get("GPU", 0):
+        raise ConfigError(
+            f"training asks for {train.num_workers} GPUs, but Ray sees {have.get('GPU', 0):.0f}: "
+            "set train.use_gpu=false or lower train.num_workers"
+        )
+
+
+def _drop_torn(run: Path) -> None:
+    """Start over when Ray's list of checkpoints was being written at the moment of a kill: it is not atomic."""
+    snapshot = run / SNAPSHOT
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning("%s is torn: the run starts over", snapshot)
+        shutil.rmtree(run)
+
+
+def distribute(module: nn.Module) -> nn.Module:
+    """`module` on this worker's device, its gradients averaged over the workers when there are several."""
+    module = module.to(get_device())
+    return DistributedDataParallel(module) if world_size() > 1 else module
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The module without its data-parallel wrapper."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def rank() -> int:
+    """Number of this worker, 0-based."""
+    return int(ray.train.get_context().get_world_rank())
+
+
+def world_size() -> int:
+    """How many workers there are."""
+    return int(ray.train.get_context().get_world_size())
+
+
+@dataclass(slots=True)
+class Epoch:
+    """One pass over the training rows."""
+
+    number: int
+    """0-based."""
+    total: int
+    rng: np.random.Generator
+    """Seeded by (seed, epoch): the same on every worker, for orders and masks that must agree."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the loop measured; reported with the checkpoint."""
+
+    def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[T]:
+        """Yield `steps`; worker 0 logs how far it is, every ten seconds."""
+        shown = rank() == 0
+        started = last = time.monotonic()
+        for done, step in enumerate(steps):
+            now = time.monotonic()
+            if shown and now - last >= PROGRESS_S:
+                last = now
+                left = (now - started) / done * (count - done) if done else float("nan")
+                logger.info(
+                    "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch",
+                    what, self.number + 1, self.total, done, count, left,
+                )
+            yield step
+
+
+def checkpointed_epochs(module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> Iterator[Epoch]:
+    """Yield the epochs still to do, after restoring `module` and `optimizer` from the run's last checkpoint.
+
+    Before each epoch torch is seeded by (seed, epoch, rank); after it, module, optimizer, position and
+    `epoch.metrics` (those of worker 0) are saved. Every worker must go through all epochs.
+    """
+    first = 0
+    last = ray.train.get_checkpoint()
+    if last is not None:
+        with last.as_directory() as folder:
+            first = load_checkpoint(Path(folder), module, optimizer)
+        if rank() == 0:
+            logger.info("going on after epoch %d of %d", first, epochs)
+    for number in range(first, epochs):
+        torch.manual_seed(_seed(seed, number, rank()))
+        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]))
+        started = time.monotonic()
+        yield epoch
+        _report(module, optimizer, epoch, time.monotonic() - started)
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _report(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: Epoch, seconds: float) -> None:
+    """Report metrics on every worker and the checkpoint on worker 0; waits for all workers."""
+    if rank() != 0:
+        ray.train.report(epoch.metrics)
+        return
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+    logger.info("epoch %d/%d done in %.0f s: %s", epoch.number + 1, epoch.total, seconds, shown)
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), module, optimizer, epoch.number + 1, epoch.metrics)
+        ray.train.report(epoch.metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def batches(rows: int, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """This worker's part of each global batch of one epoch, in a shuffled order of `rows` rows.
+
+    Global batches have one size, at most `batch_size`, divisible by the number of workers; the few rows
+    that do not fill one are left out, others each epoch. Raises ConfigError when a batch would be empty.
+    """
+    workers = world_size()
+    count = -(-rows // batch_size)
+    size = rows // count // workers * workers if count else 0
+    if size == 0:
+        raise ConfigError(f"{rows} training rows are too few for {workers} workers: lower train.num_workers")
+    order = rng.permutation(rows)
+    share = size // workers
+    first = rank() * share
+    return [order[start + first : start + first + share] for start in range(0, count * size, size)]
+
+
+def save_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, metrics: Mapping[str, float]
+) -> None:
+    """Write weights, optimizer state and `epoch`, the number of epochs done, into `folder`."""
+    save_file({name: value.contiguous() for name, value in plain(module).state_dict().items()}, folder / MODEL)
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.contiguous()
+            elif value is not None:
+                numbers[f"{index}.{name}"] = value
+    save_file(tensors, folder / OPTIMIZER)
+    artifact.write_json(
+        folder / STATE,
+        {"epoch": epoch, "metrics": dict(metrics), "groups": state["param_groups"], "numbers": numbers},
+    )
+
+
+def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Restore `module` (and `optimizer`, when given) from `folder`; returns the number of epochs done."""
+    plain(module).load_state_dict(load_file(folder / MODEL))
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if optimizer is not None:
+        per_parameter: dict[int, dict[str, Any]] = {}
+        for key, value in {**load_file(folder / OPTIMIZER), **state["numbers"]}.items():
+            index, name = key.split(".", 1)
+            per_parameter.setdefault(int(index), {})[name] = value
+        groups = [_group(values) for values in state["groups"]]
+        optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+    return int(state["epoch"])
+
+
+def _group(values: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group as the optimizer had it: JSON turned tuples (betas) into lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) and name != "params" else value for name, value in values.items()
+    }
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """The metrics of the checkpoint's last epoch."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return dict(state["metrics"])
