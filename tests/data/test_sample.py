@@ -10,6 +10,7 @@ import pytest
 
 from rec.data.sample import LAUNCH, Sample, generate, live_product_ids, words
 from rec.schema import EVENTS
+from rec.vocab.std import StdVocabulary
 
 # The answers of the language model are shipped for exactly these texts; a change orphans them.
 TEXTS = "f84f689096a4eb59f2b4d8f4f131b8d92be9bde5fff1756339d53356bf82d8e6"
@@ -152,6 +153,8 @@ def test_oracle_finds_the_last_event_and_popularity_does_not(sample: Sample) -> 
                 hits.append(min(1.0, 10 / len(unseen)))
         assert sum(hits) / len(hits) > 0.95
         assert recall(sample, group, popularity) < 0.1
+        # Nor does it help much to prefer what nobody knows: 84 products are unknown in training.
+        assert recall(sample, group, {product: -count for product, count in popularity.items()}) < 0.25
 
 
 def test_held_products_never_occur_in_training_events(sample: Sample) -> None:
@@ -185,3 +188,12 @@ def test_occasion_follows_from_the_context_of_the_last_event_alone(sample: Sampl
             transitions[asked[events[-2]["context"]] == sample.truth[user].rule] += 1
     # The occasion before says nothing: it is the same in about one case of six.
     assert transitions[True] / transitions.total() < 0.3
+
+
+def test_planted_words_are_no_standard_values() -> None:
+    """Tastes and collections cannot be read off the closed vocabulary; cuts can, the profile has to choose."""
+    vocabulary = StdVocabulary.load(None)
+    for planted in (*words.TASTES, *words.SERIES):
+        for key in vocabulary.keys:
+            assert not vocabulary.find(key, f"Finished with {planted}."), (key, planted)
+    assert {vocabulary.normalise("fit", cut).values[0] for cut in words.CUTS} == set(words.CUTS)

@@ -10,6 +10,10 @@ their events come from the seed. Each planted structure is recoverable by one st
 | size     | the leg length that goes with the user's height                 | body profile          |
 | launch   | the niche category of the history; the product is new           | content of cold items |
 | context  | the occasion named in the context text of that very event       | context text          |
+
+The last products of re_taste, title and launch occur in no training event (84 products in all do not),
+so popularity and co-occurrence find none of them. A ranking that needs no taste still finds some:
+newest first has Recall@10 of .4 for launch, least known first about .12 for these three.
 """
 
 from dataclasses import dataclass
