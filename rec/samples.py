@@ -98,6 +98,7 @@ def _retrieved(config: Config, facts: dict[str, Any]) -> Iterator[pa.Table]:
     kept = 0
     with log.bar(total=len(users), what="candidates", unit="user") as bar:
         for table in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
             bar.update(table.num_rows)
             table = table.filter(pc.not_equal(table.column("label"), MISSED))
             kept += table.num_rows
@@ -145,7 +146,13 @@ class Retrieval:
         rows, scores = search(vectors, self._items, self._k, excluded)
         made = [
             candidates_for(
-                vectors[b], self._items, (rows[b], scores[b]), self._popular, k=self._k, cold=states[b].cold, exclude=excluded[b]
+                vectors[b],
+                self._items,
+                (rows[b], scores[b]),
+                self._popular,
+                k=self._k,
+                cold=states[b].cold,
+                exclude=excluded[b],
             )
             for b in range(len(users))
         ]
@@ -153,7 +160,9 @@ class Retrieval:
             {
                 "user_id": pa.array([h.user_ids[user] for user in users]),
                 "at": pa.array(h.at[ends], pa.timestamp("us", tz="UTC")),
-                "label": pa.array([_position(made[b].rows, int(h.items[end])) for b, end in enumerate(ends)], pa.int32()),
+                "label": pa.array(
+                    [_position(made[b].rows, int(h.items[end])) for b, end in enumerate(ends)], pa.int32()
+                ),
                 "rows": _lists([found.rows for found in made], pa.int32()),
                 "scores": _lists([found.scores for found in made], pa.float32()),
                 "sources": _lists([found.sources for found in made], pa.int32()),

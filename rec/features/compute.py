@@ -119,7 +119,8 @@ def _sparse(items: ItemFeatures, batch: _Batch) -> NDArray[np.int64]:
     columns["user_brand"] = _most_frequent(brands, batch.known & (brands > 0), 0)
     columns["source"] = 1 + batch.sources
     return np.stack(
-        [np.broadcast_to(columns[field.name], batch.rows.shape).astype(np.int64) for field in items.spec.sparse], axis=-1
+        [np.broadcast_to(columns[field.name], batch.rows.shape).astype(np.int64) for field in items.spec.sparse],
+        axis=-1,
     )
 
 
@@ -216,11 +217,13 @@ def _known_mean(values: Floats, known: NDArray[np.bool_]) -> Floats:
 def _similarity(items: ItemFeatures, batch: _Batch) -> Mapping[str, Floats]:
     """Cosines to the history's item vectors, and shared RE tokens weighted by rarity."""
     cosine = items.vectors[batch.rows] @ items.vectors[batch.past].transpose(0, 2, 1)  # float32[B, K, H]
-    known = batch.known[:, None, :]
-    warm = batch.known.any(axis=1)[:, None]
+    known: NDArray[np.bool_] = batch.known[:, None, :]
+    warm = batch.known.any(axis=1, keepdims=True)
     shared = _shared_tokens(items, batch)  # float32[B, K, R]
     return {
-        "cosine_max": np.where(warm, np.where(known, cosine, -np.inf).max(axis=2, initial=-np.inf), 0).astype(np.float32),
+        "cosine_max": np.where(warm, np.where(known, cosine, -np.inf).max(axis=2, initial=-np.inf), 0).astype(
+            np.float32
+        ),
         "cosine_mean": np.where(known, cosine, 0).sum(axis=2) / batch.length[:, None],
         "cosine_last": np.where(warm, cosine[:, :, 0], 0),
         "re_match": shared.sum(axis=2),

@@ -84,9 +84,9 @@ class Requests:
         where = self.flat(users)
         for column, field in enumerate(items.spec.sparse):
             occurs[field.table][np.unique(self.sparse[where, column])] = True
-        for field in items.spec.varlen:
-            occurs[field.table][np.unique(self.re[np.unique(self.rows[where])])] = True
-            occurs[field.table][0] = False  # padding is masked out
+        for bag in items.spec.varlen:
+            occurs[bag.table][np.unique(self.re[np.unique(self.rows[where])])] = True
+            occurs[bag.table][0] = False  # padding is masked out
         return occurs
 
 

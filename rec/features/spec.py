@@ -62,14 +62,14 @@ class Spec:
         return sum(field.length for field in self.varlen)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON value that `from_json` turns back into an equal Spec."""
-        return asdict(self)
+        """JSON value that `from_json` turns back into an equal Spec; tables keep their order, which is that of ids."""
+        return asdict(self) | {"tables": list(self.tables.items())}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Spec":
         """The Spec that `to_json` described."""
         return cls(
-            tables={name: int(rows) for name, rows in value["tables"].items()},
+            tables={name: int(rows) for name, rows in value["tables"]},
             sparse=tuple(SparseField(**field) for field in value["sparse"]),
             varlen=tuple(VarlenField(**field) for field in value["varlen"]),
             dense=tuple(value["dense"]),

@@ -8,7 +8,7 @@ What deepctr-torch 0.3.0 does, and what this adapter does about it:
     an unknown id is an IndexError from inside torch        checked first, with the field's name
     `.fit` sums the loss and is single-process              not used: we have our own loop
     L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
-                                                            where Adam leaves a row without gradient as it is, to the bit
+                                                            where Adam leaves a row without gradient to the bit
     weights of the network start at 1e-4                    Xavier; its last layer starts at zero
 """
 
@@ -48,13 +48,17 @@ def deepctr() -> ModuleType:
 class DeepFM(nn.Module):
     """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside."""
 
-    def __init__(self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int) -> None:
+    def __init__(
+        self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int
+    ) -> None:
         super().__init__()
         if not hidden:
             raise ValueError("ranker.hidden is empty: DeepFM needs at least one hidden layer")
         for name, rows in spec.tables.items():
             if rows > MAX_ROWS:
-                raise ValueError(f"table {name!r} has {rows} rows; deepctr-torch keeps ids as float32, exact up to {MAX_ROWS}")
+                raise ValueError(
+                    f"table {name!r} has {rows} rows; deepctr-torch keeps ids as float32, exact up to {MAX_ROWS}"
+                )
         self.spec, self.dim, self.hidden = spec, dim, list(hidden)
         columns = _columns(spec, dim)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -151,4 +155,3 @@ def _columns(spec: Spec, dim: int) -> list[Any]:
         for field in spec.varlen
     ]
     return columns + [inputs.DenseFeat(name, 1) for name in spec.dense]
-

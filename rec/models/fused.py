@@ -122,7 +122,9 @@ class FusedDeepFM(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ranker.safetensors and ranker.json into `folder`."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "ranker.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "ranker.safetensors"
+        )
         described: dict[str, Any] = {"spec": self.spec.to_json(), "embedding_dim": self.dim, "hidden": self.hidden}
         write_json(folder / "ranker.json", described)
 

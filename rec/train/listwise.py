@@ -21,7 +21,9 @@ def listwise_loss(logits: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(padded, labels)
 
 
-def target_ranks(scores: NDArray[np.float32], counts: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def target_ranks(
+    scores: NDArray[np.float32], counts: NDArray[np.int64], labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """int64[B] 0-based rank of each target; of equal scores the one that retrieval put first ranks first."""
     starts = np.cumsum(counts) - counts
     request = np.repeat(np.arange(len(counts)), counts)

@@ -31,7 +31,7 @@ from rec.features.requests import Requests
 from rec.features.spec import Spec
 from rec.features.transfer import TransferReport, transfer
 from rec.histories import Histories
-from rec.models import fused, item_tower
+from rec.models import fused
 from rec.models.deepfm import TABLE_STD, DeepFM
 from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
             config.at("features"), kind=item_features.KIND, version=item_features.VERSION, made_by=MADE_BY
         ).content_hash,
         "samples": dataset.read_manifest(config.at("samples"), SAMPLES).content_hash,
-        "item_tower": item_tower.manifest(config.at("item_tower")).content_hash,
+        "item_tower": _finished(config.at("item_tower"), "python jobs/pretrain.py").content_hash,
         "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
     }
     options = {
@@ -103,7 +103,7 @@ def _features(config: Config, h: Histories) -> ItemFeatures:
         "products": dataset.read_manifest(root / "products", PRODUCTS).content_hash,
         "users": dataset.read_manifest(root / "users", USERS).content_hash,
         "events": dataset.read_manifest(root / "events", INTERACTIONS).content_hash,
-        "vocabulary": vocabulary.manifest(root / "vocabulary").content_hash,
+        "vocabulary": _finished(root / "vocabulary", "python jobs/tensorize.py").content_hash,
         "tensors": dataset.read_manifest(root / "tensors", TENSORS).content_hash,
     }
     inputs_in_use = sorted({"std", "re", "profile"} & {*config.item_tower.inputs, *config.user_tower.inputs})
@@ -112,7 +112,12 @@ def _features(config: Config, h: Histories) -> ItemFeatures:
         "re_tokens": config.ranker.re_tokens,
         "inputs": inputs_in_use,
     }
-    work: dict[str, Any] = {"kind": item_features.KIND, "version": item_features.VERSION, "inputs": inputs, "config": options}
+    work: dict[str, Any] = {
+        "kind": item_features.KIND,
+        "version": item_features.VERSION,
+        "inputs": inputs,
+        "config": options,
+    }
     vectors = load_numpy(root / "user_tower" / "item_vectors.safetensors")["item_vectors"]
     if artifact.finished(target, **work) is None:
         made = item_features.build(
@@ -132,6 +137,14 @@ def _features(config: Config, h: Histories) -> ItemFeatures:
             made.save(draft.path)
             draft.note(items=len(made.std), sparse=len(made.spec.sparse), dense=len(made.spec.dense))
     return item_features.load(target, vectors)
+
+
+def _finished(folder: Path, made_by: str) -> artifact.Manifest:
+    """The manifest of an artifact whose version its own loader checks."""
+    found = artifact.peek(folder)
+    if found is None:
+        raise ArtifactError(f"{folder} holds no finished {folder.name}: run `{made_by}` first")
+    return found
 
 
 def _prepare(
@@ -243,7 +256,9 @@ def loop(config: dict[str, Any]) -> None:
     contest = Contest(_start(folder, options), _start(folder, options))
     device = get_device()
     wrapped = ddp.distribute(contest)
-    optimizer = torch.optim.AdamW(contest.current.parameter_groups(options.train.weight_decay), lr=options.train.learning_rate)
+    optimizer = torch.optim.AdamW(
+        contest.current.parameter_groups(options.train.weight_decay), lr=options.train.learning_rate
+    )
     train, held = parts["train"], parts["held"]
     widest = int(np.diff(data.offsets).max())
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):

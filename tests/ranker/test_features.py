@@ -1,0 +1,178 @@
+"""Features: one request alone equals the same request in a batch, and each says what it is named for."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rec.features import items as item_features
+from rec.features.compute import RankInputs, compute, compute_batch
+from rec.features.items import ItemFeatures
+from rec.features.spec import Spec
+from rec.retrieval import Candidates
+from rec.state import UserState, cold_state
+from rec.vocab.std import StdVocabulary
+
+DAY_US = 86_400 * 1_000_000
+
+
+def _batch(items: ItemFeatures, requests: list[Any]) -> RankInputs:
+    now = np.array([request.now_us for request in requests], np.int64)
+    return compute_batch(items, [r.state for r in requests], [r.candidates for r in requests], now)
+
+
+def _dense(items: ItemFeatures, inputs: RankInputs, name: str) -> np.ndarray:
+    return inputs.dense[:, items.spec.dense.index(name)]
+
+
+def _sparse(items: ItemFeatures, inputs: RankInputs, name: str) -> np.ndarray:
+    return inputs.sparse[:, [field.name for field in items.spec.sparse].index(name)]
+
+
+def _state(items: list[int], profile: list[float] | None = None, num_profile: int = 2) -> UserState:
+    count = len(items)
+    return UserState(
+        items=np.array(items, np.int64),
+        events=np.full(count, 3, np.int64),
+        ages_s=np.arange(count, 0, -1, dtype=np.float32) * 86_400,
+        context="",
+        profile=np.array(profile if profile is not None else [np.nan] * num_profile, np.float32),
+    )
+
+
+def _candidates(rows: list[int]) -> Candidates:
+    scores = np.linspace(0.9, 0.1, len(rows)).astype(np.float32)
+    return Candidates(np.array(rows, np.int64), scores, np.zeros(len(rows), np.int64))
+
+
+def test_one_request_gives_the_numbers_it_gives_in_a_batch(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:
+    together = _batch(shop_items, shop_requests)
+    start = 0
+    for request in shop_requests:
+        alone = compute(shop_items, request.state, request.candidates, request.now_us)
+        part = slice(start, start + len(request.candidates.rows))
+        np.testing.assert_array_equal(together.sparse[part], alone.sparse)
+        np.testing.assert_array_equal(together.varlen[part], alone.varlen)
+        np.testing.assert_array_equal(together.dense[part], alone.dense)
+        start = part.stop
+    assert start == len(together.dense)
+
+
+def test_a_shorter_list_in_a_batch_keeps_its_numbers(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:
+    long, other = shop_requests[12], shop_requests[6]
+    cut = Candidates(*(getattr(other.candidates, f.name)[:3] for f in dataclasses.fields(Candidates)))
+    short = dataclasses.replace(other, candidates=cut)
+    together = _batch(shop_items, [long, short])
+    alone = compute(shop_items, short.state, short.candidates, short.now_us)
+    np.testing.assert_array_equal(together.sparse[-3:], alone.sparse)
+    np.testing.assert_allclose(together.dense[-3:], alone.dense, atol=1e-6)
+
+
+def test_shapes_types_and_finite_numbers(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:
+    inputs = _batch(shop_items, shop_requests)
+    spec, rows = shop_items.spec, 20 * len(shop_requests)
+    assert (inputs.sparse.shape, inputs.sparse.dtype) == ((rows, len(spec.sparse)), np.int64)
+    assert (inputs.varlen.shape, inputs.varlen.dtype) == ((rows, spec.varlen_width), np.int64)
+    assert (inputs.dense.shape, inputs.dense.dtype) == ((rows, len(spec.dense)), np.float32)
+    assert np.isfinite(inputs.dense).all()
+    for column, field in enumerate(spec.sparse):
+        assert 0 <= inputs.sparse[:, column].min() <= inputs.sparse[:, column].max() < spec.tables[field.table]
+
+
+def test_shares_count_the_history(shop_items: ItemFeatures, vocabulary: StdVocabulary) -> None:
+    # colours 0, 0, 1 in the history; the newest is of colour 1
+    inputs = compute(shop_items, _state([0, 6, 1]), _candidates([12, 7, 2, 6]), 0)
+    np.testing.assert_allclose(_dense(shop_items, inputs, "share_colour"), [2 / 3, 1 / 3, 0, 2 / 3], rtol=1e-6)
+    assert _dense(shop_items, inputs, "last_colour").tolist() == [0, 1, 0, 0]
+    assert _dense(shop_items, inputs, "seen").tolist() == [0, 0, 0, 1]
+    assert _dense(shop_items, inputs, "share_sleeve").tolist() == [0] * 4  # nobody's sleeve is known
+    name = vocabulary.name_of(int(_sparse(shop_items, inputs, "user_colour")[0]))
+    assert name == ("colour", vocabulary.values("colour")[0])
+
+
+def test_cosines_are_those_of_the_item_vectors(shop_items: ItemFeatures) -> None:
+    inputs = compute(shop_items, _state([3, 8]), _candidates([8, 20]), 0)
+    expected = shop_items.vectors[[8, 20]] @ shop_items.vectors[[3, 8]].T
+    np.testing.assert_allclose(_dense(shop_items, inputs, "cosine_max"), expected.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(_dense(shop_items, inputs, "cosine_mean"), expected.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(_dense(shop_items, inputs, "cosine_last"), expected[:, 1], atol=1e-6)
+
+
+def test_shared_re_tokens_are_the_cosine_of_the_bags(shop_items: ItemFeatures) -> None:
+    rows, past = [5, 11, 6], [5, 17]
+    inputs = compute(shop_items, _state(past), _candidates(rows), 0)
+    bags = np.zeros((len(shop_items.re), shop_items.spec.tables["re"]))
+    np.put_along_axis(bags, shop_items.re.astype(np.int64), shop_items.re_weight, axis=1)
+    expected = (bags[rows] @ bags[past].T).mean(axis=1)
+    np.testing.assert_allclose(_dense(shop_items, inputs, "re_match"), expected, atol=1e-6)
+    assert expected[0] > 0.5  # its own bag is half of the history
+    assert _dense(shop_items, inputs, "re_match")[2] == 0  # row 6 has no tokens
+
+
+def test_a_cold_user_has_no_cross_features(shop_items: ItemFeatures) -> None:
+    inputs = compute(shop_items, cold_state(2), _candidates([4, 9, 30]), 0)
+    for name in ("share_colour", "cosine_max", "cosine_last", "re_match", "price_gap", "seen", "history_length"):
+        assert not _dense(shop_items, inputs, name).any(), name
+    assert _dense(shop_items, inputs, "profile_height_cm_missing").tolist() == [1, 1, 1]
+
+
+def test_height_is_compared_with_the_garment(shop_items: ItemFeatures) -> None:
+    mean, std = float(shop_items.profile_mean[0]), float(shop_items.profile_std[0])
+    inputs = compute(shop_items, _state([], [mean + 2 * std, np.nan]), _candidates([1, 2]), 0)
+    measure = shop_items.measures[1, 0]
+    assert shop_items.profile_names[0] == "height_cm"
+    assert _dense(shop_items, inputs, "profile_height_cm")[0] == pytest.approx(2, abs=1e-4)
+    assert _dense(shop_items, inputs, "height_cm_to_inseam")[0] == pytest.approx(measure - 2, abs=1e-4)
+    assert _dense(shop_items, inputs, "height_cm_to_inseam_distance")[0] == pytest.approx(abs(measure - 2), abs=1e-4)
+    assert _dense(shop_items, inputs, "measure_inseam_missing").tolist() == [0, 1]
+
+
+def test_age_is_taken_at_the_time_of_the_request(shop_items: ItemFeatures) -> None:
+    created = int(shop_items.created_us[1])
+    late = compute(shop_items, _state([2]), _candidates([1, 4]), created + 9 * DAY_US)
+    early = compute(shop_items, _state([2]), _candidates([1, 4]), created - DAY_US)
+    assert _dense(shop_items, late, "log_age")[0] == pytest.approx(np.log(10))
+    assert _dense(shop_items, early, "log_age")[0] == 0
+    assert _dense(shop_items, late, "age_missing").tolist() == [0, 1]
+
+
+def test_only_the_last_events_are_read(shop_items: ItemFeatures) -> None:
+    candidates = _candidates([1, 2, 3])
+    full = compute(shop_items, _state([40, 41, *range(10, 18)]), candidates, 0)
+    cut = compute(shop_items, _state(list(range(10, 18))), candidates, 0)
+    np.testing.assert_array_equal(full.dense, cut.dense)
+
+
+def test_measurements_are_z_scores_within_the_category(shop_items: ItemFeatures) -> None:
+    inseam = shop_items.measures[:, 0]
+    for first in range(0, 90, 30):
+        values = inseam[first : first + 30]
+        assert np.isnan(values[::2]).all()
+        assert np.nanmean(values) == pytest.approx(0, abs=1e-5)
+        assert np.nanstd(values) == pytest.approx(1, abs=1e-5)
+
+
+def test_saved_features_come_back(shop_items: ItemFeatures, shop_requests: list[Any], tmp_path: Path) -> None:
+    shop_items.save(tmp_path)
+    loaded = item_features.load(tmp_path, shop_items.vectors)
+    assert loaded.spec == shop_items.spec
+    before, after = _batch(shop_items, shop_requests), _batch(loaded, shop_requests)
+    np.testing.assert_array_equal(before.sparse, after.sparse)
+    np.testing.assert_array_equal(before.dense, after.dense)
+    with pytest.raises(ValueError, match="5 item vectors for the features of 90 items"):
+        item_features.load(tmp_path, shop_items.vectors[:5])
+
+
+def test_spec_survives_json(shop_items: ItemFeatures) -> None:
+    again = Spec.from_json(json.loads(json.dumps(shop_items.spec.to_json(), sort_keys=True)))
+    assert again == shop_items.spec
+    assert list(again.tables) == list(shop_items.spec.tables)
+    names = [
+        *(f.name for f in shop_items.spec.sparse),
+        *(f.name for f in shop_items.spec.varlen),
+        *shop_items.spec.dense,
+    ]
+    assert len(set(names)) == len(names)
