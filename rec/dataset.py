@@ -112,7 +112,9 @@ def read_manifest(target: Path, contract: Contract) -> artifact.Manifest:
 def read(target: Path, contract: Contract, columns: list[str] | None = None) -> pa.Table:
     """The whole dataset as one Arrow table, in written order."""
     read_manifest(target, contract)
-    return pq.read_table(target / "part-00000.parquet", columns=columns, schema=contract.schema if columns is None else None)
+    return pq.read_table(
+        target / "part-00000.parquet", columns=columns, schema=contract.schema if columns is None else None
+    )
 
 
 def rejected(target: Path) -> pa.Table:

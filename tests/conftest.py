@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A loaded machine is slow, not wrong; and the same commit always tries the same examples.
+settings.register_profile("repository", deadline=None, derandomize=True)
+settings.load_profile("repository")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,101 @@
+"""The configuration tree: frozen, complete, and clear about what is wrong."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from rec.config import Config, load, recipes
+from rec.errors import ConfigError
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_shipped_recipe_loads_and_survives_json(recipe: str) -> None:
+    config = load(recipe)
+    assert config.name == recipe
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_overrides_reach_any_depth_and_keep_the_rest() -> None:
+    plain, changed = load("demo"), load("demo", ["item_tower.train.epochs=3", 'text.fields=["title"]', "store=/tmp/x"])
+    assert changed.item_tower.train.epochs == 3
+    assert changed.text.fields == ["title"]
+    assert changed.at("products") == Path("/tmp/x/demo/products")
+    assert changed.item_tower.train.batch_size == plain.item_tower.train.batch_size
+    assert changed.user_tower == plain.user_tower
+
+
+def test_later_overrides_win() -> None:
+    assert load("demo", ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("item_tower.widht=64", r"unknown option 'item_tower\.widht'; did you mean 'item_tower\.width'\?"),
+        ("itemtower.width=64", "unknown option 'itemtower'; did you mean 'item_tower'"),
+        ("item_tower.train.epoch=2", r"did you mean 'item_tower\.train\.epochs'"),
+        ("item_tower.width=wide", r"option 'item_tower\.width': .*integer.*'wide'"),
+        ("item_tower.width=0", r"option 'item_tower\.width': .*greater than or equal to 8"),
+        ("user_tower.heads=5", r"recipe 'demo': user_tower\.heads=5 must divide item_tower\.width=128"),
+        ("name.first=x", "'name' has no options of its own"),
+        ("seed.first=1", "option 'seed'"),
+        ("seed", r"override 'seed' must read key\.sub=value"),
+        ("=3", r"override '=3' must read key\.sub=value"),
+        ("name=Not A Name", "option 'name'"),
+    ],
+)
+def test_wrong_overrides_name_the_option_and_the_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("demo", [override])
+
+
+def test_unknown_recipe_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match=r"unknown recipe 'dmeo'; did you mean 'demo'\? \(shipped: demo, hm"):
+        load("dmeo")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"name = ", "is not TOML"), (b"\xff\xfe", "is not TOML"), (b"seed = 1\n", "option 'name': Field required")],
+)
+def test_broken_recipe_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load(str(path))
+
+
+def test_missing_recipe_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml' does not exist"):
+        load(str(tmp_path / "none.toml"))
+
+
+def test_the_tree_is_frozen() -> None:
+    config = load("demo")
+    with pytest.raises(ValidationError):
+        config.item_tower.width = 64  # type: ignore[misc]
+
+
+def _fields(branch: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = []
+    for name, field in branch.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, field.description))
+    return found
+
+
+def test_every_option_says_what_it_is() -> None:
+    silent = [name for name, description in _fields(Config) if not description]
+    assert silent == []
+
+
+@given(st.text(max_size=30))
+def test_any_override_is_taken_or_refused_as_config_error(text: str) -> None:
+    with suppress(ConfigError):
+        assert isinstance(load("demo", [text]), Config)

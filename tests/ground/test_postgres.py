@@ -1,0 +1,59 @@
+"""Postgres: what is wrong is said in one sentence, without the password."""
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from rec import postgres
+from rec.errors import DatabaseError
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:hunter2@127.0.0.1:1/shop",
+        "postgresql://shop:hunter2@host.invalid/shop",
+        "http://shop:hunter2@127.0.0.1/shop",
+        "postgresql://shop:hunter2@127.0.0.1:port/shop",
+    ],
+)
+def test_unreachable_or_malformed_url_names_the_variable_and_hides_the_password(url: str) -> None:
+    with pytest.raises(DatabaseError, match="REC_DATABASE_URL") as raised:
+        postgres.connect(url)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_given_url_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv(postgres.URL_VARIABLE, "postgresql://elsewhere/shop")
+    assert postgres.url(str(tmp_path)) == "postgresql://elsewhere/shop"
+
+
+def _database(database_url: str, name: str) -> str:
+    """A fresh database of the embedded server; returns its URL."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return psycopg.conninfo.make_conninfo(database_url, dbname=name)
+
+
+def test_pgvector_is_installed_on_first_connect(database_url: str) -> None:
+    with postgres.connect(_database(database_url, "fresh")) as connection:
+        row = connection.execute("SELECT '[1,2]'::vector <#> '[3,4]'::vector").fetchone()
+    assert row == (-11.0,)
+
+
+def test_too_old_pgvector_is_refused(database_url: str) -> None:
+    url = _database(database_url, "aged")
+    with postgres.connect(url) as connection:
+        connection.execute("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
+    with pytest.raises(DatabaseError, match=r"pgvector 0\.7\.4 is too old: 0\.8\.4 or later is needed"):
+        postgres.connect(url)
+
+
+def test_missing_pgvector_without_the_right_to_install_it(database_url: str) -> None:
+    url = _database(database_url, "bare")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS guest")
+        connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    with pytest.raises(DatabaseError, match=r"no pgvector .*CREATE EXTENSION vector"):
+        postgres.connect(psycopg.conninfo.make_conninfo(url, user="guest", password="guest"))
