@@ -180,6 +180,8 @@ class UserTower(Branch):
     """Softmax temperature of the loss."""
     num_negatives: int = Field(default=2048, ge=1)
     """Sampled negatives per step, beside the batch's own targets; catalogues not larger use all items."""
+    cold_weight: float = Field(default=0.02, ge=0, le=1)
+    """How much an item without training events counts as a negative; 0: not at all, 1: as any other item."""
     train: Train = Train(epochs=20)
     """Its Ray Train run."""
 

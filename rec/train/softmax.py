@@ -1,40 +1,47 @@
-"""Softmax over many items: the full catalogue, or the batch's targets and uniform negatives with LogQ.
+"""Softmax over many items: all of them, or the batch's targets and uniform negatives with LogQ.
 
 The sampled form estimates the full one: the target counts once, any other item counts 1 / q times, where q
 is the probability that it is among the candidates. Items are candidates once, so that no target occurs
-among its own negatives.
+among its own negatives. An item without training events counts only `cold_weight` times: it was never
+chosen because it was not there, and full weight teaches the tower to recommend nothing new.
 """
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec.models.item_table import ItemTable
 
+class Candidates(nn.Module):
+    """Chooses the items that a step's softmax runs over."""
 
-def candidates(targets: Tensor, frequency: Tensor, num_negatives: int) -> tuple[Tensor, Tensor]:
-    """The items that a step's softmax runs over, and log q of each.
+    frequency: Tensor
+    weight: Tensor
+    pool: Tensor
 
-    `targets` is int64[T], `frequency` float64[N] the share of each item among all targets. Returns
-    ascending item rows int64[C] and float32[C]. Catalogues of at most `num_negatives` items are used
-    whole, with log q = 0.
-    """
-    num_items = len(frequency)
-    if num_items <= num_negatives:
-        return torch.arange(num_items, device=targets.device), torch.zeros(num_items, device=targets.device)
-    drawn = torch.randint(num_items, (num_negatives,), device=targets.device)
-    rows = torch.unique(torch.cat([targets, drawn]))
-    by_target = torch.log1p(-frequency[rows].clamp(max=1 - 1e-9)) * len(targets)
-    by_draw = torch.log1p(torch.tensor(-1.0 / num_items, dtype=torch.float64)).item() * num_negatives
-    return rows, torch.log(-torch.expm1(by_target + by_draw)).float()
+    def __init__(self, counts: Tensor, cold_weight: float, num_negatives: int) -> None:
+        """`counts` int64[N] is how often each item is a target in training, of at least one item."""
+        super().__init__()
+        self.num_negatives = num_negatives
+        weight = torch.where(counts > 0, 1.0, cold_weight)
+        self.register_buffer("frequency", counts.double() / counts.sum(), persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("pool", torch.nonzero(weight > 0).flatten(), persistent=False)
 
+    def forward(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """For targets int64[T]: ascending item rows int64[C] with every target, and log(q / weight) float32[C].
 
-def loss(users: Tensor, targets: Tensor, table: ItemTable, rows: Tensor, log_q: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of unit vectors float32[T, d] against items int64[T], over candidates int64[C].
-
-    `rows` and `log_q` are those of `candidates`; every target is among the rows.
-    """
-    return cross_entropy(users @ table(rows).T / temperature, torch.searchsorted(rows, targets), log_q)
+        All items of positive weight are candidates, with q = 1, when they are no more than `num_negatives`.
+        """
+        if len(self.pool) <= self.num_negatives:
+            return self.pool, -torch.log(self.weight[self.pool])
+        drawn = self.pool[torch.randint(len(self.pool), (self.num_negatives,), device=targets.device)]
+        rows = torch.unique(torch.cat([targets, drawn]))
+        by_target = torch.log1p(-self.frequency[rows].clamp(max=1 - 1e-9)) * len(targets)
+        by_draw = math.log1p(-1 / len(self.pool)) * self.num_negatives
+        log_q = torch.log(-torch.expm1(by_target + by_draw)).float()
+        return rows, log_q - torch.log(self.weight[rows])
 
 
 def cross_entropy(scores: Tensor, place: Tensor, log_q: Tensor) -> Tensor:

@@ -42,16 +42,14 @@ class Training(nn.Module):
     """Tower, item table and loss as one module, so that one forward pass is one step of one worker."""
 
     texts: Tensor
-    frequency: Tensor
 
     def __init__(
-        self, tower: UserTower, table: ItemTable, texts: NDArray[np.float32], counts: NDArray[np.int64]
+        self, tower: UserTower, table: ItemTable, candidates: softmax.Candidates, texts: NDArray[np.float32]
     ) -> None:
-        """`texts` is float32[C + 1, W], row 0 zeros; `counts` int64[N] how often each item is a target."""
+        """`texts` is float32[C + 1, W]: row 0 is zeros, for no text."""
         super().__init__()
-        self.tower, self.table = tower, table
+        self.tower, self.table, self.candidates = tower, table, candidates
         self.register_buffer("texts", torch.from_numpy(texts), persistent=False)
-        self.register_buffer("frequency", torch.from_numpy(counts / max(counts.sum(), 1)), persistent=False)
 
     def users(self, batch: Batch, input_dropout: float) -> Tensor:
         """Unit vectors float32[T, d]; each whole input of a user is hidden with probability `input_dropout`."""
@@ -69,8 +67,9 @@ class Training(nn.Module):
         """Mean loss over the counted positions of the batch."""
         users = self.users(batch, options.input_dropout)[batch.counted]
         targets = batch.targets[batch.counted]
-        rows, log_q = softmax.candidates(targets, self.frequency, options.num_negatives)
-        return softmax.loss(users, targets, self.table, rows, log_q, options.temperature)
+        rows, log_q = self.candidates(targets)
+        scores = users @ self.table(rows).T / options.temperature  # float32[t, C]
+        return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -123,7 +122,8 @@ def build(
         profile_std=tuple(std.tolist()),
     )
     table = ItemTable(frozen, np.flatnonzero(counts), options.delta_norm)
-    return Training(UserTower(shape), table, texts, counts)
+    candidates = softmax.Candidates(torch.from_numpy(counts), options.cold_weight, options.num_negatives)
+    return Training(UserTower(shape), table, candidates, texts)
 
 
 def _statistics(profiles: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
