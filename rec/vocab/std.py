@@ -19,7 +19,7 @@ from rec.vocab.words import fold
 UNKNOWN = "unknown"
 """Name of every key's own unknown value."""
 
-_MISSING = {fold(word) for word in ("unknown", "undefined", "n/a", "not specified", "nan", "null", "미상", "알 수 없음")}
+_MISSING = {fold(word) for word in (UNKNOWN, "undefined", "n/a", "not specified", "nan", "null", "미상", "알 수 없음")}
 _MANY = re.compile(r"[,;|\n、，；]+")
 _JOINED = re.compile(r"[/&+·]|\band\b|\s\d+(?:[.,]\d+)?\s*%", re.IGNORECASE)
 _SHARE = re.compile(r"\d+(?:[.,]\d+)?\s*%")
@@ -184,7 +184,9 @@ def _words(name: str, key: _Key, origin: str) -> Mapping[str, str]:
             if not word:
                 raise ConfigError(f"vocabulary {origin}: {name} {value!r} has an empty word: remove it")
             if owner.setdefault(word, value) != value:
-                raise ConfigError(f"vocabulary {origin}: {name}: {word!r} means {owner[word]!r} and {value!r}: keep one")
+                raise ConfigError(
+                    f"vocabulary {origin}: {name}: {word!r} means {owner[word]!r} and {value!r}: keep one"
+                )
     if key.plural:
         for word, value in list(owner.items()):
             if word.isascii():

@@ -1,0 +1,139 @@
+"""From attributes of products to counts and to ids: what tasks of tensorization do with one row group.
+
+Products and enriched lie in the same order in row groups of the same size, so a task reads the two row groups of
+its number side by side and nothing has to be joined or shuffled.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rec.config import Text
+from rec.models import text_encoder
+from rec.schema import INTS
+from rec.vocab.drift import Counts
+from rec.vocab.re import ReVocabulary, split_words
+from rec.vocab.std import UNKNOWN, StdVocabulary
+
+Pair = tuple[str, str]
+Ids = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Paths of the parquet files of `enriched` and `products`."""
+
+    enriched: str
+    products: str
+
+    def attributes(self, group: int) -> pa.Table:
+        """product_id, std and re of a row group."""
+        return pq.ParquetFile(self.enriched).read_row_group(group, columns=["product_id", "std", "re"])
+
+    def texts(self, group: int) -> pa.Table:
+        """title, description and group_id of a row group."""
+        return pq.ParquetFile(self.products).read_row_group(group, columns=["title", "description", "group_id"])
+
+
+def count(batch: pa.Table, files: Files) -> pa.Table:
+    """Counts of the row groups whose numbers are in column `id`, as rows of `Counts.table`."""
+    counts = Counts()
+    for group in batch.column("id").to_pylist():
+        table = files.attributes(group)
+        counts.products += table.num_rows
+        for pairs in _pairs(table.column("std")):
+            counts.std.update(_distinct(pairs))
+            counts.std_keys.update({key for key, _ in pairs})
+        for pairs in _pairs(table.column("re")):
+            words = {(key, word) for key, value in pairs for word in split_words(value)}
+            counts.re.update(words)
+            counts.tokens.update({word for _, word in words})
+    return counts.table()
+
+
+class Tensorize:
+    """An actor that turns row groups into ids; it holds the vocabularies and the tokenizer."""
+
+    def __init__(self, files: Files, std: str, re: ReVocabulary, max_re_tokens: int, text: Text) -> None:
+        """`std` is the TOML text of the STD vocabulary."""
+        self._files = files
+        self._std = StdVocabulary.parse(std, "std.toml")
+        self._re = re
+        self._max_re_tokens = max_re_tokens
+        self._text = text
+        self._encoder = text_encoder.load(text)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rows of TENSORS without `group`, but with `group_key` binary and `re_cut` int32 (RE tokens left out)."""
+        return pa.concat_tables([self._rows(group) for group in batch.column("id").to_pylist()])
+
+    def _rows(self, group: int) -> pa.Table:
+        attributes, texts = self._files.attributes(group), self._files.texts(group)
+        titles = texts.column("title").to_pylist()
+        std_pairs, re_pairs = _pairs(attributes.column("std")), _pairs(attributes.column("re"))
+        std = [std_ids(pairs, self._std) for pairs in std_pairs]
+        re = [re_ids(pairs, self._re) for pairs in re_pairs]
+        kept = [ids[: self._max_re_tokens] for ids in re]
+        said = zip(*(texts.column(field).to_pylist() for field in self._text.fields), strict=True)
+        joined = [". ".join(part.strip() for part in parts if part and part.strip()) for parts in said]
+        keys = zip(texts.column("group_id").to_pylist(), titles, std_pairs, re_pairs, strict=True)
+        return pa.table(
+            {
+                "product_id": attributes.column("product_id"),
+                "std_key": pa.array([[key for key, _ in ids] for ids in std], INTS),
+                "std_id": pa.array([[id for _, id in ids] for ids in std], INTS),
+                "re_key": pa.array([[key for key, _ in ids] for ids in kept], INTS),
+                "re_id": pa.array([[id for _, id in ids] for ids in kept], INTS),
+                "title_id": pa.array(self._encoder.tokenize(joined, self._text.max_tokens), INTS),
+                "group_key": pa.array([group_key(*parts) for parts in keys], pa.binary()),
+                "re_cut": pa.array([len(ids) - len(cut) for ids, cut in zip(re, kept, strict=True)], pa.int32()),
+            }
+        )
+
+
+def std_ids(pairs: list[Pair], vocabulary: StdVocabulary) -> Ids:
+    """(key id, id) of the pairs by key, within a key as given, each once; unknown only where a key has nothing else."""
+    distinct = _distinct(pairs)
+    mapped = {key for key, value in distinct if value != UNKNOWN}
+    ids = [
+        (vocabulary.key_id(key), vocabulary.id_of(key, value))
+        for key, value in distinct
+        if value != UNKNOWN or key not in mapped
+    ]
+    return sorted(ids, key=lambda pair: pair[0])
+
+
+def re_ids(pairs: list[Pair], vocabulary: ReVocabulary) -> Ids:
+    """(key id, token id) of all words of the pairs, in order, each pair of ids once."""
+    return list(dict.fromkeys(ids for key, value in pairs for ids in vocabulary.ids(key, value)))
+
+
+def group_key(group_id: str | None, title: str, std: list[Pair], re: list[Pair]) -> bytes:
+    """Digest equal for products that must not be each other's negatives.
+
+    The shop's group where it gives one; else what the item tower sees of the product, order aside.
+    """
+    if group_id is not None:
+        content = json.dumps(["group", group_id])
+    else:
+        words = sorted({(key, word) for key, value in re for word in split_words(value)})
+        content = json.dumps(["content", split_words(title), sorted(set(std)), words])
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def _distinct(pairs: list[Pair]) -> list[Pair]:
+    return list(dict.fromkeys(pairs))
+
+
+def _pairs(column: pa.ChunkedArray) -> list[list[Pair]]:
+    """(key, value) of each row of an ATTRIBUTES column."""
+    lists = column.combine_chunks()
+    flat = lists.flatten()
+    pairs = list(zip(flat.field("key").to_pylist(), flat.field("value").to_pylist(), strict=True))
+    ends = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).tolist()
+    return [pairs[start:end] for start, end in pairwise(ends)]
