@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from rec.artifact import write_json
 from rec.features import spec
 from rec.features.spec import Spec
+from rec.vocab.re import UNKNOWN_ID
 
 KIND = "features"
 VERSION = 1
@@ -180,13 +181,10 @@ def build(
     )
 
 
-def _lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Row, position within the row and value of every element of a list column, in order."""
+def _lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and value of every element of a list column, in order."""
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.cumsum(lengths) - lengths
-    values = pc.list_flatten(column).to_numpy().astype(np.int64)
-    return rows, np.arange(len(rows)) - starts[rows], values
+    return np.repeat(np.arange(len(lengths)), lengths), pc.list_flatten(column).to_numpy().astype(np.int64)
 
 
 def _first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -196,16 +194,16 @@ def _first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.in
     for column, key in enumerate(vocabulary.keys):
         column_of[vocabulary.key_id(key)] = column
     std = np.tile(unknown, (tensors.num_rows, 1))
-    rows, _, key_ids = _lists(tensors.column("std_key"))
-    ids = _lists(tensors.column("std_id"))[2]
+    rows, key_ids = _lists(tensors.column("std_key"))
+    ids = _lists(tensors.column("std_id"))[1]
     std[rows[::-1], column_of[key_ids[::-1]]] = ids[::-1]  # reversed: the first value of a key is written last
     return std, unknown
 
 
 def _tokens(column: pa.ChunkedArray, length: int) -> NDArray[np.int32]:
-    """int32[N, length] the first distinct non-zero tokens of each row, 0-padded."""
-    rows, _, values = _lists(column)
-    keep = values != 0
+    """int32[N, length] the first distinct known tokens of each row, 0-padded."""
+    rows, values = _lists(column)
+    keep = values > UNKNOWN_ID
     rows, values = rows[keep], values[keep]
     pair = rows * (int(values.max(initial=0)) + 1) + values
     first = np.zeros(len(pair), bool)

@@ -31,7 +31,7 @@ from rec.features.requests import Requests
 from rec.features.spec import Spec
 from rec.features.transfer import TransferReport, transfer
 from rec.histories import Histories
-from rec.models import fused
+from rec.models import fused, item_tower
 from rec.models.deepfm import TABLE_STD, DeepFM
 from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
@@ -53,13 +53,15 @@ def run(config: Config) -> dict[str, Any]:
     """Write the `features` and `ranker` artifacts; returns counts and measures."""
     started = time.monotonic()
     h = histories.load(config.root)
-    items = _features(config, h)
+    items = features(config, h)
     inputs = {
         "features": artifact.read(
             config.at("features"), kind=item_features.KIND, version=item_features.VERSION, made_by=MADE_BY
         ).content_hash,
         "samples": dataset.read_manifest(config.at("samples"), SAMPLES).content_hash,
-        "item_tower": _finished(config.at("item_tower"), "python jobs/pretrain.py").content_hash,
+        "item_tower": artifact.read(
+            config.at("item_tower"), kind=item_tower.KIND, version=item_tower.VERSION, made_by="python jobs/pretrain.py"
+        ).content_hash,
         "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
     }
     options = {
@@ -72,12 +74,12 @@ def run(config: Config) -> dict[str, Any]:
     done = artifact.finished(target, **work)
     if done is not None:
         return {"ranker": str(target), **done.facts, "skipped": True}
-    name = ddp.run_name(**work)
-    folder = config.root / "runs" / f"{name}-work"
-    reports, facts = _prepare(folder, config, h, items)
+    storage, name = config.at("training"), ddp.run_name(**work)
+    folder = storage / f"{name}-inputs"
+    reports, facts = prepare(folder, config, h, items)
     runtime.start(config.cpus)
     loop_config = {"folder": str(folder), "ranker": options["ranker"], "seed": config.seed}
-    last = ddp.fit(loop, config.ranker.train, name, loop_config, config.root / "runs")
+    last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
     contest = Contest(_start(folder, config.ranker), _start(folder, config.ranker))
     ddp.load_checkpoint(last, contest)
     facts |= {"ndcg10": round(float(contest.best_ndcg), 5), "best_epoch": int(contest.best_epoch)}
@@ -91,12 +93,12 @@ def run(config: Config) -> dict[str, Any]:
             {"mode": config.ranker.transfer, "tables": [report.to_json() for report in reports]},
         )
         draft.note(**facts)
-    ddp.discard(config.root / "runs", name)
-    shutil.rmtree(folder)
+    ddp.discard(storage, name)
+    ddp.discard(storage, folder.name)
     return {"ranker": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _features(config: Config, h: Histories) -> ItemFeatures:
+def features(config: Config, h: Histories) -> ItemFeatures:
     """The `features` artifact, built when it is not there yet."""
     root, target = config.root, config.at("features")
     inputs = {
@@ -147,7 +149,7 @@ def _finished(folder: Path, made_by: str) -> artifact.Manifest:
     return found
 
 
-def _prepare(
+def prepare(
     folder: Path, config: Config, h: Histories, items: ItemFeatures
 ) -> tuple[list[TransferReport], dict[str, Any]]:
     """Write what the workers read into `folder`: features of all requests, who is held out, the start."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from rec import artifact, dataset, histories
@@ -21,7 +22,8 @@ from rec.models.user_tower import Shape, UserTower
 from rec.retrieval import Candidates
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
 from rec.state import UserState
-from rec.vocab.std import StdVocabulary
+from rec.vocab.re import ReVocabulary
+from rec.vocab.std import StdVocabulary, shipped
 
 ITEMS, SHOPPERS, WIDTH, RE_ROWS, TEXT_WIDTH = 90, 240, 16, 40, 384
 COLOURS = 6
@@ -99,8 +101,6 @@ def _people(rng: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[s
 
 def _user_tower(root: Path, h: Histories, rng: np.random.Generator) -> None:
     """A tower as it is before training: its candidates are arbitrary, the same for a user every time."""
-    import torch
-
     with torch.random.fork_rng():
         torch.manual_seed(3)
         tower = UserTower(
@@ -128,12 +128,10 @@ def _user_tower(root: Path, h: Histories, rng: np.random.Generator) -> None:
 
 def _attributes(root: Path, vocabulary: StdVocabulary, rng: np.random.Generator) -> None:
     """The vocabulary artifact, and item tower tables as wide as the towers."""
-    from rec.vocab.re import ReVocabulary
-
     with artifact.write(root / "vocabulary", kind="vocabulary", version=1, inputs={}, config={}) as draft:
-        vocabulary.save(draft.path / "std.toml")
-        grown = ReVocabulary().grow({f"word{n}": 5 for n in range(RE_ROWS - 2)})
-        grown.save(draft.path / "re.json")
+        (draft.path / "std.toml").write_text(shipped(), encoding="utf-8")
+        words = [f"word{n}" for n in range(RE_ROWS - 2)]
+        ReVocabulary(vocabulary.keys, words).save(draft.path / "re.json")
     with artifact.write(root / "item_tower", kind="item_tower", version=1, inputs={}, config={}) as draft:
         tables = {
             "std_table.weight": rng.normal(size=(vocabulary.num_ids, WIDTH)).astype(np.float32),

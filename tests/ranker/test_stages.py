@@ -1,0 +1,178 @@
+"""The two stages on the planted shop: what they write, that the planted colour taste is learned, and that work
+done is neither repeated nor changed by an interruption."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file
+
+from rec import artifact, dataset, histories, samples
+from rec.config import Config
+from rec.errors import ArtifactError
+from rec.features import items as item_features
+from rec.features.compute import compute, compute_batch
+from rec.features.transfer import project
+from rec.models import fused, user_tower
+from rec.models.deepfm import TABLE_STD
+from rec.schema import SAMPLES
+from rec.train import ranker
+from rec.train.listwise import ndcg, target_ranks
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+
+
+@pytest.fixture(scope="module")
+def retrieved(shop: Config, ray_local: None) -> dict[str, Any]:
+    """Facts of the candidates stage."""
+    return samples.run(shop)
+
+
+@pytest.fixture(scope="module")
+def trained(shop: Config, retrieved: dict[str, Any]) -> dict[str, Any]:
+    """Facts of the training stage."""
+    return ranker.run(shop)
+
+
+def test_samples_are_what_retrieval_gives_before_the_target(shop: Config, retrieved: dict[str, Any]) -> None:
+    h = histories.load(shop.root)
+    table = dataset.read(shop.at("samples"), SAMPLES).to_pylist()
+    assert len(table) + retrieved["missed"] == retrieved["users"] == 240
+    assert 0 < retrieved["missed"] < 200
+    tower = user_tower.load(shop.at("user_tower"))
+    created = samples.created_us(shop.root)
+    for row in table[::9]:
+        user = h.user_ids.index(row["user_id"])
+        end = int(h.offsets[user + 1]) - 2
+        state = histories.state(h, user, end, 8, int(h.at[end]), "")
+        vector = tower.vectors([state], None)[0]
+        scores = tower.item_vectors.numpy() @ vector
+        seen = set(h.items[h.offsets[user] : end].tolist())
+        allowed = [item for item in np.argsort(-scores, kind="stable").tolist() if item not in seen]
+        assert row["rows"] == allowed[:60]
+        assert row["rows"][row["label"]] == h.items[end]
+        assert (created[row["rows"]] <= h.at[end]).all()
+        np.testing.assert_allclose(row["scores"], scores[row["rows"]], atol=1e-6)
+        assert row["sources"] == [0] * 60
+
+
+def test_items_launched_after_the_target_are_no_candidates(shop: Config, retrieved: dict[str, Any]) -> None:
+    retrieval = samples.Retrieval(root=str(shop.root), text=shop.text, k=60, history=8, exclude_seen=False)
+    h = histories.load(shop.root)
+    user = int(histories.leave_one_out(h).ranker_users[0])
+    end = int(h.offsets[user + 1]) - 2
+    late = np.setdiff1d(np.arange(0, 90, 2), h.items[end : end + 1])
+    retrieval._created[late] = h.at[end] + 1
+    row = retrieval(pa.table({"user": [user]})).to_pylist()[0]
+    assert not set(row["rows"]) & set(late.tolist())
+
+
+def test_the_planted_taste_is_learned(trained: dict[str, Any]) -> None:
+    assert trained["beats_retrieval"]
+    assert trained["ndcg10"] > trained["retrieval_ndcg10"] + 0.15
+    assert trained["best_epoch"] >= 1
+
+
+def test_the_saved_ranker_gives_the_reported_measure_as_served(shop: Config, trained: dict[str, Any]) -> None:
+    """Request by request, from the artifacts alone, as serving does it."""
+    h = histories.load(shop.root)
+    vectors = load_file(shop.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
+    items = item_features.load(shop.at("features"), vectors)
+    scorer = fused.load(shop.at("ranker"))
+    found = samples.load(shop.root, h, items.history)
+    held = np.sort(np.random.default_rng(shop.seed).permutation(len(found.states))[: trained["held_out"]])
+    scores = [
+        scorer.score(compute(items, found.states[i], found.candidates[i], int(found.at[i]))) for i in held.tolist()
+    ]
+    counts = np.array([len(one) for one in scores])
+    measured = ndcg(target_ranks(np.concatenate(scores), counts, found.labels[held]))
+    assert measured == pytest.approx(trained["ndcg10"], abs=1e-4)
+    together = compute_batch(
+        items, [found.states[i] for i in held], [found.candidates[i] for i in held], found.at[held]
+    )
+    np.testing.assert_allclose(scorer.score(together), np.concatenate(scores), atol=1e-5)
+
+
+def test_the_transfer_report_is_true(shop: Config, trained: dict[str, Any]) -> None:
+    report = json.loads((shop.at("ranker") / "transfer.json").read_text(encoding="utf-8"))
+    assert report["mode"] == "project"
+    assert [table["table"] for table in report["tables"]] == ["std", "re"]
+    tower = load_file(shop.at("item_tower") / "item_tower.safetensors")
+    scorer = fused.load(shop.at("ranker"))
+    first = 0
+    for table in report["tables"]:
+        name = table["table"]
+        rows = scorer.table[first : first + table["rows"], : shop.ranker.embedding_dim].numpy()
+        first += table["rows"]
+        start, _ = project(tower[f"{name}_table.weight"], shop.ranker.embedding_dim, TABLE_STD)
+        untouched = (rows[: len(start)] == start).all(axis=1)
+        assert table["copied"] == len(start) - 1
+        assert untouched[1:].sum() == table["frozen"]
+        assert 0 < table["frozen"] < table["copied"]
+
+
+def test_without_transfer_tables_start_at_random(shop: Config, retrieved: dict[str, Any], tmp_path: Path) -> None:
+    h = histories.load(shop.root)
+    items = ranker.features(shop, h)
+    starts = []
+    for mode in ("project", "none"):
+        options = shop.ranker.model_copy(update={"transfer": mode})
+        folder = tmp_path / mode
+        reports, _ = ranker.prepare(folder, shop.model_copy(update={"ranker": options}), h, items)
+        starts.append(load_file(folder / "start.safetensors")["net.embedding_dict.std.weight"])
+        assert [report.table for report in reports] == (["std", "re"] if mode == "project" else [])
+    tower = load_file(shop.at("item_tower") / "item_tower.safetensors")["std_table.weight"]
+    np.testing.assert_array_equal(starts[0][1:], project(tower, shop.ranker.embedding_dim, TABLE_STD)[0][1:])
+    assert (starts[0][1:] != starts[1][1:]).all()
+    assert starts[1].std() == pytest.approx(TABLE_STD, rel=0.1)
+
+
+def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:
+    assert samples.run(shop)["skipped"]
+    assert ranker.run(shop)["skipped"]
+
+
+def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
+    shop: Config, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _elsewhere(shop, tmp_path)
+    samples.run(other)
+
+    def stopped(loop: Any, train: Any, name: str, loop_config: dict[str, Any], storage: Path) -> Path:
+        options = loop_config["ranker"]
+        short = {**loop_config, "ranker": {**options, "train": {**options["train"], "epochs": 2}}}
+        fit(loop, train, name, short, storage)
+        raise KeyboardInterrupt
+
+    fit = ranker.ddp.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(ranker.ddp, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ranker.run(other)
+    assert not other.at("ranker").exists()
+    ranker.run(other)
+    for stage in ("samples", "features", "ranker"):
+        hashes = [artifact.peek(config.at(stage)) for config in (shop, other)]
+        assert hashes[0] is not None
+        assert hashes[1] is not None
+        assert hashes[0].content_hash == hashes[1].content_hash, stage
+    assert not list(other.at("training").iterdir())
+
+
+def test_without_samples_the_error_names_the_job(shop: Config, tmp_path: Path) -> None:
+    other = _elsewhere(shop, tmp_path)
+    with pytest.raises(ArtifactError, match=r"no finished samples: run `python jobs/candidates.py` first"):
+        ranker.run(other)
+
+
+def _elsewhere(shop: Config, store: Path) -> Config:
+    """The same recipe in another store, with the inputs of the ranker's stages in place."""
+    other = shop.model_copy(update={"store": str(store)})
+    other.root.mkdir()
+    for stage in ("products", "users", "events", "tensors", "vocabulary", "user_tower", "item_tower"):
+        shutil.copytree(shop.at(stage), other.at(stage))
+    return other
