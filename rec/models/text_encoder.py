@@ -108,7 +108,7 @@ def load(text: Text) -> TextEncoder:
     """
     source = _minilm_folder() if text.encoder == MINILM else text.encoder
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         tokenizer, model = _from_pretrained(source, local=Path(source).is_dir() or _cached(source))
     except (OSError, ValueError, KeyError) as error:
@@ -118,7 +118,7 @@ def load(text: Text) -> TextEncoder:
         ) from error
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
     return TextEncoder(text.encoder, model, tokenizer, text.max_tokens, text.batch_size)
 
 

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rec import artifact, log
+from rec import artifact
 from rec.config import Train
 from rec.errors import ConfigError, RecError
 
@@ -109,6 +109,7 @@ class _LocalTrainer(TorchTrainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also the wait for each report; usually 2
         super().__init__(*arguments, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -121,9 +122,9 @@ def _local() -> bool:
 
 
 def _work(loop: Loop, threads: int, config: dict[str, Any]) -> None:
-    """One worker: the loop with log to stderr and as many torch threads as the worker has CPUs."""
-    log.setup()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    """One worker: the loop with our log lines shown and as many torch threads as the worker has CPUs."""
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train set up the handler, and reports at INFO what we do too
+    logging.getLogger("rec").setLevel(logging.INFO)
     torch.set_num_threads(threads)
     loop(config)
 

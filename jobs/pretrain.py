@@ -1,0 +1,15 @@
+#!/usr/bin/env python
+"""Train the item tower by SimCSE on Ray Train.
+
+Reads `tensors`, `vocabulary` and `text_states`, writes `item_tower`. A run that was killed goes on after its
+last finished epoch and ends with the same weights. Options: item_tower.*
+
+    python jobs/pretrain.py --recipe demo
+    python jobs/pretrain.py --recipe hm --set item_tower.train.num_workers=2 --set item_tower.train.cpus_per_worker=1
+"""
+
+from rec.cli import main, parser
+from rec.train.item import run
+
+if __name__ == "__main__":
+    main(lambda config, _: run(config), parser(__doc__ or ""))

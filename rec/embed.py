@@ -1,0 +1,99 @@
+"""Stage embed: the vector of every product, once, in item-row order, through Ray Data.
+
+The blocks of rows are cut before Ray Data sees them and a product's vector does not depend on its batch
+mates, so the number of actors and their order do not show in the result.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from rec import artifact, dataset, log, runtime
+from rec.config import Config, Train
+from rec.models import item_tower
+from rec.models.item_inputs import TEXT_STATES, ItemInputs, text_states_manifest
+from rec.schema import TENSORS, vectors
+
+BLOCK_ROWS = 1_024
+
+
+class Embed:
+    """An actor with the tower and all inputs. In: `row` int64, item rows. Out: `row`, `vector`."""
+
+    def __init__(self, tower: Path, tensors: Path, text_states: Path, train: Train) -> None:
+        torch.set_num_threads(train.cpus_per_worker)
+        self._device = torch.device("cuda" if train.use_gpu else "cpu")
+        self._tower = item_tower.load(tower).to(self._device)
+        self._items = ItemInputs.load(tensors, text_states)
+
+    @torch.inference_mode()
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch["row"].to_numpy()
+        made = self._tower(self._items.batch(rows).to(self._device)).cpu().numpy()  # float32[B, d]
+        flat = pa.array(made.reshape(-1), pa.float32())
+        return pa.table({"row": batch["row"], "vector": pa.FixedSizeListArray.from_arrays(flat, made.shape[1])})
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Embed all products with the trained item tower; returns counts and where the dataset is."""
+    width = config.item_tower.width
+    contract, target = vectors(width), config.at("vectors")
+    inputs = {
+        "tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash,
+        "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
+        "item_tower": item_tower.manifest(config.at(item_tower.KIND)).content_hash,
+    }
+    work: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
+    done = artifact.finished(target, kind=contract.kind, version=contract.version, **work)
+    if done is not None:
+        return {"vectors": str(target), **done.facts, "skipped": True}
+    started = time.monotonic()
+    runtime.start(config.cpus)
+    product_ids = dataset.read(config.at("tensors"), TENSORS, ["product_id"])["product_id"]
+    made = _embed_all(config, len(product_ids))
+    rows = pa.table({"product_id": product_ids, "vector": pa.FixedSizeListArray.from_arrays(made.reshape(-1), width)})
+    manifest = dataset.write(target, contract, [rows], **work)
+    return {"vectors": str(target), **manifest.facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _embed_all(config: Config, count: int) -> NDArray[np.float32]:
+    """float32[N, d] in item-row order; every row is written exactly once."""
+    made = np.empty((count, config.item_tower.width), dtype=np.float32)
+    seen = np.zeros(count, dtype=np.bool_)
+    with log.bar(total=count, what="embed", unit="product") as bar:
+        for rows, block in _embedded(config, count):
+            assert not seen[rows].any(), "a product was embedded twice"
+            seen[rows] = True
+            made[rows] = block
+            bar.update(len(rows))
+    assert seen.all(), f"{(~seen).sum()} products were not embedded"
+    return made
+
+
+def _embedded(config: Config, count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """(item rows, their vectors) of all blocks, in whatever order the actors finish them."""
+    if count == 0:
+        return
+    train = config.item_tower.train
+    blocks = [pa.table({"row": np.arange(s, min(s + BLOCK_ROWS, count))}) for s in range(0, count, BLOCK_ROWS)]
+    embedded = ray.data.from_arrow(blocks).map_batches(
+        Embed,
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=train.cpus_per_worker,
+        num_gpus=int(train.use_gpu),
+        compute=ray.data.ActorPoolStrategy(size=train.num_workers),
+        fn_constructor_args=(config.at(item_tower.KIND), config.at("tensors"), config.at(TEXT_STATES), train),
+    )
+    embedded.context.enable_progress_bars = False
+    for batch in embedded.iter_batches(batch_format="pyarrow", batch_size=None):
+        assert isinstance(batch, pa.Table)
+        values: NDArray[np.float32] = batch["vector"].combine_chunks().flatten().to_numpy()
+        yield batch["row"].to_numpy(), values.reshape(batch.num_rows, -1)

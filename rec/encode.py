@@ -1,0 +1,142 @@
+"""Stage encode: token states of every distinct product text, once.
+
+    text_states/states.npy        float16[T, width]  states of all tokens of all texts, end to end
+    text_states/offsets.npy       int64[D + 1]       text i is states[offsets[i]:offsets[i + 1]]
+    text_states/text_of_item.npy  int64[N]           item row -> text
+
+Many products share a text (105,542 H&M articles have some 47,000), so this is where the encoder's time is
+saved. The batches are cut before Ray Data sees them: neither the number of actors nor their order shows in
+a byte of the result.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from rec import artifact, dataset, log, runtime
+from rec.config import Config, Text
+from rec.errors import ArtifactError, ConfigError
+from rec.models import text_encoder
+from rec.models.item_inputs import TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
+from rec.schema import TENSORS
+
+
+class Encode:
+    """An actor with the encoder. In: `text`, `ids`, texts of one length. Out: `text`, `states` as float16 bytes."""
+
+    def __init__(self, text: Text) -> None:
+        torch.set_num_threads(text.cpus_per_actor)
+        self._encoder = text_encoder.load(text).to(torch.device("cuda" if text.use_gpu else "cpu"))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        ids = batch["ids"].to_pylist()
+        states = self._encoder.token_states(ids, batch_size=len(ids))
+        return pa.table({"text": batch["text"], "states": pa.array([s.tobytes() for s in states], pa.binary())})
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Encode the texts of the tensors dataset; returns counts and where the artifact is."""
+    target = config.at(TEXT_STATES)
+    inputs = {"tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash}
+    made_by = {"encoder": config.text.encoder}
+    work: dict[str, Any] = {"kind": TEXT_STATES, "version": TEXT_STATES_VERSION, "inputs": inputs, "config": made_by}
+    done = artifact.finished(target, **work)
+    if done is not None:
+        return {"text_states": str(target), **done.facts, "skipped": True}
+    started = time.monotonic()
+    titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
+    texts, text_of_item = distinct(titles)
+    encoder = text_encoder.load(config.text)  # here too: a wrong option must fail before any actor starts
+    _check_ids(titles, encoder.vocab_size, config)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(text) for text in texts], dtype=np.int64)])
+    _check_resources(config)
+    runtime.start(config.cpus)
+    with artifact.write(target, **work) as draft:
+        np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
+        np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)
+        _encode_all(draft.path / "states.npy", texts, offsets, encoder.width, config.text)
+        facts = {"items": len(text_of_item), "texts": len(texts), "tokens": int(offsets[-1]), "width": encoder.width}
+        draft.note(**facts)
+    return {"text_states": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def distinct(titles: Ragged) -> tuple[list[list[int]], IntArray]:
+    """Distinct token lists in order of first occurrence, and the text number of each item, int64[N]."""
+    numbers: dict[bytes, int] = {}
+    texts: list[list[int]] = []
+    text_of_item = np.empty(len(titles.offsets) - 1, dtype=np.int64)
+    for item, (start, end) in enumerate(zip(titles.offsets[:-1], titles.offsets[1:], strict=True)):
+        tokens = titles.values[start:end]
+        number = numbers.setdefault(tokens.tobytes(), len(numbers))
+        if number == len(texts):
+            texts.append(tokens.tolist())
+        text_of_item[item] = number
+    return texts, text_of_item
+
+
+def _check_ids(titles: Ragged, vocab_size: int, config: Config) -> None:
+    """Token ids of another tokenizer would be encoded into nonsense; those beyond the vocabulary give it away."""
+    largest = int(titles.values.max(initial=0))
+    if largest >= vocab_size:
+        raise ArtifactError(
+            f"{config.at('tensors')} has title token {largest}, but {config.text.encoder!r} knows {vocab_size} tokens: "
+            f"run `{TENSORS.made_by}` again with this text.encoder"
+        )
+
+
+def _check_resources(config: Config) -> None:
+    """A Ray of our own never grows: actors that do not fit into it would be waited for."""
+    wanted = config.text.num_actors * config.text.cpus_per_actor
+    if not os.environ.get("RAY_ADDRESS") and wanted > config.cpus:
+        raise ConfigError(
+            f"text.num_actors x text.cpus_per_actor is {wanted}, but cpus is {config.cpus}: "
+            "lower the former or raise the latter"
+        )
+
+
+def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: int, text: Text) -> None:
+    """Write the states of all texts to `path` as they come from the actors, in whatever order."""
+    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
+    said = sum(1 for tokens in texts if tokens)
+    seen = np.array([not tokens for tokens in texts])
+    with log.bar(total=said, what=f"encode with {text.encoder}", unit="text") as bar:
+        for number, values in _encoded(texts, text):
+            assert not seen[number], f"text {number} was encoded twice"
+            seen[number] = True
+            states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
+            bar.update(1)
+    assert seen.all(), f"{(~seen).sum()} texts were not encoded"
+    states.flush()
+
+
+def _encoded(texts: list[list[int]], text: Text) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """(text number, flat float16 states) of all texts that have tokens, through Ray Data."""
+    lengths = [len(tokens) for tokens in texts]
+    blocks = [
+        pa.table({"text": rows, "ids": pa.array([texts[row] for row in rows], pa.list_(pa.int32()))})
+        for rows in text_encoder.equal_lengths(lengths, text.batch_size)
+    ]
+    if not blocks:
+        return
+    encoded = ray.data.from_arrow(blocks).map_batches(
+        Encode,
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=text.cpus_per_actor,
+        num_gpus=int(text.use_gpu),
+        compute=ray.data.ActorPoolStrategy(size=text.num_actors),
+        fn_constructor_args=(text,),
+    )
+    encoded.context.enable_progress_bars = False
+    for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=None):
+        assert isinstance(batch, pa.Table)
+        for number, raw in zip(batch["text"].to_pylist(), batch["states"].to_pylist(), strict=True):
+            yield number, np.frombuffer(raw, dtype=np.float16)

@@ -1,0 +1,143 @@
+"""Inputs of the item tower: ragged arrays of all items in memory, padded batches of some.
+
+The text states stay on disk (memory-mapped, shared by all processes of a machine) and are read per batch.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rec import artifact, dataset
+from rec.schema import TENSORS
+
+TEXT_STATES = "text_states"
+TEXT_STATES_VERSION = 1
+
+IntArray = NDArray[np.int64]
+
+
+def text_states_manifest(folder: Path) -> artifact.Manifest:
+    """The checked manifest of the text states at `folder`."""
+    return artifact.read(folder, kind=TEXT_STATES, version=TEXT_STATES_VERSION, made_by="python jobs/encode.py")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemBatch:
+    """Padded inputs of B items. Id 0 is padding and hidden alike: the tower cannot see it."""
+
+    std_key: torch.Tensor  # int64[B, S]
+    std_id: torch.Tensor  # int64[B, S]
+    re_key: torch.Tensor  # int64[B, R]
+    re_id: torch.Tensor  # int64[B, R]
+    title: torch.Tensor  # float32[B, T, text_width]
+    title_mask: torch.Tensor  # bool[B, T], True where there is a token
+
+    def __len__(self) -> int:
+        return self.std_id.shape[0]
+
+    def to(self, device: torch.device) -> "ItemBatch":
+        """The batch on `device`."""
+        return ItemBatch(
+            std_key=self.std_key.to(device),
+            std_id=self.std_id.to(device),
+            re_key=self.re_key.to(device),
+            re_id=self.re_id.to(device),
+            title=self.title.to(device),
+            title_mask=self.title_mask.to(device),
+        )
+
+    def hide(self, *, std: torch.Tensor, re: torch.Tensor, title: torch.Tensor) -> "ItemBatch":
+        """The batch without the values where a mask (bool, the shape of its ids) is True."""
+        return replace(
+            self,
+            std_id=self.std_id.masked_fill(std, 0),
+            re_id=self.re_id.masked_fill(re, 0),
+            title_mask=self.title_mask & ~title,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Lists of integers, one per item, end to end."""
+
+    values: IntArray  # int64[total]
+    offsets: IntArray  # int64[N + 1]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Ragged":
+        """From an Arrow column of lists without nulls."""
+        lengths = np.concatenate([np.zeros(1, dtype=np.int64), column.combine_chunks().value_lengths().to_numpy()])
+        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        values = np.concatenate(flat) if flat else np.zeros(0)
+        return cls(values.astype(np.int64), np.cumsum(lengths, dtype=np.int64))
+
+    def padded(self, rows: IntArray) -> IntArray:
+        """int64[len(rows), longest], 0 behind the end of each list."""
+        where, mask = positions(self.offsets, rows)
+        out = np.zeros(mask.shape, dtype=np.int64)
+        out[mask] = self.values[where]
+        return out
+
+
+def positions(offsets: IntArray, rows: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Where the values of `rows` lie in the flat array, row after row, and the mask bool[B, longest] they fill."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    return (starts[:, None] + np.arange(mask.shape[1]))[mask], mask
+
+
+class ItemInputs:
+    """All items of a catalogue, in item-row order."""
+
+    def __init__(
+        self,
+        *,
+        std_key: Ragged,
+        std_id: Ragged,
+        re_key: Ragged,
+        re_id: Ragged,
+        groups: IntArray,
+        text_of_item: IntArray,
+        state_offsets: IntArray,
+        states: NDArray[np.float16],
+    ) -> None:
+        self.groups = groups
+        """int64[N]: content group; items of one group are never each other's negatives."""
+        self.text_width: int = states.shape[1]
+        self._ids = (std_key, std_id, re_key, re_id)
+        self._text_of_item = text_of_item
+        self._state_offsets = state_offsets
+        self._states = states
+
+    @classmethod
+    def load(cls, tensors: Path, text_states: Path) -> "ItemInputs":
+        """Read the tensors dataset and memory-map the text states."""
+        text_states_manifest(text_states)
+        table = dataset.read(tensors, TENSORS, ["group", "std_key", "std_id", "re_key", "re_id"])
+        return cls(
+            std_key=Ragged.of(table["std_key"]),
+            std_id=Ragged.of(table["std_id"]),
+            re_key=Ragged.of(table["re_key"]),
+            re_id=Ragged.of(table["re_id"]),
+            groups=table["group"].to_numpy().astype(np.int64),
+            text_of_item=np.load(text_states / "text_of_item.npy", allow_pickle=False),
+            state_offsets=np.load(text_states / "offsets.npy", allow_pickle=False),
+            states=np.load(text_states / "states.npy", mmap_mode="r", allow_pickle=False),
+        )
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def batch(self, rows: IntArray) -> ItemBatch:
+        """The padded inputs of items `rows`."""
+        std_key, std_id, re_key, re_id = (torch.from_numpy(ids.padded(rows)) for ids in self._ids)
+        where, mask = positions(self._state_offsets, self._text_of_item[rows])
+        title = torch.zeros((*mask.shape, self.text_width))
+        title_mask = torch.from_numpy(mask)
+        title[title_mask] = torch.from_numpy(self._states[where]).float()
+        return ItemBatch(std_key, std_id, re_key, re_id, title, title_mask)

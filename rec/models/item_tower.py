@@ -1,0 +1,173 @@
+"""The item tower: standard attributes, reinforced attributes and title tokens to one unit vector.
+
+STD ids + key embedding -> self-attention; RE ids + the same key embedding and the title's token states are
+the context of a cross-attention whose queries are the STD positions -> mean -> residual MLP -> L2 norm.
+
+One product has one vector: padding is masked in every attention and in the mean, and LayerNorm looks at one
+position only. A learned anchor stands before the STD ids and a learned blank before the context, so a
+product without STD, RE or title, or without any of them, has a vector too and nothing is ever NaN.
+
+B items, S = 1 + STD ids, C = 1 + RE ids + title tokens, d the width of the vectors.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rec import artifact
+from rec.models.item_inputs import ItemBatch
+
+KIND = "item_tower"
+VERSION = 1
+WEIGHTS = "item_tower.safetensors"
+SHAPE = "item_tower.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """All that is needed to build a tower before its weights are loaded."""
+
+    num_keys: int
+    """Attribute keys; key ids run from 1, 0 is padding."""
+    num_std_ids: int
+    """Rows of the STD table, the padding row 0 included."""
+    num_re_tokens: int
+    """Rows of the RE table, the padding row 0 included."""
+    text_width: int
+    """Floats of a title token state."""
+    text_encoder: str
+    """Option `text.encoder` that made the states."""
+    width: int
+    """d."""
+    heads: int
+    dropout: float
+    inputs: tuple[str, ...]
+    """Which of std, re, title are in use."""
+
+
+class Attention(nn.Module):
+    """Pre-LayerNorm attention of queries over a context, with the residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attend = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
+        """float32[B, S, d] from x float32[B, S, d], context float32[B, C, d] (None: x itself), present bool[B, C]."""
+        query = self.norm(x)
+        keys = query if context is None else context
+        attended, _ = self.attend(query, keys, keys, key_padding_mask=~present, need_weights=False)
+        return x + self.dropout(attended)
+
+
+class Mlp(nn.Module):
+    """Pre-LayerNorm GELU layer with the residual."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The shape of `x`."""
+        residual: torch.Tensor = x + self.dropout(self.layers(x))
+        return residual
+
+
+class ItemTower(nn.Module):
+    """Inputs of items to unit vectors."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width, heads, dropout = shape.width, shape.heads, shape.dropout
+        self.shape = shape
+        self.std_table = nn.Embedding(shape.num_std_ids, width, padding_idx=0)
+        self.re_table = nn.Embedding(shape.num_re_tokens, width, padding_idx=0)
+        self.key_table = nn.Embedding(shape.num_keys + 1, width, padding_idx=0)
+        self.title = nn.Sequential(nn.LayerNorm(shape.text_width), nn.Linear(shape.text_width, width))
+        self.anchor = nn.Parameter(torch.randn(width) * 0.02)
+        self.blank = nn.Parameter(torch.randn(width) * 0.02)
+        for table in (self.std_table, self.re_table, self.key_table):
+            with torch.no_grad():
+                table.weight[1:].normal_(std=width**-0.5)
+        self.dropout = nn.Dropout(dropout)
+        self.self_attention = Attention(width, heads, dropout)
+        self.self_mlp = Mlp(width, dropout)
+        self.context_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads, dropout)
+        self.project = Mlp(width, dropout)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Parameters of inputs left out get no gradient, and data-parallel training must not wait for one."""
+        used = self.shape.inputs
+        self.std_table.requires_grad_("std" in used)
+        self.re_table.requires_grad_("re" in used)
+        self.key_table.requires_grad_("std" in used or "re" in used)
+        self.title.requires_grad_("title" in used)
+
+    def forward(self, batch: ItemBatch) -> torch.Tensor:
+        """Unit vectors float32[B, d]."""
+        x, present = self._skeleton(batch)  # float32[B, S, d], bool[B, S]
+        x = self.self_mlp(self.self_attention(x, None, present))
+        context, visible = self._context(batch)  # float32[B, C, d], bool[B, C]
+        x = self.cross_attention(x, self.context_norm(context), visible)
+        weight = present.unsqueeze(-1).to(x.dtype)  # float32[B, S, 1]
+        pooled = (x * weight).sum(1) / weight.sum(1)  # float32[B, d]; the anchor is always present
+        return nn.functional.normalize(self.project(pooled), dim=-1)
+
+    def _skeleton(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Anchor and STD positions with their mask."""
+        parts, masks = [self.anchor.expand(len(batch), 1, -1)], [batch.std_id.new_ones(len(batch), 1, dtype=torch.bool)]
+        if "std" in self.shape.inputs:
+            parts.append(self.dropout(self.std_table(batch.std_id) + self.key_table(batch.std_key)))
+            masks.append(batch.std_id != 0)
+        return torch.cat(parts, 1), torch.cat(masks, 1)
+
+    def _context(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blank, RE and title positions with their mask."""
+        parts, masks = [self.blank.expand(len(batch), 1, -1)], [batch.re_id.new_ones(len(batch), 1, dtype=torch.bool)]
+        if "re" in self.shape.inputs:
+            parts.append(self.dropout(self.re_table(batch.re_id) + self.key_table(batch.re_key)))
+            masks.append(batch.re_id != 0)
+        if "title" in self.shape.inputs:
+            parts.append(self.dropout(self.title(batch.title)))
+            masks.append(batch.title_mask)
+        return torch.cat(parts, 1), torch.cat(masks, 1)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and shape into `folder`."""
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        artifact.write_json(folder / SHAPE, asdict(self.shape))
+
+
+def manifest(folder: Path) -> artifact.Manifest:
+    """The checked manifest of the tower at `folder`."""
+    return artifact.read(folder, kind=KIND, version=VERSION, made_by="python jobs/pretrain.py")
+
+
+def load(folder: Path) -> ItemTower:
+    """The trained tower of the artifact at `folder`, in eval mode."""
+    manifest(folder)
+    return restore(folder)
+
+
+def restore(folder: Path) -> ItemTower:
+    """The tower whose files lie in `folder`, which need not be an artifact of its own (a bundle's part)."""
+    values: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    tower = ItemTower(Shape(**{**values, "inputs": tuple(values["inputs"])}))
+    tower.load_state_dict(load_file(folder / WEIGHTS))
+    return tower.eval()

@@ -1,0 +1,168 @@
+"""Stage pretrain: the item tower by SimCSE on Ray Train.
+
+Two views of each product, made by hiding whole keys in STD and in RE and single title tokens, should find
+each other among the views of all other products of the batch. Content only: no event is read, so a product
+that arrived this morning is as well placed as any.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rec import artifact, dataset, runtime
+from rec.config import Config
+from rec.config import ItemTower as Options
+from rec.models import losses
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, text_states_manifest
+from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
+from rec.schema import TENSORS
+from rec.train import ddp
+from rec.vocab.re import ReVocabulary
+from rec.vocab.std import StdVocabulary
+
+WARMUP = 0.1
+"""Share of all steps over which the learning rate rises; it then falls to zero along a cosine."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train the item tower; returns where it is, its loss and how well views find each other."""
+    target = config.at(KIND)
+    inputs = _input_hashes(config)
+    made_by = {"item_tower": config.item_tower.model_dump(mode="json"), "seed": config.seed}
+    work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
+    done = artifact.finished(target, **work)
+    if done is not None:
+        return {"item_tower": str(target), **done.facts, "skipped": True}
+    started = time.monotonic()
+    shape = _shape(config)
+    runtime.start(config.cpus)
+    name = ddp.run_name(KIND, version=VERSION, inputs=inputs, config=made_by)
+    loop_config = {
+        "tensors": str(config.at("tensors")),
+        "text_states": str(config.at(TEXT_STATES)),
+        "shape": shape,
+        "options": config.item_tower.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, config.at("runs"))
+    tower = ItemTower(shape)
+    ddp.load_checkpoint(checkpoint, tower)
+    facts = {
+        "items": dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"],
+        "width": shape.width,
+        "parameters": sum(parameter.numel() for parameter in tower.parameters()),
+        **ddp.metrics_of(checkpoint),
+    }
+    with artifact.write(target, **work) as draft:
+        tower.save(draft.path)
+        draft.note(**facts)
+    ddp.discard(config.at("runs"), name)
+    return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _input_hashes(config: Config) -> dict[str, str]:
+    return {
+        "tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash,
+        "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
+    }
+
+
+def _shape(config: Config) -> Shape:
+    vocabulary = config.at("vocabulary")
+    std = StdVocabulary.load(vocabulary / "std.toml")
+    states = text_states_manifest(config.at(TEXT_STATES))
+    return Shape(
+        num_keys=std.num_keys,
+        num_std_ids=std.num_ids,
+        num_re_tokens=ReVocabulary.load(vocabulary / "re.json").num_tokens,
+        text_width=states.facts["width"],
+        text_encoder=states.config["encoder"],
+        width=config.item_tower.width,
+        heads=config.item_tower.heads,
+        dropout=config.item_tower.dropout,
+        inputs=tuple(config.item_tower.inputs),
+    )
+
+
+def loop(config: dict[str, Any]) -> None:
+    """What every worker runs."""
+    options = Options.model_validate(config["options"])
+    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]))
+    torch.manual_seed(config["seed"])
+    tower = ItemTower(config["shape"])
+    train(tower, items, options, config["seed"])
+
+
+def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> None:
+    """All epochs that are still to do, on the worker that calls it."""
+    model = ddp.distribute(tower)
+    optimizer = torch.optim.AdamW(
+        (parameter for parameter in model.parameters() if parameter.requires_grad),
+        lr=options.train.learning_rate,
+        weight_decay=options.train.weight_decay,
+    )
+    model.train()
+    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
+        steps = ddp.batches(len(items), options.train.batch_size, epoch.rng)
+        total = torch.zeros(2, dtype=torch.float64)
+        for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
+            rate = learning_rate(epoch.number * len(steps) + step, options.train.epochs * len(steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * options.train.learning_rate
+            rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
+            loss, hits = contrast(model, items, rows, tower.shape.num_keys, options, rng)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += torch.stack([loss.detach(), hits]).double().cpu()
+        epoch.metrics |= {"loss": float(total[0]) / len(steps), "twin_first": float(total[1]) / len(steps)}
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to zero."""
+    warm = max(1, round(WARMUP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def contrast(
+    model: nn.Module, items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of one step, and the share of this worker's products whose second view is nearest to their first.
+
+    Both views go through the model in one pass, so that data-parallel training sees one forward per step.
+    """
+    batch = items.batch(rows)
+    device = next(model.parameters()).device
+    first_view, second_view = (view(batch, num_keys, options, rng) for _ in range(2))
+    twice = stack(first_view, second_view).to(device)
+    first, second = model(twice).chunk(2)
+    groups = torch.from_numpy(items.groups[rows]).to(device)
+    loss = losses.nt_xent(first, second, groups, options.temperature)
+    nearest = (first.detach() @ second.detach().T).argmax(1)
+    return loss, (groups[nearest] == groups).float().mean()
+
+
+def view(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
+    """A view of each product: whole keys hidden in STD and, apart from that, in RE; single title tokens hidden."""
+    hidden = torch.from_numpy(rng.random((2, len(batch), num_keys + 1)) < options.feature_dropout)  # bool[2, B, keys]
+    tokens = torch.from_numpy(rng.random(tuple(batch.title_mask.shape)) < options.token_dropout)  # bool[B, T]
+    return batch.hide(std=hidden[0].gather(1, batch.std_key), re=hidden[1].gather(1, batch.re_key), title=tokens)
+
+
+def stack(first: ItemBatch, second: ItemBatch) -> ItemBatch:
+    """The rows of `first`, then those of `second`, which must be padded alike."""
+    return ItemBatch(
+        std_key=torch.cat([first.std_key, second.std_key]),
+        std_id=torch.cat([first.std_id, second.std_id]),
+        re_key=torch.cat([first.re_key, second.re_key]),
+        re_id=torch.cat([first.re_id, second.re_id]),
+        title=torch.cat([first.title, second.title]),
+        title_mask=torch.cat([first.title_mask, second.title_mask]),
+    )
