@@ -5,28 +5,18 @@ that a better source filled takes no further values; RE values add up, a repeate
 A model value without evidence in the text is dropped and counted, but for keys that may be inferred.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rec.enrich.attributes import Attribute, Report
-from rec.enrich.prompt import STD_PREFIX
+from rec.enrich.prompt import Body
 from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
 
 MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
-
-
-class Body(BaseModel):
-    """The JSON of an answer. `std` values may be inferred; `re` values are open words."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    re: dict[str, list[str]] = {}
-    std: dict[str, list[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +41,6 @@ class Outcome:
     reason: str | None
     std: list[Attribute]
     re: list[Attribute]
-
-
-def from_model(raw: str) -> str:
-    """The body of a raw answer under the schema of `rec.enrich.prompt`, for the cache.
-
-    A raw answer that is no JSON object is kept as it came: `read` then finds it invalid.
-    """
-    try:
-        fields = json.loads(raw)
-    except json.JSONDecodeError:
-        return raw
-    if not isinstance(fields, dict):
-        return raw
-    std = {name.removeprefix(STD_PREFIX): [v] for name, v in fields.items() if name.startswith(STD_PREFIX) and v}
-    re = {name: list(dict.fromkeys(values)) for name, values in fields.items() if isinstance(values, list) and values}
-    return dump(Body(re=re, std=std))
-
-
-def dump(body: Body) -> str:
-    """JSON text of a body; equal bodies give equal texts."""
-    return json.dumps(body.model_dump(), ensure_ascii=False, sort_keys=True)
 
 
 def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Report) -> Outcome:

@@ -6,17 +6,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rec.enrich.text import Canonical, is_stop
-from rec.vocab.std import StdVocabulary
+from rec.enrich.text import Canonical
+from rec.vocab.std import UNKNOWN, StdVocabulary
 
 DETAIL = "detail"
 """The key of phrases that say something about a garment which no other key claims."""
-UNKNOWN = "unknown"
-"""STD value of a key that the shop gave in words which the vocabulary does not have."""
 
 MAX_MODIFIERS = 2
 """Words before a vocabulary word that belong to its phrase: `soft merino` wool."""
@@ -110,32 +108,28 @@ def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribu
     for attribute in std:
         hits.setdefault((attribute.evidence or "").casefold(), attribute.key)
     details: dict[str, None] = {}
-    for run in _runs(text.clauses):
-        folded = [word.casefold() for word in run]
-        claimed = False
-        for last, word in enumerate(folded):
-            key = hits.get(word)
-            if key is not None:
-                claimed = True
-                phrase = " ".join(run[max(0, last - MAX_MODIFIERS) : last + 1])
-                if phrase.casefold() != word:
-                    re.append(Attribute(key, phrase, "rule", phrase))
-        if not claimed and (phrase := " ".join(run[:MAX_WORDS])).casefold() not in hits:
-            details[phrase] = None
+    for run in text.runs:
+        claims = list(_claims(run, hits))
+        re += [Attribute(key, phrase, "rule", phrase) for key, phrase in claims if phrase.casefold() not in hits]
+        if not claims:
+            details[" ".join(run[:MAX_WORDS])] = None
     re += [Attribute(DETAIL, phrase, "rule", phrase) for phrase in list(details)[:MAX_DETAILS]]
     return std, re
 
 
-def _runs(clauses: list[list[str]]) -> list[list[str]]:
-    """Longest runs of words without a stop word, per clause."""
-    runs: list[list[str]] = []
-    for clause in clauses:
-        run: list[str] = []
-        for word in clause:
-            if is_stop(word):
-                runs.append(run)
-                run = []
-            else:
-                run.append(word)
-        runs.append(run)
-    return [run for run in runs if run]
+def _claims(run: list[str], hits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(key, phrase) of each vocabulary word in a run of words, with the words before it that qualify it."""
+    folded = [word.casefold() for word in run]
+    for last in range(len(run)):
+        for length in range(min(last + 1, MAX_WORDS), 0, -1):
+            key = _claimed(" ".join(folded[last - length + 1 : last + 1]), hits)
+            if key is not None:
+                yield key, " ".join(run[max(0, last - length + 1 - MAX_MODIFIERS) : last + 1])
+                break
+
+
+def _claimed(words: str, hits: Mapping[str, str]) -> str | None:
+    """The key of a vocabulary word; a Korean word may carry a particle or an ending."""
+    if words.isascii():
+        return hits.get(words)
+    return next((hits[words[:n]] for n in range(len(words), 0, -1) if words[:n] in hits), None)

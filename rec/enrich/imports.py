@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rec.artifact import hash_file
-from rec.enrich.answers import Answer, Body, dump
+from rec.enrich.answers import Answer
+from rec.enrich.prompt import Body
 from rec.enrich.text import clean
 from rec.errors import InputError
 
@@ -101,7 +102,7 @@ def _jsonl(path: Path, version: str) -> Iterator[Imported]:
             body = Body(re=line.re, std=line.std)
             prompt_version = line.prompt_version or version
             answer = Answer(
-                line.model, prompt_version, "finished", dump(body), line.tokens_in, line.tokens_out
+                line.model, prompt_version, "finished", body.dump(), line.tokens_in, line.tokens_out
             )
             yield Imported(line.product_id, answer, line.content_hash, line.vocab_version)
 
@@ -131,7 +132,7 @@ def _dotblossom(path: Path, version: str, descriptions: Mapping[str, str]) -> It
         for column, key in _DOTBLOSSOM.items():
             values.setdefault(key, []).extend(row[column] or [])
         body = Body(re={key: list(dict.fromkeys(found)) for key, found in values.items() if found})
-        bodies.setdefault(clean(row["detail_desc"]), dump(body))
+        bodies.setdefault(clean(row["detail_desc"]), body.dump())
     for product_id, description in descriptions.items():
         found = bodies.get(clean(description))
         if found is not None:

@@ -4,7 +4,8 @@ The embedded model is small and not tuned to follow instructions, so the prompt 
 examples, then the fenced text: 260 to 310 tokens for a garment of fifty words, answered in some 40. The model
 sorts phrases of the text under RE keys; the schema lists the phrases, so that a copied value is always
 grounded. Of the STD keys it is asked only those that may be inferred and that neither shop nor rules have
-filled. The second example leaves them all null: without it the model never does.
+filled. The last example is the one that the model follows: what it leaves empty or null, the model leaves so
+unless the text is plain about it; a last example with a style gave every product that style.
 """
 
 import json
@@ -12,11 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
 
 PROMPT_VERSION = "1"
-"""Changes with any change of the prompt, the examples or the schema: cached answers are asked again."""
+"""Changes with any change of the prompt, the examples, the schema or `body`: cached answers are asked again."""
 
 RE_KEYS = {"fibre": 2, "detail": 3, "occasion": 1, "vibe": 2}
 """RE keys that the model fills, with the most phrases of each."""
@@ -24,6 +27,21 @@ MAX_PHRASES = 400
 """Phrases offered to the model; a longer text offers its first ones."""
 STD_PREFIX = "std."
 """Before the name of an STD key in the answer, which may also be an RE key."""
+
+
+class Body(BaseModel):
+    """An answer in the form that the cache keeps and `rec.enrich.answers` reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    re: dict[str, list[str]] = {}
+    """RE key → phrases."""
+    std: dict[str, list[str]] = {}
+    """STD key → values, not yet normalised."""
+
+    def dump(self) -> str:
+        """JSON text; equal bodies give equal texts."""
+        return json.dumps(self.model_dump(), ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +55,17 @@ class _Example:
 
 _EXAMPLES = (
     _Example(
-        "7c1e90ab",
-        "Lina Shirt White\nCrisp cotton shirt with a striped front. Finished with pearl buttons. Good for a garden "
-        "party. A true boho piece.\nFit: regular\nHand wash",
-        {"fibre": ["Crisp cotton"], "detail": ["pearl buttons"], "occasion": ["garden party"], "vibe": ["boho"]},
+        "e04b52d6",
+        "Noa 코트 회색\n따뜻한 울 소재의 코트입니다. 안쪽 주머니 디테일을 더했습니다. "
+        "빈티지 무드, 가든 파티에 어울립니다.\n핏: 루즈",
+        {"fibre": ["따뜻한 울"], "detail": ["안쪽 주머니"], "occasion": ["가든 파티에"], "vibe": ["빈티지 무드"]},
         {"occasion": "party"},
     ),
     _Example(
-        "e04b52d6",
-        "Noa 코트 회색\n따뜻한 울 소재의 코트입니다. 안쪽 주머니 디테일을 더했습니다. 겨울에 입기 좋아요.\n핏: 루즈",
-        {"fibre": ["따뜻한 울"], "detail": ["안쪽 주머니"], "occasion": [], "vibe": []},
+        "7c1e90ab",
+        "Lina Shirt White\nCrisp cotton shirt with long sleeves and a collar. Finished with pearl buttons. Made for "
+        "summer days.\nFit: regular\nHand wash",
+        {"fibre": ["Crisp cotton"], "detail": ["pearl buttons"], "occasion": [], "vibe": []},
         {},
     ),
 )
@@ -76,9 +95,9 @@ def _fenced(fence: str, text: str) -> str:
 def schema(text: Canonical, vocabulary: StdVocabulary, std_keys: list[str], known: Collection[str]) -> dict[str, Any]:
     """JSON schema of the answer: phrases of the text under RE keys, then one vocabulary value or null per STD key.
 
-    `known` are casefolded words that already gave an STD value; alone they are no RE phrase.
+    `known` are casefolded words that gave an STD value by rule; a single one of them is no RE phrase.
     """
-    phrases = [phrase for phrase in text.phrases if phrase.casefold() not in known][:MAX_PHRASES]
+    phrases = [p for p in text.phrases if " " in p or p.casefold() not in known][:MAX_PHRASES]
     properties: dict[str, Any] = {}
     for key, most in RE_KEYS.items():
         items = {"$ref": "#/$defs/phrase"}
@@ -92,3 +111,26 @@ def schema(text: Canonical, vocabulary: StdVocabulary, std_keys: list[str], know
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def body(raw: str) -> str:
+    """The body of a raw answer, for the cache.
+
+    A phrase says one thing: the model likes to repeat (parts of) a phrase under later keys, where it is left out.
+    A raw answer that is no JSON object is kept as it came; reading it finds it invalid.
+    """
+    try:
+        fields = json.loads(raw)
+    except json.JSONDecodeError:
+        return raw
+    if not isinstance(fields, dict):
+        return raw
+    re: dict[str, list[str]] = {}
+    told: list[str] = []
+    for key in RE_KEYS:
+        new = [phrase for phrase in dict.fromkeys(fields[key]) if not any(f" {phrase} " in other for other in told)]
+        told += [f" {phrase} " for phrase in new]
+        if new:
+            re[key] = new
+    std = {name.removeprefix(STD_PREFIX): [v] for name, v in fields.items() if name.startswith(STD_PREFIX) and v}
+    return Body(re=re, std=std).dump()

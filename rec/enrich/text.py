@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
@@ -33,7 +34,13 @@ _STOP = """
     어울립니다 잘 포인트가 디테일을 감성을 소재의 시즌에 상품
 """
 STOP_WORDS = frozenset(_STOP.split())
-"""Words that a phrase neither begins nor ends with: function words and the filler of shop texts."""
+"""Words that are part of no phrase: function words and the filler of shop texts."""
+
+_CARE_OR_ORIGIN = re.compile(
+    r"\b(?:wash(?:ing|able)?|dry[ -]?clean|bleach|tumble dry|iron|made in)\b|세탁|드라이클리닝|다림질|제조|원산지",
+    re.IGNORECASE,
+)
+"""Clauses on how to wash a garment and where it was sewn: no key asks for either."""
 
 _INJECTION = re.compile(
     r"""
@@ -101,20 +108,27 @@ class Canonical:
 
     @cached_property
     def phrases(self) -> list[str]:
-        """Runs of 1..MAX_PHRASE_WORDS words within a clause that neither begin nor end with a stop word."""
+        """1..MAX_PHRASE_WORDS successive words of a run."""
         found: dict[str, None] = {}
-        for clause in self.clauses:
-            for first in range(len(clause)):
-                for last in range(first, min(first + MAX_PHRASE_WORDS, len(clause))):
-                    if not is_stop(clause[first]) and not is_stop(clause[last]):
-                        found[" ".join(clause[first : last + 1])] = None
+        for run in self.runs:
+            for first in range(len(run)):
+                for last in range(first, min(first + MAX_PHRASE_WORDS, len(run))):
+                    found[" ".join(run[first : last + 1])] = None
         return list(found)
 
     @cached_property
-    def clauses(self) -> list[list[str]]:
-        """The words of each clause of the body; of a line `label: value` only the value."""
+    def runs(self) -> list[list[str]]:
+        """Longest runs of words without a stop word within a clause of the body: roughly its noun phrases.
+
+        Of a line `label: value` only the value counts, and clauses on care and origin do not.
+        """
         told = "\n".join(labelled[1] if (labelled := _labelled(line)) else line for line in self.body.split("\n"))
-        return [words for piece in _CLAUSE_END.split(told) if (words := piece.split())]
+        runs: list[list[str]] = []
+        for clause in _CLAUSE_END.split(told):
+            if not _CARE_OR_ORIGIN.search(clause):
+                pieces = groupby(clause.split(), key=lambda word: word.casefold() in STOP_WORDS)
+                runs += [list(words) for is_stop, words in pieces if not is_stop]
+        return runs
 
     def labelled(self) -> Iterator[tuple[str, str]]:
         """(label, value) of each line of the body of the form `label: value`."""
@@ -126,11 +140,6 @@ class Canonical:
 def _labelled(line: str) -> tuple[str, str] | None:
     label, colon, value = line.partition(": ")
     return (label.strip(), value.strip()) if colon and value.strip() and len(label.split()) <= 3 else None
-
-
-def is_stop(word: str) -> bool:
-    """Whether a phrase may not begin or end with this word."""
-    return word.casefold() in STOP_WORDS
 
 
 def clean(text: str) -> str:

@@ -12,7 +12,7 @@ from rec.enrich import answers, cache
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
 from rec.enrich.llamacpp import LlamaCpp
-from rec.enrich.prompt import PROMPT_VERSION, open_keys, prompt, schema
+from rec.enrich.prompt import PROMPT_VERSION, body, open_keys, prompt, schema
 from rec.enrich.text import Canonical, canonical, given
 from rec.errors import EngineError
 from rec.schema import ENRICHED
@@ -65,16 +65,18 @@ class Ask:
         return batch.select(["product_id"])
 
     def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
-        std, _ = _known(row, text, self._vocabulary, Report())
-        std_keys = open_keys(self._vocabulary, {a.key for a in std})
-        form = schema(text, self._vocabulary, std_keys, {a.evidence.casefold() for a in std if a.evidence})
+        shop, _ = from_shop(given(row), self._vocabulary, Report())
+        rules, _ = from_rules(text, self._vocabulary)
+        std_keys = open_keys(self._vocabulary, {a.key for a in (*shop, *rules)})
+        form = schema(text, self._vocabulary, std_keys, {a.evidence.casefold() for a in rules if a.evidence})
         try:
             raw = self._engine.complete(prompt(text, std_keys), form, self._enrich.max_output_tokens)
         except EngineError as error:
             return Answer(self._enrich.model, PROMPT_VERSION, "refused", str(error), 0, 0)
         state = "finished" if raw.finished else "cut"
-        body = answers.from_model(raw.text)
-        return Answer(self._enrich.model, PROMPT_VERSION, state, body, raw.tokens_in, raw.tokens_out)
+        return Answer(
+            self._enrich.model, PROMPT_VERSION, state, body(raw.text), raw.tokens_in, raw.tokens_out
+        )
 
 
 class Finish:
@@ -106,29 +108,22 @@ class Finish:
         return table.append_column("report", pa.array(notes, pa.string()))
 
 
-def _known(
-    row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, report: Report
-) -> tuple[list[Attribute], list[Attribute]]:
-    """(STD, RE) of shop and rules."""
-    shop_std, shop_re = from_shop(given(row), vocabulary, report)
-    rule_std, rule_re = from_rules(text, vocabulary)
-    return answers.merge_std(shop_std, rule_std), answers.merge_re(shop_re, rule_re)
-
-
 def enriched_row(
     row: dict[str, Any], text: Canonical, answer: Answer | None, vocabulary: StdVocabulary, report: Report
 ) -> dict[str, Any]:
     """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it."""
+    shop_std, shop_re = from_shop(given(row), vocabulary, report)
+    rule_std: list[Attribute] = []
+    rule_re: list[Attribute] = []
     if text.hostile is not None:
-        std, re = from_shop(given(row), vocabulary, report)
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
     else:
-        std, re = _known(row, text, vocabulary, report)
+        rule_std, rule_re = from_rules(text, vocabulary)
         outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
     return {
         "product_id": row["product_id"],
-        "std": answers.rows(answers.merge_std(std, outcome.std)),
-        "re": answers.rows(answers.merge_re(re, outcome.re)),
+        "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),
+        "re": answers.rows(answers.merge_re(shop_re, rule_re, outcome.re)),
         "status": outcome.status,
         "reason": outcome.reason,
         "model": answer.model if answer else None,

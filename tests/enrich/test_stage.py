@@ -1,0 +1,174 @@
+"""The stage on real Ray Data, Postgres and model: live answers, cache, budget, imports, quarantine, kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rec import artifact, dataset
+from rec.config import Config
+from rec.enrich import stage
+from rec.schema import ENRICHED
+from tests.enrich.conftest import COATS, write_products
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+
+
+def rows(config: Config) -> dict[str, dict[str, Any]]:
+    return {row["product_id"]: row for row in dataset.read(config.at("enriched"), ENRICHED).to_pylist()}
+
+
+def calls(url: str) -> list[str]:
+    """Keys of all live calls that the ledger knows, in order."""
+    with psycopg.connect(url) as connection:
+        return [row[0] for row in connection.execute("SELECT key FROM llm_calls ORDER BY called_at")]
+
+
+def test_live_answers_are_paid_once(coats: Callable[..., Config], fresh: str) -> None:
+    config = coats("enrich.max_calls=2")
+    first = stage.run(config)
+    assert (first["live_calls"], first["cached"], first["over_budget"]) == (2, 0, 3)
+    assert first["live_tokens_out"] > 0
+    assert len(set(calls(fresh))) == 2
+
+    made = rows(config)
+    assert list(made) == [row["product_id"] for row in COATS]
+    asked = made["A1"]
+    assert asked["model"] == "gemma3-270m"
+    assert asked["tokens_in"] > 100
+    assert asked["status"] in ("ok", "partial")
+    assert any(a["source"] == "llm" for a in asked["re"])
+    assert {a["value"] for a in asked["std"] if a["key"] == "colour"} == {"red"}
+    for attribute in asked["re"]:
+        assert attribute["evidence"]
+    assert made["A6"]["model"] is None
+    assert made["A6"]["re"], "rules alone give RE values"
+
+    assert stage.run(config)["skipped"]
+    again = stage.run(coats("enrich.max_calls=2", "enrich.max_text_chars=1199"))
+    assert (again["live_calls"], again["cached"]) == (0, 2), "a change that leaves texts alone asks nothing"
+    assert rows(config) == made
+    raised = stage.run(coats("enrich.max_calls=3"))
+    assert (raised["live_calls"], raised["cached"], raised["over_budget"]) == (1, 2, 1)
+    assert rows(config)["A4"]["model"] == rows(config)["A5"]["model"] == "gemma3-270m", "the same text is asked once"
+    assert len(calls(fresh)) == len(set(calls(fresh))) == 3
+
+
+def test_hostile_products_keep_what_the_shop_gave_and_are_never_asked(
+    coats: Callable[..., Config], fresh: str
+) -> None:
+    config = coats("enrich.max_calls=0")
+    facts = stage.run(config)
+    assert facts["status"]["quarantined"] == 1
+    hostile = rows(config)["A3"]
+    assert hostile["status"] == "quarantined"
+    assert "Ignore all previous instructions" in hostile["reason"]
+    assert [(a["key"], a["value"], a["source"]) for a in hostile["std"]] == [("colour", "blue", "given")]
+    assert hostile["re"] == []
+    assert calls(fresh) == []
+
+
+def test_what_the_vocabulary_lacks_is_counted_and_kept(coats: Callable[..., Config], fresh: str) -> None:
+    config = coats("enrich.max_calls=0")
+    stage.run(config)
+    facts = dataset.read_manifest(config.at("enriched"), ENRICHED).facts
+    assert {"key": "colour", "value": "Orenge-ish plaid", "count": 1} in facts["unmapped"]
+    assert facts["unknown_keys"] == {"flavour": 1}
+    dress = rows(config)["A2"]
+    assert ("colour", "Orenge-ish plaid", "given") in [(a["key"], a["value"], a["source"]) for a in dress["re"]]
+    assert ("colour", "unknown") in [(a["key"], a["value"]) for a in dress["std"]]
+
+
+def test_imported_answers_are_grounded_preferred_and_imported_once(
+    coats: Callable[..., Config], fresh: str, tmp_path: Path
+) -> None:
+    lines = [
+        {"product_id": "A1", "model": "other", "re": {"detail": ["detachable hood", "gold buttons"]}},
+        {"product_id": "A4", "model": "other", "re": {"detail": ["Pearl  Buttons"], "nonsense": ["cotton"]}},
+        {"product_id": "gone", "model": "other", "re": {}},
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    config = coats("enrich.max_calls=0", f'enrich.answers=["{path}"]')
+    assert stage.run(config)["cached"] == 2
+    made = rows(config)
+    assert made["A1"]["model"] == "other"
+    assert made["A1"]["prompt_version"].startswith("imported-")
+    assert made["A1"]["status"] == made["A4"]["status"] == "partial"
+    values = {(a["key"], a["value"], a["evidence"]) for a in made["A1"]["re"]}
+    assert ("detail", "detachable hood", "detachable hood") in values
+    assert not any("gold" in value for _, value, _ in values)
+    assert ("nonsense") not in {a["key"] for a in made["A4"]["re"]}
+    with psycopg.connect(fresh) as connection:
+        before = connection.execute("SELECT key, body FROM llm_answers ORDER BY key").fetchall()
+    first = artifact.peek(config.at("enriched"))
+    stage.run(coats("enrich.max_calls=0", f'enrich.answers=["{path}"]', "enrich.max_output_tokens=99"))
+    with psycopg.connect(fresh) as connection:
+        assert connection.execute("SELECT key, body FROM llm_answers ORDER BY key").fetchall() == before
+    second = artifact.peek(config.at("enriched"))
+    assert first is not None
+    assert second is not None
+    assert first.content_hash == second.content_hash
+
+    lines[0]["re"] = {"detail": ["winter walk"]}
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    stage.run(coats("enrich.max_calls=0", f'enrich.answers=["{path}"]'))
+    assert "winter walk" in {a["value"] for a in rows(config)["A1"]["re"]}, "a corrected file replaces the earlier one"
+
+
+def test_a_killed_job_repeats_no_call_and_ends_as_an_undisturbed_one(
+    coats: Callable[..., Config],
+    new_database: Callable[[str], str],
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = ["enrich.answers=[]", "enrich.threads=1", "enrich.max_output_tokens=24"]
+    url = new_database("enrich_killed")
+    config = coats("enrich.max_output_tokens=24")
+    command = [sys.executable, "jobs/enrich.py", "--set", f"store={tmp_path}"]
+    command += [part for override in overrides for part in ("--set", override)]
+    environment = {**os.environ, "REC_DATABASE_URL": url}
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=repository, env=environment, stdout=log, stderr=log)
+        wait_for_calls(url, job, 2)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+    assert not config.at("enriched").exists()
+    time.sleep(3)  # the workers notice that their driver is gone
+    before = calls(url)
+    assert len(before) < 4, "killed too late to prove anything"
+    subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
+    after = calls(url)
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after)) == 4, "four distinct texts may be asked"
+    killed = artifact.peek(config.at("enriched"))
+
+    undisturbed = coats("enrich.max_output_tokens=24", "name=other")
+    monkeypatch.setenv("REC_DATABASE_URL", new_database("enrich_undisturbed"))
+    write_products(undisturbed, COATS)
+    stage.run(undisturbed)
+    other = artifact.peek(undisturbed.at("enriched"))
+    assert killed is not None
+    assert other is not None
+    assert killed.content_hash == other.content_hash
+
+
+def wait_for_calls(url: str, job: subprocess.Popen[bytes], least: int) -> None:
+    """Return as soon as the ledger has `least` calls."""
+    for _ in range(1_200):
+        assert job.poll() is None, "the job ended before it could be killed"
+        with psycopg.connect(url) as connection:
+            there = connection.execute("SELECT to_regclass('llm_calls')").fetchone()
+            if there is not None and there[0] is not None and len(calls(url)) >= least:
+                return
+        time.sleep(0.1)
+    pytest.fail("the job made no calls within two minutes")
