@@ -1,59 +1,18 @@
-"""From attributes of products to counts and to ids: what tasks of tensorization do with one row group.
-
-Products and enriched lie in the same order in row groups of the same size, so a task reads the two row groups of
-its number side by side and nothing has to be joined or shuffled.
-"""
+"""From attributes and titles of products to ids: what an actor of tensorization does with one row group."""
 
 import hashlib
 import json
-from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rec.config import Text
 from rec.models import text_encoder
 from rec.schema import INTS
-from rec.vocab.drift import Counts
+from rec.vocab.counting import Files, Pair, pairs_of
 from rec.vocab.re import ReVocabulary, split_words
 from rec.vocab.std import UNKNOWN, StdVocabulary
 
-Pair = tuple[str, str]
 Ids = list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Paths of the parquet files of `enriched` and `products`."""
-
-    enriched: str
-    products: str
-
-    def attributes(self, group: int) -> pa.Table:
-        """product_id, std and re of a row group."""
-        return pq.ParquetFile(self.enriched).read_row_group(group, columns=["product_id", "std", "re"])
-
-    def texts(self, group: int) -> pa.Table:
-        """title, description and group_id of a row group."""
-        return pq.ParquetFile(self.products).read_row_group(group, columns=["title", "description", "group_id"])
-
-
-def count(batch: pa.Table, files: Files) -> pa.Table:
-    """Counts of the row groups whose numbers are in column `id`, as rows of `Counts.table`."""
-    counts = Counts()
-    for group in batch.column("id").to_pylist():
-        table = files.attributes(group)
-        counts.products += table.num_rows
-        for pairs in _pairs(table.column("std")):
-            counts.std.update(_distinct(pairs))
-            counts.std_keys.update({key for key, _ in pairs})
-        for pairs in _pairs(table.column("re")):
-            words = {(key, word) for key, value in pairs for word in split_words(value)}
-            counts.re.update(words)
-            counts.tokens.update({word for _, word in words})
-    return counts.table()
 
 
 class Tensorize:
@@ -75,7 +34,7 @@ class Tensorize:
     def _rows(self, group: int) -> pa.Table:
         attributes, texts = self._files.attributes(group), self._files.texts(group)
         titles = texts.column("title").to_pylist()
-        std_pairs, re_pairs = _pairs(attributes.column("std")), _pairs(attributes.column("re"))
+        std_pairs, re_pairs = pairs_of(attributes.column("std")), pairs_of(attributes.column("re"))
         std = [std_ids(pairs, self._std) for pairs in std_pairs]
         re = [re_ids(pairs, self._re) for pairs in re_pairs]
         kept = [ids[: self._max_re_tokens] for ids in re]
@@ -98,7 +57,7 @@ class Tensorize:
 
 def std_ids(pairs: list[Pair], vocabulary: StdVocabulary) -> Ids:
     """(key id, id) of the pairs by key, within a key as given, each once; unknown only where a key has nothing else."""
-    distinct = _distinct(pairs)
+    distinct = list(dict.fromkeys(pairs))
     mapped = {key for key, value in distinct if value != UNKNOWN}
     ids = [
         (vocabulary.key_id(key), vocabulary.id_of(key, value))
@@ -124,16 +83,3 @@ def group_key(group_id: str | None, title: str, std: list[Pair], re: list[Pair])
         words = sorted({(key, word) for key, value in re for word in split_words(value)})
         content = json.dumps(["content", split_words(title), sorted(set(std)), words])
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-
-def _distinct(pairs: list[Pair]) -> list[Pair]:
-    return list(dict.fromkeys(pairs))
-
-
-def _pairs(column: pa.ChunkedArray) -> list[list[Pair]]:
-    """(key, value) of each row of an ATTRIBUTES column."""
-    lists = column.combine_chunks()
-    flat = lists.flatten()
-    pairs = list(zip(flat.field("key").to_pylist(), flat.field("value").to_pylist(), strict=True))
-    ends = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).tolist()
-    return [pairs[start:end] for start, end in pairwise(ends)]

@@ -26,16 +26,17 @@ from rec.config import Config
 from rec.errors import ArtifactError
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.vocab import drift, std
+from rec.vocab.counting import Files, count
 from rec.vocab.re import ReVocabulary
-from rec.vocab.rows import Files, Tensorize, count
+from rec.vocab.rows import Tensorize
 from rec.vocab.std import StdVocabulary
 
 KIND = "vocabulary"
 VERSION = 1
 MADE_BY = TENSORS.made_by
 
-ACTORS = 2
-"""Actors with a tokenizer; more row groups than that are shared among them."""
+TASKS = 2
+"""Row groups read at once, and actors with a tokenizer: each holds some hundred MiB."""
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,9 @@ def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
 def _count(files: Files) -> drift.Counts:
     counts = drift.Counts()
     rows = pq.ParquetFile(files.products).metadata.num_rows
-    counted = _groups(files).map_batches(partial(count, files=files), batch_format="pyarrow", batch_size=None)
+    counted = _groups(files).map_batches(
+        partial(count, files=files), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(TASKS)
+    )
     with progress.bar(total=rows, what="count attributes") as bar:
         for batch in _tables(counted):
             before = counts.products
@@ -176,12 +179,12 @@ def _count(files: Files) -> drift.Counts:
 def _tensors(config: Config, files: Files, facts: dict[str, Any]) -> Iterator[pa.Table]:
     """Rows of TENSORS in product order; group numbers are given here, in order of first appearance."""
     folder = config.at("vocabulary")
-    groups = _groups(files)
-    made = groups.map_batches(
+    total = pq.ParquetFile(files.products).num_row_groups
+    made = _groups(files).map_batches(
         Tensorize,
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(ACTORS, config.cpus - 1, groups.num_blocks()))),
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(TASKS, config.cpus - 1, total))),
         fn_constructor_args=(
             files,
             (folder / "std.toml").read_text(encoding="utf-8"),
