@@ -40,7 +40,7 @@ def count(batch: pa.Table, files: Files) -> pa.Table:
         table = files.attributes(group)
         counts.products += table.num_rows
         for pairs in pairs_of(table.column("std")):
-            counts.std.update(dict.fromkeys(pairs))
+            counts.std.update(dict.fromkeys(pairs).keys())
             counts.std_keys.update({key for key, _ in pairs})
         for pairs in pairs_of(table.column("re")):
             words = {(key, word) for key, value in pairs for word in split_words(value)}
