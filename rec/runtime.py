@@ -4,12 +4,14 @@ import logging
 import os
 
 import ray
+import ray.data
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def start(cpus: int) -> None:
     """Connect to Ray, or start it in this process with `cpus` logical CPUs. Does nothing when connected."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # importing ray.data set it to tell each plan
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
