@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from rec.artifact import write_json
+from rec import artifact
+from rec.artifact import Manifest, write_json
 from rec.features import spec
 from rec.features.spec import Spec
 from rec.vocab.re import UNKNOWN_ID
@@ -99,6 +100,11 @@ class ItemFeatures:
             "history": self.history,
         }
         write_json(folder / "features.json", described)
+
+
+def manifest(folder: Path) -> Manifest:
+    """The checked manifest of the `features` artifact."""
+    return artifact.read(folder, kind=KIND, version=VERSION, made_by="python jobs/train_ranker.py")
 
 
 def load(folder: Path, vectors: NDArray[np.float32]) -> ItemFeatures:

@@ -37,10 +37,10 @@ from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
 from rec.train import ddp
 from rec.train.listwise import listwise_loss, ndcg, target_ranks
+from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
-MADE_BY = "python jobs/train_ranker.py"
 MIN_REQUESTS = 10
 """Requests below which a tenth of them cannot choose an epoch."""
 USERS_PER_BLOCK = 256
@@ -52,18 +52,14 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> dict[str, Any]:
     """Write the `features` and `ranker` artifacts; returns counts and measures."""
     started = time.monotonic()
-    h = histories.load(config.root)
-    items = features(config, h)
     inputs = {
-        "features": artifact.read(
-            config.at("features"), kind=item_features.KIND, version=item_features.VERSION, made_by=MADE_BY
-        ).content_hash,
         "samples": dataset.read_manifest(config.at("samples"), SAMPLES).content_hash,
-        "item_tower": artifact.read(
-            config.at("item_tower"), kind=item_tower.KIND, version=item_tower.VERSION, made_by="python jobs/pretrain.py"
-        ).content_hash,
+        "item_tower": item_tower.manifest(config.at("item_tower")).content_hash,
         "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
     }
+    h = histories.load(config.root)
+    items = features(config, h)
+    inputs["features"] = item_features.manifest(config.at("features")).content_hash
     options = {
         "ranker": config.ranker.model_dump(mode="json"),
         "temperature": config.user_tower.temperature,
@@ -105,7 +101,7 @@ def features(config: Config, h: Histories) -> ItemFeatures:
         "products": dataset.read_manifest(root / "products", PRODUCTS).content_hash,
         "users": dataset.read_manifest(root / "users", USERS).content_hash,
         "events": dataset.read_manifest(root / "events", INTERACTIONS).content_hash,
-        "vocabulary": _finished(root / "vocabulary", "python jobs/tensorize.py").content_hash,
+        "vocabulary": tensorize.manifest(root / "vocabulary").content_hash,
         "tensors": dataset.read_manifest(root / "tensors", TENSORS).content_hash,
     }
     inputs_in_use = sorted({"std", "re", "profile"} & {*config.item_tower.inputs, *config.user_tower.inputs})
@@ -139,14 +135,6 @@ def features(config: Config, h: Histories) -> ItemFeatures:
             made.save(draft.path)
             draft.note(items=len(made.std), sparse=len(made.spec.sparse), dense=len(made.spec.dense))
     return item_features.load(target, vectors)
-
-
-def _finished(folder: Path, made_by: str) -> artifact.Manifest:
-    """The manifest of an artifact whose version its own loader checks."""
-    found = artifact.peek(folder)
-    if found is None:
-        raise ArtifactError(f"{folder} holds no finished {folder.name}: run `{made_by}` first")
-    return found
 
 
 def prepare(
