@@ -1,0 +1,125 @@
+"""Training windows, and the whole stage on Ray Train: it learns all three inputs, and a resumed run is equal."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rec import histories
+from rec.config import Config, Train, UserTower
+from rec.histories import leave_one_out
+from rec.models import text_encoder, user_tower
+from rec.retrieval import search
+from rec.train.sequences import windows
+from rec.train.user import build, run
+from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, make
+
+
+def _config(store: Path, **options: object) -> Config:
+    train = Train(epochs=12, batch_size=16, learning_rate=3e-3, cpus_per_worker=1)
+    tower = UserTower.model_validate({"train": train, "history": 8, "layers": 1, **options})
+    return Config(name="world", store=str(store), item_tower={"width": 16}, user_tower=tower)  # type: ignore[arg-type]
+
+
+def test_windows_hold_training_events_only_and_know_what_is_said_at_the_target(tmp_path: Path) -> None:
+    make(tmp_path, num_users=40)
+    h = histories.load(tmp_path)
+    split = leave_one_out(h)
+    data = windows(h, split.train_end, 4, {PARTY: 1}, exclude_seen=True)
+    batch = data.batch(np.arange(len(data.users)))
+    position = 0
+    for row, user in enumerate(data.users):
+        events = range(max(h.offsets[user], split.train_end[user] - 5), split.train_end[user])
+        assert batch.sequences.items[row, : len(events) - 1].tolist() == h.items[events[:-1]].tolist()
+        assert int(batch.sequences.lengths[row]) == len(events) - 1
+        for place, event in enumerate(events):
+            assert batch.targets[position] == h.items[event]
+            assert bool(batch.contexts[position]) == (h.contexts[event] == PARTY)
+            repeated = h.items[event] in h.items[h.offsets[user] : event]
+            assert bool(batch.counted[position]) == (not repeated)
+            if place:
+                gap = (h.at[event] - h.at[event - 1]) / 1e6
+                assert batch.sequences.gaps_s[row, place - 1].item() == pytest.approx(gap, rel=1e-6)
+            position += 1
+    assert position == len(batch.targets)
+
+
+def test_training_windows_and_states_give_the_same_vectors(tmp_path: Path) -> None:
+    """What training computes at the last position is what serving computes for the same moment."""
+    make(tmp_path, num_users=30)
+    h = histories.load(tmp_path)
+    split = leave_one_out(h)
+    data = windows(h, split.train_end, 8, {}, exclude_seen=False)
+    options = _config(tmp_path).user_tower
+    torch.manual_seed(0)
+    frozen = np.eye(CLUSTERS * PER_CLUSTER, 16, dtype=np.float32) + 0.1
+    model = build(data, frozen, np.zeros((1, 4), np.float32), options, "minilm").eval()
+    batch = data.batch(np.arange(len(data.users)))
+    with torch.inference_mode():
+        flat = model.users(batch, 0.0)
+    last = (batch.sequences.starts + batch.sequences.lengths).numpy()
+    ends = data.ends - 1
+    states = [histories.state(h, int(u), int(e), 8, int(h.at[e]), "") for u, e in zip(data.users, ends, strict=True)]
+    served = model.tower.attach(model.table.export()).vectors(states, None)
+    np.testing.assert_allclose(served, flat[last].numpy(), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config:
+    config = _config(tmp_path_factory.mktemp("store"))
+    make(config.root)
+    result = run(config)
+    assert result["epochs"] == 12
+    return config
+
+
+@pytest.mark.slow
+def test_the_stage_is_done_once_and_leaves_no_checkpoints(trained: Config) -> None:
+    assert run(trained)["skipped"]
+    assert list(trained.at("training").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_tower_recovers_what_was_planted(trained: Config) -> None:
+    """Cluster from the behaviour, occasion from the context, half of the cluster from the height."""
+    tower = user_tower.load(trained.at("user_tower"))
+    h = histories.load(trained.root)
+    text = text_encoder.load(trained.text)
+    vectors = tower.item_vectors.numpy()
+    users = np.arange(len(h.user_ids))
+    ends = h.offsets[1:] - 1
+    for said, right in (("", lambda u: u % 4), (PARTY, lambda u: 5)):
+        states = [histories.state(h, int(u), int(e), 8, int(h.at[e]), said) for u, e in zip(users, ends, strict=True)]
+        rows, _ = search(tower.vectors(states, text.embed([said] * len(states))), vectors, 1)
+        hits = [row // PER_CLUSTER == right(u) for u, row in zip(users, rows[:, 0], strict=True)]
+        assert np.mean(hits) > 0.75, said  # one cluster in six by chance
+    heights = np.array([[150.0], [195.0]], np.float32)
+    cold = [user_tower.UserState(*(np.empty(0, t) for t in (np.int64, np.int64, np.float32)), "", p) for p in heights]
+    rows, _ = search(tower.vectors(cold, None), vectors, 5)
+    taller = (rows % PER_CLUSTER >= 5).mean(axis=1)
+    assert taller[0] < 0.4 < 0.6 < taller[1]
+
+
+@pytest.mark.slow
+def test_a_cold_item_keeps_the_item_towers_vector(trained: Config) -> None:
+    from rec.train.user import item_vectors
+
+    tower = user_tower.load(trained.at("user_tower"))
+    frozen = item_vectors(trained.root, 16)
+    moved = np.linalg.norm(tower.item_vectors.numpy() - frozen, axis=1)
+    h = histories.load(trained.root)
+    warm = np.zeros(len(frozen), bool)
+    warm[histories.training_items(h, leave_one_out(h))] = True
+    assert moved[~warm].max() < 1e-6
+    assert moved[warm].max() > 0.05
+    assert (~warm).sum() >= PER_CLUSTER
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bytes(trained: Config, tmp_path: Path, ray_local: None) -> None:
+    again = _config(tmp_path)
+    make(again.root)
+    run(again)
+    for name in ("user_tower.safetensors", "item_vectors.safetensors", "user_tower.json"):
+        assert (again.at("user_tower") / name).read_bytes() == (trained.at("user_tower") / name).read_bytes()
