@@ -1,0 +1,149 @@
+"""The report as one self-contained HTML page: tables with intervals, plots as inline SVG. Same report, same bytes."""
+
+import io
+from collections.abc import Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SYSTEMS = {
+    "final": "final list",
+    "retrieval": "retrieval",
+    "category_popular": "same-category popular",
+    "popular": "popular",
+    "random": "random vectors",
+}
+COLOURS = {
+    "final": "#1b4f72",
+    "retrieval": "#2e86c1",
+    "category_popular": "#b9770e",
+    "popular": "#e59866",
+    "random": "#b2babb",
+}
+SLICES = {
+    "all": "all users",
+    "warm_items": "target with training events",
+    "cold_items": "target without training events",
+    "short_history": "at most 2 events known",
+    "long_history": "more than 2 events known",
+    "cold_users": "history hidden",
+}
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Evaluation of $recipe</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2833; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #d5d8dc; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+small { color: #5f6a6a; display: block; }
+figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+.worse { color: #b03a2e; } .scroll { overflow-x: auto; }
+</style></head><body>
+<h1>Evaluation of $recipe</h1>
+<p>Each user's last event is hidden and ranked among all items that were candidates at that moment. $users
+Seen items are $seen. The final list is the top $candidates of retrieval, reranked; a target outside counts as missed.
+Intervals are 95 % bootstrap intervals over users.</p>
+<p>Coverage at 10: $coverage of $items items, of which $warm have training events.</p>
+<figure>$plot</figure>
+$tables
+<h2>Final list minus the others, all users</h2>
+<p>Paired over the same users; red where the interval is not above zero.</p>
+$differences
+<p><small>Seed $seed. report.json beside this page holds every figure.</small></p>
+</body></html>
+""")
+
+
+def page(report: dict[str, Any]) -> str:
+    """HTML of a report as `rec.evaluate.stage.evaluate` makes it."""
+    found = {name: part for name, part in report["slices"].items() if part["users"]}
+    counts = report["users"]
+    left_out = counts["left_out_target_seen"] + counts["left_out_target_not_launched"]
+    tables = "".join(
+        f"<h2>{escape(label(name))} ({part['users']:,} users)</h2>{_table(part['figures'])}"
+        for name, part in found.items()
+    )
+    return _PAGE.substitute(
+        recipe=escape(report["recipe"]),
+        users=f"{counts['tested']:,} of {counts['testable']:,} testable users are tested; "
+        f"{left_out:,} were left out because their target was no candidate.",
+        seen="no candidates" if report["exclude_seen"] else "candidates too",
+        candidates=report["candidates"],
+        coverage=", ".join(f"{SYSTEMS[name]} {share:.1%}" for name, share in report["coverage@10"].items()),
+        items=f"{report['items']['catalogue']:,}",
+        warm=f"{report['items']['with_training_events']:,}",
+        plot=_plot(found, _ndcg(report["cutoffs"])),
+        tables=tables,
+        differences=_table(found["all"]["differences"], marked=True) if "all" in found else "",
+        seed=report["seed"],
+    )
+
+
+def label(name: str) -> str:
+    """The readable name of a slice."""
+    return SLICES.get(name, name.replace("group:", "planted: "))
+
+
+def _ndcg(cutoffs: Sequence[int]) -> str:
+    return f"ndcg@{min((k for k in cutoffs if k >= 10), default=max(cutoffs))}"
+
+
+def _table(figures: dict[str, dict[str, Any]], *, marked: bool = False) -> str:
+    """Systems as rows, metrics as columns."""
+    systems = [name for name in SYSTEMS if name in figures]
+    metrics = list(figures[systems[0]])
+    head = "".join(f"<th>{escape(metric)}</th>" for metric in metrics)
+    rows = []
+    for system in systems:
+        cells = "".join(_cell(figures[system][metric], marked) for metric in metrics)
+        rows.append(f"<tr><td>{SYSTEMS[system]}</td>{cells}</tr>")
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _cell(figure: dict[str, Any], marked: bool) -> str:
+    low, high = figure["ci95"]
+    worse = ' class="worse"' if marked and low <= 0 else ""
+    return f"<td{worse}>{figure['value']:.4f}<small>{low:.4f} … {high:.4f}</small></td>"
+
+
+def _plot(found: dict[str, Any], metric: str) -> str:
+    """Inline SVG: the metric of every system in every slice, with intervals."""
+    if not found:
+        return ""
+    figure = Figure(figsize=(10, 1.2 + 0.75 * len(found)), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / len(SYSTEMS)
+    for place, system in enumerate(SYSTEMS):
+        values = [part["figures"][system][metric] for part in found.values()]
+        axes.barh(
+            [row + place * height for row in range(len(found))],
+            [value["value"] for value in values],
+            height,
+            xerr=[
+                [max(value["value"] - value["ci95"][0], 0) for value in values],
+                [max(value["ci95"][1] - value["value"], 0) for value in values],
+            ],
+            error_kw={"lw": 1},
+            color=COLOURS[system],
+            label=SYSTEMS[system],
+        )
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(found))], [label(name) for name in found])
+    axes.invert_yaxis()
+    axes.set_xlabel(metric.upper())
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element; the same figure gives the same text."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "rec", "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]

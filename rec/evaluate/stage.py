@@ -1,0 +1,167 @@
+"""The stage: evaluate retrieval and the final list on each user's last event, beside the controls.
+
+Every item that is a candidate is ranked: no sampled negatives. The slice `cold_users` asks again for some of
+the users with their history hidden, so that only context and profile are known.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from rec import artifact, dataset, histories, samples
+from rec.artifact import Manifest
+from rec.config import Config
+from rec.data import sample
+from rec.evaluate import cases as test_cases
+from rec.evaluate import controls, report, slices
+from rec.evaluate.cases import Cases
+from rec.evaluate.figures import slice_figures
+from rec.evaluate.systems import Recommender, coverage
+from rec.features import items as item_features
+from rec.features.items import ItemFeatures
+from rec.histories import Histories
+from rec.models import fused, user_tower
+from rec.retrieval import popular
+from rec.schema import INTERACTIONS, PRODUCTS, USERS
+
+KIND = "evaluation"
+VERSION = 1
+MADE_BY = "python jobs/evaluate.py"
+COLD_USERS = 2_000
+"""Users who are asked for again with their history hidden."""
+
+Ints = NDArray[np.int64]
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write the `evaluation` artifact (report.json, report.html); does nothing when that is done already."""
+    target = config.at(KIND)
+    inputs = {
+        "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
+        "users": dataset.read_manifest(config.at("users"), USERS).content_hash,
+        "events": dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash,
+        "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
+        "features": item_features.manifest(config.at("features")).content_hash,
+        "ranker": artifact.read(
+            config.at("ranker"), kind=fused.KIND, version=fused.VERSION, made_by="python jobs/train_ranker.py"
+        ).content_hash,
+    }
+    made_by = {
+        "evaluate": config.evaluate.model_dump(mode="json"),
+        "candidates": config.ranker.candidates,
+        "history": config.user_tower.history,
+        "exclude_seen": config.user_tower.exclude_seen,
+        "text": config.text.model_dump(mode="json"),
+        "source": config.source.kind,
+        "seed": config.seed,
+    }
+    done = artifact.finished(target, kind=KIND, version=VERSION, inputs=inputs, config=made_by)
+    if done is not None:
+        return _facts(target, done) | {"skipped": True}
+    started = time.monotonic()
+    found = evaluate(config)
+    with artifact.write(target, kind=KIND, version=VERSION, inputs=inputs, config=made_by) as draft:
+        artifact.write_json(draft.path / "report.json", found)
+        (draft.path / "report.html").write_text(report.page(found), encoding="utf-8")
+        draft.note(users=found["users"], **_headline(found))
+    manifest = artifact.read(target, kind=KIND, version=VERSION, made_by=MADE_BY)
+    return _facts(target, manifest) | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """The report of a recipe whose ranker is trained, as JSON values."""
+    h = histories.load(config.root)
+    counts = samples.training_popularity(h)
+    options = config.evaluate
+    cases = test_cases.last_events(
+        h,
+        samples.created_us(config.root),
+        history=config.user_tower.history,
+        exclude_seen=config.user_tower.exclude_seen,
+        max_users=options.max_users,
+        seed=config.seed,
+    )
+    recommender = _recommender(config, popular(counts))
+    category = _categories(recommender.items)
+    answers = recommender.answer(cases, "final lists")
+    ranks = {"retrieval": answers.retrieval, "final": answers.final}
+    ranks |= controls.ranks(cases, recommender.popular, category, config.seed)
+    groups = _planted(config, h, cases)
+    figures = {
+        name: slice_figures(
+            {system: r[rows] for system, r in ranks.items()}, options.cutoffs, options.bootstrap, config.seed
+        )
+        for name, rows in slices.of(cases, counts, groups).items()
+    }
+    figures["cold_users"] = _cold_users(config, recommender, category, cases)
+    return {
+        "recipe": config.name,
+        "seed": config.seed,
+        "items": {"catalogue": h.num_items, "with_training_events": int((counts > 0).sum())},
+        "users": cases.counts,
+        "candidates": config.ranker.candidates,
+        "exclude_seen": config.user_tower.exclude_seen,
+        "cutoffs": options.cutoffs,
+        "coverage@10": {
+            "retrieval": round(coverage(answers.retrieval_top, h.num_items), 6),
+            "final": round(coverage(answers.final_top, h.num_items), 6),
+        },
+        "slices": figures,
+    }
+
+
+def _recommender(config: Config, popular_order: Ints) -> Recommender:
+    tower = user_tower.load(config.at("user_tower"))
+    vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
+    return Recommender(
+        tower=tower,
+        items=item_features.load(config.at("features"), vectors),
+        ranker=fused.load(config.at("ranker")),
+        popular=popular_order,
+        text=config.text,
+        num_candidates=config.ranker.candidates,
+    )
+
+
+def _categories(items: ItemFeatures) -> Ints:
+    """int64[N] STD id of each item's category, -1 where unknown or when STD is not in use."""
+    if "category" not in items.keys:
+        return np.full(len(items.std), -1, np.int64)
+    column = items.keys.index("category")
+    ids = items.std[:, column].astype(np.int64)
+    return np.where(ids == items.unknown[column], -1, ids)
+
+
+def _planted(config: Config, h: Histories, cases: Cases) -> dict[str, Ints]:
+    """Slices of the synthetic sample's groups; none for other sources."""
+    if config.source.kind != "sample":
+        return {}
+    truth = {user_id: truth.group for user_id, truth in sample.generate(config.seed).truth.items()}
+    return slices.planted(cases, h.user_ids, truth)
+
+
+def _cold_users(config: Config, recommender: Recommender, category: Ints, cases: Cases) -> dict[str, Any]:
+    """Figures for a seeded draw of the cases with their histories hidden."""
+    rows = np.arange(len(cases))
+    if len(rows) > COLD_USERS:
+        rows = np.sort(np.random.default_rng(config.seed).choice(rows, COLD_USERS, replace=False))
+    hidden = cases.part(rows).without_histories()
+    answers = recommender.answer(hidden, "final lists of cold users")
+    ranks = {"retrieval": answers.retrieval, "final": answers.final}
+    ranks |= controls.ranks(hidden, recommender.popular, category, config.seed)
+    return slice_figures(ranks, config.evaluate.cutoffs, config.evaluate.bootstrap, config.seed)
+
+
+def _headline(found: dict[str, Any]) -> dict[str, Any]:
+    """Each system's NDCG at the first cutoff of 10 or more, over all users."""
+    cutoff = min((k for k in found["cutoffs"] if k >= 10), default=max(found["cutoffs"]))
+    figures = found["slices"]["all"]["figures"]
+    return {f"ndcg@{cutoff}": {system: values[f"ndcg@{cutoff}"] for system, values in figures.items()}}
+
+
+def _facts(target: Path, manifest: Manifest) -> dict[str, Any]:
+    return {"stage": "evaluate", "artifact": str(target), **manifest.facts}
