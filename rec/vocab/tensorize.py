@@ -166,7 +166,7 @@ def _count(files: Files) -> drift.Counts:
     counts = drift.Counts()
     rows = pq.ParquetFile(files.products).metadata.num_rows
     counted = _groups(files).map_batches(
-        partial(count, files=files), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(TASKS)
+        partial(count, files=files), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(_tasks(files))
     )
     with progress.bar(total=rows, what="count attributes") as bar:
         for batch in _tables(counted):

@@ -16,7 +16,7 @@ _RUN = re.compile(r"\S+|\s+")
 _PARTICLE = "(?:은|는|이|가|을|를|의|과|와|도|로|으로|에|에서|만|인|용|형|소재|혼방)?"
 _BEFORE_LATIN, _AFTER_LATIN = r"(?<![^\W_가-힣])", r"(?![^\W_가-힣])"  # Korean may touch a Latin word: cotton소재
 _BEFORE, _AFTER = r"(?<![^\W_])", r"(?![^\W_])"
-_SEPARATOR = r"[\s/_.&'’\-]{1,2}"
+_SEPARATOR = r"[\s/_.&'’‐–—−\-]{1,2}"
 
 Trie = dict[str, "Trie"]
 _END = ""

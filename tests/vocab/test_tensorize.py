@@ -1,0 +1,232 @@
+"""The stage on a small catalogue: what comes out, what stays equal, what is refused."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rec import artifact, dataset
+from rec.config import Config, load
+from rec.errors import ArtifactError
+from rec.models import text_encoder
+from rec.schema import ENRICHED, PRODUCTS, TENSORS
+from rec.vocab import tensorize
+from rec.vocab.re import ReVocabulary
+from rec.vocab.rows import group_key, re_ids, std_ids
+from rec.vocab.std import StdVocabulary
+
+VERSION = StdVocabulary.load().version
+Pairs = list[tuple[str, str]]
+Product = tuple[str, str, str | None, Pairs, Pairs]
+
+CATALOGUE: list[Product] = [
+    ("p1", "Wool coat", None, [("category", "coat"), ("fibre", "wool")], [("fibre", "soft merino wool")]),
+    ("p2", "Wool coat", None, [("fibre", "wool"), ("category", "coat")], [("fibre", "Soft merino, wool")]),
+    ("p3", "Tee S", "g1", [("category", "t-shirt"), ("colour", "unknown")], [("vibe", "soft")]),
+    ("p4", "Tee M", "g1", [("colour", "unknown"), ("colour", "red")], []),
+    ("p5", "양말", None, [], [("detail", "포근한 soft 양말")]),
+]
+
+
+def _attributes(pairs: Pairs) -> list[dict[str, str | None]]:
+    return [{"key": key, "value": value, "source": "given", "evidence": None} for key, value in pairs]
+
+
+def _write(config: Config, catalogue: Sequence[Product], *, version: str = VERSION) -> None:
+    """The datasets `products` and `enriched` of a catalogue."""
+    products = [
+        {"product_id": id, "title": title, "description": f"{title} described", "group_id": group, "available": True}
+        for id, title, group, _, _ in catalogue
+    ]
+    enriched = [
+        {
+            "product_id": id,
+            "std": _attributes(standard),
+            "re": _attributes(open_),
+            "status": "ok",
+            "vocab_version": version,
+            "tokens_in": 0,
+            "tokens_out": 0,
+            "content_hash": hashlib.sha256(title.encode()).hexdigest(),
+        }
+        for id, title, _, standard, open_ in catalogue
+    ]
+    for name, contract, rows in (("products", PRODUCTS, products), ("enriched", ENRICHED, enriched)):
+        table = pa.Table.from_pylist(rows, schema=contract.schema)
+        dataset.write(config.at(name), contract, [table], inputs={}, config={})
+
+
+def _config(store: Path, *overrides: str) -> Config:
+    return load("demo", [f"store={store}", "vocab.min_count=2", *overrides])
+
+
+def _rows(config: Config) -> list[dict[str, Any]]:
+    return dataset.read(config.at("tensors"), TENSORS).to_pylist()
+
+
+def _hashes(config: Config) -> list[str]:
+    return [artifact.hash_folder(config.at(name)) for name in ("vocabulary", "tensors")]
+
+
+def test_std_ids_are_ordered_by_key_and_unknown_gives_way() -> None:
+    vocabulary = StdVocabulary.load()
+    ids = std_ids([("colour", "unknown"), ("colour", "red"), ("category", "coat"), ("colour", "red")], vocabulary)
+    assert [vocabulary.name_of(id) for _, id in ids] == [("category", "coat"), ("colour", "red")]
+    assert [key for key, _ in ids] == [vocabulary.key_id("category"), vocabulary.key_id("colour")]
+    assert std_ids([("colour", "unknown")], vocabulary) == [
+        (vocabulary.key_id("colour"), vocabulary.unknown_id("colour"))
+    ]
+
+
+def test_re_ids_are_each_pair_once() -> None:
+    vocabulary = ReVocabulary(["fibre", "vibe"], ["soft"])
+    assert re_ids([("vibe", "soft soft rare"), ("fibre", "soft"), ("vibe", "odd")], vocabulary) == [
+        (2, 2),
+        (2, 1),
+        (1, 2),
+    ]
+
+
+def test_a_content_group_is_what_the_shop_says_or_what_the_tower_sees() -> None:
+    base = group_key(None, "Wool coat", [("fibre", "wool")], [("vibe", "soft")])
+    assert group_key(None, "wool  COAT!", [("fibre", "wool")] * 2, [("vibe", "Soft")]) == base
+    assert group_key(None, "Wool coat", [("fibre", "wool")], [("fibre", "soft")]) != base
+    assert group_key("g", "a", [], []) == group_key("g", "b", [("fibre", "wool")], [])
+    assert group_key("g", "a", [], []) != group_key("h", "a", [], [])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+class TestStage:
+    """The whole stage on Ray."""
+
+    def test_ids_groups_and_tokens(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 2)
+        config = _config(tmp_path)
+        _write(config, CATALOGUE)
+        facts = tensorize.run(config)
+        rows = _rows(config)
+        standard = StdVocabulary.load(config.at("vocabulary") / "std.toml")
+        open_ = ReVocabulary.load(config.at("vocabulary") / "re.json")
+
+        assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5"]
+        assert [row["group"] for row in rows] == [0, 0, 1, 1, 2]
+        assert open_.tokens == ["soft", "merino", "wool"]
+        assert [standard.name_of(id) for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
+        assert rows[0]["std_id"] == rows[1]["std_id"]
+        assert [standard.name_of(id)[1] for id in rows[2]["std_id"]] == ["t-shirt", "unknown"]
+        assert [standard.name_of(id)[1] for id in rows[3]["std_id"]] == ["red"]
+        assert rows[4]["std_id"] == rows[4]["std_key"] == []
+        assert rows[4]["re_id"] == [1, 2]
+        assert rows[4]["re_key"] == [standard.key_id("detail")] * 2
+        encoder = text_encoder.load(config.text)
+        assert [row["title_id"] for row in rows] == encoder.tokenize(
+            [row[1] for row in CATALOGUE], config.text.max_tokens
+        )
+        assert (facts["rows"], facts["groups"], facts["re_tokens"]) == (5, 3, 5)
+
+        monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 8_192)
+        other = _config(tmp_path / "whole")
+        _write(other, CATALOGUE)
+        tensorize.run(other)
+        assert _rows(other) == rows
+        assert artifact.hash_folder(other.at("vocabulary")) == artifact.hash_folder(config.at("vocabulary"))
+
+    def test_done_work_is_skipped_and_lost_work_comes_back_the_same(self, tmp_path: Path) -> None:
+        config = _config(tmp_path)
+        _write(config, CATALOGUE)
+        assert not tensorize.run(config).get("skipped")
+        before = _hashes(config)
+        assert tensorize.run(config)["skipped"] is True
+        shutil.rmtree(config.at("tensors"))
+        assert tensorize.run(config)["groups"] == 3
+        assert _hashes(config) == before
+
+    def test_text_fields_and_the_cap_on_tokens(self, tmp_path: Path) -> None:
+        config = _config(tmp_path, 'text.fields=["title", "description"]', "vocab.max_re_tokens=2")
+        _write(config, CATALOGUE)
+        facts = tensorize.run(config)
+        rows = _rows(config)
+        said = text_encoder.load(config.text).tokenize(["Wool coat. Wool coat described"], config.text.max_tokens)
+        assert [rows[0]["title_id"]] == said
+        assert max(len(row["re_id"]) for row in rows) == 2
+        assert facts["re_tokens_cut"] == 2
+
+    def test_a_vocabulary_is_extended_and_drift_is_reported(self, tmp_path: Path) -> None:
+        config = _config(tmp_path)
+        _write(config, CATALOGUE)
+        tensorize.run(config)
+        old = ReVocabulary.load(config.at("vocabulary") / "re.json")
+        new = [(f"q{i}", "Cape", None, [], [("vibe", "aaa aab soft")]) for i in range(9)]
+        _write(config, new)
+        facts = tensorize.run(config)
+        grown = ReVocabulary.load(config.at("vocabulary") / "re.json")
+        drifted = json.loads((config.at("vocabulary") / "drift.json").read_text(encoding="utf-8"))
+        assert grown.tokens == [*old.tokens, "aaa", "aab"]
+        assert drifted["new_tokens"] == {"count": 2, "first": ["aaa", "aab"]}
+        assert drifted["dead_tokens"] == {"count": 2, "first": ["merino", "wool"]}
+        assert facts["new_tokens"] == 2
+        before = _hashes(config)
+        assert tensorize.run(config)["skipped"] is True
+        assert _hashes(config) == before
+
+        other = _config(tmp_path / "other", f"vocab.extend={config.at('vocabulary')}")
+        _write(other, CATALOGUE)
+        tensorize.run(other)
+        assert ReVocabulary.load(other.at("vocabulary") / "re.json").tokens == grown.tokens
+
+    def test_an_empty_catalogue_gives_empty_tensors(self, tmp_path: Path) -> None:
+        config = _config(tmp_path)
+        _write(config, [])
+        assert tensorize.run(config)["rows"] == 0
+        assert _rows(config) == []
+
+    def test_inputs_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
+        config = _config(tmp_path)
+        with pytest.raises(ArtifactError, match=r"jobs/ingest\.py"):
+            tensorize.run(config)
+        _write(config, CATALOGUE, version="fashion-0")
+        with pytest.raises(ArtifactError, match="enriched is of vocabulary 'fashion-0'"):
+            tensorize.run(config)
+        _write(config, [("p1", "Coat", None, [("category", "spacesuit")], [])])
+        with pytest.raises(ArtifactError, match="'spacesuit' under 'category'"):
+            tensorize.run(config)
+        _write(config, [("p1", "Coat", None, [], [("smell", "fresh")])])
+        with pytest.raises(ArtifactError, match="unknown key 'smell'"):
+            tensorize.run(config)
+        shutil.copytree(config.at("enriched"), tmp_path / "kept")
+        _write(config, CATALOGUE)
+        shutil.rmtree(config.at("enriched"))
+        shutil.move(tmp_path / "kept", config.at("enriched"))
+        with pytest.raises(ArtifactError, match="does not hold the products"):
+            tensorize.run(config)
+        assert not config.at("vocabulary").exists()
+        assert not config.at("tensors").exists()
+
+
+@pytest.mark.slow
+def test_the_job_prints_where_the_result_is_or_what_is_missing(tmp_path: Path, repository: Path) -> None:
+    def job() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "jobs/tensorize.py", "--recipe", "demo", "--set", f"store={tmp_path}"]
+        return subprocess.run(
+            command, cwd=repository, env=dict(os.environ), capture_output=True, text=True, check=False
+        )
+
+    missing = job()
+    assert missing.returncode == 2
+    assert "jobs/ingest.py" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    config = load("demo", [f"store={tmp_path}"])
+    _write(config, CATALOGUE)
+    done = job()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensors"] == str(config.at("tensors"))
+    assert len(_rows(config)) == 5
