@@ -45,7 +45,9 @@ class Encode:
 def run(config: Config) -> dict[str, Any]:
     """Encode the texts of the tensors dataset; returns counts and where the artifact is."""
     target = config.at(TEXT_STATES)
-    inputs = {"tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash}
+    tensors = dataset.read_manifest(config.at("tensors"), TENSORS)
+    _check_tokenizer(tensors, config)
+    inputs = {"tensors": tensors.content_hash}
     made_by = {"encoder": config.text.encoder}
     work: dict[str, Any] = {"kind": TEXT_STATES, "version": TEXT_STATES_VERSION, "inputs": inputs, "config": made_by}
     done = artifact.finished(target, **work)
@@ -55,7 +57,6 @@ def run(config: Config) -> dict[str, Any]:
     titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
     texts, text_of_item = distinct(titles)
     encoder = text_encoder.load(config.text)  # here too: a wrong option must fail before any actor starts
-    _check_ids(titles, encoder.vocab_size, config)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(text) for text in texts], dtype=np.int64)])
     _check_resources(config)
     runtime.start(config.cpus)
@@ -82,13 +83,13 @@ def distinct(titles: Ragged) -> tuple[list[list[int]], IntArray]:
     return texts, text_of_item
 
 
-def _check_ids(titles: Ragged, vocab_size: int, config: Config) -> None:
-    """Token ids of another tokenizer would be encoded into nonsense; those beyond the vocabulary give it away."""
-    largest = int(titles.values.max(initial=0))
-    if largest >= vocab_size:
+def _check_tokenizer(tensors: artifact.Manifest, config: Config) -> None:
+    """Token ids of another tokenizer would be encoded into nonsense."""
+    made_with = tensors.config["text"]["encoder"]
+    if made_with != config.text.encoder:
         raise ArtifactError(
-            f"{config.at('tensors')} has title token {largest}, but {config.text.encoder!r} knows {vocab_size} tokens: "
-            f"run `{TENSORS.made_by}` again with this text.encoder"
+            f"the titles in {config.at('tensors')} were cut into tokens for text.encoder {made_with!r}, not "
+            f"{config.text.encoder!r}: run `{TENSORS.made_by}` again with the option as it is now"
         )
 
 

@@ -3,7 +3,7 @@
 The text states stay on disk (memory-mapped, shared by all processes of a machine) and are read per batch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +27,17 @@ def text_states_manifest(folder: Path) -> artifact.Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ItemBatch:
-    """Padded inputs of B items. Id 0 is padding and hidden alike: the tower cannot see it."""
+    """Padded inputs of B rows. Id 0 is padding and hidden alike: the tower cannot see it.
+
+    Row i is product i % P: a product may stand there several times, as so many views of it (`ItemBatch.views`),
+    that share the states of its title, the one large thing here.
+    """
 
     std_key: torch.Tensor  # int64[B, S]
     std_id: torch.Tensor  # int64[B, S]
     re_key: torch.Tensor  # int64[B, R]
     re_id: torch.Tensor  # int64[B, R]
-    title: torch.Tensor  # float32[B, T, text_width]
+    title: torch.Tensor  # float32[P, T, text_width]
     title_mask: torch.Tensor  # bool[B, T], True where there is a token
 
     def __len__(self) -> int:
@@ -50,13 +54,16 @@ class ItemBatch:
             title_mask=self.title_mask.to(device),
         )
 
-    def hide(self, *, std: torch.Tensor, re: torch.Tensor, title: torch.Tensor) -> "ItemBatch":
-        """The batch without the values where a mask (bool, the shape of its ids) is True."""
-        return replace(
-            self,
-            std_id=self.std_id.masked_fill(std, 0),
-            re_id=self.re_id.masked_fill(re, 0),
-            title_mask=self.title_mask & ~title,
+    def views(self, *, std: torch.Tensor, re: torch.Tensor, title: torch.Tensor) -> "ItemBatch":
+        """V views of each product without what the masks hide: bool[V, B, S], bool[V, B, R] and bool[V, B, T]."""
+        count = len(std)
+        return ItemBatch(
+            std_key=self.std_key.repeat(count, 1),
+            std_id=self.std_id.repeat(count, 1).masked_fill(std.flatten(0, 1), 0),
+            re_key=self.re_key.repeat(count, 1),
+            re_id=self.re_id.repeat(count, 1).masked_fill(re.flatten(0, 1), 0),
+            title=self.title,
+            title_mask=self.title_mask.repeat(count, 1) & ~title.flatten(0, 1),
         )
 
 

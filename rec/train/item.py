@@ -22,6 +22,7 @@ from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs,
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.schema import TENSORS
 from rec.train import ddp
+from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
@@ -68,11 +69,13 @@ def run(config: Config) -> dict[str, Any]:
 def _input_hashes(config: Config) -> dict[str, str]:
     return {
         "tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash,
+        "vocabulary": tensorize.manifest(config.at("vocabulary")).content_hash,
         "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
     }
 
 
 def _shape(config: Config) -> Shape:
+    """Sizes of the tower's tables, from the artifacts that its inputs come from."""
     vocabulary = config.at("vocabulary")
     std = StdVocabulary.load(vocabulary / "std.toml")
     states = text_states_manifest(config.at(TEXT_STATES))
@@ -138,10 +141,8 @@ def contrast(
 
     Both views go through the model in one pass, so that data-parallel training sees one forward per step.
     """
-    batch = items.batch(rows)
     device = next(model.parameters()).device
-    first_view, second_view = (view(batch, num_keys, options, rng) for _ in range(2))
-    twice = stack(first_view, second_view).to(device)
+    twice = two_views(items.batch(rows), num_keys, options, rng).to(device)
     first, second = model(twice).chunk(2)
     groups = torch.from_numpy(items.groups[rows]).to(device)
     loss = losses.nt_xent(first, second, groups, options.temperature)
@@ -149,20 +150,10 @@ def contrast(
     return loss, (groups[nearest] == groups).float().mean()
 
 
-def view(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
-    """A view of each product: whole keys hidden in STD and, apart from that, in RE; single title tokens hidden."""
-    hidden = torch.from_numpy(rng.random((2, len(batch), num_keys + 1)) < options.feature_dropout)  # bool[2, B, keys]
-    tokens = torch.from_numpy(rng.random(tuple(batch.title_mask.shape)) < options.token_dropout)  # bool[B, T]
-    return batch.hide(std=hidden[0].gather(1, batch.std_key), re=hidden[1].gather(1, batch.re_key), title=tokens)
-
-
-def stack(first: ItemBatch, second: ItemBatch) -> ItemBatch:
-    """The rows of `first`, then those of `second`, which must be padded alike."""
-    return ItemBatch(
-        std_key=torch.cat([first.std_key, second.std_key]),
-        std_id=torch.cat([first.std_id, second.std_id]),
-        re_key=torch.cat([first.re_key, second.re_key]),
-        re_id=torch.cat([first.re_id, second.re_id]),
-        title=torch.cat([first.title, second.title]),
-        title_mask=torch.cat([first.title_mask, second.title_mask]),
-    )
+def two_views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
+    """First all products, then all once more, each time without some keys in STD, others in RE, and some tokens."""
+    hidden = torch.from_numpy(rng.random((2, 2, len(batch), num_keys + 1)) < options.feature_dropout)
+    tokens = torch.from_numpy(rng.random((2, *batch.title_mask.shape)) < options.token_dropout)  # bool[2, B, T]
+    std = hidden[0].gather(2, batch.std_key.expand(2, -1, -1))  # bool[2, B, S]
+    re = hidden[1].gather(2, batch.re_key.expand(2, -1, -1))  # bool[2, B, R]
+    return batch.views(std=std, re=re, title=tokens)

@@ -1,0 +1,62 @@
+"""Products as plain lists, and their padded batch through the same code that training uses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from rec.models.item_inputs import ItemBatch, ItemInputs, Ragged
+
+TEXT_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Product:
+    """STD and RE as (key, id) pairs, and how many title tokens of which seed."""
+
+    std: list[tuple[int, int]]
+    re: list[tuple[int, int]]
+    title: int
+    seed: int = 0
+
+    def states(self) -> NDArray[np.float16]:
+        """float16[title, TEXT_WIDTH]"""
+        return np.random.default_rng(self.seed).standard_normal((self.title, TEXT_WIDTH)).astype(np.float16)
+
+
+products = st.builds(
+    Product,
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 39)), max_size=7),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 29)), max_size=7),
+    st.integers(0, 9),
+    st.integers(0, 1_000),
+)
+
+
+def inputs(catalogue: list[Product]) -> ItemInputs:
+    """The catalogue as training holds it."""
+    states = [product.states() for product in catalogue]
+    return ItemInputs(
+        std_key=_ragged([[key for key, _ in product.std] for product in catalogue]),
+        std_id=_ragged([[value for _, value in product.std] for product in catalogue]),
+        re_key=_ragged([[key for key, _ in product.re] for product in catalogue]),
+        re_id=_ragged([[value for _, value in product.re] for product in catalogue]),
+        groups=np.arange(len(catalogue)),
+        text_of_item=np.arange(len(catalogue)),
+        state_offsets=_offsets([len(rows) for rows in states]),
+        states=np.concatenate([*states, np.empty((0, TEXT_WIDTH), np.float16)]),
+    )
+
+
+def batch(catalogue: list[Product]) -> ItemBatch:
+    """All products of the catalogue in one batch."""
+    return inputs(catalogue).batch(np.arange(len(catalogue)))
+
+
+def _ragged(lists: list[list[int]]) -> Ragged:
+    return Ragged(np.array([value for row in lists for value in row], np.int64), _offsets([len(row) for row in lists]))
+
+
+def _offsets(lengths: list[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

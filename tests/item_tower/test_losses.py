@@ -1,0 +1,130 @@
+"""NT-Xent: its oracle, its groups, and that two workers take the step of one."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pytorch_metric_learning.losses import NTXentLoss
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rec.models.item_tower import ItemTower, Shape
+from rec.models.losses import nt_xent
+from tests.item_tower.products import Product, batch
+
+TEMPERATURE = 0.07
+
+
+def two_views(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    first = nn.functional.normalize(torch.randn(count, 16), dim=1)
+    return first, nn.functional.normalize(first + 0.5 * torch.randn(count, 16), dim=1)
+
+
+@pytest.mark.parametrize("count", [2, 17, 64])
+def test_without_groups_it_is_nt_xent(count: int) -> None:
+    first, second = two_views(count)
+    labels = torch.arange(count)
+    oracle = NTXentLoss(temperature=TEMPERATURE)(torch.cat([first, second]), torch.cat([labels, labels]))
+    assert nt_xent(first, second, labels, TEMPERATURE).item() == pytest.approx(oracle.item(), rel=1e-5)
+
+
+def test_at_random_it_is_the_logarithm_of_the_choices() -> None:
+    """A loss of 0 here is the silent trap of labels and ref_labels being one object."""
+    torch.manual_seed(1)
+    first, second = (nn.functional.normalize(torch.randn(64, 512), dim=1) for _ in range(2))
+    assert nt_xent(first, second, torch.arange(64), 1.0).item() == pytest.approx(math.log(127), abs=0.02)
+
+
+def test_products_of_one_group_are_no_negatives_of_each_other() -> None:
+    """Equal to leaving those columns out of each row's softmax, and the loss does not see how close they are."""
+    first, second = two_views(6)
+    groups = torch.tensor([0, 0, 1, 2, 2, 2])
+    views, owners = torch.cat([first, second]), torch.cat([groups, groups])
+    rows = []
+    for row in range(12):
+        twin = (row + 6) % 12
+        others = [column for column in range(12) if owners[column] != owners[row]]
+        scores = views[row] @ views[[twin, *others]].T / TEMPERATURE
+        rows.append(torch.logsumexp(scores, 0) - scores[0])
+    expected = torch.stack(rows).mean().item()
+    assert nt_xent(first, second, groups, TEMPERATURE).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_group_mates_neither_attract_nor_repel() -> None:
+    first, second = two_views(4)
+    first.requires_grad_()
+    only = nt_xent(first, second, torch.zeros(4, dtype=torch.long), TEMPERATURE)
+    only.backward()
+    assert only.item() == pytest.approx(0, abs=1e-6)
+    assert first.grad is not None
+    assert first.grad.abs().max().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_falls_when_a_negative_moves_away() -> None:
+    first, second = two_views(8)
+    near = second.clone()
+    near[3] = first[0]
+    groups = torch.arange(8)
+    assert nt_xent(first, near, groups, TEMPERATURE) > nt_xent(first, second, groups, TEMPERATURE)
+
+
+CATALOGUE = [
+    Product([(1 + i % 6, 1 + i), (1 + (i + 2) % 6, 20 + i)], [(1 + i % 6, 1 + i)], i % 5, seed=i) for i in range(8)
+]
+GROUPS = torch.tensor([0, 1, 2, 0, 3, 4, 5, 4])  # mates on different workers
+SHAPE = Shape(
+    num_keys=6,
+    num_std_ids=40,
+    num_re_tokens=30,
+    text_width=12,
+    text_encoder="minilm",
+    width=16,
+    heads=4,
+    dropout=0.0,
+    inputs=("std", "re", "title"),
+)
+
+
+def step(rank: int, workers: int, folder: Path) -> None:
+    """One worker's part of one step; worker 0 leaves loss and gradients behind."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{workers}", rank=rank, world_size=workers
+    )
+    torch.manual_seed(3)
+    tower = ItemTower(SHAPE)
+    model: nn.Module = DistributedDataParallel(tower) if workers > 1 else tower
+    share = len(CATALOGUE) // workers
+    mine = slice(rank * share, (rank + 1) * share)
+    rng = np.random.default_rng(0)
+    part = batch(CATALOGUE)
+    shapes = {"std": part.std_id.shape, "re": part.re_id.shape, "title": part.title_mask.shape}
+    masks = {name: torch.from_numpy(rng.random((2, *shape)) < 0.3) for name, shape in shapes.items()}
+    local = batch(CATALOGUE[mine])
+    widths = {"std": local.std_id.shape[1], "re": local.re_id.shape[1], "title": local.title_mask.shape[1]}
+    first, second = model(local.views(**{n: m[:, mine, : widths[n]] for n, m in masks.items()})).chunk(2)
+    loss = nt_xent(first, second, GROUPS[mine], TEMPERATURE)
+    loss.backward()
+    if rank == 0:
+        gradients = {name: value.grad for name, value in tower.named_parameters() if value.grad is not None}
+        save_file({**gradients, "loss": loss.detach()}, folder / f"{workers}.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_step_of_one(tmp_path: Path) -> None:
+    """Real processes and real gloo: the loss and every gradient agree, with group mates on different workers."""
+    for workers in (1, 2):
+        mp.spawn(step, args=(workers, tmp_path), nprocs=workers)
+    one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
+    assert one.keys() == two.keys()
+    assert one["loss"].item() > 0.1
+    assert max(value.abs().max().item() for name, value in one.items() if name != "loss") > 1e-2
+    for name, value in one.items():
+        assert (two[name] - value).abs().max().item() <= 1e-5, name
