@@ -39,4 +39,5 @@ def _random(cases: Cases, num_items: int, seed: int) -> Ints:
     items /= np.linalg.norm(items, axis=1, keepdims=True)
     anyone = rng.standard_normal(RANDOM_WIDTH).astype(np.float32)
     users = [items[state.items].mean(axis=0) if len(state.items) else anyone for state in cases.states]
-    return ranking.by_vectors(np.stack(users), items, cases.targets, cases.exclude)
+    vectors = np.array(users, np.float32).reshape(-1, RANDOM_WIDTH)
+    return ranking.by_vectors(vectors, items, cases.targets, cases.exclude)

@@ -1,0 +1,105 @@
+"""Full rankings against slow twins; which users are tested and what they may be recommended."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rec import histories
+from rec.evaluate import ranking
+from rec.evaluate.cases import last_events
+from rec.histories import Histories
+from rec.retrieval import popular, search
+from tests.user_tower.world import NUM_ITEMS, START, make
+
+
+def _draw(seed: int, num_items: int) -> tuple[np.random.Generator, np.ndarray, list[np.ndarray]]:
+    """A target per user, and excluded rows that are not it."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, num_items, 5)
+    exclude = [np.flatnonzero((rng.random(num_items) < 0.3) & (np.arange(num_items) != t)) for t in targets]
+    return rng, targets, exclude
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 14))
+def test_ranks_by_vectors_are_the_positions_in_search(seed: int, num_items: int) -> None:
+    rng, targets, exclude = _draw(seed, num_items)
+    items = rng.integers(-1, 2, (num_items, 2)).astype(np.float32)  # many exact ties
+    users = rng.integers(-1, 2, (5, 2)).astype(np.float32)
+    ranks = ranking.by_vectors(users, items, targets, exclude)
+    rows, _ = search(users, items, num_items, exclude)
+    assert [row.tolist().index(target) for row, target in zip(rows, targets, strict=True)] == ranks.tolist()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 14))
+def test_ranks_by_order_are_positions_without_the_excluded(seed: int, num_items: int) -> None:
+    rng, targets, exclude = _draw(seed, num_items)
+    order = popular(rng.integers(0, 3, num_items))
+    groups = rng.integers(-1, 3, num_items)
+    wanted = rng.integers(-1, 4, 5)
+    common = ranking.by_order(order, targets, exclude)
+    grouped = ranking.by_group_then_order(order, groups, wanted, targets, exclude)
+    for user, target in enumerate(targets):
+        kept = [row for row in order.tolist() if row not in exclude[user]]
+        assert kept.index(target) == common[user]
+        if wanted[user] >= 0:
+            kept = sorted(kept, key=lambda row: groups[row] != wanted[user])
+        assert kept.index(target) == grouped[user]
+
+
+def _histories(root: Path) -> Histories:
+    make(root, num_users=60)
+    return histories.load(root)
+
+
+def test_users_whose_target_is_no_candidate_are_left_out_and_counted(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    last = h.offsets[1:] - 1
+    repeated = h.items.copy()
+    repeated[last[:7]] = h.items[h.offsets[:7]]  # the last event repeats the first
+    h = Histories(**{name: getattr(h, name) for name in h.__slots__} | {"items": repeated})
+    created = np.full(NUM_ITEMS, -1)
+    late = next(
+        int(h.items[e]) for s, e in zip(h.offsets[7:], last[7:], strict=False) if h.items[e] not in h.items[s:e]
+    )
+    created[late] = h.at[last].max() + 1
+    found = last_events(h, created, history=4, exclude_seen=True, max_users=None, seed=0)
+    again = [h.items[end] in h.items[start:end] for start, end in zip(h.offsets[:60], last, strict=True)]
+    new = [not seen and h.items[end] == late for seen, end in zip(again, last, strict=True)]
+    assert found.counts["left_out_target_seen"] == sum(again) >= 7
+    assert found.counts["left_out_target_not_launched"] == sum(new) >= 1
+    assert found.counts["tested"] == len(found) == 60 - sum(again) - sum(new)
+    for user, target, at, state, exclude in zip(
+        found.users, found.targets, found.at, found.states, found.exclude, strict=True
+    ):
+        before = slice(h.offsets[user], h.offsets[user + 1] - 1)
+        assert target == h.items[before.stop]
+        assert at == h.at[before.stop]
+        assert state.items.tolist() == h.items[before][-4:].tolist()
+        assert exclude.tolist() == sorted({*h.items[before].tolist(), late})
+        assert target not in exclude
+    everyone = last_events(h, created, history=4, exclude_seen=False, max_users=None, seed=0)
+    assert everyone.counts["left_out_target_seen"] == 0
+    assert everyone.exclude[0].tolist() == [late]
+
+
+def test_the_draw_of_users_is_seeded_and_a_part_keeps_its_own(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    created = np.full(NUM_ITEMS, int((START + timedelta(days=3)).timestamp() * 1e6))
+    created[:50] = -1
+    drawn = [
+        last_events(h, created, history=9, exclude_seen=True, max_users=12, seed=seed).users.tolist()
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 12
+    whole = last_events(h, created, history=9, exclude_seen=True, max_users=None, seed=0)
+    part = whole.part(np.array([3, 5]))
+    assert part.users.tolist() == whole.users[[3, 5]].tolist()
+    assert [rows.tolist() for rows in part.exclude] == [whole.exclude[3].tolist(), whole.exclude[5].tolist()]
+    hidden = part.without_histories()
+    assert all(state.cold for state in hidden.states)
+    assert [state.profile.tolist() for state in hidden.states] == [state.profile.tolist() for state in part.states]

@@ -1,0 +1,176 @@
+"""The stage on a tiny shop whose ranker has one known weight: what is counted, compared, and written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rec import artifact, dataset, histories, samples
+from rec.config import Config, Evaluate, Ranker, Source, UserTower
+from rec.evaluate import controls
+from rec.evaluate.cases import last_events
+from rec.evaluate.stage import evaluate, run
+from rec.features import items as item_features
+from rec.models import fused, user_tower
+from rec.models.fused import FusedDeepFM
+from rec.models.user_tower import Shape
+from rec.retrieval import popular
+from rec.schema import PRODUCTS, TENSORS
+from rec.vocab.std import StdVocabulary
+from tests.user_tower.world import NUM_ITEMS, PER_CLUSTER, WIDTH, item_vectors, make, write
+
+CANDIDATES = 12
+
+
+def _shop(store: Path, **weights: float) -> Config:
+    """All that evaluation reads; the ranker's score is the sum of the named dense fields times their weights."""
+    config = Config(
+        name="tiny",
+        store=str(store),
+        source=Source(kind="files"),
+        user_tower=UserTower(inputs=["behaviour"], history=8),
+        ranker=Ranker(candidates=CANDIDATES, hidden=[4]),
+        evaluate=Evaluate(cutoffs=[5, 10, CANDIDATES], bootstrap=200),
+    )  # fmt: skip
+    root, vocabulary = config.root, StdVocabulary.load(None)
+    make(root, num_users=120)
+    categories = vocabulary.values("category")
+    rows = [
+        {
+            "product_id": f"p{row:02d}",
+            "group": row,
+            "std_key": [vocabulary.key_id("category")],
+            "std_id": [vocabulary.id_of("category", categories[row // PER_CLUSTER])],
+            "re_key": [],
+            "re_id": [],
+            "title_id": [],
+        }
+        for row in range(NUM_ITEMS)
+    ]
+    write(root, TENSORS, rows)
+    h = histories.load(root)
+    torch.manual_seed(0)
+    tower = user_tower.UserTower(
+        Shape(WIDTH, 8, 1, 2, 0.0, ("behaviour",), "minilm", 0, tuple(h.profile_names), (0.0,), (1.0,))
+    )
+    with artifact.write(
+        root / "user_tower", kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}
+    ) as draft:
+        tower.save(draft.path, item_vectors())
+    items = item_features.build(
+        dataset.read(root / "products", PRODUCTS),
+        dataset.read(root / "tensors", TENSORS),
+        vocabulary,
+        re_rows=4,
+        re_length=2,
+        history=8,
+        popularity=samples.training_popularity(h),
+        profiles=h.profiles,
+        profile_names=h.profile_names,
+        inputs=("std",),
+        vectors=item_vectors(),
+    )
+    with artifact.write(
+        root / "features", kind=item_features.KIND, version=item_features.VERSION, inputs={}, config={}
+    ) as draft:
+        items.save(draft.path)
+    ranker = FusedDeepFM(items.spec, 2, [4])
+    ranker.std.fill_(1)
+    ranker.low.fill_(-1e9)
+    ranker.high.fill_(1e9)
+    ranker.top.weight.data.zero_()
+    for name, weight in weights.items():
+        ranker.linear[list(items.spec.dense).index(name)] = weight
+    with artifact.write(root / "ranker", kind=fused.KIND, version=fused.VERSION, inputs={}, config={}) as draft:
+        ranker.save(draft.path)
+    return config
+
+
+def _ndcg(report: dict, system: str, part: str = "all") -> float:
+    return float(report["slices"][part]["figures"][system]["ndcg@10"]["value"])
+
+
+@pytest.fixture(scope="module")
+def by_score(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = _shop(tmp_path_factory.mktemp("score"), score=1.0)
+    run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def report(by_score: Config) -> dict:
+    found: dict = json.loads((by_score.at("evaluation") / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_ranker_that_keeps_the_order_gives_retrievals_figures(report: dict) -> None:
+    """Cutoffs lie within the candidates, so the two lists agree there; beyond, the final list has missed."""
+    figures = report["slices"]["all"]["figures"]
+    for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@12", "ndcg@12"):
+        assert figures["final"][metric] == figures["retrieval"][metric]
+    assert figures["final"]["mrr"]["value"] < figures["retrieval"]["mrr"]["value"]
+    assert report["slices"]["all"]["differences"]["retrieval"]["ndcg@10"]["value"] == 0
+
+
+def test_content_beats_the_controls_and_random_is_chance(report: dict) -> None:
+    """Even an untrained tower follows the clusters that its item vectors have."""
+    assert _ndcg(report, "retrieval") > _ndcg(report, "popular") > 0
+    assert _ndcg(report, "category_popular") > _ndcg(report, "popular")
+    recall = report["slices"]["all"]["figures"]["random"]["recall@10"]
+    assert recall["ci95"][0] < 10 / (NUM_ITEMS - 6) < recall["ci95"][1] + 0.05
+
+
+def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict) -> None:
+    parts = {name: part["users"] for name, part in report["slices"].items()}
+    assert parts["all"] == parts["warm_items"] + parts["cold_items"] == parts["short_history"] + parts["long_history"]
+    assert parts["cold_items"] == 20
+    assert parts["cold_users"] == parts["all"]
+    assert _ndcg(report, "popular", "cold_items") == 0
+    assert report["items"] == {"catalogue": NUM_ITEMS, "with_training_events": NUM_ITEMS - PER_CLUSTER}
+
+
+def test_the_final_list_reranks_candidates_only(tmp_path: Path, report: dict) -> None:
+    """The worst order of the candidates: what retrieval puts first comes last, but the same items are there."""
+    worst = evaluate(_shop(tmp_path, score=-1.0))
+    assert _ndcg(worst, "retrieval") == _ndcg(report, "retrieval")
+    assert _ndcg(worst, "final") < 0.6 * _ndcg(worst, "retrieval")
+    figures = worst["slices"]["all"]["figures"]
+    assert figures["final"]["recall@12"] == figures["retrieval"]["recall@12"]
+
+
+def test_the_report_is_written_once_with_the_same_bytes(by_score: Config, tmp_path: Path) -> None:
+    assert run(by_score)["skipped"]
+    again = _shop(tmp_path, score=1.0)
+    first = run(again)
+    assert first["users"]["tested"] == 120 - first["users"]["left_out_target_seen"]
+    for name in ("report.json", "report.html"):
+        assert (again.at("evaluation") / name).read_bytes() == (by_score.at("evaluation") / name).read_bytes()
+
+
+def test_the_page_is_self_contained_and_shows_every_slice(by_score: Config) -> None:
+    page = (by_score.at("evaluation") / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "src=" not in page
+    assert "<link" not in page
+    for heading in ("all users", "target without training events", "history hidden", "same-category popular"):
+        assert heading in page
+    assert "$" not in page
+
+
+def test_controls_see_training_events_and_categories_only(by_score: Config) -> None:
+    h = histories.load(by_score.root)
+    cases = last_events(h, np.full(NUM_ITEMS, -1), history=8, exclude_seen=True, max_users=None, seed=0)
+    counts = samples.training_popularity(h)
+    category = np.arange(NUM_ITEMS) // PER_CLUSTER
+    found = controls.ranks(cases, popular(counts), category, 3)
+    order = popular(counts).tolist()
+    for user in range(0, len(cases), 7):
+        kept = [row for row in order if row not in cases.exclude[user]]
+        assert kept.index(cases.targets[user]) == found["popular"][user]
+        last = category[cases.states[user].items[-1]]
+        kept.sort(key=lambda row: category[row] != last)
+        assert kept.index(cases.targets[user]) == found["category_popular"][user]
+    unknown = controls.ranks(cases, popular(counts), np.full(NUM_ITEMS, -1), 3)
+    assert unknown["category_popular"].tolist() == unknown["popular"].tolist()
