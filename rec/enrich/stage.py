@@ -28,7 +28,7 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config
-from rec.enrich import cache, imports
+from rec.enrich import cache, imports, llamacpp
 from rec.enrich.attributes import Report
 from rec.enrich.prompt import PROMPT_VERSION
 from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
@@ -193,6 +193,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> None:
     """Ask the model for the plan's products; returns when every answer is in the cache."""
     if not plan.ask:
         return
+    llamacpp.require(config.enrich.model)  # here, where the error is one sentence and not a dead actor
     table = pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
     rows = max(1, min(4, table.num_rows // (4 * config.enrich.num_actors)))
     blocks = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
