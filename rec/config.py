@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -231,8 +231,8 @@ class Index(Branch):
 class Evaluate(Branch):
     """Evaluation of retrieval and final list."""
 
-    cutoffs: list[int] = [5, 10, 100]
-    """k of the reported Recall, NDCG and MRR."""
+    cutoffs: list[Annotated[int, Field(ge=1)]] = Field(default=[5, 10, 100], min_length=1)
+    """k of the reported Recall and NDCG; the floor and the benchmarks read those of 10."""
     bootstrap: int = Field(default=1_000, ge=100)
     """Bootstrap resamples over users."""
     max_users: int | None = Field(default=None, ge=1)

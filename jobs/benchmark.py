@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
+
+retrieval   retrieval and final list of a recipe (hm unless told otherwise) beside the controls
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rec import embed, encode, pipeline, samples
+from rec.cli import main, parser
+from rec.config import Config
+from rec.data import ingest
+from rec.enrich import stage as enrich
+from rec.errors import ConfigError
+from rec.evaluate import benchmark
+from rec.evaluate import stage as evaluate
+from rec.pipeline import Stage
+from rec.train import item, ranker, user
+from rec.vocab import tensorize
+
+QUICK_PRODUCTS = 20_000
+QUICK_USERS = 3_000
+
+
+def stages() -> list[Stage]:
+    """Everything that an evaluation needs, in order; what is finished is not done again."""
+    runs = {
+        "ingest": ingest.run,
+        "enrich": enrich.run,
+        "tensorize": tensorize.run,
+        "encode": encode.run,
+        "pretrain": item.run,
+        "embed": embed.run,
+        "train_user": user.run,
+        "candidates": samples.run,
+        "train_ranker": ranker.run,
+        "evaluate": evaluate.run,
+    }
+    return [Stage(name, run) for name, run in runs.items()]
+
+
+def shortened(config: Config) -> Config:
+    """The same recipe on less: fewer products, users and epochs, in artifacts of its own."""
+    less = config.model_dump()
+    less["name"] = f"{config.name}-quick"
+    less["source"]["limit"] = min(config.source.limit or QUICK_PRODUCTS, QUICK_PRODUCTS)
+    less["evaluate"]["max_users"] = min(config.evaluate.max_users or QUICK_USERS, QUICK_USERS)
+    less["ranker"]["max_users"] = min(config.ranker.max_users or QUICK_USERS, QUICK_USERS)
+    for part, epochs in (("item_tower", 1), ("user_tower", 5), ("ranker", 2)):
+        less[part]["train"]["epochs"] = min(less[part]["train"]["epochs"], epochs)
+    return Config.model_validate(less)
+
+
+def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the pipeline up to the evaluation where that is not done yet, and read its figures."""
+    page = Path(options.html) if options.html else None
+    if page is not None and not page.resolve().parent.is_dir():
+        raise ConfigError(
+            f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
+        )
+    chosen = shortened(config) if options.quick else config
+    pipeline.run(chosen, stages())
+    result = benchmark.envelope(options.name, benchmark.retrieval(chosen), quick=options.quick)
+    if page is not None:
+        page.write_text(benchmark.page(result), encoding="utf-8")
+    return result
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("name", choices=["retrieval"], help="the benchmark")
+    arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
+    arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
+    arguments.set_defaults(recipe="hm")
+    main(run, arguments)

@@ -1,0 +1,171 @@
+"""Benchmarks as one JSON object of figures, and as a page with plots.
+
+    {"benchmark", "quick", "machine", "versions", "commit", "figures": {NAME: {value, ci95, goal, unit}}}
+
+`ci95` is null for a figure that was taken once, `goal` is null where nothing is to be reached.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from matplotlib.figure import Figure
+
+from rec import histories
+from rec.config import Config
+from rec.evaluate.bootstrap import interval
+from rec.evaluate.report import svg
+from rec.models import user_tower
+
+LATENCY_CALLS = 300
+TOWER_GOAL_MS = 2.0
+VERSIONS = ("numpy", "pyarrow", "ray", "torch", "transformers")
+SHORT = {"ndcg@10": "n10", "recall@10": "r10", "recall@100": "r100"}
+SLICES = {"all": "", "warm_items": "warm.", "cold_items": "cold.", "cold_users": "cold_users."}
+
+Figures = dict[str, dict[str, Any]]
+
+
+def retrieval(config: Config) -> Figures:
+    """Figures of an evaluated recipe: every system on all users and the main slices, and what the final list gains.
+
+    The gains are paired differences on the same users; their goal is an interval above 0.
+    """
+    report = json.loads((config.at("evaluation") / "report.json").read_text(encoding="utf-8"))
+    recipe = config.name.removesuffix("-quick")
+    figures: Figures = {}
+    for part, prefix in SLICES.items():
+        for system, values in report["slices"][part]["figures"].items():
+            for metric in [metric for metric in SHORT if metric in values]:
+                figures[f"{recipe}.{prefix}{system}.{SHORT[metric]}"] = _figure(**values[metric], unit="ratio")
+    for system, values in report["slices"]["all"]["differences"].items():
+        if "ndcg@10" in values:
+            figures[f"{recipe}.final.minus.{system}.n10"] = _figure(**values["ndcg@10"], goal=0.0, unit="difference")
+    for system, share in report["coverage@10"].items():
+        figures[f"{recipe}.{system}.coverage10"] = _figure(value=share, unit="ratio")
+    figures["user_tower.ms"] = _tower_latency(config)
+    return figures
+
+
+def _figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
+    return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
+
+
+def _tower_latency(config: Config) -> dict[str, Any]:
+    """Median time of one user's vector in this process, text encoding apart; interval over calls."""
+    tower = user_tower.load(config.at("user_tower"))
+    h = histories.load(config.root)
+    users = np.random.default_rng(config.seed).choice(histories.leave_one_out(h).test_users, LATENCY_CALLS)
+    times = []
+    for user in users.tolist():
+        end = int(h.offsets[user + 1]) - 1
+        state = histories.state(h, user, end, config.user_tower.history, int(h.at[end]), "")
+        started = time.perf_counter()
+        tower.vectors([state], None)
+        times.append((time.perf_counter() - started) * 1e3)
+    drawn = np.random.default_rng(config.seed).choice(times, (config.evaluate.bootstrap, len(times)))
+    low, high = interval(np.median(drawn, axis=1)[:, None])[:, 0]
+    return _figure(
+        round(float(np.median(times)), 3), "ms", [round(float(low), 3), round(float(high), 3)], goal=TOWER_GOAL_MS
+    )
+
+
+def envelope(name: str, figures: Figures, *, quick: bool) -> dict[str, Any]:
+    """The benchmark's JSON object."""
+    return {
+        "benchmark": name,
+        "quick": quick,
+        "machine": {
+            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "processor": platform.processor() or platform.machine(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in VERSIONS},
+        },
+        "commit": _commit(),
+        "figures": figures,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this module lies in, with `+` when files differ from it; None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found[0] + ("+" if found[1] else "")
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Benchmark $name</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2833; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid #d5d8dc; text-align: right; }
+th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; height: auto; }
+</style></head><body><h1>Benchmark $name$quick</h1>
+<p>$machine<br>commit $commit</p>
+$plots
+<table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>goal</th><th>unit</th></tr>$rows</table>
+</body></html>
+""")
+
+
+def page(result: dict[str, Any]) -> str:
+    """HTML of a benchmark's JSON object: a plot per unit, and all figures as a table."""
+    figures: Figures = result["figures"]
+    units = sorted({figure["unit"] for figure in figures.values()})
+    machine = {**result["machine"], **result["versions"]}
+    rows = []
+    for name, figure in figures.items():
+        goal = "" if figure["goal"] is None else f"{figure['goal']:.4g}"
+        cells = (escape(name), f"{figure['value']:.4g}", _bounds(figure["ci95"]), goal, escape(figure["unit"]))
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return _PAGE.substitute(
+        name=escape(result["benchmark"]),
+        quick=" (quick)" if result["quick"] else "",
+        machine=escape(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)),
+        commit=escape(str(result["commit"])),
+        plots="".join(
+            f"<h2>{escape(unit)}</h2>{_plot({n: f for n, f in figures.items() if f['unit'] == unit}, unit)}"
+            for unit in units
+        ),
+        rows="".join(rows),
+    )
+
+
+def _bounds(ci95: list[float] | None) -> str:
+    return "" if ci95 is None else f"{ci95[0]:.4g} … {ci95[1]:.4g}"
+
+
+def _plot(figures: Figures, unit: str) -> str:
+    """Values with intervals as dots, goals as crosses."""
+    plot = Figure(figsize=(10, 0.8 + 0.22 * len(figures)), layout="constrained")
+    axes = plot.add_subplot()
+    for row, figure in enumerate(figures.values()):
+        low, high = figure["ci95"] or (figure["value"], figure["value"])
+        axes.plot([low, high], [row, row], color="#2e86c1")
+        axes.plot(figure["value"], row, "o", color="#1b4f72", markersize=4)
+        if figure["goal"] is not None:
+            axes.plot(figure["goal"], row, "x", color="#b03a2e")
+    axes.set_yticks(range(len(figures)), list(figures), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.grid(axis="x", alpha=0.3)
+    return svg(plot)
