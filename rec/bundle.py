@@ -1,0 +1,317 @@
+"""Bundles: everything a server needs, in one immutable folder, and nothing executable.
+
+    <store>/bundles/<id>/
+        manifest.json       version, recipe, sizes, evaluation, input hashes, SHA-256 of every file
+        config.json         the configuration, without the store's path
+        metrics.json        the evaluation report
+        products.parquet    what to show of each product, in item-row order
+        vocabulary/ item_tower/ user_tower/ features/ ranker/    the stages' files
+
+The id is the first 12 hex digits of the manifest's SHA-256, so equal content has one id wherever it is made, and a
+changed byte anywhere is found. Files are safetensors, JSON, parquet, and the vocabulary's TOML.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+from selectolax.lexbor import LexborHTMLParser
+
+from rec import artifact, dataset
+from rec.config import Config
+from rec.errors import ArtifactError
+from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
+
+VERSION = 1
+MADE_BY = "python jobs/publish.py"
+PARTS = ("vocabulary", "item_tower", "user_tower", "features", "ranker")
+"""Artifacts whose files a bundle carries."""
+SUFFIXES = (".safetensors", ".json", ".parquet", ".toml")
+SNIPPET_CHARS = 280
+
+_ATTRIBUTES = pa.list_(
+    pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string(), nullable=False)])
+)
+_NAMES = pa.list_(pa.string())
+DISPLAY = pa.schema(
+    [
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("price", pa.float32()),  # as published; the live price is in the database
+        pa.field("currency", pa.string()),
+        pa.field("brand", pa.string()),
+        pa.field("category", _NAMES, nullable=False),  # STD names
+        pa.field("colour", _NAMES, nullable=False),  # STD names
+        pa.field("std", _ATTRIBUTES, nullable=False),
+        pa.field("re", _ATTRIBUTES, nullable=False),
+        pa.field("snippet", pa.string(), nullable=False),  # first words of the description, plain text
+        pa.field("available", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What the evaluation said of the final list, beside the recipe's floor."""
+
+    ndcg10: float | None
+    """NDCG@10 of the final list; None when there was no user to evaluate."""
+    floor: float
+    floor_met: bool
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    path: Path
+    id: str
+    recipe: str
+    """Name of the recipe that made it; the catalogue its products belong to."""
+    items: int
+    width: int
+    data_until: datetime
+    """When the last event happened that the bundle's data holds."""
+    evaluation: Evaluation
+    files: Mapping[str, Mapping[str, Any]]
+    """Relative file name → `sha256` and `bytes`."""
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration that made the bundle; its store is the one the bundle lies in."""
+        text = (self.path / "config.json").read_text(encoding="utf-8")
+        return Config.model_validate({**json.loads(text), "store": str(self.path.parent.parent)})
+
+    def folder(self, part: str) -> Path:
+        """Folder of one of PARTS."""
+        return self.path / part
+
+    def file_hash(self, name: str) -> str:
+        """SHA-256 of one file."""
+        return str(self.files[name]["sha256"])
+
+    def products(self) -> pa.Table:
+        """The display table in item-row order, under the schema DISPLAY."""
+        return pq.read_table(self.path / "products.parquet", schema=DISPLAY)
+
+    def product_ids(self) -> list[str]:
+        """Product id of each item row."""
+        names: list[str] = pq.read_table(self.path / "products.parquet", columns=["product_id"]).column(0).to_pylist()
+        return names
+
+    def item_vectors(self) -> np.ndarray:
+        """float32[N, d] unit vectors in item-row order."""
+        return load_file(self.path / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+
+
+def create(config: Config) -> Bundle:
+    """Assemble the bundle of a recipe's finished stages; a bundle of the same content is returned as it is."""
+    folder = Path(config.store).resolve() / "bundles"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = folder / f".{uuid.uuid4().hex}.tmp"
+    staging.mkdir()
+    try:
+        manifest = _fill(staging, config)
+        artifact.write_json(staging / "manifest.json", manifest)
+        name = _id(staging)
+        if not (folder / name).exists():
+            os.rename(staging, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read(config.store, name)
+
+
+def _fill(staging: Path, config: Config) -> dict[str, Any]:
+    """Put all files into `staging`; returns the manifest."""
+    inputs = {}
+    for part in PARTS:
+        inputs[part] = _copy_part(config, part, staging / part)
+    evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
+    table = _display(config)
+    inputs["products"] = dataset.read_manifest(config.at("products"), PRODUCTS).content_hash
+    inputs["enriched"] = dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash
+    pq.write_table(table, staging / "products.parquet", compression="zstd")
+    artifact.write_json(staging / "config.json", config.model_dump(mode="json", exclude={"store"}))
+    vectors = load_file(staging / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+    if len(vectors) != table.num_rows:
+        raise ArtifactError(
+            f"{config.at('user_tower')} holds {len(vectors)} item vectors for {table.num_rows} products: "
+            "run `python jobs/pipeline.py` again"
+        )
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    return {
+        "kind": "bundle",
+        "version": VERSION,
+        "recipe": config.name,
+        "items": table.num_rows,
+        "width": int(vectors.shape[1]),
+        "data_until": _data_until(config).isoformat(),
+        "evaluation": asdict(evaluation),
+        "inputs": inputs,
+        "files": {
+            path.relative_to(staging).as_posix(): {"sha256": artifact.hash_file(path), "bytes": path.stat().st_size}
+            for path in files
+        },
+    }
+
+
+def _copy_part(config: Config, part: str, target: Path) -> str:
+    """Copy an artifact's files; returns its content hash."""
+    source = config.at(part)
+    manifest = artifact.peek(source)
+    if manifest is None:
+        raise ArtifactError(
+            f"{source} holds no finished {part}: run `python jobs/pipeline.py --recipe {config.name}` first"
+        )
+    artifact.verify(source, manifest)
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name != artifact.MANIFEST:
+            if path.suffix not in SUFFIXES:
+                raise ArtifactError(
+                    f"{path} is not one of {', '.join(SUFFIXES)} and cannot go into a bundle: "
+                    f"run the job of {part} again"
+                )
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    return manifest.content_hash
+
+
+def _copy_evaluation(config: Config, target: Path) -> tuple[Evaluation, str]:
+    source = config.at("evaluation")
+    manifest = artifact.peek(source)
+    if manifest is None:
+        raise ArtifactError(
+            f"{source} holds no finished evaluation: run `python jobs/evaluate.py --recipe {config.name}` first"
+        )
+    artifact.verify(source, manifest)
+    shutil.copyfile(source / "report.json", target)
+    report = json.loads(target.read_text(encoding="utf-8"))
+    ndcg10 = final_ndcg10(report)
+    floor = config.evaluate.floor_ndcg10
+    return Evaluation(
+        ndcg10=ndcg10, floor=floor, floor_met=floor == 0 or (ndcg10 is not None and ndcg10 >= floor)
+    ), manifest.content_hash
+
+
+def final_ndcg10(report: Mapping[str, Any]) -> float | None:
+    """NDCG@10 of the final list over all evaluated users; None where it was not measured."""
+    figures = report["slices"]["all"]["figures"]
+    if "final" not in figures or "ndcg@10" not in figures["final"]:
+        return None
+    return float(figures["final"]["ndcg@10"]["value"])
+
+
+def _display(config: Config) -> pa.Table:
+    """The display table of a recipe's products, under the schema DISPLAY."""
+    shown = ["product_id", "title", "price", "currency", "brand", "available"]
+    products = dataset.read(config.at("products"), PRODUCTS, columns=[*shown, "description", "html"])
+    enriched = dataset.read(config.at("enriched"), ENRICHED, columns=["product_id", "std", "re"])
+    if not products["product_id"].equals(enriched["product_id"]):
+        raise ArtifactError(
+            f"{config.at('enriched')} has other products than {config.at('products')}: "
+            "run `python jobs/enrich.py` again"
+        )
+    tables = []
+    for start in range(0, products.num_rows, dataset.ROWS_PER_GROUP):
+        pairs = zip(*(t.slice(start, dataset.ROWS_PER_GROUP).to_pylist() for t in (products, enriched)), strict=True)
+        rows = [
+            {
+                **{name: product[name] for name in shown},
+                "category": [a["value"] for a in found["std"] if a["key"] == "category"],
+                "colour": [a["value"] for a in found["std"] if a["key"] == "colour"],
+                "std": [{"key": a["key"], "value": a["value"]} for a in found["std"]],
+                "re": [{"key": a["key"], "value": a["value"]} for a in found["re"]],
+                "snippet": _snippet(product["description"] or product["html"] or ""),
+            }
+            for product, found in pairs
+        ]
+        tables.append(pa.Table.from_pylist(rows, schema=DISPLAY))
+    return pa.concat_tables(tables) if tables else DISPLAY.empty_table()
+
+
+def _data_until(config: Config) -> datetime:
+    """Time of the last event, or of the last launch where there are no events."""
+    times = dataset.read(config.at("events"), INTERACTIONS, columns=["at"])["at"]
+    if not len(times):
+        times = dataset.read(config.at("products"), PRODUCTS, columns=["created_at"])["created_at"]
+    last: datetime | None = pc.max(times).as_py()
+    return last or datetime.fromtimestamp(0, UTC)
+
+
+def _snippet(text: str) -> str:
+    """The first SNIPPET_CHARS characters of `text` without markup, on one line, cut at a space."""
+    if "<" in text:
+        text = LexborHTMLParser(text).text(separator=" ")
+    line = " ".join(text.split())
+    if len(line) <= SNIPPET_CHARS:
+        return line
+    return line[:SNIPPET_CHARS].rsplit(" ", 1)[0] + "…"
+
+
+def _id(path: Path) -> str:
+    return artifact.hash_file(path / "manifest.json")[:12]
+
+
+def read(store: str | Path, name: str) -> Bundle:
+    """Open the bundle `name` of a store and check its manifest and version; `verify` checks every byte."""
+    path = Path(store).resolve() / "bundles" / name
+    file = path / "manifest.json"
+    if not file.is_file():
+        known = ", ".join(names(store)) or "none"
+        raise ArtifactError(f"there is no bundle {name!r} in {path.parent} (there: {known}): run `{MADE_BY}`")
+    text = file.read_bytes()
+    if hashlib.sha256(text).hexdigest()[:12] != name:
+        raise ArtifactError(
+            f"the manifest of bundle {name} was changed after it was written: remove {path} and run `{MADE_BY}`"
+        )
+    manifest = json.loads(text)
+    if manifest["version"] != VERSION:
+        raise ArtifactError(
+            f"bundle {name} is of version {manifest['version']}, this program reads version {VERSION}: run `{MADE_BY}`"
+        )
+    return Bundle(
+        path=path,
+        id=name,
+        recipe=manifest["recipe"],
+        items=manifest["items"],
+        width=manifest["width"],
+        data_until=datetime.fromisoformat(manifest["data_until"]),
+        evaluation=Evaluation(**manifest["evaluation"]),
+        files=manifest["files"],
+    )
+
+
+def verify(bundle: Bundle) -> None:
+    """Raise ArtifactError naming the first file that is missing, changed or not in the manifest."""
+    remedy = f"remove {bundle.path} and run `{MADE_BY}`"
+    present = {p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file()} - {"manifest.json"}
+    for name in sorted(present | set(bundle.files)):
+        if name not in bundle.files:
+            raise ArtifactError(f"bundle {bundle.id} holds {name}, which its manifest does not list: {remedy}")
+        if name not in present:
+            raise ArtifactError(f"bundle {bundle.id} lacks {name}: {remedy}")
+        if artifact.hash_file(bundle.path / name) != bundle.files[name]["sha256"]:
+            raise ArtifactError(f"{name} of bundle {bundle.id} was changed after it was written: {remedy}")
+
+
+def names(store: str | Path) -> list[str]:
+    """Ids of the bundles in a store, oldest first."""
+    folder = Path(store).resolve() / "bundles"
+    found = [path.parent for path in folder.glob("[0-9a-f]*/manifest.json")]
+    return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]

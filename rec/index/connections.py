@@ -1,0 +1,72 @@
+"""Connections of a server: pooled, set for vector search, and failing with a DatabaseError."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg import Connection
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from rec import postgres
+from rec.config import Index
+from rec.errors import DatabaseError
+
+WAIT_S = 5.0
+"""Longest wait for a free connection."""
+
+
+class Connections:
+    """At most `size` connections that search with the settings of `index`; each is checked to have taken them."""
+
+    def __init__(self, database_url: str, index: Index, *, size: int) -> None:
+        postgres.connect(database_url).close()  # a server that does not answer or lacks pgvector is named at once
+        self._index = index
+        self._pool: ConnectionPool[Connection[Any]] = ConnectionPool(
+            database_url,
+            min_size=1,
+            max_size=size,
+            configure=self._prepare,
+            check=ConnectionPool.check_connection,
+            kwargs={"connect_timeout": 10},
+            timeout=WAIT_S,
+            open=True,
+        )
+
+    @contextmanager
+    def use(self) -> Iterator[Connection[Any]]:
+        """A connection in a transaction of its own. What Postgres refuses becomes a DatabaseError."""
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout:
+            raise DatabaseError(f"no connection to Postgres within {WAIT_S:g} s: it is down or overloaded") from None
+        except psycopg.Error as error:
+            raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+    def _prepare(self, connection: Connection[Any]) -> None:
+        register_vector(connection)
+        connection.execute("SELECT '[1]'::vector <#> '[1]'::vector")  # loads pgvector, whose settings exist only then
+        wanted = {
+            "hnsw.ef_search": str(self._index.ef_search),
+            "hnsw.iterative_scan": "relaxed_order",
+            "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
+        }
+        for name, value in wanted.items():
+            connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        # a setting that no extension claims is accepted in silence; pg_settings lists only the real ones
+        found = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(wanted),))
+        taken = dict(found.fetchall())
+        if taken != wanted:
+            raise DatabaseError(f"this Postgres does not take the search settings {wanted}: it reports {taken}")
+        connection.commit()
+
+
+def _first_line(error: psycopg.Error) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else ""

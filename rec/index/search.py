@@ -1,0 +1,170 @@
+"""Nearest products of one bundle by inner product, under filters.
+
+Two paths give the same kind of answer. `exact` compares every product that passes and is taken when few do; `hnsw`
+walks the index and goes on walking (iterative scan) until enough products pass. Where the walk ends early the exact
+path answers, so `underfilled` always means that fewer than k such products exist.
+
+Filter columns are those of `Filters` and nothing else; every value travels as a parameter.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from psycopg import Connection, sql
+
+from rec.config import Index
+from rec.errors import DatabaseError
+from rec.index import tables
+from rec.index.connections import Connections
+
+OVERFETCH = 3
+"""Under a filter the walk stops as soon as enough pass, in relaxed order; asking for more keeps near ones it met late.
+Measured at 105,542 x 128, filters that pass 10 % and 20 %: recall@100 .88 and .93 without, .98 and .99 with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a product must be to be recommended; it must always be available."""
+
+    categories: tuple[str, ...] = ()
+    """Any of these categories (STD names); empty for all."""
+    price_min: float | None = None
+    """Lowest price, inclusive; products without a price do not pass a price filter."""
+    price_max: float | None = None
+    """Highest price, inclusive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The nearest products, best first, ties by row."""
+
+    rows: np.ndarray  # int64[K], K <= k
+    scores: np.ndarray  # float32[K], inner products at the column's precision
+    path: Literal["exact", "hnsw"]
+    underfilled: bool
+    """Fewer than k products pass."""
+
+
+class VectorIndex:
+    """Search over the vector table of one bundle."""
+
+    def __init__(self, connections: Connections, bundle: str, index: Index) -> None:
+        self._connections = connections
+        self._table = tables.items_table(bundle)
+        self._index = index
+        with connections.use() as connection:
+            row = connection.execute(
+                "SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (bundle,)
+            ).fetchone()
+        if row is None:
+            raise DatabaseError(f"bundle {bundle} is not in the database: run `python jobs/publish.py` to load it")
+        self._catalogue: str = row[0]
+        self._items: int = row[1]
+        self._width: int = row[2]
+        self._value = tables.embedding(row[3])
+
+    def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
+        """The k nearest products to `vector` float32[d] that pass `filters`, without the rows `exclude` int64[E]."""
+        if vector.shape != (self._width,):
+            raise ValueError(f"query vector has shape {vector.shape}, not ({self._width},)")
+        condition = _condition(filters)
+        parameters: dict[str, Any] = {
+            "vector": self._value(vector),
+            "catalogue": self._catalogue,
+            "exclude": exclude.astype(np.int32).tolist(),
+            "k": k,
+            "visit": k if filters == Filters() else OVERFETCH * k,
+            **_values(filters),
+            "limit": self._index.exact_rows + 1,
+        }
+        with self._connections.use() as connection:
+            if self._few_pass(connection, condition, parameters, filtered=filters != Filters()):
+                return self._found(connection, self._exact(condition), parameters, path="exact")
+            found = self._found(connection, self._hnsw(condition), parameters, path="hnsw")
+            return (
+                self._found(connection, self._exact(condition), parameters, path="exact")
+                if found.underfilled
+                else found
+            )
+
+    def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
+        """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""
+        query = sql.SQL(
+            "SELECT v.row FROM {table} v JOIN products p USING (product_id)"
+            " WHERE v.row = ANY(%(rows)s::integer[]) AND p.catalogue = %(catalogue)s AND {condition}"
+        ).format(table=self._table, condition=_condition(filters))
+        parameters = {"rows": rows.astype(np.int32).tolist(), "catalogue": self._catalogue, **_values(filters)}
+        with self._connections.use() as connection:
+            found = [row for (row,) in connection.execute(query, parameters)]
+        return rows[np.isin(rows, found)]
+
+    def _few_pass(
+        self, connection: Connection[Any], condition: sql.SQL, parameters: dict[str, Any], *, filtered: bool
+    ) -> bool:
+        if self._items <= self._index.exact_rows:
+            return True
+        if not filtered:
+            return False  # nearly everything is available, and the walk falls back to exact where it is not
+        query = sql.SQL(
+            "SELECT count(*) FROM (SELECT 1 FROM products p WHERE p.catalogue = %(catalogue)s AND {condition}"
+            " LIMIT %(limit)s) passing"
+        ).format(condition=condition)
+        row = connection.execute(query, parameters).fetchone()
+        assert row is not None
+        return bool(row[0] <= self._index.exact_rows)
+
+    def _exact(self, condition: sql.SQL) -> sql.Composed:
+        # materialized: the distances are computed before the sort, so that the index cannot serve the order
+        return sql.SQL(
+            "WITH passing AS MATERIALIZED ("
+            " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v JOIN products p USING (product_id)"
+            " WHERE p.catalogue = %(catalogue)s AND {condition} AND v.row <> ALL(%(exclude)s::integer[]))"
+            " SELECT row, -distance FROM passing ORDER BY distance, row LIMIT %(k)s"
+        ).format(table=self._table, condition=condition)
+
+    def _hnsw(self, condition: sql.SQL) -> sql.Composed:
+        # A scalar subquery cannot become a join, so the order always comes from the index and the filter is one
+        # primary-key look-up per visited product. The relaxed order is made strict outside: `+ 0`, because the
+        # planner takes the inner order for exact and would not sort.
+        return sql.SQL(
+            "WITH nearest AS MATERIALIZED ("
+            " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v"
+            " WHERE v.row <> ALL(%(exclude)s::integer[]) AND (SELECT {condition} FROM products p"
+            "  WHERE p.catalogue = %(catalogue)s AND p.product_id = v.product_id)"
+            " ORDER BY v.embedding <#> %(vector)s LIMIT %(visit)s)"
+            " SELECT row, -distance FROM nearest ORDER BY distance + 0, row LIMIT %(k)s"
+        ).format(table=self._table, condition=condition)
+
+    def _found(
+        self,
+        connection: Connection[Any],
+        query: sql.Composed,
+        parameters: dict[str, Any],
+        *,
+        path: Literal["exact", "hnsw"],
+    ) -> Found:
+        rows = connection.execute(query, parameters).fetchall()
+        return Found(
+            rows=np.array([row for row, _ in rows], dtype=np.int64),
+            scores=np.array([score for _, score in rows], dtype=np.float32),
+            path=path,
+            underfilled=len(rows) < parameters["k"],
+        )
+
+
+def _condition(filters: Filters) -> sql.SQL:
+    """SQL over `products p`, made of constant text only."""
+    parts = ["p.available"]
+    if filters.categories:
+        parts.append("p.category && %(categories)s::text[]")
+    if filters.price_min is not None:
+        parts.append("p.price >= %(price_min)s::real")
+    if filters.price_max is not None:
+        parts.append("p.price <= %(price_max)s::real")
+    return sql.SQL(" AND ".join(parts))
+
+
+def _values(filters: Filters) -> dict[str, Any]:
+    """The parameters of `_condition`."""
+    return {"categories": list(filters.categories), "price_min": filters.price_min, "price_max": filters.price_max}

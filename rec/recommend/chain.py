@@ -1,0 +1,158 @@
+"""State resolution, and the whole chain in one process: what the Serve graph does, without Ray."""
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from rec.bundle import Bundle
+from rec.errors import InputError
+from rec.index.catalogue import Catalogue, Known, PastEvent
+from rec.index.connections import Connections
+from rec.recommend.encode import UserEncoder
+from rec.recommend.request import Answer, Request
+from rec.recommend.retrieve import Retriever
+from rec.recommend.score import Scorer
+from rec.recommend.shelf import Shelf
+from rec.recommend.why import Explainer
+from rec.schema import EVENTS
+from rec.state import UserState
+
+STORED_EVENTS = 1_000
+"""Last events of a known user that are read: the history and what was seen."""
+
+UNDATED_STEP = timedelta(days=1)
+"""Products of an inline history without times count as chosen a day apart, the last one a day ago."""
+
+STALE = timedelta(days=60)
+"""Data that ended longer ago than this is served as of the day after it ended: ages of years would be all that the
+models see."""
+
+
+class UnknownProducts(InputError):
+    """A request names products that the bundle does not have."""
+
+    def __init__(self, product_ids: list[str]) -> None:
+        super().__init__(f"unknown products: {', '.join(product_ids)}")
+        self.product_ids = product_ids
+
+
+def moment(bundle: Bundle, clock: datetime) -> datetime:
+    """The time of a request: the clock, unless the bundle's data is stale."""
+    return clock if clock - bundle.data_until <= STALE else bundle.data_until + timedelta(days=1)
+
+
+class Resolver:
+    """From a request to the user state and the rows to leave out, for one bundle."""
+
+    def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
+        described = json.loads((bundle.folder("user_tower") / "user_tower.json").read_text(encoding="utf-8"))
+        self.profile_names: list[str] = described["profile_names"]
+        """Profile columns that the towers read."""
+        self._history: int = described["history"]
+        self._exclude_seen = bundle.config.user_tower.exclude_seen
+        self._shelf = shelf
+
+    def resolve(self, request: Request, known: Known, at: datetime) -> tuple[UserState, np.ndarray]:
+        """The state at `at`, and int64[E] item rows that are no candidates. Raises UnknownProducts.
+
+        Stored events on products that this bundle does not have are passed over, and so are unknown products to
+        leave out: the catalogue changes, and the user cannot help it.
+        """
+        missing = self._shelf.unknown(choice.product_id for choice in request.history)
+        if missing:
+            raise UnknownProducts(missing)
+        past = [event for event in known.events if self._shelf.known(event.product_id)]
+        past += [
+            PastEvent(choice.product_id, choice.event, choice.at or at - UNDATED_STEP * (len(request.history) - place))
+            for place, choice in enumerate(request.history)
+        ]
+        past.sort(key=lambda event: event.at)
+        rows = self._shelf.rows([event.product_id for event in past])
+        last = past[-self._history :]
+        profile = {**known.profile, **request.profile}
+        state = UserState(
+            items=rows[-self._history :],
+            events=np.array([1 + EVENTS.index(event.event) for event in last], np.int64),
+            ages_s=np.array([max((at - event.at).total_seconds(), 0.0) for event in last], np.float32),
+            context=" ".join(request.context.split()),
+            profile=np.array([profile.get(name, np.nan) for name in self.profile_names], np.float32),
+        )
+        seen = rows if self._exclude_seen else rows[:0]
+        return state, np.union1d(seen, self._shelf.rows([id for id in request.exclude if self._shelf.known(id)]))
+
+
+class Chain:
+    """The recommender of one bundle in this process."""
+
+    def __init__(self, bundle: Bundle, connections: Connections) -> None:
+        shelf = Shelf(bundle)
+        self.bundle = bundle
+        self._catalogue = Catalogue(connections, bundle.recipe)
+        self._resolver = Resolver(bundle, shelf)
+        self._encoder = UserEncoder(bundle)
+        self._retriever = Retriever(bundle, connections)
+        self._scorer = Scorer(bundle)
+        self._explainer = Explainer(bundle, shelf)
+        self._num_candidates = bundle.config.ranker.candidates
+
+    def recommend(self, request: Request, clock: datetime | None = None) -> Answer:
+        """Answer a request at `clock`, by default now."""
+        watch = Stopwatch()
+        at = moment(self.bundle, clock or datetime.now(UTC))
+        known = NOBODY if request.user_id is None else self._catalogue.known(request.user_id, STORED_EVENTS)
+        state, exclude = self._resolver.resolve(request, known, at)
+        watch.lap("state")
+        encoded = self._encoder.encode(state)
+        watch.lap("user_tower")
+        found = self._retriever.retrieve(
+            encoded.vector,
+            max(self._num_candidates, request.k),
+            cold=state.cold,
+            exclude=exclude,
+            filters=request.filters,
+        )
+        watch.lap("retrieval")
+        ranked = self._scorer.rank(state, found.candidates, request.k, microseconds(at))
+        watch.lap("ranking")
+        items = self._explainer.explain(ranked, state, encoded)
+        freshen(items, self._catalogue)
+        watch.lap("explanation")
+        return Answer(items, self.bundle.id, at, len(items) < request.k, watch.milliseconds())
+
+
+NOBODY = Known([], {})
+
+
+def microseconds(at: datetime) -> int:
+    """UTC microseconds since 1970."""
+    return round(at.timestamp() * 1e6)
+
+
+def freshen(items: list[dict[str, object]], catalogue: Catalogue) -> None:
+    """Put the live price into item dictionaries, in place."""
+    live = catalogue.live([str(item["product_id"]) for item in items])
+    for item in items:
+        now = live.get(str(item["product_id"]), {})
+        item.update({name: now[name] for name in ("price", "currency") if name in now})
+
+
+class Stopwatch:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was spent in `stage`."""
+        now = time.perf_counter()
+        self._laps[stage] = self._laps.get(stage, 0.0) + 1e3 * (now - self._last)
+        self._last = now
+
+    def milliseconds(self) -> Mapping[str, float]:
+        """By stage, and `total`."""
+        laps = {**self._laps, "total": 1e3 * (self._last - self._start)}
+        return {stage: round(spent, 2) for stage, spent in laps.items()}

@@ -1,0 +1,52 @@
+"""From a user state to the user vector, with the text encoder run once per distinct context."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+
+from rec.bundle import Bundle
+from rec.models import text_encoder, user_tower
+from rec.models.text_encoder import TextEncoder
+from rec.recommend.request import Encoded
+from rec.state import UserState
+
+CACHED_TEXTS = 4_096
+
+
+class UserEncoder:
+    """The user tower of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.tower = user_tower.load(bundle.folder("user_tower"))
+        self._encoder: TextEncoder | None = None
+        if "context" in self.tower.shape.inputs:
+            self._encoder = text_encoder.load(bundle.config.text)
+        self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def encode(self, state: UserState) -> Encoded:
+        """The vector of `state`, and what it would be without the context and without the profile."""
+        states = {"": state}
+        if state.context and self._encoder is not None:
+            states["context"] = replace(state, context="")
+        if np.isfinite(state.profile).any() and "profile" in self.tower.shape.inputs:
+            states["profile"] = replace(state, profile=np.full_like(state.profile, np.nan))
+        contexts = np.stack([self._text(each.context) for each in states.values()])
+        vectors = self.tower.vectors(list(states.values()), contexts)  # float32[1..3, d]
+        return Encoded(vectors[0], {name: vectors[at] for at, name in enumerate(states) if name})
+
+    def _text(self, text: str) -> np.ndarray:
+        """float32[W] of a context; zeros for none."""
+        if not text or self._encoder is None:
+            return np.zeros(self.tower.shape.text_width, np.float32)
+        with self._lock:
+            found = self._texts.get(text)
+            if found is None:
+                found = self._texts[text] = self._encoder.embed([text])[0]
+                if len(self._texts) > CACHED_TEXTS:
+                    self._texts.popitem(last=False)
+            else:
+                self._texts.move_to_end(text)
+        return found

@@ -1,0 +1,74 @@
+"""What is asked of the recommender and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from rec.index.search import Filters
+
+MAX_K = 100
+MAX_HISTORY = 200
+MAX_CONTEXT_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A product that the shopper chose, told with the request."""
+
+    product_id: str
+    event: str = "view"
+    at: datetime | None = None
+    """None: not told; see `chain.UNDATED_STEP`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request; every part is optional."""
+
+    user_id: str | None = None
+    history: tuple[Choice, ...] = ()
+    """Oldest first; follows what is stored of the user."""
+    context: str = ""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """Values by column name; they win over stored ones."""
+    filters: Filters = field(default_factory=Filters)
+    k: int = 10
+    exclude: tuple[str, ...] = ()
+    """Product ids that must not be recommended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A user vector, and the same without each input that was given."""
+
+    vector: np.ndarray  # float32[d] unit
+    without: Mapping[str, np.ndarray]
+    """Input name (`context`, `profile`) → float32[d] unit vector of the same state without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The k best candidates, best first."""
+
+    rows: np.ndarray  # int64[k]
+    scores: np.ndarray  # float32[k] ranker logits, or retrieval scores where the ranker did not answer
+    retrieval_scores: np.ndarray  # float32[k]
+    sources: np.ndarray  # int64[k] positions in rec.retrieval.SOURCES
+    by_ranker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a request."""
+
+    items: list[dict[str, Any]]
+    bundle: str
+    at: datetime
+    """The moment that ages of events and products were taken at."""
+    underfilled: bool
+    """Fewer than k products pass the filters."""
+    milliseconds: Mapping[str, float]
+    """By stage."""

@@ -1,0 +1,111 @@
+"""Why each item is there: reason codes, the product of the history that is nearest to it, attributes both share.
+
+similar_to_history   the nearest product of the history is at least NEAR by cosine
+fits_context         what the shopper said raised the item's retrieval score by at least RAISED
+fits_profile         the shopper's profile did
+popular              it came from the popular products
+near_shopper         none of these: its vector is near the shopper's
+ranker_unavailable   the ranker did not answer; the list is in retrieval order
+"""
+
+from typing import Any
+
+import numpy as np
+
+from rec.bundle import Bundle
+from rec.recommend.request import Encoded, Ranked
+from rec.recommend.shelf import Shelf
+from rec.retrieval import SOURCES
+from rec.state import UserState
+from rec.vocab.re import split_words
+from rec.vocab.std import UNKNOWN
+
+NEAR = 0.3
+RAISED = 0.02
+
+
+class Explainer:
+    """Item dictionaries of an answer, for one bundle."""
+
+    def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
+        self._vectors = bundle.item_vectors()  # float32[N, d] unit rows
+        self._shelf = shelf
+
+    def explain(self, ranked: Ranked, state: UserState, encoded: Encoded) -> list[dict[str, Any]]:
+        """One dictionary per ranked item, in order."""
+        vectors = self._vectors[ranked.rows]  # float32[k, d]
+        cosine = vectors @ self._vectors[state.items].T  # float32[k, H]
+        raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
+        items = []
+        for at, row in enumerate(ranked.rows.tolist()):
+            card = self._shelf.card(row)
+            cause = self._cause(card, state, cosine[at])
+            source = SOURCES[ranked.sources[at]]
+            reasons = ["similar_to_history"] if cause is not None and cause["cosine"] >= NEAR else []
+            reasons += [f"fits_{name}" for name, by in raised.items() if by[at] >= RAISED]
+            reasons += ["popular"] if source == "popular" else []
+            reasons = reasons or ["near_shopper"]
+            reasons += [] if ranked.by_ranker else ["ranker_unavailable"]
+            items.append(
+                {
+                    **shown(card),
+                    "score": float(ranked.scores[at]),
+                    "retrieval_score": float(ranked.retrieval_scores[at]),
+                    "source": source,
+                    "reasons": reasons,
+                    "because": cause,
+                }
+            )
+        return items
+
+    def similar(self, rows: np.ndarray, scores: np.ndarray, to: int) -> list[dict[str, Any]]:
+        """Neighbours `rows` int64[k] of the item row `to` with their cosines and what they share with it."""
+        cause = self._shelf.card(to)
+        items = []
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            card = self._shelf.card(row)
+            items.append({**shown(card), "score": score, "matched": matched(card, cause)})
+        return items
+
+    def _cause(self, card: dict[str, Any], state: UserState, cosine: np.ndarray) -> dict[str, Any] | None:
+        """The product of the history nearest to the item; the newest of equals."""
+        if state.cold:
+            return None
+        at = len(cosine) - 1 - int(np.argmax(cosine[::-1]))
+        cause = self._shelf.card(int(state.items[at]))
+        return {
+            "product_id": cause["product_id"],
+            "title": cause["title"],
+            "cosine": float(cosine[at]),
+            "matched": matched(card, cause),
+        }
+
+
+def matched(card: dict[str, Any], cause: dict[str, Any]) -> list[dict[str, str]]:
+    """STD values that both products have, and RE values of `card` that share a word with one of `cause`."""
+    found = [
+        {"kind": "std", "key": key, "value": value}
+        for key, values in card["std"].items()
+        for value in values
+        if value != UNKNOWN and value in cause["std"].get(key, ())
+    ]
+    for key, values in card["re"].items():
+        theirs = {word for value in cause["re"].get(key, ()) for word in split_words(value)}
+        found += [
+            {"kind": "re", "key": key, "value": value} for value in values if theirs.intersection(split_words(value))
+        ]
+    return found
+
+
+def shown(card: dict[str, Any]) -> dict[str, Any]:
+    """The part of a card that answers carry."""
+    return {
+        "product_id": card["product_id"],
+        "title": card["title"],
+        "brand": card["brand"],
+        "price": card["price"],
+        "currency": card["currency"],
+        "snippet": card["snippet"],
+        "attributes": card["std"],
+        "details": card["re"],
+    }
