@@ -1,0 +1,190 @@
+"""Bodies of the HTTP API: what is accepted, with its limits, and what is answered."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from rec.histories import BODY
+from rec.index.search import Filters
+from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_EXCLUDE = 1_000
+MAX_PROFILE_COLUMNS = 64
+
+RANGES = {"height_cm": (50.0, 260.0), "weight_kg": (20.0, 400.0), "birth_year": (1900.0, 2030.0)}
+"""What a body can be; other profile columns are any finite number."""
+
+Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """Part of a request; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Event(Body):
+    """A product of the history."""
+
+    product_id: Id
+    event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
+    at: AwareDatetime | None = None
+    """When it happened; leave out for "recently"."""
+
+
+class FilterBody(Body):
+    """What a product must be."""
+
+    category: list[Id] = Field(default=[], max_length=20)
+    """Any of these categories."""
+    price_min: Annotated[Number, Field(ge=0)] | None = None
+    price_max: Annotated[Number, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FilterBody":
+        if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
+            raise ValueError("price_min is above price_max")
+        return self
+
+
+class RecommendBody(Body):
+    """A request for recommendations; every part is optional."""
+
+    user_id: Id | None = None
+    """Whose stored history and profile to use; an unknown id is a new user."""
+    history: list[Id | Event] = Field(default=[], max_length=MAX_HISTORY)
+    """Products chosen so far, oldest first; follows what is stored of the user."""
+    context: Annotated[str, Text] = Field(default="", max_length=MAX_CONTEXT_CHARS)
+    """What the shopper is looking for, in their own words."""
+    profile: dict[Id, Number] = Field(default={}, max_length=MAX_PROFILE_COLUMNS)
+    """height_cm, weight_kg, birth_year, and further columns of the recipe; wins over what is stored."""
+    filters: FilterBody = FilterBody()
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
+    """Products that must not be recommended."""
+
+    def request(self) -> Request:
+        """The request as the recommender takes it."""
+        return Request(
+            user_id=self.user_id,
+            history=tuple(
+                Choice(told) if isinstance(told, str) else Choice(told.product_id, told.event, told.at)
+                for told in self.history
+            ),
+            context=self.context,
+            profile=dict(self.profile),
+            filters=Filters(
+                categories=tuple(self.filters.category),
+                price_min=self.filters.price_min,
+                price_max=self.filters.price_max,
+            ),
+            k=self.k,
+            exclude=tuple(self.exclude),
+        )
+
+
+def profile_problem(profile: dict[str, float], names: list[str]) -> tuple[str, str] | None:
+    """(column, what is wrong with it) of the first bad profile column, given the columns that the models read."""
+    for name, value in profile.items():
+        if name not in BODY and name not in names:
+            return name, f"unknown profile column (known: {', '.join(dict.fromkeys([*BODY, *names]))})"
+        low, high = RANGES.get(name, (-float("inf"), float("inf")))
+        if not low <= value <= high:
+            return name, f"must lie between {low:g} and {high:g}"
+    return None
+
+
+class Matched(BaseModel):
+    """An attribute that two products share."""
+
+    kind: Literal["std", "re"]
+    key: str
+    value: str
+
+
+class Cause(BaseModel):
+    """The product of the history that is nearest to a recommended one."""
+
+    product_id: str
+    title: str
+    cosine: float
+    matched: list[Matched]
+
+
+class Product(BaseModel):
+    """A product as shown."""
+
+    product_id: str
+    title: str
+    brand: str | None
+    price: float | None
+    currency: str | None
+    snippet: str
+    attributes: dict[str, list[str]]
+    """STD values by key."""
+    details: dict[str, list[str]]
+    """RE values by key."""
+
+
+class Recommended(Product):
+    """A recommended product and why."""
+
+    score: float
+    """Higher is better; comparable within one answer only."""
+    retrieval_score: float
+    """Inner product of user and product vector."""
+    source: Literal["ann", "popular"]
+    reasons: list[str]
+    """Codes; see rec/recommend/why.py."""
+    because: Cause | None
+
+
+class Recommendations(BaseModel):
+    """The answer to POST /v1/recommend."""
+
+    items: list[Recommended]
+    bundle: str
+    at: datetime
+    """The moment that ages of events and products were taken at."""
+    underfilled: bool
+    """Fewer than k products pass the filters."""
+    milliseconds: dict[str, float]
+
+
+class Neighbour(Product):
+    """A product near another one."""
+
+    score: float
+    """Cosine."""
+    matched: list[Matched]
+
+
+class Neighbours(BaseModel):
+    """The answer to GET /v1/products/{id}/similar."""
+
+    product: Product
+    items: list[Neighbour]
+    bundle: str
+
+
+class Products(BaseModel):
+    """The answer to GET /v1/products."""
+
+    items: list[Product]
+    bundle: str
+
+
+class ShopFacts(BaseModel):
+    """What the demo page needs to start."""
+
+    recipe: str
+    bundle: str
+    items: int
+    categories: list[str]
+    profile_names: list[str]
+    users: list[dict[str, Any]]
+    """Synthetic shoppers to try; empty for catalogues of real people."""

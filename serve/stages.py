@@ -1,0 +1,71 @@
+"""The three stages behind the ingress. Each answers for the bundle it is asked for, or says that it cannot."""
+
+import asyncio
+
+import numpy as np
+from ray import serve
+
+from rec.index.search import Filters
+from rec.recommend.encode import UserEncoder
+from rec.recommend.request import Encoded, Ranked
+from rec.recommend.retrieve import Retrieved
+from rec.recommend.retrieve import Retriever as BundleRetriever
+from rec.recommend.score import Scorer
+from rec.retrieval import Candidates
+from rec.state import UserState
+from serve.loaded import Loaded, active, connections
+
+CONNECTIONS = 4
+"""Database connections of one retriever replica."""
+
+
+@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
+class UserTower:
+    """User state → user vector."""
+
+    def __init__(self, store: str) -> None:
+        self._encoders = Loaded(store, UserEncoder)
+        pool = connections(store, size=1)
+        self._encoders.get(active(pool))
+        pool.close()
+
+    async def encode(self, bundle: str, state: UserState) -> Encoded:
+        """The vector of `state` by bundle `bundle`."""
+        return await asyncio.to_thread(lambda: self._encoders.get(bundle).encode(state))
+
+
+@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
+class Retriever:
+    """User vector → candidates."""
+
+    def __init__(self, store: str) -> None:
+        self._connections = connections(store, size=CONNECTIONS)
+        self._retrievers = Loaded(store, lambda bundle: BundleRetriever(bundle, self._connections))
+        self._retrievers.get(active(self._connections))
+
+    async def retrieve(
+        self, bundle: str, vector: np.ndarray, k: int, cold: bool, exclude: np.ndarray, filters: Filters
+    ) -> Retrieved:
+        """k candidates for a user vector float32[d]."""
+        return await asyncio.to_thread(
+            lambda: self._retrievers.get(bundle).retrieve(vector, k, cold=cold, exclude=exclude, filters=filters)
+        )
+
+    async def similar(self, bundle: str, row: int, k: int) -> Retrieved:
+        """The k nearest products to an item row."""
+        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).similar(row, k))
+
+
+@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
+class Ranker:
+    """Candidates → ranked list."""
+
+    def __init__(self, store: str) -> None:
+        self._scorers = Loaded(store, Scorer)
+        pool = connections(store, size=1)
+        self._scorers.get(active(pool))
+        pool.close()
+
+    async def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
+        """The k best candidates."""
+        return await asyncio.to_thread(lambda: self._scorers.get(bundle).rank(state, candidates, k, now_us))
