@@ -248,16 +248,17 @@ def _report(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: Epoch, s
 def batches(rows: int, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """This worker's part of each global batch of one epoch, in a shuffled order of `rows` rows.
 
-    Global batches have one size, at most `batch_size`, divisible by the number of workers; the few rows
-    that do not fill one are left out, others each epoch. Raises ConfigError when a batch would be empty.
+    Global batches have one size, at most `batch_size` but at least one row a worker; the few rows that do not
+    fill one are left out, others each epoch. Raises ConfigError when there are fewer rows than workers.
     """
     workers = world_size()
-    count = -(-rows // batch_size)
-    size = rows // count // workers * workers if count else 0
-    if size == 0:
+    each = rows // workers  # rows of one worker in the epoch
+    if each == 0:
         raise ConfigError(f"{rows} training rows are too few for {workers} workers: lower train.num_workers")
+    count = -(-each // max(1, batch_size // workers))
+    share = each // count
+    size = share * workers
     order = rng.permutation(rows)
-    share = size // workers
     first = rank() * share
     return [order[start + first : start + first + share] for start in range(0, count * size, size)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rec import artifact, dataset
+from rec import artifact, config, dataset
 from rec.config import Config
 from rec.models import text_encoder
 from rec.schema import TENSORS
@@ -15,33 +15,50 @@ from rec.vocab.std import StdVocabulary
 
 KEYS = ("category", "colour", "season", "fibre")
 WORDS = ("soft", "warm", "boxy", "ribbed", "cropped", "quilted", "sheer", "brushed", "washed", "crisp", "cosy")
+RECIPE = """
+name = "catalogue"
+store = "{store}"
+seed = 5
+
+[text]
+cpus_per_actor = 1
+
+[item_tower]
+width = 32
+heads = 2
+
+[item_tower.train]
+epochs = 30
+batch_size = 32
+cpus_per_worker = 1
+learning_rate = 3e-3
+"""
 PEOPLE = ("for the office", "for a weekend away", "for long walks", "with deep pockets", "made to last")
 
 
-def write(store: Path, products: int, *, seed: int = 0) -> Config:
-    """Write `vocabulary` and `tensors` of `products` garments; every 8th has no STD, RE or title, each in turn."""
-    config = Config(
-        name="catalogue",
-        store=str(store),
-        seed=5,
-        text={"cpus_per_actor": 1},
-        item_tower={"width": 32, "heads": 2, "train": {"epochs": 3, "batch_size": 32, "cpus_per_worker": 1}},
-    )
+def write(folder: Path, products: int, *, seed: int = 0) -> Config:
+    """Write `vocabulary` and `tensors` of `products` garments, and the recipe `folder`/catalogue.toml.
+
+    One garment of eight has no STD, one no RE, one no title.
+    """
+    recipe = folder / "catalogue.toml"
+    recipe.write_text(RECIPE.format(store=folder), encoding="utf-8")
+    tree = config.load(str(recipe))
     vocabulary = StdVocabulary.load()
     tokens = ReVocabulary([], []).grow(dict.fromkeys(WORDS, 9), 1, vocabulary.keys)
     with artifact.write(
-        config.at("vocabulary"), kind=tensorize.KIND, version=tensorize.VERSION, inputs={}, config={"seed": seed}
+        tree.at("vocabulary"), kind=tensorize.KIND, version=tensorize.VERSION, inputs={}, config={"seed": seed}
     ) as draft:
         (draft.path / "std.toml").write_text(std.shipped(), encoding="utf-8")
         tokens.save(draft.path / "re.json")
-    rows = _rows(vocabulary, tokens, config, products, np.random.default_rng(seed))
-    made_by = {"text": {"encoder": config.text.encoder}, "seed": seed}
-    dataset.write(config.at("tensors"), TENSORS, [rows], inputs={}, config=made_by)
-    return config
+    rows = _rows(vocabulary, tokens, tree, products, np.random.default_rng(seed))
+    made_by = {"text": {"encoder": tree.text.encoder}, "seed": seed}
+    dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=made_by)
+    return tree
 
 
 def _rows(
-    vocabulary: StdVocabulary, tokens: ReVocabulary, config: Config, products: int, rng: np.random.Generator
+    vocabulary: StdVocabulary, tokens: ReVocabulary, tree: Config, products: int, rng: np.random.Generator
 ) -> pa.Table:
     std_key, std_id, re_key, re_id, titles = [], [], [], [], []
     for product in range(products):
@@ -62,6 +79,6 @@ def _rows(
             "std_id": std_id,
             "re_key": re_key,
             "re_id": re_id,
-            "title_id": text_encoder.load(config.text).tokenize(titles, config.text.max_tokens),
+            "title_id": text_encoder.load(tree.text).tokenize(titles, tree.text.max_tokens),
         }
     )

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pytorch_metric_learning.losses import NTXentLoss
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from rec.models.item_tower import ItemTower, Shape
@@ -121,7 +121,7 @@ def step(rank: int, workers: int, folder: Path) -> None:
 def test_two_workers_take_the_step_of_one(tmp_path: Path) -> None:
     """Real processes and real gloo: the loss and every gradient agree, with group mates on different workers."""
     for workers in (1, 2):
-        mp.spawn(step, args=(workers, tmp_path), nprocs=workers)
+        spawn(step, args=(workers, tmp_path), nprocs=workers)
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
     assert one.keys() == two.keys()
     assert one["loss"].item() > 0.1

@@ -1,0 +1,107 @@
+"""Training on Ray Train: checkpoints, what a killed worker leaves behind, and errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from rec.config import Train
+from rec.errors import ArtifactError, ConfigError
+from rec.train import ddp
+from tests.train import loops
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    train = Train(num_workers=2, cpus_per_worker=1, max_failures=1)
+    flag = tmp_path / "killed"
+    calm = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
+    shaken = ddp.fit(loops.loop, train, "shaken", {"epochs": 4, "kill": str(flag)}, tmp_path)
+    assert flag.exists(), "no worker was killed"
+    for name in (ddp.MODEL, ddp.OPTIMIZER, ddp.STATE):
+        assert (shaken / name).read_bytes() == (calm / name).read_bytes(), name
+    assert ddp.metrics_of(calm)["loss"] > 0
+    assert len([path for path in (tmp_path / "calm").iterdir() if path.is_dir()]) == 2, "the last two are kept"
+    assert {path.suffix for path in calm.iterdir()} == {".safetensors", ".json"}, "no pickle"
+
+    again = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
+    assert again == calm, "a finished run is found again, not trained again"
+    (tmp_path / "calm" / ddp.SNAPSHOT).write_text('{"torn', encoding="utf-8")
+    afresh = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
+    assert afresh != calm
+    assert load_file(afresh / ddp.MODEL).keys() == load_file(shaken / ddp.MODEL).keys()
+    assert (afresh / ddp.MODEL).read_bytes() == (shaken / ddp.MODEL).read_bytes(), "a torn run starts over"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_what_a_user_can_mend_reaches_the_user(tmp_path: Path) -> None:
+    train = Train(num_workers=1, cpus_per_worker=1, max_failures=0)
+    with pytest.raises(ArtifactError, match="text_states is missing: run its job"):
+        ddp.fit(loops.refuse, train, "refuse", {"what": "text_states"}, tmp_path)
+    with pytest.raises(ConfigError, match=r"9 workers x 2 CPUs = 18, but Ray was started with 4: lower train"):
+        ddp.fit(loops.loop, Train(num_workers=9), "large", {}, tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.use_gpu=false"):
+        ddp.fit(loops.loop, Train(num_workers=4, cpus_per_worker=1, use_gpu=True), "gpu", {}, tmp_path)
+
+
+def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.8, 0.9))
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(3, 4)).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = make()
+    step(model, optimizer)
+    ddp.save_checkpoint(tmp_path, model, optimizer, 7, {"loss": 0.5})
+    step(model, optimizer)
+    other, restored = make()
+    assert ddp.load_checkpoint(tmp_path, other, restored) == 7
+    assert ddp.metrics_of(tmp_path) == {"loss": 0.5}
+    assert restored.param_groups[0]["betas"] == (0.8, 0.9)
+    step(other, restored)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert json.loads((tmp_path / ddp.STATE).read_text())["epoch"] == 7
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(4, 300), batch_size=st.integers(2, 64), workers=st.integers(1, 4), seed=st.integers(0, 99))
+def test_workers_share_every_global_batch_and_no_row_twice(
+    rows: int, batch_size: int, workers: int, seed: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ddp, "world_size", lambda: workers)
+        parts = []
+        for rank in range(workers):
+            patch.setattr(ddp, "rank", lambda rank=rank: rank)
+            parts.append(ddp.batches(rows, batch_size, np.random.default_rng(seed)))
+        patch.setattr(ddp, "world_size", lambda: 1)
+        patch.setattr(ddp, "rank", lambda: 0)
+        alone = ddp.batches(rows, batch_size, np.random.default_rng(seed))
+    assert len({len(step) for part in parts for step in part}) == 1, "ranks must have batches of one size"
+    together = [np.concatenate(step) for step in zip(*parts, strict=True)]
+    drawn = np.concatenate(together)
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert all(len(step) <= max(batch_size, workers) for step in together)
+    assert rows - len(drawn) < len(together) * workers + len(together), "only what fills no batch is left out"
+    if len(drawn) == sum(map(len, alone)) and len(together) == len(alone):
+        assert all((step == other).all() for step, other in zip(together, alone, strict=True))
+
+
+def test_too_few_rows_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddp, "world_size", lambda: 4)
+    monkeypatch.setattr(ddp, "rank", lambda: 0)
+    with pytest.raises(ConfigError, match=r"3 training rows are too few for 4 workers"):
+        ddp.batches(3, 8, np.random.default_rng(0))
