@@ -5,40 +5,28 @@ retrieval   retrieval and final list of a recipe (hm unless told otherwise) besi
 """
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
-from rec import embed, encode, pipeline, samples
+from rec import pipeline
 from rec.cli import main, parser
 from rec.config import Config
-from rec.data import ingest
-from rec.enrich import stage as enrich
 from rec.errors import ConfigError
 from rec.evaluate import benchmark
-from rec.evaluate import stage as evaluate
-from rec.pipeline import Stage
-from rec.train import item, ranker, user
-from rec.vocab import tensorize
 
 QUICK_PRODUCTS = 20_000
 QUICK_USERS = 3_000
 
+log = logging.getLogger(__name__)
 
-def stages() -> list[Stage]:
-    """Everything that an evaluation needs, in order; what is finished is not done again."""
-    runs = {
-        "ingest": ingest.run,
-        "enrich": enrich.run,
-        "tensorize": tensorize.run,
-        "encode": encode.run,
-        "pretrain": item.run,
-        "embed": embed.run,
-        "train_user": user.run,
-        "candidates": samples.run,
-        "train_ranker": ranker.run,
-        "evaluate": evaluate.run,
-    }
-    return [Stage(name, run) for name, run in runs.items()]
+
+def prepare(config: Config) -> None:
+    """Run every stage up to the evaluation; what is finished is not done again."""
+    names = [stage.name for stage in pipeline.STAGES]
+    for stage in pipeline.STAGES[: names.index("evaluate") + 1]:
+        log.info("%s", stage.name)
+        stage.run(config)
 
 
 def shortened(config: Config) -> Config:
@@ -61,7 +49,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
         )
     chosen = shortened(config) if options.quick else config
-    pipeline.run(chosen, stages())
+    prepare(chosen)
     result = benchmark.envelope(options.name, benchmark.retrieval(chosen), quick=options.quick)
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
@@ -69,7 +57,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = parser(__doc__ or "")
     arguments.add_argument("name", choices=["retrieval"], help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
