@@ -14,7 +14,13 @@ from typing import Any
 
 import psutil
 
+from rec import embed, encode, publish, samples
 from rec.config import Config
+from rec.data import ingest
+from rec.enrich import stage as enrich
+from rec.evaluate import stage as evaluate
+from rec.train import item, ranker, user
+from rec.vocab import tensorize
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +36,22 @@ class Stage:
 
     name: str
     run: Run
+
+
+STAGES = (
+    Stage("ingest", ingest.run),
+    Stage("enrich", enrich.run),
+    Stage("tensorize", tensorize.run),
+    Stage("encode", encode.run),
+    Stage("pretrain", item.run),
+    Stage("embed", embed.run),
+    Stage("train_user", user.run),
+    Stage("candidates", samples.run),
+    Stage("train_ranker", ranker.run),
+    Stage("evaluate", evaluate.run),
+    Stage("publish", publish.run),
+)
+"""The whole chain, in order; each stage is also a job of the same name."""
 
 
 class PeakMemory:
@@ -68,24 +90,25 @@ def _resident(process: psutil.Process) -> int:
         return 0
 
 
-def run(config: Config, stages: list[Stage]) -> dict[str, Any]:
-    """Run `stages` in order; returns their results, seconds by stage and the peak memory in MiB.
+def run(config: Config) -> dict[str, Any]:
+    """Run all stages; returns the published bundle, the evaluation's headline, seconds by stage and peak memory.
 
-    Raises what a stage raises; stages that finished before stay finished.
+    Raises what a stage raises; the stages before it stay finished.
     """
     results: dict[str, Mapping[str, Any]] = {}
     seconds: dict[str, float] = {}
     with PeakMemory().watch() as peak:
-        for number, stage in enumerate(stages, 1):
-            log.info("stage %d/%d %s: start", number, len(stages), stage.name)
+        for number, stage in enumerate(STAGES, 1):
+            label = f"stage {number}/{len(STAGES)} {stage.name}"
+            log.info("%s: start", label)
             started = time.monotonic()
             results[stage.name] = stage.run(config)
             seconds[stage.name] = round(time.monotonic() - started, 1)
-            log.info(
-                "stage %d/%d %s: %s", number, len(stages), stage.name, _line(results[stage.name], seconds[stage.name])
-            )
+            log.info("%s: %s", label, _line(results[stage.name], seconds[stage.name]))
     return {
-        "results": results,
+        "bundle": results["publish"]["bundle"],
+        "evaluation": {name: value for name, value in results["evaluate"].items() if name.startswith("ndcg@")},
+        "report": str(config.at("evaluation") / "report.html"),
         "seconds": seconds,
         "skipped": [name for name, result in results.items() if result.get("skipped")],
         "peak_mib": round(peak.bytes / 2**20),
@@ -93,6 +116,6 @@ def run(config: Config, stages: list[Stage]) -> dict[str, Any]:
 
 
 def _line(result: Mapping[str, Any], seconds: float) -> str:
-    counts = ", ".join(f"{name} {value:,}" for name, value in result.items() if name in ("rows", "rejected"))
+    counts = [f"{name} {result[name]:,}" for name in ("rows", "rejected") if name in result]
     state = "was there already" if result.get("skipped") else f"done in {seconds:.1f} s"
-    return f"{state}{', ' + counts if counts else ''}"
+    return ", ".join([state, *counts])
