@@ -147,6 +147,10 @@ def _check_values(counts: drift.Counts, vocabulary: StdVocabulary) -> None:
             raise ArtifactError(f"enriched has RE values under the unknown key {key!r}: run `{ENRICHED.made_by}` again")
 
 
+def _tasks(files: Files) -> int:
+    return max(1, min(TASKS, pq.ParquetFile(files.products).num_row_groups))
+
+
 def _groups(files: Files) -> ray.data.Dataset:
     """The numbers of the row groups, one a block, in order."""
     total = pq.ParquetFile(files.products).num_row_groups
@@ -166,7 +170,10 @@ def _count(files: Files) -> drift.Counts:
     counts = drift.Counts()
     rows = pq.ParquetFile(files.products).metadata.num_rows
     counted = _groups(files).map_batches(
-        partial(count, files=files), batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(_tasks(files))
+        partial(count, files=files),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.TaskPoolStrategy(_tasks(files)),
     )
     with progress.bar(total=rows, what="count attributes") as bar:
         for batch in _tables(counted):
@@ -179,12 +186,11 @@ def _count(files: Files) -> drift.Counts:
 def _tensors(config: Config, files: Files, facts: dict[str, Any]) -> Iterator[pa.Table]:
     """Rows of TENSORS in product order; group numbers are given here, in order of first appearance."""
     folder = config.at("vocabulary")
-    total = pq.ParquetFile(files.products).num_row_groups
     made = _groups(files).map_batches(
         Tensorize,
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(TASKS, config.cpus - 1, total))),
+        compute=ray.data.ActorPoolStrategy(size=min(_tasks(files), config.cpus - 1)),
         fn_constructor_args=(
             files,
             (folder / "std.toml").read_text(encoding="utf-8"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -103,130 +102,132 @@ def test_a_content_group_is_what_the_shop_says_or_what_the_tower_sees() -> None:
     assert group_key("g", "a", [], []) != group_key("h", "a", [], [])
 
 
+@pytest.fixture(scope="module")
+def made(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose catalogue lies in three row groups and is tensorized; tests work on copies."""
+    store = tmp_path_factory.mktemp("tensorized")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "ROWS_PER_GROUP", 2)
+        _write(_config(store), CATALOGUE)
+        tensorize.run(_config(store))
+    return store
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of the store `made`."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.mark.slow
+def test_ids_groups_and_tokens(made: Path) -> None:
+    config = _config(made)
+    rows = _rows(config)
+    standard = StdVocabulary.load(config.at("vocabulary") / "std.toml")
+    open_ = ReVocabulary.load(config.at("vocabulary") / "re.json")
+    assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5"]
+    assert [row["group"] for row in rows] == [0, 0, 1, 1, 2]
+    assert open_.tokens == ["soft", "merino", "wool"]
+    assert [standard.name_of(id) for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
+    assert rows[0]["std_id"] == rows[1]["std_id"]
+    assert [standard.name_of(id)[1] for id in rows[2]["std_id"]] == ["t-shirt", "unknown"]
+    assert [standard.name_of(id)[1] for id in rows[3]["std_id"]] == ["red"]
+    assert rows[4]["std_id"] == rows[4]["std_key"] == []
+    assert rows[4]["re_id"] == [1, 2]
+    assert rows[4]["re_key"] == [standard.key_id("detail")] * 2
+    titles = [title for _, title, _, _, _ in CATALOGUE]
+    assert [row["title_id"] for row in rows] == text_encoder.load(config.text).tokenize(titles, config.text.max_tokens)
+
+
+@pytest.mark.slow
+def test_done_work_is_skipped_and_lost_work_comes_back_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 2)
+    config = _config(copy)
+    before = _hashes(config)
+    assert tensorize.run(config)["skipped"] is True
+    shutil.rmtree(config.at("tensors"))
+    facts = tensorize.run(config)
+    assert "skipped" not in facts
+    assert (facts["rows"], facts["groups"], facts["re_tokens"]) == (5, 3, 5)
+    assert _hashes(config) == before
+
+
+@pytest.mark.slow
+def test_row_groups_change_nothing_and_options_only_their_columns(made: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path, 'text.fields=["title", "description"]', "vocab.max_re_tokens=2")
+    _write(config, CATALOGUE)
+    facts = tensorize.run(config)
+    assert facts["re_tokens_cut"] == 2
+    before = _config(made)
+    assert artifact.hash_folder(config.at("vocabulary")) == artifact.hash_folder(before.at("vocabulary"))
+    said = [f"{title}. {title} described" for _, title, _, _, _ in CATALOGUE]
+    titles = text_encoder.load(config.text).tokenize(said, config.text.max_tokens)
+    for row, whole, title in zip(_rows(config), _rows(before), titles, strict=True):
+        cut = {"re_key": whole["re_key"][:2], "re_id": whole["re_id"][:2]}
+        assert row == {**whole, **cut, "title_id": title}
+
+
+@pytest.mark.slow
+def test_a_vocabulary_is_extended_and_drift_is_reported(copy: Path, tmp_path: Path) -> None:
+    config = _config(copy)
+    old = ReVocabulary.load(config.at("vocabulary") / "re.json")
+    _write(config, [(f"q{i}", "Cape", None, [], [("vibe", "aaa aab soft")]) for i in range(9)])
+    facts = tensorize.run(config)
+    grown = ReVocabulary.load(config.at("vocabulary") / "re.json")
+    drifted = json.loads((config.at("vocabulary") / "drift.json").read_text(encoding="utf-8"))
+    assert grown.tokens == [*old.tokens, "aaa", "aab"]
+    assert drifted["new_tokens"] == {"count": 2, "first": ["aaa", "aab"]}
+    assert drifted["dead_tokens"] == {"count": 2, "first": ["merino", "wool"]}
+    assert facts["new_tokens"] == 2
+    before = _hashes(config)
+    assert tensorize.run(config)["skipped"] is True
+    assert _hashes(config) == before
+
+    other = _config(tmp_path / "other", f"vocab.extend={config.at('vocabulary')}")
+    _write(other, CATALOGUE)
+    tensorize.run(other)
+    assert ReVocabulary.load(other.at("vocabulary") / "re.json").tokens == grown.tokens
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-class TestStage:
-    """The whole stage on Ray."""
-
-    def test_ids_groups_and_tokens(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 2)
-        config = _config(tmp_path)
-        _write(config, CATALOGUE)
-        facts = tensorize.run(config)
-        rows = _rows(config)
-        standard = StdVocabulary.load(config.at("vocabulary") / "std.toml")
-        open_ = ReVocabulary.load(config.at("vocabulary") / "re.json")
-
-        assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5"]
-        assert [row["group"] for row in rows] == [0, 0, 1, 1, 2]
-        assert open_.tokens == ["soft", "merino", "wool"]
-        assert [standard.name_of(id) for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
-        assert rows[0]["std_id"] == rows[1]["std_id"]
-        assert [standard.name_of(id)[1] for id in rows[2]["std_id"]] == ["t-shirt", "unknown"]
-        assert [standard.name_of(id)[1] for id in rows[3]["std_id"]] == ["red"]
-        assert rows[4]["std_id"] == rows[4]["std_key"] == []
-        assert rows[4]["re_id"] == [1, 2]
-        assert rows[4]["re_key"] == [standard.key_id("detail")] * 2
-        encoder = text_encoder.load(config.text)
-        assert [row["title_id"] for row in rows] == encoder.tokenize(
-            [row[1] for row in CATALOGUE], config.text.max_tokens
-        )
-        assert (facts["rows"], facts["groups"], facts["re_tokens"]) == (5, 3, 5)
-
-        monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 8_192)
-        other = _config(tmp_path / "whole")
-        _write(other, CATALOGUE)
-        tensorize.run(other)
-        assert _rows(other) == rows
-        assert artifact.hash_folder(other.at("vocabulary")) == artifact.hash_folder(config.at("vocabulary"))
-
-    def test_done_work_is_skipped_and_lost_work_comes_back_the_same(self, tmp_path: Path) -> None:
-        config = _config(tmp_path)
-        _write(config, CATALOGUE)
-        assert not tensorize.run(config).get("skipped")
-        before = _hashes(config)
-        assert tensorize.run(config)["skipped"] is True
-        shutil.rmtree(config.at("tensors"))
-        assert tensorize.run(config)["groups"] == 3
-        assert _hashes(config) == before
-
-    def test_text_fields_and_the_cap_on_tokens(self, tmp_path: Path) -> None:
-        config = _config(tmp_path, 'text.fields=["title", "description"]', "vocab.max_re_tokens=2")
-        _write(config, CATALOGUE)
-        facts = tensorize.run(config)
-        rows = _rows(config)
-        said = text_encoder.load(config.text).tokenize(["Wool coat. Wool coat described"], config.text.max_tokens)
-        assert [rows[0]["title_id"]] == said
-        assert max(len(row["re_id"]) for row in rows) == 2
-        assert facts["re_tokens_cut"] == 2
-
-    def test_a_vocabulary_is_extended_and_drift_is_reported(self, tmp_path: Path) -> None:
-        config = _config(tmp_path)
-        _write(config, CATALOGUE)
-        tensorize.run(config)
-        old = ReVocabulary.load(config.at("vocabulary") / "re.json")
-        new = [(f"q{i}", "Cape", None, [], [("vibe", "aaa aab soft")]) for i in range(9)]
-        _write(config, new)
-        facts = tensorize.run(config)
-        grown = ReVocabulary.load(config.at("vocabulary") / "re.json")
-        drifted = json.loads((config.at("vocabulary") / "drift.json").read_text(encoding="utf-8"))
-        assert grown.tokens == [*old.tokens, "aaa", "aab"]
-        assert drifted["new_tokens"] == {"count": 2, "first": ["aaa", "aab"]}
-        assert drifted["dead_tokens"] == {"count": 2, "first": ["merino", "wool"]}
-        assert facts["new_tokens"] == 2
-        before = _hashes(config)
-        assert tensorize.run(config)["skipped"] is True
-        assert _hashes(config) == before
-
-        other = _config(tmp_path / "other", f"vocab.extend={config.at('vocabulary')}")
-        _write(other, CATALOGUE)
-        tensorize.run(other)
-        assert ReVocabulary.load(other.at("vocabulary") / "re.json").tokens == grown.tokens
-
-    def test_an_empty_catalogue_gives_empty_tensors(self, tmp_path: Path) -> None:
-        config = _config(tmp_path)
-        _write(config, [])
-        assert tensorize.run(config)["rows"] == 0
-        assert _rows(config) == []
-
-    def test_inputs_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
-        config = _config(tmp_path)
-        with pytest.raises(ArtifactError, match=r"jobs/ingest\.py"):
-            tensorize.run(config)
-        _write(config, CATALOGUE, version="fashion-0")
-        with pytest.raises(ArtifactError, match="enriched is of vocabulary 'fashion-0'"):
-            tensorize.run(config)
-        _write(config, [("p1", "Coat", None, [("category", "spacesuit")], [])])
-        with pytest.raises(ArtifactError, match="'spacesuit' under 'category'"):
-            tensorize.run(config)
-        _write(config, [("p1", "Coat", None, [], [("smell", "fresh")])])
-        with pytest.raises(ArtifactError, match="unknown key 'smell'"):
-            tensorize.run(config)
-        shutil.copytree(config.at("enriched"), tmp_path / "kept")
-        _write(config, CATALOGUE)
-        shutil.rmtree(config.at("enriched"))
-        shutil.move(tmp_path / "kept", config.at("enriched"))
-        with pytest.raises(ArtifactError, match="does not hold the products"):
-            tensorize.run(config)
-        assert not config.at("vocabulary").exists()
-        assert not config.at("tensors").exists()
+def test_an_empty_catalogue_gives_empty_tensors(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    _write(config, [])
+    assert tensorize.run(config)["rows"] == 0
+    assert _rows(config) == []
 
 
 @pytest.mark.slow
-def test_the_job_prints_where_the_result_is_or_what_is_missing(tmp_path: Path, repository: Path) -> None:
-    def job() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "jobs/tensorize.py", "--recipe", "demo", "--set", f"store={tmp_path}"]
-        return subprocess.run(
-            command, cwd=repository, env=dict(os.environ), capture_output=True, text=True, check=False
-        )
-
-    missing = job()
-    assert missing.returncode == 2
-    assert "jobs/ingest.py" in missing.stderr
-    assert "Traceback" not in missing.stderr
-    config = load("demo", [f"store={tmp_path}"])
+@pytest.mark.usefixtures("ray_local")
+def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    with pytest.raises(ArtifactError, match=r"jobs/ingest\.py"):
+        tensorize.run(config)
+    _write(config, CATALOGUE, version="fashion-0")
+    with pytest.raises(ArtifactError, match="enriched is of vocabulary 'fashion-0'"):
+        tensorize.run(config)
+    _write(config, [("p1", "Coat", None, [("category", "spacesuit")], [])])
+    with pytest.raises(ArtifactError, match="'spacesuit' under 'category'"):
+        tensorize.run(config)
+    _write(config, [("p1", "Coat", None, [], [("smell", "fresh")])])
+    with pytest.raises(ArtifactError, match="unknown key 'smell'"):
+        tensorize.run(config)
+    shutil.copytree(config.at("enriched"), tmp_path / "kept")
     _write(config, CATALOGUE)
-    done = job()
+    shutil.rmtree(config.at("enriched"))
+    shutil.move(tmp_path / "kept", config.at("enriched"))
+    with pytest.raises(ArtifactError, match="does not hold the products"):
+        tensorize.run(config)
+    assert not config.at("vocabulary").exists()
+    assert not config.at("tensors").exists()
+
+
+@pytest.mark.slow
+def test_the_job_prints_where_the_result_is(copy: Path, repository: Path) -> None:
+    command = ["jobs/tensorize.py", "--recipe", "demo", "--set", f"store={copy}", "--set", "vocab.min_count=2"]
+    done = subprocess.run([sys.executable, *command], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tensors"] == str(config.at("tensors"))
-    assert len(_rows(config)) == 5
+    result = json.loads(done.stdout)
+    assert result["skipped"] is True
+    assert result["tensors"] == str(_config(copy).at("tensors"))
