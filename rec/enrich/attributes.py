@@ -129,7 +129,7 @@ def _claims(run: list[str], hits: Mapping[str, str]) -> Iterator[tuple[str, str]
 
 
 def _claimed(words: str, hits: Mapping[str, str]) -> str | None:
-    """The key of a vocabulary word; a Korean word may carry a particle or an ending."""
+    """The key of a vocabulary word; a Korean one of two or more syllables may carry a particle or an ending."""
     if words.isascii():
         return hits.get(words)
-    return next((hits[words[:n]] for n in range(len(words), 0, -1) if words[:n] in hits), None)
+    return next((hits[words[:n]] for n in range(len(words), 1, -1) if words[:n] in hits), hits.get(words))

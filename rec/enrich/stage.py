@@ -10,6 +10,7 @@ those that an earlier run of the same work already asked: a killed and restarted
 as an undisturbed one, and none of them twice.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -33,6 +34,7 @@ from rec.enrich.attributes import Report
 from rec.enrich.prompt import PROMPT_VERSION
 from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
 from rec.schema import ENRICHED, PRODUCTS
+from rec.vocab import std
 from rec.vocab.std import StdVocabulary
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
     branch = {
         "enrich": config.enrich.model_dump(mode="json", exclude={"num_actors", "threads"}),
         "prompt_version": PROMPT_VERSION,
-        "vocab_version": vocabulary.version,
+        "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
@@ -108,29 +110,7 @@ def _short(facts: Any) -> dict[str, Any]:
 
 def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection: cache.Connection) -> Plan:
     ids, hashes, hostile = _scan(config)
-    row_of = {product_id: row for row, product_id in enumerate(ids)}
-    origins: dict[Origin, None] = {}
-    imported: set[int] = set()
-    for path in files:
-        entries = []
-        stale = foreign = 0
-        for found in imports.read(path, _descriptions(config)):
-            row = row_of.get(found.product_id)
-            if row is None:
-                foreign += 1
-                continue
-            answer = found.answer
-            if found.content_hash not in (None, hashes[row]) or found.vocab_version not in (None, vocab_version):
-                stale += 1
-                continue
-            entries.append((cache.answer_key(hashes[row], answer.model, answer.prompt_version, vocab_version), answer))
-            origins[Origin(answer.model, answer.prompt_version)] = None
-            imported.add(row)
-        new = cache.put(connection, progress.progress(entries, total=len(entries), what=f"import {path.name}"))
-        log.info(
-            "%s: %d answers for this catalogue (%d new), %d for unknown products, %d stale",
-            path.name, len(entries), new, foreign, stale,
-        )  # fmt: skip
+    origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), vocab_version, connection)
     own = Origin(config.enrich.model, PROMPT_VERSION)
     keys = [cache.answer_key(h, own.model, own.prompt_version, vocab_version) for h in hashes]
     there = cache.known(connection, sorted(set(keys)))
@@ -138,10 +118,10 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
     cached = over_budget = 0
     allowed: set[str] = set()
     ask: list[int] = []
-    for row, key in enumerate(keys):
-        if row in imported or key in there:
+    for row, (product_id, key) in enumerate(zip(ids, keys, strict=True)):
+        if product_id in imported or key in there:
             cached += 1
-        if row in imported or hostile[row] or key in allowed:
+        if product_id in imported or hostile[row] or key in allowed:
             continue
         if len(allowed) >= budget:
             over_budget += key not in there
@@ -149,7 +129,36 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
         allowed.add(key)
         if key not in there:
             ask.append(row)
-    return Plan([*(o for o in origins if o != own), own], ask, cached, over_budget)
+    return Plan([*(origin for origin in origins if origin != own), own], ask, cached, over_budget)
+
+
+def _import(
+    config: Config, files: Sequence[Path], hashes: dict[str, str], vocab_version: str, connection: cache.Connection
+) -> tuple[list[Origin], set[str]]:
+    """Put the answers of `files` into the cache. Returns their origins and the products they are for.
+
+    `hashes`: product id → content hash.
+    """
+    origins: dict[Origin, None] = {}
+    imported: set[str] = set()
+    for path in files:
+        entries = []
+        stale = foreign = 0
+        for found in imports.read(path, _descriptions(config)):
+            answer, now = found.answer, hashes.get(found.product_id)
+            if now is None:
+                foreign += 1
+            elif found.content_hash not in (None, now) or found.vocab_version not in (None, vocab_version):
+                stale += 1
+            else:
+                entries.append((cache.answer_key(now, answer.model, answer.prompt_version, vocab_version), answer))
+                origins[Origin(answer.model, answer.prompt_version)] = None
+                imported.add(found.product_id)
+        new = cache.put(connection, progress.progress(entries, total=len(entries), what=f"import {path.name}"))
+        log.info("%s: %d answers for this catalogue (%d new), %d for others", path.name, len(entries), new, foreign)
+        if stale:
+            log.warning("%s: %d answers are left out: their text or vocabulary has changed", path.name, stale)
+    return list(origins), imported
 
 
 def _dataset(config: Config) -> ray.data.Dataset:
