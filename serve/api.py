@@ -1,7 +1,7 @@
 """Bodies of the HTTP API: what is accepted, with its limits, and what is answered."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -178,6 +178,16 @@ class Products(BaseModel):
     bundle: str
 
 
+class Shopper(BaseModel):
+    """A stored user of the synthetic catalogue."""
+
+    user_id: str
+    events: int
+    profile: dict[str, float]
+    recent: list[Product]
+    """Latest first."""
+
+
 class ShopFacts(BaseModel):
     """What the demo page needs to start."""
 
@@ -186,5 +196,5 @@ class ShopFacts(BaseModel):
     items: int
     categories: list[str]
     profile_names: list[str]
-    users: list[dict[str, Any]]
+    users: list[Shopper]
     """Synthetic shoppers to try; empty for catalogues of real people."""

@@ -110,6 +110,17 @@ class Front:
         return cls(bundle, shelf, Resolver(bundle, shelf), Explainer(bundle, shelf))
 
 
+# serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
+async def _within(seconds: float, stage: str, answer: Awaitable[T]) -> T:
+    """The stage's answer. Raises Unavailable when it fails, refuses or takes longer than `seconds`."""
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError:
+        raise Unavailable(f"{stage}: no answer within {seconds:g} s") from None
+    except (RayError, RayServeException) as error:
+        raise Unavailable(f"{stage}: {str(error).splitlines()[-1]}") from error
+
+
 @serve.deployment(max_ongoing_requests=32, max_queued_requests=128, ray_actor_options={"num_cpus": 0.2})
 @serve.ingress(app)
 class Recommender:
@@ -226,6 +237,9 @@ class Recommender:
         if front.bundle.config.source.kind == "sample":
             catalogue = Catalogue(self._connections, front.bundle.recipe)
             users = await asyncio.to_thread(catalogue.shoppers, DEMO_USERS)
+            for user in users:
+                recent = [product_id for product_id in user["recent"] if front.shelf.known(product_id)]
+                user["recent"] = [shown(front.shelf.card(row)) for row in front.shelf.rows(recent).tolist()]
         return {
             "recipe": front.bundle.recipe,
             "bundle": front.bundle.id,
@@ -253,16 +267,6 @@ class Recommender:
         """The demo shop."""
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
         return HTMLResponse(self._page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
-
-
-async def _within(seconds: float, stage: str, answer: Awaitable[T]) -> T:
-    """The stage's answer. Raises Unavailable when it fails, refuses or takes longer than `seconds`."""
-    try:
-        return await asyncio.wait_for(answer, seconds)
-    except TimeoutError:
-        raise Unavailable(f"{stage}: no answer within {seconds:g} s") from None
-    except (RayError, RayServeException) as error:
-        raise Unavailable(f"{stage}: {str(error).splitlines()[-1]}") from error
 
 
 def build(store: str) -> serve.Application:

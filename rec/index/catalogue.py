@@ -71,10 +71,11 @@ class Catalogue:
         return Known([PastEvent(*row) for row in reversed(events)], {} if profile is None else profile[0])
 
     def shoppers(self, limit: int) -> list[dict[str, Any]]:
-        """Id, profile and number of events of the users with most events; the demo shop offers them."""
+        """The users with most events: id, profile, number of events, latest products; the demo shop offers them."""
         with self._connections.use() as connection, connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(
-                "SELECT e.user_id, count(*) AS events, coalesce(u.profile, '{}') AS profile FROM events e"
+                "SELECT e.user_id, count(*) AS events, coalesce(u.profile, '{}') AS profile,"
+                " (array_agg(e.product_id ORDER BY e.position DESC))[1:6] AS recent FROM events e"
                 " LEFT JOIN users u USING (catalogue, user_id) WHERE e.catalogue = %s GROUP BY e.user_id, u.profile"
                 " ORDER BY events DESC, e.user_id LIMIT %s",
                 (self._name, limit),
