@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 
 from rec.config import Train
@@ -22,6 +21,8 @@ from tests.train import loops
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     train = Train(num_workers=2, cpus_per_worker=1, max_failures=1)
     flag = tmp_path / "killed"
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "calm" / ddp.SNAPSHOT).write_text('{"torn', encoding="utf-8")  # a kill while Ray wrote: starts over
     calm = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
     shaken = ddp.fit(loops.loop, train, "shaken", {"epochs": 4, "kill": str(flag)}, tmp_path)
     assert flag.exists(), "no worker was killed"
@@ -33,11 +34,6 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) 
 
     again = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
     assert again == calm, "a finished run is found again, not trained again"
-    (tmp_path / "calm" / ddp.SNAPSHOT).write_text('{"torn', encoding="utf-8")
-    afresh = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
-    assert afresh != calm
-    assert load_file(afresh / ddp.MODEL).keys() == load_file(shaken / ddp.MODEL).keys()
-    assert (afresh / ddp.MODEL).read_bytes() == (shaken / ddp.MODEL).read_bytes(), "a torn run starts over"
 
 
 @pytest.mark.slow

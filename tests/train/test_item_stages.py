@@ -1,0 +1,155 @@
+"""encode, pretrain and embed on a small catalogue, through real Ray Data and Ray Train."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rec import artifact, config, dataset, embed, encode
+from rec.config import Config
+from rec.errors import ArtifactError, ConfigError
+from rec.models import item_tower, text_encoder
+from rec.models.item_inputs import ItemInputs
+from rec.models.item_tower import ItemTower
+from rec.schema import TENSORS, vectors
+from rec.train import ddp, item
+from tests.item_tower import catalogue
+
+PRODUCTS = 96
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config:
+    """A catalogue that went through all three stages."""
+    tree = catalogue.write(tmp_path_factory.mktemp("catalogue"), PRODUCTS)
+    encoded, trained, embedded = encode.run(tree), item.run(tree), embed.run(tree)
+    assert "skipped" not in encoded | trained | embedded
+    assert encoded["items"] == trained["items"] == embedded["rows"] == PRODUCTS
+    return tree
+
+
+def inputs(tree: Config) -> ItemInputs:
+    return ItemInputs.load(tree.at("tensors"), tree.at("text_states"))
+
+
+def stored_vectors(tree: Config) -> NDArray[np.float32]:
+    width = tree.item_tower.width
+    column = dataset.read(tree.at("vectors"), vectors(width))["vector"].combine_chunks()
+    rows: NDArray[np.float32] = column.flatten().to_numpy().reshape(-1, width)
+    return rows
+
+
+def test_what_is_done_is_not_done_again(made: Config) -> None:
+    assert [stage.run(made)["skipped"] for stage in (encode, item, embed)] == [True, True, True]
+    assert not list(made.at("runs").iterdir()), "checkpoints of a finished run are removed"
+
+
+def test_every_text_is_encoded_once_and_each_item_finds_its_own(made: Config) -> None:
+    titles = dataset.read(made.at("tensors"), TENSORS, ["title_id"])["title_id"].to_pylist()
+    folder = made.at("text_states")
+    states = np.load(folder / "states.npy", allow_pickle=False)
+    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    text_of_item = np.load(folder / "text_of_item.npy", allow_pickle=False)
+    assert len(offsets) - 1 == len({tuple(title) for title in titles}) < PRODUCTS
+    assert states.dtype == np.float16
+    expected = text_encoder.load(made.text).token_states(titles, 7)
+    for row, text in enumerate(text_of_item):
+        found = states[offsets[text] : offsets[text + 1]].astype(np.float32)
+        np.testing.assert_allclose(found, expected[row].astype(np.float32), atol=2e-3)
+
+
+def test_the_number_of_actors_does_not_show(made: Config, tmp_path: Path) -> None:
+    tree = catalogue.write(tmp_path, PRODUCTS)
+    two = tree.model_copy(update={"text": tree.text.model_copy(update={"num_actors": 2, "batch_size": 256})})
+    encode.run(two)
+    hashes = [artifact.peek(at.at("text_states")) for at in (made, two)]
+    assert hashes[0] is not None
+    assert hashes[1] is not None
+    assert hashes[0].content_hash == hashes[1].content_hash
+
+
+def test_every_product_has_its_vector_once_in_order(made: Config) -> None:
+    ids = dataset.read(made.at("vectors"), vectors(made.item_tower.width))["product_id"].to_pylist()
+    assert ids == dataset.read(made.at("tensors"), TENSORS, ["product_id"])["product_id"].to_pylist()
+    tower, items = item_tower.load(made.at("item_tower")), inputs(made)
+    found = stored_vectors(made)
+    with torch.inference_mode():
+        alone = torch.cat([tower(items.batch(np.array([row]))) for row in range(PRODUCTS)]).numpy()
+    assert (found * alone).sum(axis=1).min() >= 1 - 1e-5
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_after_training_a_view_finds_its_twin(made: Config) -> None:
+    trained, items = item_tower.load(made.at("item_tower")), inputs(made)
+    torch.manual_seed(made.seed)
+    untrained = ItemTower(trained.shape).eval()
+    before, after = (_twins_first(tower, items, made) for tower in (untrained, trained))
+    assert after > before + 0.1, f"share of views whose twin is nearest: {before:.2f} before, {after:.2f} after"
+    assert after > 0.6
+
+
+def _twins_first(tower: ItemTower, items: ItemInputs, tree: Config) -> float:
+    """Mean over five draws of the views: share of first views whose nearest second view is of the same product."""
+    shares = []
+    for seed in range(5):
+        batch = items.batch(np.arange(PRODUCTS))
+        views = item.two_views(batch, tower.shape.num_keys, tree.item_tower, np.random.default_rng(100 + seed))
+        with torch.inference_mode():
+            first, second = tower(views).chunk(2)
+        shares.append(float(((first @ second.T).argmax(1) == torch.arange(PRODUCTS)).float().mean()))
+    return sum(shares) / len(shares)
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_tower(made: Config, tmp_path: Path, repository: Path) -> None:
+    """SIGKILL to `jobs/pretrain.py` after an epoch was saved; the next start ends with the bytes of the calm run."""
+    tree = catalogue.write(tmp_path, PRODUCTS)
+    encode.run(tree)
+    job = subprocess.Popen(
+        [sys.executable, repository / "jobs" / "pretrain.py", "--recipe", tmp_path / "catalogue.toml"],
+        cwd=repository,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for_checkpoint(tree.at("runs"), job)
+    finally:
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+    assert artifact.peek(tree.at("item_tower")) is None, "killed too late: the tower was already written"
+    item.run(tree)
+    found, calm = (artifact.peek(at.at("item_tower")) for at in (tree, made))
+    assert found is not None
+    assert calm is not None
+    assert found.content_hash == calm.content_hash
+
+
+def _wait_for_checkpoint(runs: Path, job: subprocess.Popen[bytes]) -> None:
+    for _ in range(2_400):
+        if any(runs.glob(f"*/{ddp.SNAPSHOT}")):
+            return
+        assert job.poll() is None, f"the job ended with {job.returncode} before its first checkpoint"
+        time.sleep(0.05)
+    pytest.fail("no checkpoint within two minutes")
+
+
+def test_titles_of_another_tokenizer_are_refused(made: Config, tmp_path: Path) -> None:
+    other = made.model_copy(update={"text": made.text.model_copy(update={"encoder": "distilbert-base-uncased"})})
+    with pytest.raises(ArtifactError, match=r"for text\.encoder 'minilm', not 'distilbert-base-uncased': run `python"):
+        encode.run(other)
+
+
+def test_missing_inputs_and_resources_name_the_remedy(tmp_path: Path) -> None:
+    tree = catalogue.write(tmp_path, 8)
+    with pytest.raises(ArtifactError, match=r"run `python jobs/encode\.py` first"):
+        item.run(tree)
+    many = config.load(str(tmp_path / "catalogue.toml"), ["text.num_actors=9"])
+    with pytest.raises(ConfigError, match=r"text\.num_actors x text\.cpus_per_actor is 9, but cpus is 4"):
+        encode.run(many)
