@@ -5,14 +5,14 @@
     python jobs/shop.py status --recipe demo
     python jobs/shop.py stop --recipe demo
 
-`start` returns when a real request has been answered. The shop has a Ray of its own and never joins another one;
-`stop` ends exactly what `start` began, and the embedded Postgres of the same store.
+`start` returns when a real request has been answered. The shop has a Ray of its own and never joins another one.
+Every process of the shop carries the store's path in its environment, so that `stop` ends exactly these, however
+`start` or the shop itself ended, and the embedded Postgres of the same store.
 """
 
 import argparse
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,41 +25,54 @@ from typing import Any
 
 import psutil
 
-from rec import artifact, postgres
+from rec import artifact, bundle, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
+from rec.index import promote
 
 HOST = "127.0.0.1"
+MARK = "REC_SHOP"
+"""Environment variable of the shop's processes; its value is the store's path."""
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Ray's shared memory: requests and answers are small."""
 CHECKOUT = Path(__file__).resolve().parent.parent
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 REQUEST = {"context": "a weekend of hiking in the mountains", "profile": {"height_cm": 181.0}, "k": 5}
 
 
 class Shop:
-    """The shop of one store: its folder holds the Serve configuration, the log and the process record."""
+    """The shop of one store: its folder holds the Serve configuration, the log and the port."""
 
     def __init__(self, store: Path) -> None:
         self.store = store.resolve()
         self.folder = self.store / "shop"
-        self.record = self.folder / "process.json"
+        self.record = self.folder / "port.json"
         self.log = self.folder / "serve.log"
 
-    def process(self) -> tuple[psutil.Process, int] | None:
-        """The running `serve run` and its port; None when the recorded process is gone."""
-        if not self.record.is_file():
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the shop, the embedded Postgres aside: those marked, and their descendants.
+
+        A Ray process that shows a title of its own has overwritten its environment; the raylet above it has not.
+        """
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.store):
+                    found |= {each.pid: each for each in [process, *process.children(recursive=True)]}
+            except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):  # gone, or another user's
+                continue
+        return [process for process in found.values() if _alive(process)]
+
+    def port(self) -> int | None:
+        """The port of the running shop; None when no process of it runs."""
+        if not self.record.is_file() or not self.processes():
             return None
-        known = json.loads(self.record.read_text(encoding="utf-8"))
-        try:
-            process = psutil.Process(known["pid"])
-            same = process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return None
-        return (process, known["port"]) if same else None
+        return int(json.loads(self.record.read_text(encoding="utf-8"))["port"])
 
     def launch(self, port: int) -> psutil.Process:
-        """Start `serve run` in a session of its own and record it."""
+        """Start `serve run` in a session of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(
@@ -70,7 +83,14 @@ class Shop:
             },
         )
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment |= {"REC_STORE": str(self.store), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {
+            "REC_STORE": str(self.store),
+            MARK: str(self.store),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+        }
+        artifact.write_json(self.record, {"port": port})
         command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]
         with self.log.open("wb") as log:
             started = subprocess.Popen(
@@ -81,32 +101,48 @@ class Shop:
                 env=environment,
                 start_new_session=True,
             )
-        process = psutil.Process(started.pid)
-        artifact.write_json(self.record, {"pid": process.pid, "created": process.create_time(), "port": port})
-        return process
+        return psutil.Process(started.pid)
 
-    def end(self) -> bool:
-        """Stop the shop and every process below it; False when none was running."""
-        found = self.process()
-        if found is not None:
-            process, _ = found
-            family = [process, *process.children(recursive=True)]
-            process.send_signal(signal.SIGINT)
-            _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            for survivor in left:
-                survivor.kill()
-            psutil.wait_procs(left, timeout=STOP_SECONDS)
+    def end(self) -> int:
+        """Stop every process of the shop; returns how many there were."""
+        family = self.processes()
+        mine = {process.pid for process in family}
+        for process in family:
+            if _parent(process) not in mine:  # `serve run`, which ends its Ray; SIGINT may be ignored in the background
+                process.terminate()
+        psutil.wait_procs(family, timeout=STOP_SECONDS)
+        left = self.processes()
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=STOP_SECONDS)
         self.record.unlink(missing_ok=True)
-        return found is not None
+        return len(family)
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it runs, and is no server that outlives the shop: Postgres is stopped by its own means."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.name() != "postgres"
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return int(process.ppid())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def start(config: Config, port: int) -> dict[str, Any]:
     """Start the shop on `port`, wait until it is ready, send one request."""
     shop = Shop(Path(config.store))
-    running = shop.process()
+    running = shop.port()
     if running is not None:
-        raise ConfigError(f"the shop of {shop.store} already runs on port {running[1]}: `make stop` ends it")
+        raise ConfigError(f"the shop of {shop.store} already runs on port {running}: `make stop` ends it")
     _check_free(port)
+    with postgres.connect(postgres.url(shop.store)) as connection:
+        bundle.read(shop.store, promote.active(connection))  # what would keep the shop from starting is said here
     process = shop.launch(port)
     try:
         _await_ready(shop, process, port)
@@ -126,7 +162,9 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port") from None
+            raise ConfigError(
+                f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port"
+            ) from None
 
 
 def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:
@@ -166,13 +204,13 @@ def _tail(path: Path, lines: int = 15) -> str:
 def stop(config: Config) -> dict[str, Any]:
     """End the shop and the embedded Postgres of its store."""
     shop = Shop(Path(config.store))
-    return {"shop": shop.end(), "postgres": postgres.stop_embedded(shop.store)}
+    return {"processes": shop.end(), "postgres": postgres.stop_embedded(shop.store)}
 
 
 def status(config: Config) -> dict[str, Any]:
     """Whether the shop runs, and where."""
-    found = Shop(Path(config.store)).process()
-    return {"running": found is not None, "url": f"http://{HOST}:{found[1]}/" if found else None}
+    port = Shop(Path(config.store)).port()
+    return {"running": port is not None, "url": f"http://{HOST}:{port}/" if port else None}
 
 
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
