@@ -1,52 +1,85 @@
-"""A checkout of its own for tests that start jobs as a user does, and a recipe small enough for two cores."""
+"""The whole chain once on a quick recipe, and a checkout for tests that start jobs as a user does."""
 
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rec import postgres
+from rec import config, pipeline, postgres
+from rec.config import Config
+
+QUICK = """
+name = "demo"
+
+[source]
+kind = "sample"
+
+[enrich]
+answers = ["sample"]
+max_calls = 0
+
+[item_tower.train]
+epochs = 2
+cpus_per_worker = 1
+
+[user_tower.train]
+epochs = 2
+cpus_per_worker = 1
+
+[ranker.train]
+epochs = 2
+cpus_per_worker = 1
+
+[evaluate]
+bootstrap = 200
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A pipeline that ran to its end."""
+
+    recipe: Path
+    config: Config
+    result: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def quick() -> list[str]:
-    """Overrides of the demo recipe that keep every stage real and make it short."""
-    return [
-        "enrich.max_calls=0",
-        "item_tower.train.epochs=2",
-        "item_tower.train.cpus_per_worker=1",
-        "user_tower.train.epochs=2",
-        "user_tower.train.cpus_per_worker=1",
-        "ranker.train.epochs=2",
-        "ranker.train.cpus_per_worker=1",
-        "evaluate.bootstrap=100",
-    ]
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo recipe with every stage real and short."""
+    path = tmp_path_factory.mktemp("recipe") / "demo.toml"
+    path.write_text(QUICK)
+    return path
 
 
 @pytest.fixture(scope="session")
-def environment_of_jobs(repository: Path) -> dict[str, str]:
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Finished]:
+    """All stages of the quick recipe, run once for the session."""
+    store = tmp_path_factory.mktemp("chain")
+    given = config.load(str(recipe), [f"store={store}"])
+    yield Finished(recipe, given, pipeline.run(given))
+    postgres.stop_embedded(store)
+
+
+@pytest.fixture(scope="session")
+def environment_of_jobs() -> dict[str, str]:
     """Environment of a user in an activated .venv: its `python` and `ray` come first on the PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, repository: Path) -> Path:
-    """A copy of what a user cloned, so that the default store lies in it and not in this repository."""
+def checkout(tmp_path: Path, repository: Path, recipe: Path) -> Path:
+    """A copy of what a user cloned, with the quick recipe for `demo`, whose default store lies within it."""
     target = tmp_path / "checkout"
     target.mkdir()
     for folder in ("rec", "jobs"):
         shutil.copytree(repository / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(repository / ".gitignore", target)
+    shutil.copy(recipe, target / "rec" / "recipes" / "demo.toml")
     return target
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Path]:
-    """A folder for artifacts; the embedded Postgres that jobs start in it is stopped at the end."""
-    folder = tmp_path / "store"
-    yield folder
-    postgres.stop_embedded(folder)

@@ -53,13 +53,14 @@ class Pipeline:
     """The job on one store."""
 
     repository: Path
+    recipe: Path
     store: Path
     options: list[str]
 
     def start(self, printed: Path) -> subprocess.Popen[bytes]:
         """Start it as a user does; stdout is the result line, stderr goes to the file `printed`."""
         flags = [word for option in [f"store={self.store}", *self.options] for word in ("--set", option)]
-        command = [sys.executable, str(self.repository / "jobs" / "pipeline.py"), *flags]
+        command = [sys.executable, str(self.repository / "jobs" / "pipeline.py"), "--recipe", str(self.recipe), *flags]
         with printed.open("wb") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.repository)
 
@@ -89,11 +90,11 @@ class Pipeline:
 
 @pytest.mark.slow
 def test_killed_and_restarted_pipeline_equals_an_undisturbed_one(
-    tmp_path: Path, repository: Path, quick: list[str]
+    tmp_path: Path, repository: Path, recipe: Path
 ) -> None:
-    options = [*quick, "enrich.answers=[]", f"enrich.max_calls={LIVE_CALLS}"]
-    calm = Pipeline(repository, tmp_path / "calm", options)
-    killed = Pipeline(repository, tmp_path / "killed", options)
+    options = ["enrich.answers=[]", f"enrich.max_calls={LIVE_CALLS}"]
+    calm = Pipeline(repository, recipe, tmp_path / "calm", options)
+    killed = Pipeline(repository, recipe, tmp_path / "killed", options)
     try:
         for number, moment in enumerate(MOMENTS):
             killed.kill_at(moment, tmp_path / f"killed{number}.log")

@@ -15,26 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from rec import artifact, config, encode
-from rec.data import ingest
-from rec.enrich import stage as enrich
-from rec.vocab import tensorize
+from rec import artifact
+from tests.pipeline.conftest import Finished
 
 START_S = 90
-
-RECIPE = """
-name = "demo"
-
-[source]
-kind = "sample"
-
-[enrich]
-max_calls = 0
-
-[item_tower.train]
-epochs = 2
-cpus_per_worker = 1
-"""
 
 
 def _free_ports(count: int) -> list[int]:
@@ -102,18 +86,13 @@ def _tower_hash(store: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
 def test_pretrain_runs_three_ways_with_the_same_result(
-    checkout: Path, store: Path, environment_of_jobs: dict[str, str]
+    finished: Finished, checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
 ) -> None:
-    (checkout / "rec" / "recipes" / "demo.toml").write_text(RECIPE)
-    given = config.load(str(checkout / "rec" / "recipes" / "demo.toml"), [f"store={store}"])
-    for stage in (ingest.run, enrich.run, tensorize.run, encode.run):
-        stage(given)
-    skip = shutil.ignore_patterns("postgres")
-    plain, packed, literal = store, checkout.parent / "packed", checkout / ".rec"
-    shutil.copytree(store, packed, ignore=skip)
-    shutil.copytree(store, literal, ignore=skip)
+    plain, packed, literal = tmp_path / "plain", tmp_path / "packed", checkout / ".rec"
+    for store in (plain, packed, literal):
+        for name in ("products", "enriched", "vocabulary", "tensors", "text_states"):
+            shutil.copytree(finished.config.at(name), store / "demo" / name)
     job = ["python", "jobs/pretrain.py"]
     alone = {**environment_of_jobs, "PYTHONPATH": str(checkout)}
 
@@ -125,5 +104,7 @@ def test_pretrain_runs_three_ways_with_the_same_result(
         _ended_well(["ray", "job", "submit", "--working-dir", ".", "--", *job, *options], checkout, cluster)
         _ended_well(["ray", "job", "submit", "jobs/pretrain.py"], checkout, cluster)
 
-    assert _tower_hash(plain) == _tower_hash(packed) == _tower_hash(literal)
+    made = artifact.peek(finished.config.at("item_tower"))
+    assert made is not None
+    assert [_tower_hash(store) for store in (plain, packed, literal)] == [made.content_hash] * 3
     assert os.access(checkout / "jobs" / "pretrain.py", os.X_OK)
