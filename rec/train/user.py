@@ -20,6 +20,7 @@ from rec import artifact, dataset, histories, runtime
 from rec.artifact import Manifest
 from rec.config import Config, Text
 from rec.config import UserTower as Options
+from rec.errors import ArtifactError
 from rec.histories import Histories
 from rec.models import text_encoder
 from rec.models.item_table import ItemTable
@@ -90,8 +91,6 @@ def hold_out(h: Histories, ends: NDArray[np.int64], seed: int) -> NDArray[np.int
 
 def validate(model: Training, data: Windows, device: torch.device) -> float:
     """Recall@10 on the last event of each window, over all items that the window does not hold before."""
-    if not len(data.users):
-        return float("nan")
     batch = data.batch(np.arange(len(data.users))).to(device)
     last = batch.sequences.starts + batch.sequences.lengths
     with torch.inference_mode():
@@ -164,7 +163,8 @@ def loop(config: dict[str, Any]) -> None:
             total += loss.detach()
         model.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
-        epoch.metrics["recall10"] = validate(model, validation, device)
+        if len(validation.users):
+            epoch.metrics["recall10"] = validate(model, validation, device)
 
 
 def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Windows, Windows]:
@@ -207,6 +207,11 @@ def run(config: Config) -> dict[str, Any]:
     name = ddp.run_name(KIND, version=VERSION, inputs=inputs, config=made_by)
     folder = storage / f"{name}-inputs"
     h = histories.load(config.root)
+    if not len(h.items):
+        raise ArtifactError(
+            f"{config.at('events')} has no event on a known product ({h.unknown} on unknown ones): "
+            "give events whose product_id is in the products file, then run `python jobs/ingest.py` again"
+        )
     _write_inputs(folder, h, item_vectors(config.root, width), config.text if "context" in options.inputs else None)
     runtime.start(config.cpus)
     loop_config = {

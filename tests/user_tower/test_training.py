@@ -8,12 +8,14 @@ import torch
 
 from rec import histories
 from rec.config import Config, Train, UserTower
+from rec.errors import ArtifactError
 from rec.histories import leave_one_out
 from rec.models import text_encoder, user_tower
 from rec.retrieval import search
+from rec.schema import INTERACTIONS
 from rec.train.sequences import windows
 from rec.train.user import build, run
-from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, make
+from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
 
 def _config(store: Path, **options: object) -> Config:
@@ -123,3 +125,11 @@ def test_the_same_seed_gives_the_same_bytes(trained: Config, tmp_path: Path, ray
     run(again)
     for name in ("user_tower.safetensors", "item_vectors.safetensors", "user_tower.json"):
         assert (again.at("user_tower") / name).read_bytes() == (trained.at("user_tower") / name).read_bytes()
+
+
+def test_events_on_unknown_products_only_are_one_clear_sentence(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    make(config.root, num_users=3)
+    write(config.root, INTERACTIONS, [{"user_id": "u", "product_id": "gone", "event": "view", "at": START}])
+    with pytest.raises(ArtifactError, match=r"no event on a known product \(1 on unknown ones\)"):
+        run(config)
