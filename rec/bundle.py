@@ -257,7 +257,9 @@ def _data_until(config: Config) -> datetime:
 def _snippet(text: str) -> str:
     """The first SNIPPET_CHARS characters of `text` without markup, on one line, cut at a space."""
     if "<" in text:
-        text = LexborHTMLParser(text).text(separator=" ")
+        page = LexborHTMLParser(text)
+        page.strip_tags(["head", "script", "style", "noscript", "template", "svg"], recursive=True)
+        text = page.text(separator=" ")
     line = " ".join(text.split())
     if len(line) <= SNIPPET_CHARS:
         return line

@@ -1,0 +1,153 @@
+"""A bundle is whole, immutable, named by its content, and refused when anything about it is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rec import artifact, bundle
+from rec.bundle import Bundle
+from rec.config import Config, Text
+from rec.errors import ArtifactError
+from tests.bundle import tiny
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished recipe."""
+    return tiny.make(tiny.config(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def made(recipe: Config) -> Bundle:
+    """Its bundle."""
+    return bundle.create(recipe)
+
+
+@pytest.fixture
+def copy(made: Bundle, tmp_path: Path) -> Path:
+    """A store with a copy of the bundle that a test may damage."""
+    shutil.copytree(made.path, tmp_path / "bundles" / made.id)
+    return tmp_path
+
+
+def test_id_is_the_hash_of_the_manifest_and_every_file_is_listed(made: Bundle) -> None:
+    assert artifact.hash_file(made.path / "manifest.json")[:12] == made.id
+    present = {p.relative_to(made.path).as_posix() for p in made.path.rglob("*") if p.is_file()}
+    assert set(made.files) == present - {"manifest.json"}
+    assert {Path(name).suffix for name in made.files} <= set(bundle.SUFFIXES)
+    bundle.verify(made)
+
+
+def test_creating_twice_changes_nothing(recipe: Config, made: Bundle) -> None:
+    before = {p: p.stat().st_mtime_ns for p in made.path.rglob("*")}
+    again = bundle.create(recipe)
+    assert again.id == made.id
+    assert {p: p.stat().st_mtime_ns for p in made.path.rglob("*")} == before
+    assert bundle.names(recipe.store) == [made.id]
+    assert not [p for p in made.path.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_id_does_not_depend_on_the_store(made: Bundle, tmp_path: Path) -> None:
+    assert bundle.create(tiny.make(tiny.config(tmp_path))).id == made.id
+
+
+def test_another_weight_is_another_bundle(made: Bundle, tmp_path: Path) -> None:
+    assert bundle.create(tiny.make(tiny.config(tmp_path, seed=18))).id != made.id
+
+
+def test_opened_bundle_says_what_it_holds(recipe: Config, made: Bundle) -> None:
+    opened = bundle.read(recipe.store, made.id)
+    assert (opened.items, opened.width, opened.recipe) == (tiny.ITEMS, tiny.WIDTH, "tiny")
+    assert opened.config == recipe.model_copy(update={"store": str(Path(recipe.store).resolve())})
+    assert opened.item_vectors().shape == (tiny.ITEMS, tiny.WIDTH)
+    assert opened.product_ids() == [tiny.product_id(row) for row in range(tiny.ITEMS)]
+    assert opened.evaluation.ndcg10 == pytest.approx(0.2)
+    assert opened.data_until == max(pq.read_table(recipe.at("events") / "part-00000.parquet")["at"].to_pylist())
+
+
+def test_products_are_shown_without_markup(made: Bundle) -> None:
+    assert bundle._snippet("<p>Soft &amp; warm</p><script>alert(1)</script> coat") == "Soft & warm coat"
+    long = bundle._snippet("word " * 200)
+    assert len(long) <= bundle.SNIPPET_CHARS + 1
+    assert long.endswith("word…")
+    row = made.products().slice(0, 1).to_pylist()[0]
+    assert row["category"] == [tiny.category(0)]
+    assert row["colour"] == [tiny.colour(0)]
+
+
+def test_a_secret_never_enters_a_bundle(recipe: Config, made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REC_DATABASE_URL", "postgresql://u:hunter2@db/x")
+    again = bundle.create(recipe)
+    assert again.id == made.id
+    assert not [p for p in again.path.rglob("*.json") if "hunter2" in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", ["ranker/ranker.safetensors", "products.parquet", "config.json"])
+def test_a_changed_file_is_named(copy: Path, made: Bundle, name: str) -> None:
+    path = copy / "bundles" / made.id / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match=f"{name}.*was changed"):
+        bundle.verify(bundle.read(copy, made.id))
+
+
+def test_a_missing_and_an_added_file_are_named(copy: Path, made: Bundle) -> None:
+    folder = copy / "bundles" / made.id
+    (folder / "metrics.json").rename(folder / "other.json")
+    with pytest.raises(ArtifactError, match=r"lacks metrics[.]json"):
+        bundle.verify(bundle.read(copy, made.id))
+    shutil.copy(folder / "other.json", folder / "metrics.json")
+    with pytest.raises(ArtifactError, match=r"other[.]json, which its manifest does not list"):
+        bundle.verify(bundle.read(copy, made.id))
+
+
+def test_a_changed_manifest_is_refused(copy: Path, made: Bundle) -> None:
+    path = copy / "bundles" / made.id / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"items": 160', '"items": 161'), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"manifest of bundle .* was changed"):
+        bundle.read(copy, made.id)
+
+
+def test_a_bundle_of_another_version_is_refused(copy: Path, made: Bundle) -> None:
+    folder = copy / "bundles" / made.id
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    artifact.write_json(folder / "manifest.json", {**manifest, "version": 99})
+    name = artifact.hash_file(folder / "manifest.json")[:12]
+    folder.rename(folder.parent / name)
+    with pytest.raises(ArtifactError, match=f"bundle {name} is of version 99.*jobs/publish.py"):
+        bundle.read(copy, name)
+
+
+def test_an_unknown_id_lists_the_known_ones(recipe: Config, made: Bundle) -> None:
+    with pytest.raises(ArtifactError, match=f"no bundle 'ffffffffffff'.*{made.id}"):
+        bundle.read(recipe.store, "ffffffffffff")
+
+
+def test_a_missing_stage_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    shutil.rmtree(recipe.at("ranker"))
+    with pytest.raises(ArtifactError, match=r"ranker.*jobs/pipeline[.]py"):
+        bundle.create(recipe)
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_a_foreign_file_type_is_refused(tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    with artifact.write(recipe.at("ranker"), kind="ranker", version=1, inputs={}, config={}) as draft:
+        (draft.path / "ranker.pt").write_bytes(b"\x80\x04")
+    with pytest.raises(ArtifactError, match=r"ranker\.pt is not one of"):
+        bundle.create(recipe)
+
+
+@pytest.mark.parametrize(("floor", "met"), [(0.0, True), (0.2, True), (0.21, False)])
+def test_the_manifest_says_whether_the_floor_is_met(tmp_path: Path, floor: float, met: bool) -> None:
+    made = bundle.create(tiny.make(tiny.config(tmp_path, floor=floor), ndcg10=0.2))
+    written = json.loads((made.path / "manifest.json").read_text(encoding="utf-8"))["evaluation"]
+    assert written == {"ndcg10": 0.2, "floor": floor, "floor_met": met}
+
+
+def test_config_of_a_bundle_is_a_valid_recipe(made: Bundle) -> None:
+    assert made.config.text == Text()
+    assert made.config.index.exact_rows == 40

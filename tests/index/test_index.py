@@ -1,0 +1,338 @@
+"""The index on a real Postgres: search equals exact search, filters hold, loading is all or nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rec import bundle, postgres, publish
+from rec.bundle import Bundle
+from rec.config import Config, Index
+from rec.errors import ArtifactError, DatabaseError
+from rec.index import load, promote
+from rec.index.catalogue import Catalogue
+from rec.index.connections import Connections
+from rec.index.search import Filters, VectorIndex, _condition
+from tests.bundle import tiny
+
+NONE = np.empty(0, np.int64)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Bundle:
+    """A bundle that is loaded."""
+    recipe = tiny.make(tiny.config(tmp_path_factory.mktemp("index")))
+    found = bundle.create(recipe)
+    load.load(database_url, found, recipe.index, recipe.root)
+    return found
+
+
+@pytest.fixture(scope="module")
+def connections(made: Bundle, database_url: str) -> Iterator[Connections]:
+    """Connections to the database."""
+    opened = Connections(database_url, made.config.index, size=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def index(made: Bundle, connections: Connections) -> VectorIndex:
+    """The bundle's index, exact for at most 40 products."""
+    return VectorIndex(connections, made.id, made.config.index)
+
+
+def exact(made: Bundle, vector: np.ndarray, passing: np.ndarray, k: int) -> set[int]:
+    """Rows of the k best passing items by full comparison."""
+    scores = np.where(passing, made.item_vectors() @ vector, -np.inf)
+    return set(np.argsort(-scores, kind="stable")[:k].tolist())
+
+
+def available() -> np.ndarray:
+    """bool[N]."""
+    return np.array([row % 10 != 9 for row in range(tiny.ITEMS)])
+
+
+def unit(seed: int) -> np.ndarray:
+    """A random unit vector."""
+    vector = np.random.default_rng(seed).normal(size=tiny.WIDTH)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000),
+    k=st.integers(1, 50),
+    excluded=st.sets(st.integers(0, tiny.ITEMS - 1), max_size=60),
+    categories=st.sets(st.sampled_from(tiny.CATEGORIES), max_size=3),
+    bounds=st.tuples(st.none() | st.floats(0, 200, width=32), st.none() | st.floats(0, 200, width=32)),
+)
+def test_search_is_exact_search_under_any_filter(
+    made: Bundle,
+    index: VectorIndex,
+    seed: int,
+    k: int,
+    excluded: set[int],
+    categories: set[str],
+    bounds: tuple[float | None, float | None],
+) -> None:
+    low, high = bounds
+    vector, rows = unit(seed), np.arange(tiny.ITEMS)
+    passing = available() & ~np.isin(rows, list(excluded))
+    if categories:
+        passing &= np.isin([tiny.category(row) for row in rows], list(categories))
+    prices = 10.0 + rows
+    if low is not None:
+        passing &= prices >= low
+    if high is not None:
+        passing &= prices <= high
+    filters = Filters(categories=tuple(sorted(categories)), price_min=low, price_max=high)
+    found = index.search(vector, k, exclude=np.array(sorted(excluded), np.int64), filters=filters)
+    assert len(found.rows) == min(k, passing.sum())
+    assert found.underfilled == (passing.sum() < k)
+    assert passing[found.rows].all()
+    assert len(set(found.rows.tolist())) == len(found.rows)
+    assert np.all(np.diff(found.scores) <= 0)
+    wanted = exact(made, vector, passing, k)
+    # half precision may swap products that are equal to three digits
+    true = made.item_vectors() @ vector
+    worst = min((true[row] for row in wanted), default=-np.inf)
+    assert all(row in wanted or true[row] > worst - 2e-3 for row in found.rows.tolist())
+
+
+def test_both_paths_are_taken_and_agree(made: Bundle, connections: Connections) -> None:
+    walked = VectorIndex(connections, made.id, Index(exact_rows=0))
+    compared = VectorIndex(connections, made.id, Index(exact_rows=tiny.ITEMS))
+    for seed in range(20):
+        one = walked.search(unit(seed), 20, exclude=NONE, filters=Filters())
+        other = compared.search(unit(seed), 20, exclude=NONE, filters=Filters())
+        assert (one.path, other.path) == ("hnsw", "exact")
+        assert len(set(one.rows.tolist()) & set(other.rows.tolist())) >= 19
+
+
+def test_the_walk_gives_way_where_it_finds_too_few(made: Bundle, connections: Connections) -> None:
+    walked = VectorIndex(connections, made.id, Index(exact_rows=0))
+    found = walked.search(unit(1), 150, exclude=NONE, filters=Filters())
+    assert found.underfilled
+    assert found.path == "exact"
+    assert set(found.rows.tolist()) == set(np.flatnonzero(available()).tolist())
+
+
+def test_the_index_serves_the_order_of_the_walk(made: Bundle, connections: Connections, index: VectorIndex) -> None:
+    query = index._hnsw(index_condition())
+    parameters = {
+        "vector": index._value(unit(3)), "catalogue": "tiny", "exclude": [], "k": 10, "visit": 10,
+        "categories": [], "price_min": None, "price_max": None,
+    }  # fmt: skip
+    with connections.use() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")  # so few rows that reading them all is cheaper
+        plan = connection.execute(b"EXPLAIN " + query.as_bytes(connection), parameters).fetchall()
+    text = "\n".join(row[0] for row in plan)
+    assert f"items_{made.id}_hnsw" in text
+    assert "Sort" in text  # the relaxed order is made strict
+
+
+def index_condition() -> psycopg.sql.SQL:
+    """The condition of no filter."""
+    return _condition(Filters())
+
+
+def test_hostile_filter_values_are_values(index: VectorIndex) -> None:
+    hostile = ("'); DROP TABLE products; --", "%s", "%(k)s", "{}", "\\", "dress' OR '1'='1")
+    found = index.search(unit(2), 10, exclude=NONE, filters=Filters(categories=hostile))
+    assert len(found.rows) == 0
+    assert found.underfilled
+    assert len(index.search(unit(2), 10, exclude=NONE, filters=Filters()).rows) == 10
+
+
+@pytest.mark.parametrize("name", ["", "products", "abc", "0123456789AB", "0123456789ab; --", "../../etc/pass"])
+def test_what_is_no_bundle_id_never_becomes_a_name(connections: Connections, name: str) -> None:
+    with pytest.raises(DatabaseError, match="no bundle id"):
+        VectorIndex(connections, name, Index())
+
+
+def test_a_bundle_that_is_not_loaded_is_named(connections: Connections) -> None:
+    with pytest.raises(DatabaseError, match=r"bundle 0123456789ab is not in the database.*jobs/publish[.]py"):
+        VectorIndex(connections, "0123456789ab", Index())
+
+
+def test_a_vector_of_another_width_is_refused(index: VectorIndex) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        index.search(np.zeros(3, np.float32), 5, exclude=NONE, filters=Filters())
+
+
+def test_stock_counts_at_once(made: Bundle, connections: Connections, index: VectorIndex) -> None:
+    first = int(index.search(unit(4), 1, exclude=NONE, filters=Filters()).rows[0])
+    change = "UPDATE products SET available = %s, price = 1 + price WHERE catalogue = 'tiny' AND product_id = %s"
+    with connections.use() as connection:
+        connection.execute(change, (False, tiny.product_id(first)))
+    assert index.search(unit(4), 1, exclude=NONE, filters=Filters()).rows[0] != first
+    live = Catalogue(connections, "tiny").live([tiny.product_id(first), "nobody"])
+    assert live == {tiny.product_id(first): {"price": 11.0 + first, "currency": "EUR", "available": False}}
+    with connections.use() as connection:
+        connection.execute(change.replace("1 + price", "price - 1"), (True, tiny.product_id(first)))
+
+
+def test_stored_vectors_are_the_bundle_s(made: Bundle, connections: Connections) -> None:
+    with connections.use() as connection:
+        rows = connection.execute(f"SELECT row, product_id, embedding FROM items_{made.id} ORDER BY row").fetchall()
+    assert [row for row, _, _ in rows] == list(range(tiny.ITEMS))
+    assert [name for _, name, _ in rows] == made.product_ids()
+    stored = np.stack([vector.to_numpy() for _, _, vector in rows])
+    np.testing.assert_allclose(stored, made.item_vectors(), atol=1e-3)
+
+
+def test_full_precision_is_kept_where_asked(tmp_path: Path, database_url: str) -> None:
+    recipe = tiny.make(tiny.config(tmp_path, name="full", kind="vector"))
+    found = bundle.create(recipe)
+    load.load(database_url, found, recipe.index, recipe.root)
+    opened = Connections(database_url, recipe.index, size=1)
+    result = VectorIndex(opened, found.id, recipe.index).search(unit(5), 10, exclude=NONE, filters=Filters())
+    opened.close()
+    np.testing.assert_allclose(result.scores, (found.item_vectors() @ unit(5))[result.rows], atol=1e-6)
+
+
+def test_loading_again_does_nothing(made: Bundle, database_url: str) -> None:
+    root = Path(made.config.store) / "tiny"
+    assert load.load(database_url, made, made.config.index, root) == {"items": tiny.ITEMS, "skipped": True}
+
+
+def test_known_users_come_back_with_history_and_profile(connections: Connections) -> None:
+    catalogue = Catalogue(connections, "tiny")
+    known = catalogue.known("u03", 4)
+    assert [event.product_id for event in known.events] == [tiny.product_id(row) for row in (15, 21, 27, 33)]
+    assert [event.at for event in known.events] == sorted(event.at for event in known.events)
+    assert known.profile == {"height_cm": 163.0, "birth_year": 1983}
+    assert catalogue.known("nobody\u00e9", 4).events == []
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("red SKIRT", True),
+        ("Norr dress", True),
+        ("원피스", True),
+        ("100%", False),
+        ("_", False),
+        ("\\", False),
+        ("", True),
+    ],
+)
+def test_words_are_found_as_they_are(connections: Connections, query: str, found: bool) -> None:
+    assert bool(Catalogue(connections, "tiny").find(query, 5)) == found
+
+
+LOADER = """
+import sys
+from pathlib import Path
+from rec import bundle
+from rec.index import load
+store, url, name = sys.argv[1:]
+made = bundle.read(store, name)
+load.load(url, made, made.config.index, Path(store) / made.recipe)
+"""
+
+
+def test_a_killed_load_leaves_nothing_and_is_repeated(tmp_path: Path, database_url: str) -> None:
+    recipe = tiny.make(tiny.config(tmp_path, name="killed", seed=3))
+    found = bundle.create(recipe)
+    with postgres.connect(database_url) as blocker:
+        # the load is held where its vectors are in and it is about to say so
+        blocker.execute("LOCK TABLE bundles IN SHARE MODE")
+        loader = subprocess.Popen([sys.executable, "-c", LOADER, str(tmp_path), database_url, found.id])
+        _until(lambda: _waiting(database_url))
+        os.kill(loader.pid, signal.SIGKILL)
+        loader.wait()
+    _until(lambda: not _waiting(database_url))
+    with postgres.connect(database_url) as connection:
+        assert connection.execute("SELECT to_regclass(%s)", (f"items_{found.id}",)).fetchone() == (None,)
+    load.load(database_url, found, recipe.index, recipe.root)
+    opened = Connections(database_url, recipe.index, size=1)
+    index = VectorIndex(opened, found.id, recipe.index)
+    assert len(index.search(unit(6), 30, exclude=NONE, filters=Filters()).rows) == 30
+    opened.close()
+
+
+def _waiting(database_url: str) -> bool:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO bundles%'"
+        ).fetchone()
+    return bool(row and row[0])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited a minute"
+        time.sleep(0.1)
+
+
+class TestPromotion:
+    """Promotion and rollback in a database of their own."""
+
+    @pytest.fixture
+    def recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str) -> Config:
+        """A finished recipe beside a database without any table."""
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("DROP DATABASE IF EXISTS promotion")
+            connection.execute("CREATE DATABASE promotion")
+        url = database_url.replace("/postgres?", "/promotion?")
+        assert url != database_url
+        monkeypatch.setenv("REC_DATABASE_URL", url)
+        return tiny.make(tiny.config(tmp_path, seed=1))
+
+    def active(self) -> str:
+        """Id of the active bundle."""
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
+            return promote.active(connection)
+
+    def test_nothing_is_active_at_first(self, recipe: Config) -> None:
+        with pytest.raises(DatabaseError, match=r"no bundle is active.*jobs/publish[.]py"):
+            self.active()
+        with pytest.raises(DatabaseError, match="no earlier bundle"):
+            publish.rollback(recipe)
+
+    def test_promote_and_roll_back(self, recipe: Config, tmp_path: Path) -> None:
+        ids = []
+        for seed in (1, 2, 3):
+            result = publish.run(tiny.make(tiny.config(tmp_path, seed=seed)))
+            ids.append(result["bundle"])
+            assert result["replaced"] == (ids[-2] if len(ids) > 1 else None)
+            assert self.active() == ids[-1]
+        assert len(set(ids)) == 3
+        assert publish.run(tiny.config(tmp_path, seed=3))["skipped"]
+        assert publish.rollback(recipe) == {"bundle": ids[1]}
+        assert publish.rollback(recipe) == {"bundle": ids[0]}
+        assert self.active() == ids[0]
+        with pytest.raises(DatabaseError, match="no earlier bundle"):
+            publish.rollback(recipe)
+
+    def test_a_rollback_to_a_damaged_bundle_changes_nothing(self, recipe: Config, tmp_path: Path) -> None:
+        first = publish.run(recipe)["bundle"]
+        second = publish.run(tiny.make(tiny.config(tmp_path, seed=2)))["bundle"]
+        (tmp_path / "bundles" / first / "metrics.json").unlink()
+        with pytest.raises(ArtifactError, match=r"lacks metrics[.]json"):
+            publish.rollback(recipe)
+        assert self.active() == second
+
+    def test_below_the_floor_only_by_force(self, recipe: Config, tmp_path: Path) -> None:
+        good = publish.run(recipe)["bundle"]
+        poor = tiny.make(tiny.config(tmp_path, floor=0.5, seed=2), ndcg10=0.1)
+        with pytest.raises(ArtifactError, match=r"below the floor.*0\.1000, floor 0\.5000.*--force"):
+            publish.run(poor)
+        assert self.active() == good
+        forced = publish.run(poor, force=True)
+        assert self.active() == forced["bundle"]
+        assert not forced["floor_met"]
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
+            rows = connection.execute("SELECT floor_met, ndcg10, floor FROM promotions ORDER BY number").fetchall()
+        assert rows == [(True, 0.2, 0.0), (False, 0.1, 0.5)]
