@@ -1,4 +1,4 @@
-# Everything runs in .venv; nothing outside this folder is changed.
+# Everything is installed into .venv; artifacts and the embedded Postgres lie in .rec.
 #
 #   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
 #   make stop     end the shop and what it started

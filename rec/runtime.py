@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 def start(cpus: int) -> None:
     """Connect to Ray, or start it in this process with `cpus` logical CPUs. Does nothing when connected."""
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a token is the default: no warning
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # importing ray.data set it to tell each plan
     if ray.is_initialized():
         return

@@ -1,6 +1,8 @@
 """Fixtures that the whole suite shares: one Ray session, one embedded Postgres, slow tests last."""
 
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,10 +50,29 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of an embedded Postgres with pgvector in a folder of its own, stopped with the tests."""
+def new_store() -> Iterator[Callable[[], Path]]:
+    """Makes empty store folders; the embedded Postgres of each is stopped, and the folder removed, with the tests.
+
+    They lie directly in the temporary folder: Unix sockets need short paths, and under root the server runs as
+    another user, who may not enter pytest's own folders.
+    """
     from rec import postgres
 
-    store = tmp_path_factory.mktemp("postgres")
-    yield postgres.url(store)
-    postgres.stop_embedded(store)
+    made: list[Path] = []
+
+    def store() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="rec-store-")))
+        return made[-1]
+
+    yield store
+    for folder in made:
+        postgres.stop_embedded(folder)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def database_url(new_store: Callable[[], Path]) -> str:
+    """URL of an embedded Postgres with pgvector in a folder of its own."""
+    from rec import postgres
+
+    return postgres.url(new_store())

@@ -1,5 +1,7 @@
 """Postgres: what is wrong is said in one sentence, without the password."""
 
+from pathlib import Path
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -23,9 +25,9 @@ def test_unreachable_or_malformed_url_names_the_variable_and_hides_the_password(
     assert "hunter2" not in str(raised.value)
 
 
-def test_given_url_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory) -> None:
+def test_given_url_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(postgres.URL_VARIABLE, "postgresql://elsewhere/shop")
-    assert postgres.url(str(tmp_path)) == "postgresql://elsewhere/shop"
+    assert postgres.url(tmp_path) == "postgresql://elsewhere/shop"
 
 
 def _database(database_url: str, name: str) -> str:
@@ -57,3 +59,11 @@ def test_missing_pgvector_without_the_right_to_install_it(database_url: str) -> 
         connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
     with pytest.raises(DatabaseError, match=r"no pgvector .*CREATE EXTENSION vector"):
         postgres.connect(psycopg.conninfo.make_conninfo(url, user="guest", password="guest"))
+
+
+def test_a_folder_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"?")
+    with pytest.raises(DatabaseError, match=r"does not start .*the folder is empty or one it made"):
+        postgres.url(tmp_path)

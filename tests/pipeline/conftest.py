@@ -3,14 +3,14 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rec import config, pipeline, postgres
+from rec import config, pipeline
 from rec.config import Config
 
 QUICK = """
@@ -58,12 +58,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Finished]:
+def finished(recipe: Path, new_store: Callable[[], Path], ray_local: None) -> Finished:
     """All stages of the quick recipe, run once for the session."""
-    store = tmp_path_factory.mktemp("chain")
-    given = config.load(str(recipe), [f"store={store}"])
-    yield Finished(recipe, given, pipeline.run(given))
-    postgres.stop_embedded(store)
+    given = config.load(str(recipe), [f"store={new_store()}"])
+    return Finished(recipe, given, pipeline.run(given))
 
 
 @pytest.fixture(scope="session")

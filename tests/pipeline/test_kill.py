@@ -90,20 +90,16 @@ class Pipeline:
 
 @pytest.mark.slow
 def test_killed_and_restarted_pipeline_equals_an_undisturbed_one(
-    tmp_path: Path, repository: Path, recipe: Path
+    tmp_path: Path, repository: Path, recipe: Path, new_store: Callable[[], Path]
 ) -> None:
     options = ["enrich.answers=[]", f"enrich.max_calls={LIVE_CALLS}"]
-    calm = Pipeline(repository, recipe, tmp_path / "calm", options)
-    killed = Pipeline(repository, recipe, tmp_path / "killed", options)
-    try:
-        for number, moment in enumerate(MOMENTS):
-            killed.kill_at(moment, tmp_path / f"killed{number}.log")
-        bundle = killed.run(tmp_path / "killed.log")
-        assert bundle == calm.run(tmp_path / "calm.log")
-        assert killed.hashes() == calm.hashes()
-        assert len(killed.hashes()) >= 13
-        assert sorted(_calls(killed.store)) == sorted(_calls(calm.store))
-        assert len(set(_calls(killed.store))) == LIVE_CALLS
-    finally:
-        postgres.stop_embedded(killed.store)
-        postgres.stop_embedded(calm.store)
+    calm = Pipeline(repository, recipe, new_store(), options)
+    killed = Pipeline(repository, recipe, new_store(), options)
+    for number, moment in enumerate(MOMENTS):
+        killed.kill_at(moment, tmp_path / f"killed{number}.log")
+    bundle = killed.run(tmp_path / "killed.log")
+    assert bundle == calm.run(tmp_path / "calm.log")
+    assert killed.hashes() == calm.hashes()
+    assert len(killed.hashes()) >= 13
+    assert sorted(_calls(killed.store)) == sorted(_calls(calm.store))
+    assert len(set(_calls(killed.store))) == LIVE_CALLS

@@ -1,6 +1,6 @@
 """Each planted structure of the sample is found, and by the input that holds it: without that input it is lost."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from rec import config, embed, encode, histories, postgres, samples
+from rec import config, embed, encode, histories, samples
 from rec.config import Config
 from rec.data import ingest, sample
 from rec.enrich import stage as enrich
@@ -67,15 +67,13 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Trained]:
+def trained(new_store: Callable[[], Path], ray_local: None) -> Trained:
     """The demo recipe up to the user tower, with the answers that are shipped and no live call."""
-    store = tmp_path_factory.mktemp("planted")
-    common = [f"store={store}", "enrich.max_calls=0"]
+    common = [f"store={new_store()}", "enrich.max_calls=0"]
     full = config.load("demo", common)
     for stage in (ingest.run, enrich.run, tensorize.run, encode.run):
         stage(full)
-    yield Trained(_hits(full), lambda changes: _hits(config.load("demo", [*common, *changes])))
-    postgres.stop_embedded(Path(store))
+    return Trained(_hits(full), lambda changes: _hits(config.load("demo", [*common, *changes])))
 
 
 @pytest.mark.slow
