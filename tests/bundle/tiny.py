@@ -184,7 +184,7 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             profile_std=(5.0, 5.0),
         )
     )
-    for linear in (users.context, users.profile.out):  # they start at zero, and untrained inputs would change nothing
+    for linear in (users.context, users.profile.out, users.fuse[-1]):  # start (near) zero: inputs would change nothing
         torch.nn.init.normal_(linear.weight, std=0.5)
     with artifact.write(
         chosen.at("user_tower"), kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}

@@ -1,0 +1,97 @@
+"""A published recipe, served by nobody, by a chain in this process, and by the real shop."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from rec import bundle, postgres, publish
+from rec.config import Config
+from rec.index.connections import Connections
+from rec.recommend.chain import Chain
+from tests.bundle import tiny
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The running demo shop."""
+
+    recipe: Config
+    url: str
+    client: httpx.Client
+
+    def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run jobs/shop.py on the shop's store."""
+        return shop_job(self.recipe, *arguments)
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The shop's processes by name; Ray titles replicas after their deployment."""
+        found = {}
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("REC_SHOP") == self.recipe.store:
+                    for each in [process, *process.children(recursive=True)]:
+                        found[each.name() + str(each.pid)] = each
+            except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+                continue
+        return found
+
+    def recommend(self, **body: Any) -> dict[str, Any]:
+        """The answer to a request that must succeed."""
+        answer = self.client.post("/v1/recommend", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run jobs/shop.py."""
+    command = [sys.executable, "jobs/shop.py", *arguments, "--set", f"store={recipe.store}"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """A recipe whose bundle is active in the embedded database of its own store."""
+    recipe = tiny.make(tiny.config(tmp_path_factory.mktemp("shop").resolve()))
+    publish.run(recipe)
+    yield recipe
+    postgres.stop_embedded(recipe.store)
+
+
+@pytest.fixture(scope="session")
+def chain(published: Config) -> Iterator[Chain]:
+    """The whole chain in this process."""
+    (name,) = bundle.names(published.store)
+    opened = bundle.read(published.store, name)
+    connections = Connections(postgres.url(published.store), opened.config.index, size=2)
+    yield Chain(opened, connections)
+    connections.close()
+
+
+@pytest.fixture(scope="session")
+def shop(published: Config) -> Iterator[Shop]:
+    """The shop as a user starts it."""
+    port = free_port()
+    done = shop_job(published, "start", "--port", str(port))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    with httpx.Client(base_url=said["url"], timeout=60) as client:
+        yield Shop(published, said["url"], client)
+    shop_job(published, "stop")

@@ -1,0 +1,155 @@
+"""The request path without Ray: what the answer holds, for shoppers of every kind."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rec.index.search import Filters
+from rec.recommend.chain import STALE, Chain, UnknownProducts, moment
+from rec.recommend.request import Choice, Request
+from rec.recommend.why import matched
+from tests.bundle import tiny
+
+
+def ids(answer: object) -> list[str]:
+    """Product ids of an answer."""
+    return [item["product_id"] for item in answer.items]  # type: ignore[attr-defined]
+
+
+def row(product_id: str) -> int:
+    """Item row of a product id of the tiny shop."""
+    return int(product_id[1:])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history=st.lists(st.integers(0, tiny.ITEMS - 1), max_size=12),
+    user=st.none() | st.sampled_from(["u00", "u05", "stranger"]),
+    category=st.none() | st.sampled_from(tiny.CATEGORIES),
+    k=st.integers(1, 100),
+    height=st.none() | st.floats(140, 210),
+)
+def test_every_answer_keeps_its_promises(
+    chain: Chain, history: list[int], user: str | None, category: str | None, k: int, height: float | None
+) -> None:
+    told = tuple(Choice(tiny.product_id(item)) for item in history)
+    answer = chain.recommend(
+        Request(
+            user_id=user,
+            history=told,
+            profile={} if height is None else {"height_cm": height},
+            filters=Filters(categories=() if category is None else (category,)),
+            k=k,
+        )
+    )
+    found = ids(answer)
+    assert len(found) == len(set(found)) <= k
+    assert answer.underfilled == (len(found) < k)
+    assert not set(found) & {choice.product_id for choice in told}, "seen products come back"
+    assert all(row(name) % 10 != 9 for name in found), "a product without stock"
+    assert category is None or all(tiny.category(row(name)) == category for name in found)
+    scores = [item["score"] for item in answer.items]
+    assert scores == sorted(scores, reverse=True)
+    assert np.isfinite(scores).all()
+    assert all(item["reasons"] for item in answer.items)
+    cold = not history and user != "u00" and user != "u05"
+    assert all((item["because"] is None) == cold for item in answer.items)
+    assert cold or all(item["source"] == "ann" for item in answer.items)
+    assert answer.bundle == chain.bundle.id
+    assert set(answer.milliseconds) == {"state", "user_tower", "retrieval", "ranking", "explanation", "total"}
+
+
+def test_a_cold_shopper_gets_popular_products_too(chain: Chain) -> None:
+    answer = chain.recommend(Request(k=40))
+    assert {item["source"] for item in answer.items} == {"ann", "popular"}
+    assert all(("popular" in item["reasons"]) == (item["source"] == "popular") for item in answer.items)
+
+
+def test_popular_products_pass_the_filter(chain: Chain) -> None:
+    answer = chain.recommend(Request(k=20, filters=Filters(categories=("coat",), price_max=80.0)))
+    assert {item["source"] for item in answer.items} == {"ann", "popular"}
+    assert all(tiny.category(row(name)) == "coat" and row(name) <= 70 for name in ids(answer))
+
+
+def test_the_cause_is_the_nearest_product_of_the_history(chain: Chain) -> None:
+    history = [1, 2, 40]
+    answer = chain.recommend(Request(history=tuple(Choice(tiny.product_id(item)) for item in history), k=20))
+    vectors = chain.bundle.item_vectors()
+    for item in answer.items:
+        cosine = vectors[history] @ vectors[row(item["product_id"])]
+        cause = item["because"]
+        assert row(cause["product_id"]) == history[int(cosine.argmax())]
+        assert cause["cosine"] == pytest.approx(float(cosine.max()), abs=1e-5)
+        assert ("similar_to_history" in item["reasons"]) == (cause["cosine"] >= 0.3)
+        theirs = row(cause["product_id"])
+        shared = {(m["key"], m["value"]) for m in cause["matched"] if m["kind"] == "std"}
+        same = tiny.category(theirs) == tiny.category(row(item["product_id"]))
+        assert (("category", tiny.category(theirs)) in shared) == same
+
+
+def test_shared_words_of_open_values_match() -> None:
+    one = {"std": {"colour": ["red", "unknown"]}, "re": {"fabric": ["Soft Touch", "stiff"], "vibe": ["soft"]}}
+    other = {"std": {"colour": ["unknown", "red"]}, "re": {"fabric": ["a soft hand"]}}
+    assert matched(one, other) == [
+        {"kind": "std", "key": "colour", "value": "red"},
+        {"kind": "re", "key": "fabric", "value": "Soft Touch"},
+    ]
+
+
+def test_context_and_profile_change_the_answer_and_say_so(chain: Chain) -> None:
+    plain = chain.recommend(Request(history=(Choice("P0003"),), k=30))
+    said = chain.recommend(Request(history=(Choice("P0003"),), k=30, context="a linen dress for a beach wedding"))
+    tall = chain.recommend(Request(history=(Choice("P0003"),), k=30, profile={"height_cm": 190.0}))
+    assert [i["score"] for i in plain.items] != [i["score"] for i in said.items] != [i["score"] for i in tall.items]
+    reasons = [{code for item in answer.items for code in item["reasons"]} for answer in (plain, said, tall)]
+    assert "fits_context" in reasons[1] - reasons[0]
+    assert "fits_profile" in reasons[2] - reasons[0]
+
+
+def test_a_known_user_is_their_stored_history_and_profile(chain: Chain) -> None:
+    start = tiny.START
+    told = tuple(
+        Choice(tiny.product_id(item), "purchase", start + timedelta(days=step, seconds=3))
+        for step, item in enumerate([3, 9, 15, 21, 27, 33])
+    )
+    stored = chain.recommend(Request(user_id="u03"))
+    inline = chain.recommend(Request(history=told, profile={"height_cm": 163.0, "birth_year": 1983.0}))
+    assert ids(stored) == ids(inline)
+    assert [i["score"] for i in stored.items] == pytest.approx([i["score"] for i in inline.items], abs=1e-5)
+
+
+def test_an_inline_profile_wins_over_the_stored_one(chain: Chain) -> None:
+    stored = chain.recommend(Request(user_id="u03", k=20))
+    other = chain.recommend(Request(user_id="u03", k=20, profile={"height_cm": 200.0}))
+    assert [i["score"] for i in stored.items] != [i["score"] for i in other.items]
+
+
+def test_exclusions_hold_and_may_name_what_is_gone(chain: Chain) -> None:
+    first = ids(chain.recommend(Request(k=5)))
+    again = ids(chain.recommend(Request(k=5, exclude=(*first, "long gone"))))
+    assert not set(first) & set(again)
+
+
+def test_unknown_products_of_the_history_are_all_named(chain: Chain) -> None:
+    with pytest.raises(UnknownProducts) as caught:
+        chain.recommend(Request(history=(Choice("P0001"), Choice("x"), Choice("y"), Choice("x"))))
+    assert caught.value.product_ids == ["x", "y"]
+
+
+def test_the_clock_counts_unless_the_data_is_stale(chain: Chain) -> None:
+    until = chain.bundle.data_until
+    fresh = until + STALE
+    assert moment(chain.bundle, fresh) == fresh
+    assert moment(chain.bundle, fresh + timedelta(seconds=1)) == until + timedelta(days=1)
+    request = Request(user_id="u03", k=20)
+    now, later = (chain.recommend(request, until + timedelta(days=days)) for days in (1, 50))
+    assert [i["score"] for i in now.items] != [i["score"] for i in later.items]
+    assert chain.recommend(request, datetime(2030, 1, 1, tzinfo=UTC)).items == now.items
+
+
+def test_the_same_question_has_the_same_answer(chain: Chain) -> None:
+    request = Request(user_id="u05", history=(Choice("P0003", "cart"),), context="red", k=50)
+    assert chain.recommend(request).items == chain.recommend(request).items
