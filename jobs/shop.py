@@ -79,6 +79,7 @@ class Shop:
             config,
             {
                 "http_options": {"host": HOST, "port": port},
+                "logging_config": {"enable_access_log": False},
                 "applications": [{"name": "shop", "route_prefix": "/", "import_path": "serve.app:graph"}],
             },
         )
