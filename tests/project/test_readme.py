@@ -47,6 +47,16 @@ def test_job_commands_are_valid(command: str, helps: Mapping[str, tuple[object, 
         config.load(recipe, [options[i + 1] for i, option in enumerate(options) if option == "--set"])
 
 
+@pytest.mark.slow
+def test_shown_request_is_a_valid_body() -> None:
+    from serve.api import RecommendBody
+
+    shown = [shlex.split(c) for c in _commands() if c.startswith("curl") and "-d" in c]
+    assert shown, "the README shows no request"
+    for words in shown:
+        RecommendBody.model_validate_json(words[words.index("-d") + 1])
+
+
 def test_every_shown_recipe_is_valid(tmp_path: Path) -> None:
     shown = [text for language, text in BLOCKS if language == "toml"]
     assert shown, "the README shows no recipe"
