@@ -1,7 +1,7 @@
 """Attribute values with their source, and the two sources that need no model: the shop and the rules.
 
-    given   what the shop says, in its own words, brought to vocabulary values
-    rule    vocabulary names and aliases found in the text; `label: value` lines; the noun-like phrases around them
+given   what the shop says, in its own words, brought to vocabulary values
+rule    vocabulary names and aliases found in the text; `label: value` lines; the noun-like phrases around them
 """
 
 import json

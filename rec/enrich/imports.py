@@ -101,9 +101,7 @@ def _jsonl(path: Path, version: str) -> Iterator[Imported]:
                 raise InputError(f"{path} line {number}: {where}: {first['msg']}; see rec/enrich/imports.py") from None
             body = Body(re=line.re, std=line.std)
             prompt_version = line.prompt_version or version
-            answer = Answer(
-                line.model, prompt_version, "finished", body.dump(), line.tokens_in, line.tokens_out
-            )
+            answer = Answer(line.model, prompt_version, "finished", body.dump(), line.tokens_in, line.tokens_out)
             yield Imported(line.product_id, answer, line.content_hash, line.vocab_version)
 
 

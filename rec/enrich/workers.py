@@ -74,9 +74,7 @@ class Ask:
         except EngineError as error:
             return Answer(self._enrich.model, PROMPT_VERSION, "refused", str(error), 0, 0)
         state = "finished" if raw.finished else "cut"
-        return Answer(
-            self._enrich.model, PROMPT_VERSION, state, body(raw.text), raw.tokens_in, raw.tokens_out
-        )
+        return Answer(self._enrich.model, PROMPT_VERSION, state, body(raw.text), raw.tokens_in, raw.tokens_out)
 
 
 class Finish:

@@ -203,7 +203,12 @@ class Epoch:
                 left = (now - started) / done * (count - done) if done else float("nan")
                 logger.info(
                     "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch",
-                    what, self.number + 1, self.total, done, count, left,
+                    what,
+                    self.number + 1,
+                    self.total,
+                    done,
+                    count,
+                    left,
                 )
             yield step
 

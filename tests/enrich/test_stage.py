@@ -62,9 +62,7 @@ def test_live_answers_are_paid_once(coats: Callable[..., Config], fresh: str) ->
     assert len(calls(fresh)) == len(set(calls(fresh))) == 3
 
 
-def test_hostile_products_keep_what_the_shop_gave_and_are_never_asked(
-    coats: Callable[..., Config], fresh: str
-) -> None:
+def test_hostile_products_keep_what_the_shop_gave_and_are_never_asked(coats: Callable[..., Config], fresh: str) -> None:
     config = coats("enrich.max_calls=0")
     facts = stage.run(config)
     assert facts["status"]["quarantined"] == 1

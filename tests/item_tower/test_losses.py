@@ -94,9 +94,7 @@ SHAPE = Shape(
 def step(rank: int, workers: int, folder: Path) -> None:
     """One worker's part of one step; worker 0 leaves loss and gradients behind."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous-{workers}", rank=rank, world_size=workers
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{workers}", rank=rank, world_size=workers)
     torch.manual_seed(3)
     tower = ItemTower(SHAPE)
     model: nn.Module = DistributedDataParallel(tower) if workers > 1 else tower
@@ -114,6 +112,9 @@ def step(rank: int, workers: int, folder: Path) -> None:
     if rank == 0:
         gradients = {name: value.grad for name, value in tower.named_parameters() if value.grad is not None}
         save_file({**gradients, "loss": loss.detach()}, folder / f"{workers}.safetensors")
+    # The reducer must not hold the last reference to the group: its destructor joins gloo's threads under the
+    # interpreter's lock, and they may be waiting for that lock.
+    del model, first, second, loss
     dist.destroy_process_group()
 
 

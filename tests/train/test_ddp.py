@@ -74,9 +74,7 @@ def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) ->
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(4, 300), batch_size=st.integers(2, 64), workers=st.integers(1, 4), seed=st.integers(0, 99))
-def test_workers_share_every_global_batch_and_no_row_twice(
-    rows: int, batch_size: int, workers: int, seed: int
-) -> None:
+def test_workers_share_every_global_batch_and_no_row_twice(rows: int, batch_size: int, workers: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddp, "world_size", lambda: workers)
         parts = []
