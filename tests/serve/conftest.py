@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+def published(new_store: Callable[[], Path]) -> Config:
     """A recipe whose bundle is active in the embedded database of its own store."""
-    recipe = tiny.make(tiny.config(tmp_path_factory.mktemp("shop").resolve()))
+    recipe = tiny.make(tiny.config(new_store().resolve()))
     publish.run(recipe)
-    yield recipe
-    postgres.stop_embedded(recipe.store)
+    return recipe
 
 
 @pytest.fixture(scope="session")

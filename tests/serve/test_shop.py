@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 Problem = tuple[dict[str, Any], list[Any]]
 
 
-def test_importing_the_graph_opens_nothing(tmp_path: Any) -> None:
+def test_importing_the_graph_opens_nothing(tmp_path: Path) -> None:
     probe = "import ray, serve.app; assert not ray.is_initialized(); print(type(serve.app.graph).__name__)"
     done = subprocess.run(
         [sys.executable, "-c", probe],
@@ -222,10 +223,9 @@ def test_stop_ends_the_shop_and_nothing_else(shop: Shop) -> None:
     assert json.loads(shop.job("stop").stdout) == {"processes": 0, "postgres": False}
 
 
-def test_nothing_to_serve_is_said_at_once(tmp_path: Any) -> None:
-    recipe = tiny.config(tmp_path)
+def test_nothing_to_serve_is_said_at_once(new_store: Callable[[], Path]) -> None:
+    recipe = tiny.config(new_store())
     done = shop_job(recipe, "start", "--port", str(free_port()))
-    shop_job(recipe, "stop")
     assert done.returncode == 2
     assert "no bundle is active" in done.stderr
     assert "jobs/pipeline.py" in done.stderr
