@@ -19,8 +19,8 @@ setup: .venv/complete
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later on the PATH: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "setup: $(PYTHON) -> .venv (a few minutes the first time)"
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
 	@touch $@
 
 demo: setup
