@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def _shop(store: Path, **weights: float) -> Config:
     return config
 
 
-def _ndcg(report: dict, system: str, part: str = "all") -> float:
+def _ndcg(report: dict[str, Any], system: str, part: str = "all") -> float:
     return float(report["slices"][part]["figures"][system]["ndcg@10"]["value"])
 
 
@@ -100,12 +101,12 @@ def by_score(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def report(by_score: Config) -> dict:
-    found: dict = json.loads((by_score.at("evaluation") / "report.json").read_text(encoding="utf-8"))
+def report(by_score: Config) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((by_score.at("evaluation") / "report.json").read_text(encoding="utf-8"))
     return found
 
 
-def test_a_ranker_that_keeps_the_order_gives_retrievals_figures(report: dict) -> None:
+def test_a_ranker_that_keeps_the_order_gives_retrievals_figures(report: dict[str, Any]) -> None:
     """Cutoffs lie within the candidates, so the two lists agree there; beyond, the final list has missed."""
     figures = report["slices"]["all"]["figures"]
     for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@12", "ndcg@12"):
@@ -114,7 +115,7 @@ def test_a_ranker_that_keeps_the_order_gives_retrievals_figures(report: dict) ->
     assert report["slices"]["all"]["differences"]["retrieval"]["ndcg@10"]["value"] == 0
 
 
-def test_content_beats_the_controls_and_random_is_chance(report: dict) -> None:
+def test_content_beats_the_controls_and_random_is_chance(report: dict[str, Any]) -> None:
     """Even an untrained tower follows the clusters that its item vectors have."""
     assert _ndcg(report, "retrieval") > _ndcg(report, "popular") > 0
     assert _ndcg(report, "category_popular") > _ndcg(report, "popular")
@@ -122,7 +123,7 @@ def test_content_beats_the_controls_and_random_is_chance(report: dict) -> None:
     assert recall["ci95"][0] < 10 / (NUM_ITEMS - 6) < recall["ci95"][1] + 0.05
 
 
-def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict) -> None:
+def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict[str, Any]) -> None:
     parts = {name: part["users"] for name, part in report["slices"].items()}
     assert parts["all"] == parts["warm_items"] + parts["cold_items"] == parts["short_history"] + parts["long_history"]
     assert parts["cold_items"] == 20
@@ -131,7 +132,7 @@ def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict) ->
     assert report["items"] == {"catalogue": NUM_ITEMS, "with_training_events": NUM_ITEMS - PER_CLUSTER}
 
 
-def test_the_final_list_reranks_candidates_only(tmp_path: Path, report: dict) -> None:
+def test_the_final_list_reranks_candidates_only(tmp_path: Path, report: dict[str, Any]) -> None:
     """The worst order of the candidates: what retrieval puts first comes last, but the same items are there."""
     worst = evaluate(_shop(tmp_path, score=-1.0))
     assert _ndcg(worst, "retrieval") == _ndcg(report, "retrieval")

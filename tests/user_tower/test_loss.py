@@ -29,6 +29,7 @@ def test_the_delta_is_bounded_and_cold_items_have_none(bound: float) -> None:
     np.testing.assert_allclose(table.export()[1::2], item_vectors()[1::2], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(table.export(), axis=1), 1, atol=1e-5)
     table(ALL).square().mul(torch.randn(1, 16)).sum().backward()
+    assert table.delta.grad is not None
     assert torch.isfinite(table.delta.grad).all()
 
 
@@ -36,6 +37,7 @@ def test_a_new_table_is_the_item_towers_and_can_learn_from_zero() -> None:
     table = ItemTable(item_vectors(), np.arange(5), 0.5)
     np.testing.assert_allclose(table.export(), item_vectors(), atol=1e-6)
     (table(ALL) @ torch.ones(16)).sum().backward()
+    assert table.delta.grad is not None
     assert (table.delta.grad.norm(dim=1) > 0).all()
 
 

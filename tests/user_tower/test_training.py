@@ -1,5 +1,6 @@
 """Training windows, and the whole stage on Ray Train: it learns all three inputs, and a resumed run is equal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rec.histories import leave_one_out
 from rec.models import text_encoder, user_tower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS
+from rec.state import cold_state
 from rec.train.sequences import windows
 from rec.train.user import build, run
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
@@ -97,7 +99,7 @@ def test_the_tower_recovers_what_was_planted(trained: Config) -> None:
         hits = [row // PER_CLUSTER == right(u) for u, row in zip(users, rows[:, 0], strict=True)]
         assert np.mean(hits) > 0.75, said  # one cluster in six by chance
     heights = np.array([[150.0], [195.0]], np.float32)
-    cold = [user_tower.UserState(*(np.empty(0, t) for t in (np.int64, np.int64, np.float32)), "", p) for p in heights]
+    cold = [replace(cold_state(1), profile=height) for height in heights]
     rows, _ = search(tower.vectors(cold, None), vectors, 5)
     taller = (rows % PER_CLUSTER >= 5).mean(axis=1)
     assert taller[0] < 0.4 < 0.6 < taller[1]
