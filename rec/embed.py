@@ -18,27 +18,34 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, log, runtime
 from rec.config import Config, Train
 from rec.models import item_tower
-from rec.models.item_inputs import TEXT_STATES, ItemInputs, text_states_manifest
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
 from rec.schema import TENSORS, vectors
 
 BLOCK_ROWS = 1_024
 
 
 class Embed:
-    """An actor with the tower and all inputs. In: `row` int64, item rows. Out: `row`, `vector`."""
+    """An actor with the tower and all inputs. In: `id`, numbers of blocks of item rows. Out: `row`, `vector`."""
 
-    def __init__(self, tower: Path, tensors: Path, text_states: Path, train: Train) -> None:
+    def __init__(self, tower: Path, tensors: Path, text_states: Path, train: Train, block_rows: int) -> None:
         torch.set_num_threads(train.cpus_per_worker)
         self._device = torch.device("cuda" if train.use_gpu else "cpu")
         self._tower = item_tower.load(tower).to(self._device)
         self._items = ItemInputs.load(tensors, text_states)
+        self._block_rows = block_rows
 
     @torch.inference_mode()
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = batch["row"].to_numpy()
-        made = self._tower(self._items.batch(rows).to(self._device)).cpu().numpy()  # float32[B, d]
-        flat = pa.array(made.reshape(-1), pa.float32())
-        return pa.table({"row": batch["row"], "vector": pa.FixedSizeListArray.from_arrays(flat, made.shape[1])})
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        starts = [number * self._block_rows for number in numbers["id"].to_pylist()]
+        blocks = [np.arange(start, min(start + self._block_rows, len(self._items))) for start in starts]
+        made = np.concatenate([self._vectors(rows) for rows in blocks])
+        vector = pa.FixedSizeListArray.from_arrays(made.reshape(-1), made.shape[1])
+        return pa.table({"row": np.concatenate(blocks), "vector": vector})
+
+    def _vectors(self, rows: IntArray) -> NDArray[np.float32]:
+        """float32[len(rows), d]"""
+        made: NDArray[np.float32] = self._tower(self._items.batch(rows).to(self._device)).cpu().numpy()
+        return made
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -82,15 +89,16 @@ def _embedded(config: Config, count: int) -> Iterator[tuple[NDArray[np.int64], N
     if count == 0:
         return
     train = config.item_tower.train
-    blocks = [pa.table({"row": np.arange(s, min(s + BLOCK_ROWS, count))}) for s in range(0, count, BLOCK_ROWS)]
-    embedded = ray.data.from_arrow(blocks).map_batches(
+    blocks = -(-count // BLOCK_ROWS)
+    paths = (config.at(item_tower.KIND), config.at("tensors"), config.at(TEXT_STATES))
+    embedded = ray.data.range(blocks, override_num_blocks=blocks).map_batches(
         Embed,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=train.cpus_per_worker,
         num_gpus=int(train.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=train.num_workers),
-        fn_constructor_args=(config.at(item_tower.KIND), config.at("tensors"), config.at(TEXT_STATES), train),
+        fn_constructor_args=(*paths, train, BLOCK_ROWS),
     )
     embedded.context.enable_progress_bars = False
     for batch in embedded.iter_batches(batch_format="pyarrow", batch_size=None):

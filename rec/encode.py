@@ -30,16 +30,23 @@ from rec.schema import TENSORS
 
 
 class Encode:
-    """An actor with the encoder. In: `text`, `ids`, texts of one length. Out: `text`, `states` as float16 bytes."""
+    """An actor with the encoder and all texts. In: `id`, numbers of batches. Out: `text`, `states` as float16 bytes."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, tensors: Path, text: Text) -> None:
         torch.set_num_threads(text.cpus_per_actor)
         self._encoder = text_encoder.load(text).to(torch.device("cuda" if text.use_gpu else "cpu"))
+        self._texts, _ = distinct(_titles(tensors))
+        self._batches = _batches(self._texts, text)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        ids = batch["ids"].to_pylist()
-        states = self._encoder.token_states(ids, batch_size=len(ids))
-        return pa.table({"text": batch["text"], "states": pa.array([s.tobytes() for s in states], pa.binary())})
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        rows: list[int] = []
+        states: list[bytes] = []
+        for number in numbers["id"].to_pylist():
+            batch = self._batches[number]
+            made = self._encoder.token_states([self._texts[row] for row in batch], batch_size=len(batch))
+            rows += batch
+            states += [state.tobytes() for state in made]
+        return pa.table({"text": rows, "states": pa.array(states, pa.binary())})
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -54,8 +61,7 @@ def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {"text_states": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
-    titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
-    texts, text_of_item = distinct(titles)
+    texts, text_of_item = distinct(_titles(config.at("tensors")))
     encoder = text_encoder.load(config.text)  # here too: a wrong option must fail before any actor starts
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(text) for text in texts], dtype=np.int64)])
     _check_resources(config)
@@ -63,10 +69,20 @@ def run(config: Config) -> dict[str, Any]:
     with artifact.write(target, **work) as draft:
         np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
         np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)
-        _encode_all(draft.path / "states.npy", texts, offsets, encoder.width, config.text)
+        _encode_all(draft.path / "states.npy", texts, offsets, encoder.width, config)
         facts = {"items": len(text_of_item), "texts": len(texts), "tokens": int(offsets[-1]), "width": encoder.width}
         draft.note(**facts)
     return {"text_states": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _titles(tensors: Path) -> Ragged:
+    """The title's token ids of every item."""
+    return Ragged.of(dataset.read(tensors, TENSORS, ["title_id"])["title_id"])
+
+
+def _batches(texts: list[list[int]], text: Text) -> list[list[int]]:
+    """Numbers of the texts to encode at once; a blank text is in none."""
+    return list(text_encoder.equal_lengths([len(tokens) for tokens in texts], text.batch_size))
 
 
 def distinct(titles: Ragged) -> tuple[list[list[int]], IntArray]:
@@ -103,13 +119,13 @@ def _check_resources(config: Config) -> None:
         )
 
 
-def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: int, text: Text) -> None:
+def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: int, config: Config) -> None:
     """Write the states of all texts to `path` as they come from the actors, in whatever order."""
     states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
     said = sum(1 for tokens in texts if tokens)
     seen = np.array([not tokens for tokens in texts])
-    with log.bar(total=said, what=f"encode with {text.encoder}", unit="text") as bar:
-        for number, values in _encoded(texts, text):
+    with log.bar(total=said, what=f"encode with {config.text.encoder}", unit="text") as bar:
+        for number, values in _encoded(len(_batches(texts, config.text)), config):
             assert not seen[number], f"text {number} was encoded twice"
             seen[number] = True
             states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
@@ -118,23 +134,19 @@ def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: in
     states.flush()
 
 
-def _encoded(texts: list[list[int]], text: Text) -> Iterator[tuple[int, NDArray[np.float16]]]:
+def _encoded(batches: int, config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
     """(text number, flat float16 states) of all texts that have tokens, through Ray Data."""
-    lengths = [len(tokens) for tokens in texts]
-    blocks = [
-        pa.table({"text": rows, "ids": pa.array([texts[row] for row in rows], pa.list_(pa.int32()))})
-        for rows in text_encoder.equal_lengths(lengths, text.batch_size)
-    ]
-    if not blocks:
+    if batches == 0:
         return
-    encoded = ray.data.from_arrow(blocks).map_batches(
+    text = config.text
+    encoded = ray.data.range(batches, override_num_blocks=batches).map_batches(
         Encode,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=text.cpus_per_actor,
         num_gpus=int(text.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=text.num_actors),
-        fn_constructor_args=(text,),
+        fn_constructor_args=(config.at("tensors"), text),
     )
     encoded.context.enable_progress_bars = False
     for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=None):

@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
         "inputs": {**inputs, "vocabulary": made.content_hash},
         "config": {
             "max_re_tokens": config.vocab.max_re_tokens,
-            "text": config.text.model_dump(mode="json", exclude={"batch_size"}),
+            "text": config.text.model_dump(mode="json", include={"encoder", "fields", "max_tokens"}),
         },
     }
     done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)

@@ -31,7 +31,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 def made(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config:
     """A catalogue that went through all three stages."""
     tree = catalogue.write(tmp_path_factory.mktemp("catalogue"), PRODUCTS)
-    encoded, trained, embedded = encode.run(tree), item.run(tree), embed.run(tree)
+    encoded, trained = encode.run(tree), item.run(tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "BLOCK_ROWS", 20)  # several blocks, the last one not full
+        embedded = embed.run(tree)
     assert "skipped" not in encoded | trained | embedded
     assert encoded["items"] == trained["items"] == embedded["rows"] == PRODUCTS
     return tree

@@ -1,0 +1,110 @@
+"""`jobs/pretrain.py` runs three ways with the same result: plain, as a packed Ray job, and literally."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from rec import artifact
+from tests.pipeline.conftest import Finished
+
+START_S = 90
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A Ray head started in `folder`; yields the environment in which `ray job submit` finds it.
+
+    Only its own `--block` process is signalled at the end, which takes its cluster with it.
+    """
+    port, dashboard, agent, client, metrics = _free_ports(5)
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: Ray puts Unix sockets into it
+    within = {
+        **environment,
+        "PYTHONPATH": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    command = [
+        "ray", "start", "--head", "--block", "--num-cpus=3", f"--object-store-memory={200 * 2**20}",
+        f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}", f"--temp-dir={temporary}",
+        "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = (folder / "head.log").open("w")
+    head = subprocess.Popen(command, cwd=folder, env=within, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(address, head, within, folder)
+        yield {**within, "RAY_API_SERVER_ADDRESS": address}
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+        log.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for(address: str, head: subprocess.Popen[bytes], environment: Mapping[str, str], folder: Path) -> None:
+    """Until the job API answers."""
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        command = ["ray", "job", "list", "--address", address]
+        if subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False).returncode == 0:
+            return
+        assert head.poll() is None, (folder / "head.log").read_text()
+    pytest.fail(f"the Ray head did not answer within {START_S} s: {(folder / 'head.log').read_text()[-2_000:]}")
+
+
+def _ended_well(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3_000:]}\n{done.stderr[-3_000:]}"
+    return done.stdout
+
+
+def _tower_hash(store: Path) -> str:
+    manifest = artifact.peek(store / "demo" / "item_tower")
+    assert manifest is not None, f"no item tower in {store}"
+    return manifest.content_hash
+
+
+@pytest.mark.slow
+def test_pretrain_runs_three_ways_with_the_same_result(
+    finished: Finished, checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
+) -> None:
+    plain, packed, literal = tmp_path / "plain", tmp_path / "packed", checkout / ".rec"
+    for store in (plain, packed, literal):
+        for name in ("products", "enriched", "vocabulary", "tensors", "text_states"):
+            shutil.copytree(finished.config.at(name), store / "demo" / name)
+    job = ["python", "jobs/pretrain.py"]
+    alone = {**environment_of_jobs, "PYTHONPATH": str(checkout)}
+
+    output = _ended_well([*job, "--set", f"store={plain}"], checkout, alone)
+    assert json.loads(output.splitlines()[-1])["item_tower"] == str(plain / "demo" / "item_tower")
+
+    with _head(checkout, environment_of_jobs) as cluster:
+        options = ["--recipe", "demo", "--set", f"store={packed}"]
+        _ended_well(["ray", "job", "submit", "--working-dir", ".", "--", *job, *options], checkout, cluster)
+        _ended_well(["ray", "job", "submit", "jobs/pretrain.py"], checkout, cluster)
+
+    made = artifact.peek(finished.config.at("item_tower"))
+    assert made is not None
+    assert [_tower_hash(store) for store in (plain, packed, literal)] == [made.content_hash] * 3
+    assert os.access(checkout / "jobs" / "pretrain.py", os.X_OK)
