@@ -9,6 +9,7 @@ Answers come from the cache in Postgres; what is missing is asked live, within e
 
 import argparse
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     if options.export is None:
         return stage.run(config)
     runtime.start(config.cpus)
-    return stage.export(config, options.export, options.leave_out_every)
+    return stage.export(config, options.export, options.created_before)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 if __name__ == "__main__":
@@ -32,6 +38,9 @@ if __name__ == "__main__":
         "--export", type=Path, metavar="FILE", help="write the cached answers of the configured model as JSONL instead"
     )
     arguments.add_argument(
-        "--leave-out-every", type=int, default=0, metavar="N", help="with --export: leave out every N-th product"
+        "--created-before",
+        type=_moment,
+        metavar="TIME",
+        help="with --export: only products created before this ISO 8601 time (UTC when it names no zone)",
     )
     main(run, arguments)

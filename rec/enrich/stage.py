@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,13 +259,13 @@ def _then(
     facts |= {**tokens, **report.facts()}
 
 
-def export(config: Config, path: Path, leave_out_every: int) -> dict[str, Any]:
+def export(config: Config, path: Path, created_before: datetime | None = None) -> dict[str, Any]:
     """Write the answers of the configured model as JSONL in product order, for import elsewhere.
 
-    Answers that the token budget cut are left out, and so is every `leave_out_every`-th product (0: none), so that
-    a demo still has something to ask.
+    Answers that the token budget cut are left out, and so are products not `created_before` that time, if it is given.
     """
     ids, hashes, _ = _scan(config)
+    created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
     version = StdVocabulary.load(None).version
     keys = [cache.answer_key(h, config.enrich.model, PROMPT_VERSION, version) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
@@ -274,11 +275,13 @@ def export(config: Config, path: Path, leave_out_every: int) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for row, (product_id, key) in enumerate(zip(ids, keys, strict=True), start=1):
+        for product_id, key, content_hash, at in zip(ids, keys, hashes, created, strict=True):
             answer = found.get(key)
-            if answer is None or answer.state != "finished" or (leave_out_every and row % leave_out_every == 0):
+            if answer is None or answer.state != "finished":
                 continue
-            line = imports.line(product_id, answer, hashes[row - 1], version)
+            if created_before is not None and (at is None or at >= created_before):
+                continue
+            line = imports.line(product_id, answer, content_hash, version)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
     temporary.replace(path)

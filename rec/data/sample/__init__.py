@@ -22,7 +22,7 @@ from typing import Any
 from rec.data.sample.catalogue import LAUNCH, START, catalogue
 from rec.data.sample.shoppers import Truth, shoppers
 
-__all__ = ["LAUNCH", "START", "Sample", "Truth", "generate", "live_product_ids"]
+__all__ = ["LAUNCH", "START", "Sample", "Truth", "generate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,3 @@ def generate(seed: int) -> Sample:
         events=[event for shopper in people for event in shopper.events],
         truth={shopper.user["user_id"]: shopper.truth for shopper in people},
     )
-
-
-def live_product_ids() -> list[str]:
-    """The new arrivals: no shipped answer holds them, so that enrichment asks the model live."""
-    return catalogue().ids(lambda role: role.new)
