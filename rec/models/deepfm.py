@@ -9,7 +9,8 @@ What deepctr-torch 0.3.0 does, and what this adapter does about it:
     `.fit` sums the loss and is single-process              not used: we have our own loop
     L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
                                                             where Adam leaves a row without gradient to the bit
-    weights of the network start at 1e-4                    Xavier; its last layer starts at zero
+    weights of the network start at 1e-4                    Xavier
+    the first score is random                               it is the retrieval score: all else starts at zero weight
 """
 
 import importlib
@@ -45,8 +46,26 @@ def deepctr() -> ModuleType:
     return package
 
 
+class GatedFM(nn.Module):
+    """A factorisation machine times a learned gate, which starts closed: the tables may start from the item tower
+    while their pairwise term is still zero."""
+
+    def __init__(self, fm: nn.Module) -> None:
+        super().__init__()
+        self.fm = fm
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, factors: Tensor) -> Tensor:
+        """float32[K, 1] of factors float32[K, fields, dim]."""
+        return self.gate * self.fm(factors)
+
+
 class DeepFM(nn.Module):
-    """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside."""
+    """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside.
+
+    The pairwise term has a gate (`GatedFM`). A new model's score is 0 for everything; `start_from_retrieval`
+    makes it the retrieval score.
+    """
 
     def __init__(
         self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int
@@ -69,7 +88,9 @@ class DeepFM(nn.Module):
             for layer in self.net.dnn.linears:
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-            nn.init.zeros_(self.net.dnn_linear.weight)
+            self.net.fm = GatedFM(self.net.fm)
+            for start in (self.net.dnn_linear, self.net.linear_model, *self.net.linear_model.embedding_dict.values()):
+                nn.init.zeros_(start.weight)
         for name in ("low", "high", "mean", "std"):
             self.register_buffer(name, getattr(scale, name).clone())
         limits = [spec.tables[field.table] for field in spec.sparse]
@@ -93,11 +114,13 @@ class DeepFM(nn.Module):
         return _weight(self.net.embedding_dict[name])
 
     def start_from_retrieval(self, temperature: float) -> None:
-        """Set the linear weight of the retrieval score so that the first logits are score / temperature:
-        with the network's last layer at zero, training starts at the retrieval order."""
+        """Make the logits of a new model score / temperature, up to a constant: training starts at the retrieval order.
+
+        Exactly so: every other part has a weight of zero at its end (the linear weights, the gate, the network's
+        last layer), and learns from the first step on, because what these weights multiply is not zero.
+        """
         column = self.spec.dense.index("score")
         with torch.no_grad():
-            self.net.linear_model.weight.zero_()
             self.net.linear_model.weight[column] = self.get_buffer("std")[column] / temperature
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -128,6 +151,7 @@ class DeepFM(nn.Module):
             fused.table.copy_(torch.cat(tables))
             fused.linear.copy_(self.net.linear_model.weight[:, 0])
             fused.bias.copy_(self.net.out.bias)
+            fused.gate.copy_(self.net.fm.gate)
             for name in ("low", "high", "mean", "std"):
                 fused.get_buffer(name).copy_(self.get_buffer(name))
             for target, source in zip(fused.layers, self.net.dnn.linears, strict=True):

@@ -2,7 +2,7 @@
 
 All tables of the training module are stacked into one, and the linear weight of a row is its last column,
 so that the first-order term, the factorisation machine and the network read the same lookup. The pairwise
-term is the square-of-sum trick. It agrees with the training module to 1e-5.
+term is the square-of-sum trick, times the learned gate. It agrees with the training module to 1e-5.
 """
 
 import json
@@ -23,7 +23,7 @@ from rec.features.compute import RankInputs
 from rec.features.spec import Spec
 
 KIND = "ranker"
-VERSION = 1
+VERSION = 2
 BLOCK = 16_384
 """Rows scored at once: bounds memory in batch scoring; a request is one block."""
 
@@ -51,6 +51,7 @@ class FusedDeepFM(nn.Module):
 
     table: Tensor
     linear: Tensor
+    gate: Tensor
     bias: Tensor
     low: Tensor
     high: Tensor
@@ -68,6 +69,7 @@ class FusedDeepFM(nn.Module):
         width, dense = len(spec.sparse) + len(spec.varlen), len(spec.dense)
         self.register_buffer("table", torch.zeros(sum(spec.tables.values()), dim + 1))
         self.register_buffer("linear", torch.zeros(dense))
+        self.register_buffer("gate", torch.zeros(1))
         self.register_buffer("bias", torch.zeros(1))
         for name in ("low", "high", "mean", "std"):
             self.register_buffer(name, torch.zeros(dense))
@@ -95,7 +97,8 @@ class FusedDeepFM(nn.Module):
         deep = torch.cat([factors.flatten(1), scaled], dim=1)
         for layer in self.layers:
             deep = F.relu(layer(deep))
-        return joined[..., self.dim].sum(1) + scaled @ self.linear + pairs + self.top(deep)[:, 0] + self.bias
+        first = joined[..., self.dim].sum(1) + scaled @ self.linear
+        return first + self.gate * pairs + self.top(deep)[:, 0] + self.bias
 
     @torch.inference_mode()
     def score(self, inputs: RankInputs) -> NDArray[np.float32]:

@@ -76,7 +76,7 @@ def run(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     loop_config = {"folder": str(folder), "ranker": options["ranker"], "seed": config.seed}
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
-    contest = Contest(_start(folder, config.ranker), _start(folder, config.ranker))
+    contest = Contest(start(folder, config.ranker), start(folder, config.ranker))
     ddp.load_checkpoint(last, contest)
     facts |= {"ndcg10": round(float(contest.best_ndcg), 5), "best_epoch": int(contest.best_epoch)}
     facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
@@ -243,7 +243,7 @@ def loop(config: dict[str, Any]) -> None:
     folder, options = Path(config["folder"]), Ranker.model_validate(config["ranker"])
     data = requests.open_requests(folder)
     parts = load_numpy(folder / "parts.safetensors")
-    contest = Contest(_start(folder, options), _start(folder, options))
+    contest = Contest(start(folder, options), start(folder, options))
     device = get_device()
     wrapped = ddp.distribute(contest)
     optimizer = torch.optim.AdamW(
@@ -269,7 +269,7 @@ def loop(config: dict[str, Any]) -> None:
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
 
 
-def _start(folder: Path, options: Ranker) -> DeepFM:
+def start(folder: Path, options: Ranker) -> DeepFM:
     """The model as it starts, from the work folder."""
     state = load_file(folder / "start.safetensors")
     spec = Spec.from_json(json.loads((folder / "spec.json").read_text(encoding="utf-8")))

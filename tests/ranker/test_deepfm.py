@@ -1,5 +1,6 @@
 """The adapter over deepctr-torch: each of its traps is closed, and the export is the same function."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -108,14 +109,39 @@ def test_output_is_a_logit_not_a_probability() -> None:
     assert logits.max() > 1
 
 
-def test_training_starts_at_the_retrieval_order() -> None:
-    spec = Spec(tables={"source": 3}, sparse=(SparseField("source", "source"),), varlen=(), dense=SPEC.dense)
-    model = DeepFM(spec, SCALE, dim=4, hidden=[8], dropout=0.0, seed=1).eval()
+def _start() -> DeepFM:
+    """A model as training finds it, with tables of the size that transfer gives them."""
+    model = DeepFM(SPEC, SCALE, dim=4, hidden=[8], dropout=0.0, seed=1).eval()
     model.start_from_retrieval(temperature=0.05)
-    scores = np.linspace(0.9, -0.9, 20).astype(np.float32)
-    dense = np.stack([scores, np.arange(20) % 7, np.arange(20) % 3], axis=1).astype(np.float32)
-    logits = _logits(model, RankInputs(np.ones((20, 1), np.int64), np.empty((20, 0), np.int64), dense))
-    np.testing.assert_allclose(np.diff(logits), np.diff(scores) / 0.05, rtol=1e-3)
+    return model
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000))
+def test_training_starts_exactly_at_the_retrieval_order(seed: int) -> None:
+    """Whatever the ids and the other fields are, in training and as exported."""
+    rng = np.random.default_rng(seed)
+    inputs, model = _inputs(rng, 60), _start()
+    inputs.dense[:, 0] = np.sort(rng.uniform(-0.9, 0.9, 60))[::-1]
+    for logits in (_logits(model, inputs), model.export().score(inputs)):
+        assert np.argsort(-logits, kind="stable").tolist() == list(range(60))
+        np.testing.assert_allclose(np.diff(logits), np.diff(inputs.dense[:, 0]) / 0.05, rtol=1e-3, atol=1e-4)
+
+
+def test_every_part_learns_from_that_start() -> None:
+    """Zero weights at the end of each part must not stop its gradient for good: two steps reach all of them."""
+    model = _start().train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert before["net.embedding_dict.std.weight"].std() > 0.01  # transferred factors are not switched off
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
+    rng = np.random.default_rng(8)
+    for _ in range(2):
+        logits = model(*(torch.from_numpy(part) for part in dataclasses.astuple(_inputs(rng, 200))))
+        optimizer.zero_grad()
+        listwise_loss(logits, torch.full((20,), 10), torch.tensor(rng.integers(0, 10, 20))).backward()
+        optimizer.step()
+    still = [name for name, parameter in model.named_parameters() if torch.equal(before[name], parameter)]
+    assert set(still) <= {"net.out.bias"}  # a softmax over a list does not see a constant
 
 
 def test_the_constructor_leaves_the_random_generator_alone() -> None:

@@ -15,6 +15,7 @@ from rec import artifact, dataset, histories, samples
 from rec.config import Config
 from rec.errors import ArtifactError
 from rec.features import items as item_features
+from rec.features import requests
 from rec.features.compute import compute, compute_batch
 from rec.features.transfer import project
 from rec.models import fused, user_tower
@@ -129,6 +130,20 @@ def test_without_transfer_tables_start_at_random(shop: Config, retrieved: dict[s
     np.testing.assert_array_equal(starts[0][1:], project(tower, shop.ranker.embedding_dim, TABLE_STD)[0][1:])
     assert (starts[0][1:] != starts[1][1:]).all()
     assert starts[1].std() == pytest.approx(TABLE_STD, rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["project", "none"])
+def test_the_first_contestant_is_the_retrieval_order(
+    shop: Config, retrieved: dict[str, Any], tmp_path: Path, mode: str
+) -> None:
+    h = histories.load(shop.root)
+    options = shop.ranker.model_copy(update={"transfer": mode})
+    given = shop.model_copy(update={"ranker": options})
+    _, facts = ranker.prepare(tmp_path / "work", given, h, ranker.features(given, h))
+    data = requests.open_requests(tmp_path / "work")
+    held = load_file(tmp_path / "work" / "parts.safetensors")["held"]
+    start = ranker.evaluate(ranker.start(tmp_path / "work", options), data, held)
+    assert start == pytest.approx(facts["retrieval_ndcg10"], abs=1e-5)
 
 
 def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:
