@@ -3,6 +3,9 @@
 Users are in ascending order of id. The events of user u are `[offsets[u], offsets[u + 1])`, oldest
 first, ties in the source's order. The user tower learns from all events but the last two of a user with
 three or more: the second last is the ranker's target and the last is the test.
+
+The split is by position, which is the field's protocol. Where a source stamps days, the events before the
+target may be of its own day; evaluation reports these users apart (`rec.evaluate.slices`).
 """
 
 import logging
@@ -149,7 +152,23 @@ def seen(h: Histories, user: int, end: int) -> NDArray[np.int64]:
     return np.unique(h.items[h.offsets[user] : end])
 
 
-def training_items(h: Histories, split: Split) -> NDArray[np.int64]:
-    """Item rows of all events that train the user tower, with repetition, in order of user and time."""
-    position = np.arange(len(h.items))
-    return h.items[position < np.repeat(split.train_end, np.diff(h.offsets))]
+def training_events(h: Histories) -> NDArray[np.bool_]:
+    """bool[E] whether the event trains the user tower."""
+    return np.arange(len(h.items)) < np.repeat(leave_one_out(h).train_end, np.diff(h.offsets))
+
+
+def events_before_test(h: Histories) -> NDArray[np.bool_]:
+    """bool[E] whether the event is no test: all but the last one of each test user."""
+    known = np.ones(len(h.items), bool)
+    known[h.offsets[leave_one_out(h).test_users + 1] - 1] = False
+    return known
+
+
+def profile_statistics(profiles: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """float64[P] mean and standard deviation of the known values of each column; 1 for one that never varies."""
+    known = np.isfinite(profiles)
+    count = np.maximum(known.sum(axis=0), 1)
+    values = np.where(known, profiles, 0).astype(np.float64)
+    mean = values.sum(axis=0) / count
+    variance = (np.where(known, values - mean, 0) ** 2).sum(axis=0) / count
+    return mean, np.sqrt(np.where(variance > 1e-12, variance, 1))

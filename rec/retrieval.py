@@ -6,7 +6,9 @@ source a candidate came from, so that scores of all sources are comparable; `sou
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 SOURCES = ("ann", "popular")
 """Where a candidate can come from, in the order of `Candidates.sources`."""
 
-BLOCK = 1_024  # users whose scores over all items are in memory at once: 0.4 GiB at 100,000 items
+MOST_USERS, MOST_SCORES = 1_024, 2**27
+"""Users whose scores over all items are in memory at once, and how many scores: half a GiB."""
 _ANN, _POPULAR = 0, 1
 
 
@@ -29,6 +32,41 @@ class Candidates:
     """float32[K] inner product of user and item vector."""
     sources: NDArray[np.int64]
     """int64[K] positions in `SOURCES`."""
+
+
+class Excluded(Sequence[NDArray[np.int64]]):
+    """Per user, the ascending item rows that are no candidates; made when asked for, as late launches are many."""
+
+    def __init__(self, created_us: NDArray[np.int64], at: NDArray[np.int64], seen: list[NDArray[np.int64]]) -> None:
+        """Items launched after `at` int64[U] by `created_us` int64[N] (-1 where unknown), and those of `seen`."""
+        self._launches = np.argsort(created_us, kind="stable")
+        self._late = np.searchsorted(created_us[self._launches], at, side="right")
+        self._seen = seen
+
+    def __len__(self) -> int:
+        return len(self._late)
+
+    @overload
+    def __getitem__(self, at: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[NDArray[np.int64]]: ...
+    def __getitem__(self, at: int | slice) -> NDArray[np.int64] | list[NDArray[np.int64]]:
+        if isinstance(at, slice):
+            return [self[user] for user in range(*at.indices(len(self)))]
+        if at >= len(self):
+            raise IndexError(at)
+        return np.union1d(self._launches[self._late[at] :], self._seen[at])
+
+    def part(self, rows: NDArray[np.int64]) -> "Excluded":
+        """Those of the users `rows`."""
+        found = copy(self)
+        found._late, found._seen = self._late[rows], [self._seen[row] for row in rows]
+        return found
+
+
+def users_per_block(num_items: int) -> int:
+    """Users whose scores over `num_items` items are computed at once."""
+    return max(min(MOST_USERS, MOST_SCORES // max(num_items, 1)), 1)
 
 
 def search(
@@ -46,9 +84,9 @@ def search(
     rows = np.full((len(user_vectors), k), -1, np.int64)
     scores = np.full((len(user_vectors), k), -np.inf, np.float32)
     items = torch.from_numpy(np.ascontiguousarray(item_vectors, np.float32))  # float32[N, d]
-    width = min(k, len(items))
-    for start in range(0, len(user_vectors), BLOCK):
-        stop = min(start + BLOCK, len(user_vectors))
+    width, size = min(k, len(items)), users_per_block(len(items))
+    for start in range(0, len(user_vectors), size):
+        stop = min(start + size, len(user_vectors))
         users = torch.from_numpy(np.ascontiguousarray(user_vectors[start:stop], np.float32))
         block = users @ items.T  # float32[b, N]
         if exclude is not None:
@@ -88,6 +126,31 @@ def popularity(items: NDArray[np.int64], num_items: int) -> NDArray[np.int64]:
 def popular(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64[N] all item rows, most popular first, ties by row."""
     return np.argsort(-counts, kind="stable").astype(np.int64)
+
+
+def candidates(
+    vectors: NDArray[np.float32],
+    item_vectors: NDArray[np.float32],
+    popular_rows: NDArray[np.int64],
+    *,
+    k: int,
+    cold: Sequence[bool],
+    exclude: Sequence[NDArray[np.int64]],
+) -> list[Candidates]:
+    """`candidates_for` each of B users by exact search: what training and evaluation rank."""
+    rows, scores = search(vectors, item_vectors, k, exclude)
+    return [
+        candidates_for(
+            vectors[user],
+            item_vectors,
+            (rows[user], scores[user]),
+            popular_rows,
+            k=k,
+            cold=cold[user],
+            exclude=exclude[user],
+        )
+        for user in range(len(vectors))
+    ]
 
 
 def candidates_for(

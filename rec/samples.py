@@ -2,8 +2,9 @@
 second last event, which is the target.
 
 The user tower has not seen that event, and the candidates are made as serving makes them: same vectors,
-same exclusions, same merge of sources. Items launched after the event are no candidates. A user whose
-target was not retrieved teaches the ranker nothing and is left out, counted as `missed`.
+same exclusions, same merge of sources. Items launched after the event are no candidates. Vectors and the order
+of popular items are those of the whole training period, as serving has them, not those of the target's day. A
+user whose target was not retrieved teaches the ranker nothing and is left out, counted as `missed`.
 """
 
 import time
@@ -21,9 +22,11 @@ from safetensors.numpy import load_file
 
 from rec import artifact, dataset, histories, log, runtime
 from rec.config import Config, Text
+from rec.features.popularity import PastPopularity
 from rec.histories import Histories
-from rec.models import text_encoder, user_tower
-from rec.retrieval import Candidates, candidates_for, popular, popularity, search
+from rec.models import user_tower
+from rec.models.user_vectors import UserVectors
+from rec.retrieval import Candidates, Excluded, candidates, popular, popularity
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, USERS
 from rec.state import UserState
 
@@ -116,8 +119,13 @@ def _chosen(h: Histories, max_users: int | None, seed: int) -> NDArray[np.int64]
 
 def training_popularity(h: Histories) -> NDArray[np.int64]:
     """int64[N] events per item in the user tower's training period: no held-out event counts."""
-    ends = np.repeat(histories.leave_one_out(h).train_end, np.diff(h.offsets))  # int64[E]
-    return popularity(h.items[np.arange(len(h.items)) < ends], h.num_items)
+    return popularity(h.items[histories.training_events(h)], h.num_items)
+
+
+def past_popularity(h: Histories) -> PastPopularity:
+    """The same count as of any moment."""
+    kept = histories.training_events(h)
+    return PastPopularity(h.items[kept], h.at[kept], h.num_items)
 
 
 class Retrieval:
@@ -126,11 +134,10 @@ class Retrieval:
     def __init__(self, root: str, text: Text, k: int, history: int, exclude_seen: bool) -> None:
         folder = Path(root)
         self._h = histories.load(folder)
-        self._tower = user_tower.load(folder / "user_tower")
+        self._vectors = UserVectors(user_tower.load(folder / "user_tower"), text)
         self._items = load_file(folder / "user_tower" / "item_vectors.safetensors")["item_vectors"]
         self._popular = popular(training_popularity(self._h))
         self._created = created_us(folder)
-        self._text = text
         self._k, self._history, self._exclude_seen = k, history, exclude_seen
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -141,21 +148,14 @@ class Retrieval:
             histories.state(h, user, end, self._history, int(h.at[end]), h.contexts[end])
             for user, end in zip(users.tolist(), ends.tolist(), strict=True)
         ]
-        vectors = self._tower.vectors(states, self._contexts([state.context for state in states]))
-        excluded = [self._excluded(user, end) for user, end in zip(users.tolist(), ends.tolist(), strict=True)]
-        rows, scores = search(vectors, self._items, self._k, excluded)
-        made = [
-            candidates_for(
-                vectors[b],
-                self._items,
-                (rows[b], scores[b]),
-                self._popular,
-                k=self._k,
-                cold=states[b].cold,
-                exclude=excluded[b],
-            )
-            for b in range(len(users))
-        ]
+        made = candidates(
+            self._vectors(states),
+            self._items,
+            self._popular,
+            k=self._k,
+            cold=[state.cold for state in states],
+            exclude=Excluded(self._created, h.at[ends], self._seen(users, ends)),
+        )
         return pa.table(
             {
                 "user_id": pa.array([h.user_ids[user] for user in users]),
@@ -169,22 +169,10 @@ class Retrieval:
             }
         )
 
-    def _excluded(self, user: int, end: int) -> NDArray[np.int64]:
-        """Item rows that were no candidates at the target's time: seen before, or not launched yet."""
-        h = self._h
-        late = np.flatnonzero(self._created > h.at[end])
-        seen = h.items[h.offsets[user] : end] if self._exclude_seen else np.empty(0, np.int64)
-        return np.union1d(late, seen)
-
-    def _contexts(self, texts: list[str]) -> NDArray[np.float32] | None:
-        """float32[B, text width] of the context texts, zero where there is none; None when there is none at all."""
-        distinct = sorted(set(texts) - {""})
-        if not distinct:
-            return None
-        embedded = text_encoder.load(self._text).embed(["", *distinct])
-        embedded[0] = 0
-        place = {text: i for i, text in enumerate(["", *distinct])}
-        return embedded[[place[text] for text in texts]]
+    def _seen(self, users: NDArray[np.int64], ends: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Item rows that each user had before the target, where these are no candidates."""
+        starts = self._h.offsets[users] if self._exclude_seen else ends
+        return [self._h.items[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def created_us(root: Path) -> NDArray[np.int64]:
@@ -225,7 +213,5 @@ def load(root: Path, h: Histories, history: int) -> Samples:
     offsets = columns[0].offsets.to_numpy()
     rows, scores, sources = (column.flatten().to_numpy() for column in columns)
     parts = [slice(start, stop) for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    candidates = [
-        Candidates(rows[part].astype(np.int64), scores[part], sources[part].astype(np.int64)) for part in parts
-    ]
-    return Samples(states, candidates, at, table.column("label").to_numpy().astype(np.int64))
+    found = [Candidates(rows[part].astype(np.int64), scores[part], sources[part].astype(np.int64)) for part in parts]
+    return Samples(states, found, at, table.column("label").to_numpy().astype(np.int64))

@@ -4,44 +4,17 @@ A user is left out, and counted, when the target could not have been recommended
 while the recipe excludes seen items, or it was launched after the event according to its own date.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rec import histories
 from rec.histories import Histories
+from rec.retrieval import Excluded
 from rec.state import UserState, cold_state
 
 Ints = NDArray[np.int64]
-
-
-class Excluded(Sequence[Ints]):
-    """Per user, the ascending item rows that are no candidates; made when asked for, as late launches are many."""
-
-    def __init__(self, launches: Ints, late: Ints, seen: list[Ints]) -> None:
-        """`launches` int64[N] are item rows by launch; those from position `late[u]` on come too late for user u."""
-        self._launches, self._late, self._seen = launches, late, seen
-
-    def __len__(self) -> int:
-        return len(self._late)
-
-    @overload
-    def __getitem__(self, at: int) -> Ints: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Ints]: ...
-    def __getitem__(self, at: int | slice) -> Ints | list[Ints]:
-        if isinstance(at, slice):
-            return [self[user] for user in range(*at.indices(len(self)))]
-        if at >= len(self):
-            raise IndexError(at)
-        return np.union1d(self._launches[self._late[at] :], self._seen[at])
-
-    def part(self, rows: Ints) -> "Excluded":
-        """Those of the users `rows`."""
-        return Excluded(self._launches, self._late[rows], [self._seen[row] for row in rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +73,6 @@ def last_events(
         histories.state(h, int(user), int(end), history, int(h.at[end]), h.contexts[end])
         for user, end in zip(users, ends, strict=True)
     ]
-    launches = np.argsort(created_us, kind="stable")
-    late = np.searchsorted(created_us[launches], at[chosen], side="right")
     seen = [
         h.items[h.offsets[user] : end if exclude_seen else h.offsets[user]]
         for user, end in zip(users, ends, strict=True)
@@ -113,4 +84,4 @@ def last_events(
         "testable": len(able),
         "tested": len(users),
     }
-    return Cases(users, targets[chosen], at[chosen], states, Excluded(launches, late, seen), counts)
+    return Cases(users, targets[chosen], at[chosen], states, Excluded(created_us, at[chosen], seen), counts)

@@ -1,33 +1,41 @@
-"""What any recommender has to beat. Controls see the same training events and the same candidates.
+"""What any recommender has to beat. Controls rank the same candidates and count all events but the tests: they
+have no parameters to choose, so the events that train the ranker are theirs as well.
 
-* popular: most training events first
-* category_popular: the category of the user's last item first, most training events first within it
+* popular: most events first
+* category_popular: the category of the user's last item first, most events first within it
 * random: unit vectors drawn at random for the items; a user is the mean of those of their history
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rec import histories
 from rec.evaluate import ranking
 from rec.evaluate.cases import Cases
+from rec.histories import Histories
+from rec.retrieval import popular, popularity
 
-CONTROLS = ("popular", "category_popular", "random")
 RANDOM_WIDTH = 128
 
 Ints = NDArray[np.int64]
 
 
-def ranks(cases: Cases, popular_order: Ints, category: Ints, seed: int) -> dict[str, Ints]:
+def popular_order(h: Histories) -> Ints:
+    """int64[N] item rows by falling count of all events but the tests, ties by row."""
+    return popular(popularity(h.items[histories.events_before_test(h)], h.num_items))
+
+
+def ranks(cases: Cases, order: Ints, category: Ints, seed: int) -> dict[str, Ints]:
     """int64[U] rank of the target by each control.
 
-    `popular_order` int64[N] lists item rows by falling popularity, `category` int64[N] is the category of
+    `order` int64[N] is that of `popular_order`, `category` int64[N] is the category of
     each item, -1 where unknown.
     """
     last = [int(category[state.items[-1]]) if len(state.items) else -1 for state in cases.states]
     return {
-        "popular": ranking.by_order(popular_order, cases.targets, cases.exclude),
+        "popular": ranking.by_order(order, cases.targets, cases.exclude),
         "category_popular": ranking.by_group_then_order(
-            popular_order, category, np.array(last, np.int64), cases.targets, cases.exclude
+            order, category, np.array(last, np.int64), cases.targets, cases.exclude
         ),
         "random": _random(cases, len(category), seed),
     }

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rec.retrieval import BLOCK, forbid
+from rec.retrieval import forbid, users_per_block
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -25,8 +25,9 @@ def by_vectors(users: Floats, items: Floats, targets: Ints, exclude: Sequence[In
     ranks = np.empty(len(users), np.int64)
     table = torch.from_numpy(np.ascontiguousarray(items, np.float32))
     position = torch.arange(len(items))
-    for start in range(0, len(users), BLOCK):
-        stop = min(start + BLOCK, len(users))
+    size = users_per_block(len(items))
+    for start in range(0, len(users), size):
+        stop = min(start + size, len(users))
         block = torch.from_numpy(np.ascontiguousarray(users[start:stop], np.float32)) @ table.T  # float32[b, N]
         forbid(block, exclude[start:stop])
         target = torch.from_numpy(targets[start:stop])[:, None]

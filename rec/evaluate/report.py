@@ -28,6 +28,8 @@ SLICES = {
     "all": "all users",
     "warm_items": "target with training events",
     "cold_items": "target without training events",
+    "same_moment": "last known event at the target's timestamp",
+    "earlier": "last known event before the target's timestamp",
     "short_history": "at most 2 events known",
     "long_history": "more than 2 events known",
     "cold_users": "history hidden",
@@ -46,6 +48,8 @@ figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
 </style></head><body>
 <h1>Evaluation of $recipe</h1>
 <p>Each user's last event is hidden and ranked among all items that were candidates at that moment. $users
+All events before it in the file are known: for $same_moment users the last of them has the target's own timestamp
+(part of the same basket, where a source stamps days), and the slices below report them apart.
 Seen items are $seen. The final list is the top $candidates of retrieval, reranked; a target outside counts as missed.
 Intervals are 95 % bootstrap intervals over users.</p>
 <p>Coverage at 10: $coverage of $items items, of which $warm have training events.</p>
@@ -72,6 +76,7 @@ def page(report: dict[str, Any]) -> str:
         recipe=escape(report["recipe"]),
         users=f"{counts['tested']:,} of {counts['testable']:,} testable users are tested; "
         f"{left_out:,} were left out because their target was no candidate.",
+        same_moment=f"{report['slices']['same_moment']['users']:,}",
         seen="no candidates" if report["exclude_seen"] else "candidates too",
         candidates=report["candidates"],
         coverage=", ".join(f"{SYSTEMS[name]} {share:.1%}" for name, share in report["coverage@10"].items()),

@@ -25,11 +25,12 @@ from rec.features import items as item_features
 from rec.features.items import ItemFeatures
 from rec.histories import Histories
 from rec.models import fused, user_tower
+from rec.models.user_vectors import UserVectors
 from rec.retrieval import popular
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
 
 KIND = "evaluation"
-VERSION = 1
+VERSION = 2
 MADE_BY = "python jobs/evaluate.py"
 COLD_USERS = 2_000
 """Users who are asked for again with their history hidden."""
@@ -85,11 +86,11 @@ def evaluate(config: Config) -> dict[str, Any]:
         max_users=options.max_users,
         seed=config.seed,
     )
-    recommender = _recommender(config, popular(counts))
-    category = _categories(recommender.items)
+    recommender = _recommender(config, h, popular(counts))
+    category, order = _categories(recommender.items), controls.popular_order(h)
     answers = recommender.answer(cases, "final lists")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
-    ranks |= controls.ranks(cases, recommender.popular, category, config.seed)
+    ranks |= controls.ranks(cases, order, category, config.seed)
     groups = _planted(config, h, cases)
     figures = {
         name: slice_figures(
@@ -97,7 +98,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         )
         for name, rows in slices.of(cases, counts, groups).items()
     }
-    figures["cold_users"] = _cold_users(config, recommender, category, cases)
+    figures["cold_users"] = _cold_users(config, recommender, order, category, cases)
     return {
         "recipe": config.name,
         "seed": config.seed,
@@ -114,15 +115,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
 
 
-def _recommender(config: Config, popular_order: Ints) -> Recommender:
-    tower = user_tower.load(config.at("user_tower"))
+def _recommender(config: Config, h: Histories, popular_order: Ints) -> Recommender:
     vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
     return Recommender(
-        tower=tower,
+        vectors=UserVectors(user_tower.load(config.at("user_tower")), config.text),
         items=item_features.load(config.at("features"), vectors),
         ranker=fused.load(config.at("ranker")),
         popular=popular_order,
-        text=config.text,
+        past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,
     )
 
@@ -144,7 +144,7 @@ def _planted(config: Config, h: Histories, cases: Cases) -> dict[str, Ints]:
     return slices.planted(cases, h.user_ids, truth)
 
 
-def _cold_users(config: Config, recommender: Recommender, category: Ints, cases: Cases) -> dict[str, Any]:
+def _cold_users(config: Config, recommender: Recommender, order: Ints, category: Ints, cases: Cases) -> dict[str, Any]:
     """Figures for a seeded draw of the cases with their histories hidden."""
     rows = np.arange(len(cases))
     if len(rows) > COLD_USERS:
@@ -152,7 +152,7 @@ def _cold_users(config: Config, recommender: Recommender, category: Ints, cases:
     hidden = cases.part(rows).without_histories()
     answers = recommender.answer(hidden, "final lists of cold users")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
-    ranks |= controls.ranks(hidden, recommender.popular, category, config.seed)
+    ranks |= controls.ranks(hidden, order, category, config.seed)
     return slice_figures(ranks, config.evaluate.cutoffs, config.evaluate.bootstrap, config.seed)
 
 

@@ -4,8 +4,10 @@ A request is one user state with its candidates. `compute_batch` does many reque
 is that with one, so a served feature is the trained feature. Histories are padded to a fixed length, and
 every sum runs over that length, so a request's numbers do not depend on the requests beside it.
 
-Nothing looks past `now_us`: the state holds events before it, popularity was counted in the training
-period, and an item's age is taken at `now_us`.
+Nothing looks past `now_us`: the state holds earlier events, popularity counts training events before it, and
+an item's age is taken at it. For a request of today popularity is that of all training events
+(`ItemFeatures.popularity`); for a request of the past it is asked of `PastPopularity`, which gives the same
+number for any moment after the last event.
 
 B requests, K candidates (of the longest list), H history positions, S STD keys, R RE tokens.
 """
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rec.features.items import ItemFeatures
+from rec.features.popularity import PastPopularity
 from rec.features.spec import user_keys
 from rec.retrieval import Candidates
 from rec.schema import EVENTS
@@ -61,18 +64,27 @@ class _Batch:
         return np.maximum(self.known.sum(axis=1), 1).astype(np.float32)
 
 
-def compute(items: ItemFeatures, state: UserState, candidates: Candidates, now_us: int) -> RankInputs:
-    """Features of one request, a row per candidate in the order given."""
-    return compute_batch(items, [state], [candidates], np.array([now_us], np.int64))
+def compute(
+    items: ItemFeatures, state: UserState, candidates: Candidates, now_us: int, past: PastPopularity | None = None
+) -> RankInputs:
+    """Features of one request, a row per candidate in the order given; `past` for a request of the past."""
+    return compute_batch(items, [state], [candidates], np.array([now_us], np.int64), past)
 
 
 def compute_batch(
-    items: ItemFeatures, states: Sequence[UserState], candidates: Sequence[Candidates], now_us: NDArray[np.int64]
+    items: ItemFeatures,
+    states: Sequence[UserState],
+    candidates: Sequence[Candidates],
+    now_us: NDArray[np.int64],
+    past: PastPopularity | None,
 ) -> RankInputs:
-    """Features of B requests: the rows of the first request, then those of the second, and so on."""
+    """Features of B requests: the rows of the first request, then those of the second, and so on.
+
+    `past` gives the popularity at each request's time; None is for requests after the last event.
+    """
     batch = _pad(items, states, candidates, now_us)
     sparse = _sparse(items, batch)  # int64[B, K, F]
-    columns = {**_profile(items, batch), **_user(batch), **_item(items, batch), **_retrieval(batch)}
+    columns = {**_profile(items, batch), **_user(batch), **_item(items, batch, past), **_retrieval(batch)}
     columns.update(_shares(items, batch))
     columns.update(_similarity(items, batch))
     columns.update(_garment_fit(items, batch))
@@ -158,16 +170,17 @@ def _user(batch: _Batch) -> Mapping[str, Floats]:
     }
 
 
-def _item(items: ItemFeatures, batch: _Batch) -> Mapping[str, Floats]:
+def _item(items: ItemFeatures, batch: _Batch, past: PastPopularity | None) -> Mapping[str, Floats]:
     price = items.log_price[batch.rows]
     created = items.created_us[batch.rows]
+    chosen = items.popularity[batch.rows] if past is None else past.before(batch.rows, batch.now_us[:, None])
     age_days = np.maximum(batch.now_us[:, None] - created, 0) / (DAY_S * 1e6)
     return {
         "log_price": np.nan_to_num(price),
         "price_missing": np.isnan(price).astype(np.float32),
         "log_age": np.where(created >= 0, np.log1p(age_days), 0).astype(np.float32),
         "age_missing": (created < 0).astype(np.float32),
-        "log_popularity": np.log1p(items.popularity[batch.rows].astype(np.float32)),
+        "log_popularity": np.log1p(chosen.astype(np.float32)),
     }
 
 

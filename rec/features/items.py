@@ -21,6 +21,7 @@ from rec import artifact
 from rec.artifact import Manifest, write_json
 from rec.features import spec
 from rec.features.spec import Spec
+from rec.histories import profile_statistics
 from rec.vocab.re import UNKNOWN_ID
 
 KIND = "features"
@@ -78,7 +79,7 @@ class ItemFeatures:
     created_us: NDArray[np.int64]
     """int64[N] UTC microseconds, -1 where unknown."""
     popularity: NDArray[np.int32]
-    """int32[N] events in the user tower's training period: never a held-out event."""
+    """int32[N] all events that train the user tower: never a held-out event. What a request of today sees."""
     measures: NDArray[np.float32]
     """float32[N, M] garment measurements as z-scores within the category, nan where unknown."""
     profile_mean: NDArray[np.float32]
@@ -152,7 +153,7 @@ def build(
     brand, brand_rows = _brands(products.column("brand"))
     category = std[:, list(vocabulary.keys).index("category")] if "category" in vocabulary.keys else std[:, 0]
     measures, measurements = _measures(products.column("measurements"), category)
-    mean, deviation = _statistics(profiles)
+    mean, deviation = profile_statistics(profiles)
     price = pc.fill_null(products.column("price").cast(pa.float32()), float("nan")).to_numpy()
     log_price = np.log1p(np.where(price > 0, price, np.nan)).astype(np.float32)
     created = pc.fill_null(products.column("created_at").cast(pa.int64()), -1).to_numpy().astype(np.int64)
@@ -181,8 +182,8 @@ def build(
         created_us=created,
         popularity=popularity.astype(np.int32),
         measures=measures,
-        profile_mean=mean,
-        profile_std=deviation,
+        profile_mean=mean.astype(np.float32),
+        profile_std=deviation.astype(np.float32),
         vectors=vectors,
     )
 
@@ -266,14 +267,3 @@ def _standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> N
     few = (counts < MIN_MEASURED) | (variance < 1e-6)
     mean[few], variance[few] = values.mean(), max(float(values.var()), 1e-6)
     return ((values - mean[index]) / np.sqrt(variance[index])).astype(np.float32)
-
-
-def _statistics(profiles: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """float32[P] mean and standard deviation of the known values of each column."""
-    known = np.isfinite(profiles)
-    count = np.maximum(known.sum(axis=0), 1)
-    values = np.where(known, profiles, 0).astype(np.float64)
-    mean = values.sum(axis=0) / count
-    variance = (np.where(known, values - mean, 0) ** 2).sum(axis=0) / count
-    deviation = np.sqrt(np.where(variance > 1e-12, variance, 1))
-    return mean.astype(np.float32), deviation.astype(np.float32)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rec.features.compute import RankInputs, compute_batch
 from rec.features.items import ItemFeatures
+from rec.features.popularity import PastPopularity
 from rec.log import progress
 from rec.retrieval import Candidates
 from rec.state import UserState
@@ -97,15 +98,16 @@ def write(
     candidates: list[Candidates],
     now_us: NDArray[np.int64],
     labels: NDArray[np.int64],
+    past: PastPopularity,
 ) -> None:
-    """Compute the features of all requests and write the arrays into `folder`."""
+    """Compute the features of all requests, each as of its time, and write the arrays into `folder`."""
     offsets = np.zeros(len(states) + 1, np.int64)
     np.cumsum([len(found.rows) for found in candidates], out=offsets[1:])
     total, spec = int(offsets[-1]), items.spec
     sparse = open_memmap(folder / "sparse.npy", mode="w+", dtype=np.int32, shape=(total, len(spec.sparse)))
     dense = open_memmap(folder / "dense.npy", mode="w+", dtype=np.float32, shape=(total, len(spec.dense)))
     for block in progress(_blocks(len(states)), total=-(-len(states) // BLOCK), what="features", unit="block"):
-        made = compute_batch(items, states[block], candidates[block], now_us[block])
+        made = compute_batch(items, states[block], candidates[block], now_us[block], past)
         where = slice(int(offsets[block.start]), int(offsets[block.stop]))
         sparse[where], dense[where] = made.sparse, made.dense
     sparse.flush()

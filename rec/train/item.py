@@ -5,7 +5,6 @@ each other among the views of all other products of the batch. Content only: no 
 that arrived this morning is as well placed as any.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ from rec.models import losses
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.schema import TENSORS
-from rec.train import ddp
+from rec.train import ddp, schedule
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
 WARMUP = 0.1
-"""Share of all steps over which the learning rate rises; it then falls to zero along a cosine."""
+"""Share of all steps over which the learning rate rises."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> N
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng)
         total = torch.zeros(2, dtype=torch.float64)
         for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
-            rate = learning_rate(epoch.number * len(steps) + step, options.train.epochs * len(steps))
+            rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * options.train.learning_rate
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
@@ -124,14 +123,6 @@ def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> N
             optimizer.step()
             total += torch.stack([loss.detach(), hits]).double().cpu()
         epoch.metrics |= {"loss": float(total[0]) / len(steps), "twin_first": float(total[1]) / len(steps)}
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine to zero."""
-    warm = max(1, round(WARMUP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def contrast(

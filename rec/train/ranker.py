@@ -149,7 +149,8 @@ def prepare(
             f"{config.at('samples')} has {len(found.states)} requests, too few to train and to choose an epoch "
             f"(at least {MIN_REQUESTS}): give more events, or raise ranker.candidates"
         )
-    requests.write(folder, items, found.states, found.candidates, found.at, found.labels)
+    past = samples.past_popularity(h)
+    requests.write(folder, items, found.states, found.candidates, found.at, found.labels, past)
     data = requests.open_requests(folder)
     order = np.random.default_rng(config.seed).permutation(len(data))
     held_count = max(round(len(data) * config.ranker.holdout), 1)

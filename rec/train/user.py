@@ -4,7 +4,6 @@ Only training events are seen: all but the last two of a user with three or more
 keeps its last training event out, and recall@10 on these is logged with every epoch.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from rec.models.item_table import ItemTable
 from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, vectors
-from rec.train import ddp, softmax
+from rec.train import ddp, schedule, softmax
 from rec.train.sequences import Batch, Windows, first_time, windows
 
 MADE_BY = "python jobs/train_user.py"
@@ -36,7 +35,7 @@ VALIDATION_SHARE = 0.03
 VALIDATION_USERS = 1_000
 VALIDATION_K = 10
 WARMUP = 0.05
-"""Share of all steps over which the learning rate rises; it then falls to zero along a cosine."""
+"""Share of all steps over which the learning rate rises."""
 
 
 class Training(nn.Module):
@@ -73,14 +72,6 @@ class Training(nn.Module):
         return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear rise over the first WARMUP of `steps`, then a cosine down to zero."""
-    warm = max(int(steps * WARMUP), 1)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
-
-
 def hold_out(h: Histories, ends: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """User indices whose last training event is kept out of training: those with two or more, drawn by seed."""
     repeated = ~first_time(h)[np.maximum(ends - 1, 0)]
@@ -106,7 +97,7 @@ def build(
 ) -> Training:
     """The module before training; `frozen` is float32[N, d] unit rows, `texts` float32[C + 1, W], row 0 zeros."""
     counts = data.target_counts
-    mean, std = _statistics(data.h.profiles)
+    mean, std = histories.profile_statistics(data.h.profiles)
     shape = Shape(
         width=frozen.shape[1],
         history=options.history,
@@ -125,19 +116,9 @@ def build(
     return Training(UserTower(shape), table, candidates, texts)
 
 
-def _statistics(profiles: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation float64[P] of the known values; 1 for a column that never varies."""
-    if not profiles.shape[1]:
-        return np.empty(0), np.empty(0)
-    mean: NDArray[np.float64] = np.nanmean(profiles, axis=0, dtype=np.float64)
-    std: NDArray[np.float64] = np.nanstd(profiles, axis=0, dtype=np.float64)
-    return mean, np.where(std > 0, std, 1.0)
-
-
 def _texts(h: Histories) -> list[str]:
     """The distinct context texts of training events, ascending; held-out texts are not looked at."""
-    inside = np.arange(len(h.items)) < np.repeat(histories.leave_one_out(h).train_end, np.diff(h.offsets))
-    return sorted({h.contexts[event] for event in np.flatnonzero(inside)} - {""})
+    return sorted({h.contexts[event] for event in np.flatnonzero(histories.training_events(h))} - {""})
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -153,9 +134,9 @@ def loop(config: dict[str, Any]) -> None:
         steps = ddp.batches(len(data.users), train.batch_size, epoch.rng)
         total = torch.zeros((), device=device)
         for step, rows in enumerate(epoch.progress(steps, what="user tower", count=len(steps))):
-            rate = learning_rate(epoch.number * len(steps) + step, train.epochs * len(steps), train.learning_rate)
+            rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * train.learning_rate
             loss = wrapped(data.batch(rows).to(device), options)
             optimizer.zero_grad()
             loss.backward()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec import histories
-from rec.evaluate import ranking
+from rec.evaluate import ranking, slices
 from rec.evaluate.cases import last_events
 from rec.histories import Histories
 from rec.retrieval import popular, search
@@ -84,6 +84,18 @@ def test_users_whose_target_is_no_candidate_are_left_out_and_counted(tmp_path: P
     everyone = last_events(h, created, history=4, exclude_seen=False, max_users=None, seed=0)
     assert everyone.counts["left_out_target_seen"] == 0
     assert everyone.exclude[0].tolist() == [late]
+
+
+def test_users_whose_last_known_event_is_of_the_targets_moment_are_a_slice(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    at, last = h.at.copy(), h.offsets[1:] - 1
+    at[last[10:17]] = at[last[10:17] - 1]
+    h = Histories(**{name: getattr(h, name) for name in h.__slots__} | {"at": at})
+    cases = last_events(h, np.full(NUM_ITEMS, -1), history=4, exclude_seen=False, max_users=None, seed=0)
+    found = slices.of(cases, np.ones(NUM_ITEMS, np.int64), {})
+    assert found["same_moment"].tolist() == list(range(10, 17))
+    assert sorted([*found["same_moment"], *found["earlier"]]) == found["all"].tolist()
+    assert cases.states[10].items[-1] == h.items[last[10] - 1]  # the file's order decides, every time
 
 
 def test_the_draw_of_users_is_seeded_and_a_part_keeps_its_own(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The stage on a tiny shop whose ranker has one known weight: what is counted, compared, and written."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rec import artifact, dataset, histories, samples
 from rec.config import Config, Evaluate, Ranker, Source, UserTower
 from rec.evaluate import controls
 from rec.evaluate.cases import last_events
+from rec.evaluate.metrics import ndcg
 from rec.evaluate.stage import evaluate, run
 from rec.features import items as item_features
 from rec.models import fused, user_tower
@@ -127,6 +129,7 @@ def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict[str
     parts = {name: part["users"] for name, part in report["slices"].items()}
     assert parts["all"] == parts["warm_items"] + parts["cold_items"] == parts["short_history"] + parts["long_history"]
     assert parts["cold_items"] == 20
+    assert (parts["same_moment"], parts["earlier"]) == (0, parts["all"])  # a day lies between two events
     assert parts["cold_users"] == parts["all"]
     assert _ndcg(report, "popular", "cold_items") == 0
     assert report["items"] == {"catalogue": NUM_ITEMS, "with_training_events": NUM_ITEMS - PER_CLUSTER}
@@ -155,23 +158,32 @@ def test_the_page_is_self_contained_and_shows_every_slice(by_score: Config) -> N
     assert "<svg" in page
     assert "src=" not in page
     assert "<link" not in page
-    for heading in ("all users", "target without training events", "history hidden", "same-category popular"):
+    for heading in (
+        "all users",
+        "target without training events",
+        "history hidden",
+        "same-category popular",
+        "last known event before the target",
+    ):
         assert heading in page
     assert "$" not in page
 
 
-def test_controls_see_training_events_and_categories_only(by_score: Config) -> None:
+def test_controls_count_all_events_but_the_tests(by_score: Config, report: dict[str, Any]) -> None:
     h = histories.load(by_score.root)
     cases = last_events(h, np.full(NUM_ITEMS, -1), history=8, exclude_seen=True, max_users=None, seed=0)
-    counts = samples.training_popularity(h)
+    last = set((h.offsets[1:] - 1).tolist())  # everyone has three events or more
+    counts = Counter(item for event, item in enumerate(h.items.tolist()) if event not in last)
+    order = sorted(range(NUM_ITEMS), key=lambda row: (-counts[row], row))
+    assert controls.popular_order(h).tolist() == order != popular(samples.training_popularity(h)).tolist()
     category = np.arange(NUM_ITEMS) // PER_CLUSTER
-    found = controls.ranks(cases, popular(counts), category, 3)
-    order = popular(counts).tolist()
+    found = controls.ranks(cases, np.array(order), category, 3)
+    assert _ndcg(report, "popular") == pytest.approx(ndcg(found["popular"], 10).mean(), abs=1e-6)
     for user in range(0, len(cases), 7):
         kept = [row for row in order if row not in cases.exclude[user]]
         assert kept.index(cases.targets[user]) == found["popular"][user]
-        last = category[cases.states[user].items[-1]]
-        kept.sort(key=lambda row: category[row] != last)
+        favourite = category[cases.states[user].items[-1]]
+        kept.sort(key=lambda row: category[row] != favourite)
         assert kept.index(cases.targets[user]) == found["category_popular"][user]
-    unknown = controls.ranks(cases, popular(counts), np.full(NUM_ITEMS, -1), 3)
+    unknown = controls.ranks(cases, np.array(order), np.full(NUM_ITEMS, -1), 3)
     assert unknown["category_popular"].tolist() == unknown["popular"].tolist()

@@ -48,7 +48,7 @@ def test_sample_has_its_golden_counts_and_controls(finished: Finished) -> None:
         "products": 398, "users": 620, "events": 6_784, "tensors": 398,
     }  # fmt: skip
     figures = _report(finished)["slices"]["all"]["figures"]
-    assert figures["popular"]["ndcg@10"]["value"] == pytest.approx(0.003346, abs=1e-6)
+    assert figures["popular"]["ndcg@10"]["value"] == pytest.approx(0.001647, abs=1e-6)
     assert figures["random"]["ndcg@10"]["value"] == pytest.approx(0.011627, abs=1e-6)
 
 

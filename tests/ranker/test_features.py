@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rec.features import items as item_features
 from rec.features.compute import RankInputs, compute, compute_batch
 from rec.features.items import ItemFeatures
+from rec.features.popularity import PastPopularity
 from rec.features.spec import Spec
 from rec.retrieval import Candidates
 from rec.state import UserState, cold_state
@@ -21,7 +24,7 @@ DAY_US = 86_400 * 1_000_000
 
 def _batch(items: ItemFeatures, requests: list[Any]) -> RankInputs:
     now = np.array([request.now_us for request in requests], np.int64)
-    return compute_batch(items, [r.state for r in requests], [r.candidates for r in requests], now)
+    return compute_batch(items, [r.state for r in requests], [r.candidates for r in requests], now, None)
 
 
 def _dense(items: ItemFeatures, inputs: RankInputs, name: str) -> np.ndarray:
@@ -75,7 +78,7 @@ def test_shapes_types_and_finite_numbers(shop_items: ItemFeatures, shop_requests
     inputs = _batch(shop_items, shop_requests)
     spec, rows = shop_items.spec, 20 * len(shop_requests)
     assert (inputs.sparse.shape, inputs.sparse.dtype) == ((rows, len(spec.sparse)), np.int64)
-    assert (inputs.varlen.shape, inputs.varlen.dtype) == ((rows, spec.varlen_width), np.int64)
+    assert (inputs.varlen.shape, inputs.varlen.dtype) == ((rows, sum(f.length for f in spec.varlen)), np.int64)
     assert (inputs.dense.shape, inputs.dense.dtype) == ((rows, len(spec.dense)), np.float32)
     assert np.isfinite(inputs.dense).all()
     for column, field in enumerate(spec.sparse):
@@ -137,6 +140,26 @@ def test_age_is_taken_at_the_time_of_the_request(shop_items: ItemFeatures) -> No
     assert _dense(shop_items, late, "log_age")[0] == pytest.approx(np.log(10))
     assert _dense(shop_items, early, "log_age")[0] == 0
     assert _dense(shop_items, late, "age_missing").tolist() == [0, 1]
+
+
+@given(seed=st.integers(0, 10_000))
+def test_past_popularity_counts_earlier_events_only(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    items, at = rng.integers(0, 5, 30), rng.integers(0, 9, 30)  # many events of one moment
+    past = PastPopularity(items, at, 6)
+    rows, now = rng.integers(0, 6, (4, 3)), rng.integers(-1, 11, (4, 1))
+    slow = [[int(((items == row) & (at < when[0])).sum()) for row in of] for of, when in zip(rows, now, strict=True)]
+    assert past.before(rows, now).tolist() == slow
+
+
+def test_popularity_is_that_of_the_requests_time_and_of_all_events_today(shop_items: ItemFeatures) -> None:
+    items, at = np.repeat(np.arange(90), np.arange(90)), np.arange(90 * 89 // 2) * DAY_US
+    past = PastPopularity(items, at, 90)
+    when = int(at[items == 7][2])  # two of the seven events on item 7 were before, none on item 8
+    then = compute(shop_items, _state([2]), _candidates([7, 8, 3]), when, past)
+    np.testing.assert_allclose(_dense(shop_items, then, "log_popularity"), np.log1p([2, 0, 3]), rtol=1e-6)
+    today = [compute(shop_items, _state([2]), _candidates([7, 8, 3]), int(at[-1]) + 1, p) for p in (past, None)]
+    np.testing.assert_array_equal(today[0].dense, today[1].dense)
 
 
 def test_only_the_last_events_are_read(shop_items: ItemFeatures) -> None:

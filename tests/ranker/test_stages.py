@@ -86,14 +86,16 @@ def test_the_saved_ranker_gives_the_reported_measure_as_served(shop: Config, tra
     scorer = fused.load(shop.at("ranker"))
     found = samples.load(shop.root, h, items.history)
     held = np.sort(np.random.default_rng(shop.seed).permutation(len(found.states))[: trained["held_out"]])
+    past = samples.past_popularity(h)
     scores = [
-        scorer.score(compute(items, found.states[i], found.candidates[i], int(found.at[i]))) for i in held.tolist()
+        scorer.score(compute(items, found.states[i], found.candidates[i], int(found.at[i]), past))
+        for i in held.tolist()
     ]
     counts = np.array([len(one) for one in scores])
     measured = ndcg(target_ranks(np.concatenate(scores), counts, found.labels[held]))
     assert measured == pytest.approx(trained["ndcg10"], abs=1e-4)
     together = compute_batch(
-        items, [found.states[i] for i in held], [found.candidates[i] for i in held], found.at[held]
+        items, [found.states[i] for i in held], [found.candidates[i] for i in held], found.at[held], past
     )
     np.testing.assert_allclose(scorer.score(together), np.concatenate(scores), atol=1e-5)
 
@@ -130,6 +132,24 @@ def test_without_transfer_tables_start_at_random(shop: Config, retrieved: dict[s
     np.testing.assert_array_equal(starts[0][1:], project(tower, shop.ranker.embedding_dim, TABLE_STD)[0][1:])
     assert (starts[0][1:] != starts[1][1:]).all()
     assert starts[1].std() == pytest.approx(TABLE_STD, rel=0.1)
+
+
+def test_popularity_in_training_is_that_of_the_samples_time(
+    shop: Config, retrieved: dict[str, Any], tmp_path: Path
+) -> None:
+    h = histories.load(shop.root)
+    items = ranker.features(shop, h)
+    ranker.prepare(tmp_path / "work", shop, h, items)
+    data, at = requests.open_requests(tmp_path / "work"), samples.load(shop.root, h, items.history).at
+    column = items.spec.dense.index("log_popularity")
+    training = histories.training_events(h)
+    for request in range(0, len(data), 9):
+        where = data.flat(np.array([request]))
+        before = h.items[training & (h.at < at[request])]
+        expected = np.log1p([(before == row).sum() for row in data.rows[where]])
+        np.testing.assert_allclose(data.dense[where, column], expected, rtol=1e-6)
+    today = samples.past_popularity(h).before(np.arange(h.num_items), h.at.max() + 1)
+    assert today.tolist() == items.popularity.tolist()
 
 
 @pytest.mark.parametrize("mode", ["project", "none"])

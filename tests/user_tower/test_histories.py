@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from rec import dataset
-from rec.histories import Histories, leave_one_out, load, state
+from rec.histories import Histories, events_before_test, leave_one_out, load, state, training_events
 from rec.schema import EVENTS, INTERACTIONS, PRODUCTS, USERS, Contract
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -66,6 +66,11 @@ def test_the_last_two_events_are_held_out_only_where_three_exist(histories: Hist
     split = leave_one_out(histories)
     assert split.train_end.tolist() == [1, 5, 5]
     assert split.test_users.tolist() == split.ranker_users.tolist() == [0]
+
+
+def test_which_events_train_and_which_a_control_may_count(histories: Histories) -> None:
+    assert training_events(histories).tolist() == [True, False, False, True, True]
+    assert events_before_test(histories).tolist() == [True, True, False, True, True]
 
 
 def test_state_sees_only_events_before_its_end(histories: Histories) -> None:

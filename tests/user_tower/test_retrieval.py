@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec.retrieval import SOURCES, candidates_for, popular, popularity, search
+from rec.retrieval import SOURCES, candidates_for, popular, popularity, search, users_per_block
 
 
 def _slow(scores: np.ndarray, k: int, banned: set[int]) -> list[int]:
@@ -34,6 +34,13 @@ def test_search_crosses_blocks() -> None:
     users = rng.normal(size=(2_100, 8)).astype(np.float32)
     rows, _ = search(users, items, 3)
     np.testing.assert_array_equal(rows, np.argsort(-(users @ items.T), axis=1)[:, :3])
+
+
+def test_blocks_of_scores_are_bounded_however_large_the_catalogue() -> None:
+    assert users_per_block(100_000) == 1_024
+    assert users_per_block(1_000_000) == 134
+    assert users_per_block(2**28) == 1
+    assert all(users_per_block(n) * n <= 2**27 for n in (10, 131_073, 1_000_000, 2**27))
 
 
 def test_popular_counts_and_breaks_ties_by_row() -> None:

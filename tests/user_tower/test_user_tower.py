@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec.config import Text
+from rec.models import user_vectors
 from rec.models.user_tower import Shape, UserTower, collate, load
+from rec.models.user_vectors import UserVectors
 from rec.state import UserState, cold_state
 from tests.user_tower.world import NUM_ITEMS, WIDTH, item_vectors, unit_rows
 
@@ -149,3 +152,34 @@ def test_a_saved_tower_gives_the_same_vectors(tmp_path: Path) -> None:
     again = load(tmp_path)
     assert again.shape == tower.shape
     np.testing.assert_array_equal(again.vectors(states, texts), tower.vectors(states, texts))
+
+
+class _Encoder:
+    """Counts how often it is loaded."""
+
+    loads = 0
+
+    @classmethod
+    def load(cls, text: Text) -> "_Encoder":
+        cls.loads += 1
+        return cls()
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return np.array([[len(text)] * TEXT for text in texts], np.float32)
+
+
+def test_the_text_encoder_is_loaded_once_and_only_where_a_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_vectors.text_encoder, "load", _Encoder.load)
+    monkeypatch.setattr(user_vectors, "STATES_PER_BLOCK", 5)
+    states, _ = make_states(np.random.default_rng(4), 23)
+    silent = [replace(state, context="") for state in states]
+    UserVectors(make_tower(("behaviour", "profile")), Text())(states)
+    UserVectors(make_tower(), Text())(silent)
+    assert _Encoder.loads == 0
+    tower = make_tower()
+    make = UserVectors(tower, Text())
+    found = np.concatenate([make(states), make(states[:3])])
+    assert _Encoder.loads == 1
+    texts = np.array([[len(state.context)] * TEXT for state in states], np.float32)
+    np.testing.assert_allclose(found[:23], tower.vectors(states, texts), atol=1e-5)
+    np.testing.assert_allclose(found[23:], found[:3], atol=1e-5)
