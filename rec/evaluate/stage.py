@@ -52,11 +52,11 @@ def run(config: Config) -> dict[str, Any]:
         ).content_hash,
     }
     made_by = {
-        "evaluate": config.evaluate.model_dump(mode="json"),
+        "evaluate": config.evaluate.identity(),
         "candidates": config.ranker.candidates,
         "history": config.user_tower.history,
         "exclude_seen": config.user_tower.exclude_seen,
-        "text": config.text.model_dump(mode="json"),
+        "text": config.text.identity(),
         "source": config.source.kind,
         "seed": config.seed,
     }

@@ -96,9 +96,19 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
     return Path(result.checkpoint.path)
 
 
-def discard(storage: Path, name: str) -> None:
-    """Remove a run's checkpoints, once its result is an artifact."""
-    shutil.rmtree(storage / name, ignore_errors=True)
+def inputs_folder(storage: Path, name: str) -> Path:
+    """Where a run's workers find what was prepared for them."""
+    return storage / f"{name}-inputs"
+
+
+def sweep(storage: Path, kind: str, keep: str | None = None) -> None:
+    """Remove the checkpoints and inputs of all runs of `kind`, but for those of the run `keep`.
+
+    At a stage's start these are what killed runs of other options left, at its end those of the artifact.
+    """
+    kept = set() if keep is None else {storage / keep, inputs_folder(storage, keep)}
+    for folder in set(storage.glob(f"{kind}-*")) - kept:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _LocalTrainer(TorchTrainer):

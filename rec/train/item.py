@@ -33,15 +33,16 @@ def run(config: Config) -> dict[str, Any]:
     """Train the item tower; returns where it is, its loss and how well views find each other."""
     target = config.at(KIND)
     inputs = _input_hashes(config)
-    made_by = {"item_tower": config.item_tower.model_dump(mode="json"), "seed": config.seed}
+    made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
+    storage, name = config.at("runs"), ddp.run_name(**work)
     done = artifact.finished(target, **work)
+    ddp.sweep(storage, KIND, keep=None if done else name)
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     shape = _shape(config)
     runtime.start(config.cpus)
-    name = ddp.run_name(KIND, version=VERSION, inputs=inputs, config=made_by)
     loop_config = {
         "tensors": str(config.at("tensors")),
         "text_states": str(config.at(TEXT_STATES)),
@@ -49,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
         "options": config.item_tower.model_dump(mode="json"),
         "seed": config.seed,
     }
-    checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, config.at("runs"))
+    checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
     tower = ItemTower(shape)
     ddp.load_checkpoint(checkpoint, tower)
     facts = {
@@ -61,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
     with artifact.write(target, **work) as draft:
         tower.save(draft.path)
         draft.note(**facts)
-    ddp.discard(config.at("runs"), name)
+    ddp.sweep(storage, KIND)
     return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 

@@ -61,20 +61,21 @@ def run(config: Config) -> dict[str, Any]:
     items = features(config, h)
     inputs["features"] = item_features.manifest(config.at("features")).content_hash
     options = {
-        "ranker": config.ranker.model_dump(mode="json"),
+        "ranker": config.ranker.identity(),
         "temperature": config.user_tower.temperature,
         "seed": config.seed,
     }
     work: dict[str, Any] = {"kind": fused.KIND, "version": fused.VERSION, "inputs": inputs, "config": options}
     target = config.at("ranker")
+    storage, name = config.at("training"), ddp.run_name(**work)
     done = artifact.finished(target, **work)
+    ddp.sweep(storage, fused.KIND, keep=None if done else name)
     if done is not None:
         return {"ranker": str(target), **done.facts, "skipped": True}
-    storage, name = config.at("training"), ddp.run_name(**work)
-    folder = storage / f"{name}-inputs"
+    folder = ddp.inputs_folder(storage, name)
     reports, facts = prepare(folder, config, h, items)
     runtime.start(config.cpus)
-    loop_config = {"folder": str(folder), "ranker": options["ranker"], "seed": config.seed}
+    loop_config = {"folder": str(folder), "ranker": config.ranker.model_dump(mode="json"), "seed": config.seed}
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
     contest = Contest(start(folder, config.ranker), start(folder, config.ranker))
     ddp.load_checkpoint(last, contest)
@@ -89,8 +90,7 @@ def run(config: Config) -> dict[str, Any]:
             {"mode": config.ranker.transfer, "tables": [report.to_json() for report in reports]},
         )
         draft.note(**facts)
-    ddp.discard(storage, name)
-    ddp.discard(storage, folder.name)
+    ddp.sweep(storage, fused.KIND)
     return {"ranker": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 

@@ -177,16 +177,17 @@ def run(config: Config) -> dict[str, Any]:
     }
     inputs = {name: manifest.content_hash for name, manifest in manifests.items()}
     options = config.user_tower
-    made_by = {"user_tower": options.model_dump(mode="json"), "seed": config.seed}
+    made_by = {"user_tower": options.identity(), "seed": config.seed}
     if "context" in options.inputs:
-        made_by["text"] = config.text.model_dump(mode="json", include={"encoder", "max_tokens"})
-    done = artifact.finished(target, kind=KIND, version=VERSION, inputs=inputs, config=made_by)
+        made_by["text"] = config.text.identity()
+    work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
+    storage, name = config.at("training"), ddp.run_name(**work)
+    done = artifact.finished(target, **work)
+    ddp.sweep(storage, KIND, keep=None if done else name)
     if done is not None:
         return _facts(target, done) | {"skipped": True}
     started = time.monotonic()
-    storage = config.at("training")
-    name = ddp.run_name(KIND, version=VERSION, inputs=inputs, config=made_by)
-    folder = storage / f"{name}-inputs"
+    folder = ddp.inputs_folder(storage, name)
     h = histories.load(config.root)
     if not len(h.items):
         raise ArtifactError(
@@ -205,12 +206,11 @@ def run(config: Config) -> dict[str, Any]:
     checkpoint = ddp.fit(loop, options.train, name, loop_config, storage)
     model, data, _ = _prepare(loop_config, options)
     ddp.load_checkpoint(checkpoint, model)
-    with artifact.write(target, kind=KIND, version=VERSION, inputs=inputs, config=made_by) as draft:
+    with artifact.write(target, **work) as draft:
         model.eval().tower.save(draft.path, model.table.export())
         facts = {"items": h.num_items, "warm_items": int((data.target_counts > 0).sum()), "users": len(data.users)}
         draft.note(**facts, epochs=options.train.epochs, metrics=ddp.metrics_of(checkpoint))
-    ddp.discard(storage, name)
-    ddp.discard(storage, folder.name)
+    ddp.sweep(storage, KIND)
     found = artifact.read(target, kind=KIND, version=VERSION, made_by=MADE_BY)
     return _facts(target, found) | {"seconds": round(time.monotonic() - started, 1)}
 

@@ -80,6 +80,18 @@ def test_the_tree_is_frozen() -> None:
         config.item_tower.width = 64  # type: ignore[misc]
 
 
+def test_identity_leaves_out_what_changes_no_output() -> None:
+    few, many = (load("demo", [f"item_tower.train.{o}", f"text.{t}", f"evaluate.floor_ndcg10={f}"]) for o, t, f in (
+        ("max_failures=1", "num_actors=1", 0.0), ("max_failures=3", "num_actors=9", 0.1),
+    ))  # fmt: skip
+    for branch in ("item_tower", "text", "evaluate"):
+        assert getattr(few, branch) != getattr(many, branch)
+        assert getattr(few, branch).identity() == getattr(many, branch).identity()
+    longer = load("demo", ["item_tower.train.epochs=99"]).item_tower
+    assert longer.identity()["train"]["epochs"] == 99
+    assert longer.identity() != few.item_tower.identity()
+
+
 def _fields(branch: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     for name, field in branch.model_fields.items():

@@ -167,8 +167,14 @@ def test_the_first_contestant_is_the_retrieval_order(
 
 
 def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:
-    assert samples.run(shop)["skipped"]
-    assert ranker.run(shop)["skipped"]
+    (shop.at("training") / "ranker-0123-inputs").mkdir()  # another option's run that was killed
+    train = shop.ranker.train.model_copy(update={"max_failures": 7})
+    text = shop.text.model_copy(update={"num_actors": 3})
+    other = shop.model_copy(update={"text": text, "ranker": shop.ranker.model_copy(update={"train": train})})
+    for given in (shop, other):
+        assert samples.run(given)["skipped"]
+        assert ranker.run(given)["skipped"]
+    assert not list(shop.at("training").iterdir())
 
 
 def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(

@@ -48,6 +48,17 @@ def test_what_a_user_can_mend_reaches_the_user(tmp_path: Path) -> None:
         ddp.fit(loops.loop, Train(num_workers=4, cpus_per_worker=1, use_gpu=True), "gpu", {}, tmp_path)
 
 
+def test_a_sweep_leaves_only_the_run_that_goes_on(tmp_path: Path) -> None:
+    names = ["ranker-1", "ranker-1-inputs", "ranker-2", "ranker-2-inputs", "user_tower-3"]
+    for name in names:
+        (tmp_path / name / "checkpoint").mkdir(parents=True)
+    ddp.sweep(tmp_path, "ranker", keep="ranker-2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
+    ddp.sweep(tmp_path, "ranker")
+    assert [path.name for path in tmp_path.iterdir()] == ["user_tower-3"]
+    ddp.sweep(tmp_path / "never made", "ranker")
+
+
 def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) -> None:
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
