@@ -30,22 +30,21 @@ from rec.schema import TENSORS
 
 
 class Encode:
-    """An actor with the encoder and all texts. In: `id`, numbers of batches. Out: `text`, `states` as float16 bytes."""
+    """An actor with the encoder. In: batches, each the numbers `text` of texts of one length and their tokens
+    `tokens`, end to end. Out: `text`, `states` as float16 bytes."""
 
-    def __init__(self, tensors: Path, text: Text) -> None:
+    def __init__(self, text: Text) -> None:
         torch.set_num_threads(text.cpus_per_actor)
         self._encoder = text_encoder.load(text).to(torch.device("cuda" if text.use_gpu else "cpu"))
-        self._texts, _ = distinct(_titles(tensors))
-        self._batches = _batches(self._texts, text)
 
-    def __call__(self, numbers: pa.Table) -> pa.Table:
+    def __call__(self, batches: pa.Table) -> pa.Table:
         rows: list[int] = []
         states: list[bytes] = []
-        for number in numbers["id"].to_pylist():
-            batch = self._batches[number]
-            made = self._encoder.token_states([self._texts[row] for row in batch], batch_size=len(batch))
-            rows += batch
-            states += [state.tobytes() for state in made]
+        for batch in batches.to_pylist():
+            count = len(batch["text"])
+            ids = np.array(batch["tokens"]).reshape(count, -1).tolist()
+            rows += batch["text"]
+            states += [state.tobytes() for state in self._encoder.token_states(ids, batch_size=count)]
         return pa.table({"text": rows, "states": pa.array(states, pa.binary())})
 
 
@@ -61,42 +60,37 @@ def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {"text_states": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
-    texts, text_of_item = distinct(_titles(config.at("tensors")))
+    titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
+    first, text_of_item = distinct(titles)
     encoder = text_encoder.load(config.text)  # here too: a wrong option must fail before any actor starts
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(text) for text in texts], dtype=np.int64)])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.offsets[first + 1] - titles.offsets[first])])
     _check_resources(config)
     runtime.start(config.cpus)
     with artifact.write(target, **work) as draft:
         np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
         np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)
-        _encode_all(draft.path / "states.npy", texts, offsets, encoder.width, config)
-        facts = {"items": len(text_of_item), "texts": len(texts), "tokens": int(offsets[-1]), "width": encoder.width}
+        _encode_all(draft.path / "states.npy", titles, first, offsets, encoder.width, config)
+        facts = {"items": len(text_of_item), "texts": len(first), "tokens": int(offsets[-1]), "width": encoder.width}
         draft.note(**facts)
     return {"text_states": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _titles(tensors: Path) -> Ragged:
-    """The title's token ids of every item."""
-    return Ragged.of(dataset.read(tensors, TENSORS, ["title_id"])["title_id"])
+def distinct(titles: Ragged) -> tuple[IntArray, IntArray]:
+    """The first item int64[D] of each distinct title, ascending, and the text number of each item, int64[N]."""
+    raw = [None, pa.py_buffer(titles.offsets * titles.values.itemsize), pa.py_buffer(titles.values)]
+    encoded = pa.Array.from_buffers(pa.large_binary(), len(titles.offsets) - 1, raw).dictionary_encode()
+    text_of_item = encoded.indices.to_numpy().astype(np.int64)  # numbered in order of first occurrence
+    return np.unique(text_of_item, return_index=True)[1].astype(np.int64), text_of_item
 
 
-def _batches(texts: list[list[int]], text: Text) -> list[list[int]]:
-    """Numbers of the texts to encode at once; a blank text is in none."""
-    return list(text_encoder.equal_lengths([len(tokens) for tokens in texts], text.batch_size))
-
-
-def distinct(titles: Ragged) -> tuple[list[list[int]], IntArray]:
-    """Distinct token lists in order of first occurrence, and the text number of each item, int64[N]."""
-    numbers: dict[bytes, int] = {}
-    texts: list[list[int]] = []
-    text_of_item = np.empty(len(titles.offsets) - 1, dtype=np.int64)
-    for item, (start, end) in enumerate(zip(titles.offsets[:-1], titles.offsets[1:], strict=True)):
-        tokens = titles.values[start:end]
-        number = numbers.setdefault(tokens.tobytes(), len(numbers))
-        if number == len(texts):
-            texts.append(tokens.tolist())
-        text_of_item[item] = number
-    return texts, text_of_item
+def _batches(titles: Ragged, first: IntArray, batch_size: int) -> list[pa.Table]:
+    """What is encoded at once, a row each; a blank text is in none."""
+    lengths = titles.offsets[first + 1] - titles.offsets[first]
+    made = []
+    for rows in text_encoder.equal_lengths(lengths.tolist(), batch_size):
+        tokens = titles.padded(first[rows]).ravel().astype(np.int32)  # of one length: nothing is padded
+        made.append(pa.table({"text": [rows], "tokens": pa.array([tokens], pa.list_(pa.int32()))}))
+    return made
 
 
 def _check_tokenizer(tensors: artifact.Manifest, config: Config) -> None:
@@ -119,13 +113,12 @@ def _check_resources(config: Config) -> None:
         )
 
 
-def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: int, config: Config) -> None:
+def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, width: int, config: Config) -> None:
     """Write the states of all texts to `path` as they come from the actors, in whatever order."""
     states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
-    said = sum(1 for tokens in texts if tokens)
-    seen = np.array([not tokens for tokens in texts])
-    with log.bar(total=said, what=f"encode with {config.text.encoder}", unit="text") as bar:
-        for number, values in _encoded(len(_batches(texts, config.text)), config):
+    seen = np.diff(offsets) == 0
+    with log.bar(total=int((~seen).sum()), what=f"encode with {config.text.encoder}", unit="text") as bar:
+        for number, values in _encoded(_batches(titles, first, config.text.batch_size), config.text):
             assert not seen[number], f"text {number} was encoded twice"
             seen[number] = True
             states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
@@ -134,19 +127,18 @@ def _encode_all(path: Path, texts: list[list[int]], offsets: IntArray, width: in
     states.flush()
 
 
-def _encoded(batches: int, config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """(text number, flat float16 states) of all texts that have tokens, through Ray Data."""
-    if batches == 0:
+def _encoded(batches: list[pa.Table], text: Text) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """(text number, flat float16 states) of all texts of the batches, through Ray Data."""
+    if not batches:
         return
-    text = config.text
-    encoded = ray.data.range(batches, override_num_blocks=batches).map_batches(
+    encoded = ray.data.from_arrow(batches).map_batches(
         Encode,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=text.cpus_per_actor,
         num_gpus=int(text.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=text.num_actors),
-        fn_constructor_args=(config.at("tensors"), text),
+        fn_constructor_args=(text,),
     )
     encoded.context.enable_progress_bars = False
     for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=None):

@@ -56,11 +56,6 @@ class Spec:
     varlen: tuple[VarlenField, ...]
     dense: tuple[str, ...]
 
-    @property
-    def varlen_width(self) -> int:
-        """R, columns of RankInputs.varlen."""
-        return sum(field.length for field in self.varlen)
-
     def to_json(self) -> dict[str, Any]:
         """JSON value that `from_json` turns back into an equal Spec; tables keep their order, which is that of ids."""
         return asdict(self) | {"tables": list(self.tables.items())}

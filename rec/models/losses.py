@@ -10,11 +10,12 @@ object given as `labels` and `ref_labels` makes these losses exactly 0, and labe
 worker make strangers positives.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from pytorch_metric_learning.losses import SupConLoss
 from pytorch_metric_learning.reducers import MeanReducer
-from torch.distributed.nn.functional import all_gather
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -46,8 +47,21 @@ def _everyone(mine: torch.Tensor) -> torch.Tensor:
     """Rows of all workers in rank order, with gradients where there are any."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
-    if mine.requires_grad:
-        return torch.cat(all_gather(mine))
-    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, mine)
-    return torch.cat(gathered)
+    everyone: torch.Tensor = _Gather.apply(mine)
+    return everyone
+
+
+class _Gather(torch.autograd.Function):
+    """dist.all_gather with a gradient: a row's is the sum of what all workers' losses have for it."""
+
+    @staticmethod
+    def forward(context: Any, mine: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, mine.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed.chunk(dist.get_world_size())[dist.get_rank()]

@@ -35,13 +35,10 @@ class TextEncoder:
     """A frozen transformer with its tokenizer."""
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int, batch_size: int
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int, batch_size: int
     ) -> None:
-        self.name = name
-        """The `text.encoder` option it was loaded from."""
         self.width: int = model.config.hidden_size
         """Floats of a token state."""
-        self.vocab_size: int = len(tokenizer)
         self._model = model.requires_grad_(False)  # from_pretrained gives it in eval mode
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
@@ -119,7 +116,7 @@ def load(text: Text) -> TextEncoder:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-    return TextEncoder(text.encoder, model, tokenizer, text.max_tokens, text.batch_size)
+    return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
 
 
 def _from_pretrained(source: str, *, local: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -1,12 +1,10 @@
-"""The ranker's loss and measure over the candidates of one request."""
+"""The ranker's loss, and the ranks of its targets, over the candidates of one request."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-
-CUTOFF = 10
 
 
 def listwise_loss(logits: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
@@ -31,8 +29,3 @@ def target_ranks(
     own = scores[starts + labels][request]
     ahead = (scores > own) | ((scores == own) & (position < labels[request]))
     return np.bincount(request, ahead, minlength=len(counts)).astype(np.int64)
-
-
-def ndcg(ranks: NDArray[np.int64]) -> float:
-    """Mean NDCG@10 of single targets at these 0-based ranks."""
-    return float(np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2.0), 0).mean()) if len(ranks) else 0.0

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rec import artifact, dataset, histories, runtime, samples
 from rec.config import Config, Ranker
 from rec.errors import ArtifactError
+from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
 from rec.features import requests
 from rec.features.items import ItemFeatures
@@ -36,13 +37,15 @@ from rec.models.deepfm import TABLE_STD, DeepFM
 from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
 from rec.train import ddp
-from rec.train.listwise import listwise_loss, ndcg, target_ranks
+from rec.train.listwise import listwise_loss, target_ranks
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
 MIN_REQUESTS = 10
 """Requests below which a tenth of them cannot choose an epoch."""
+CUTOFF = 10
+"""Epochs are compared by NDCG at this rank."""
 USERS_PER_BLOCK = 256
 """Held-out requests scored at once."""
 
@@ -163,7 +166,7 @@ def prepare(
         "requests": len(data),
         "rows": len(data.rows),
         "held_out": len(held),
-        "retrieval_ndcg10": round(ndcg(data.labels[held]), 5),
+        "retrieval_ndcg10": round(float(ndcg(data.labels[held], CUTOFF).mean()), 5),
     }
     return reports, facts
 
@@ -212,11 +215,11 @@ class Contest(nn.Module):
         logits: Tensor = self.current(sparse, varlen, dense)
         return logits
 
-    def judge(self, ndcg: float, epoch: int) -> None:
+    def judge(self, reached: float, epoch: int) -> None:
         """Keep the model in training as the best when its NDCG is higher; `epoch` 0 is the start."""
-        if ndcg > float(self.best_ndcg):
+        if reached > float(self.best_ndcg):
             self.best.load_state_dict(self.current.state_dict())
-            self.best_ndcg.fill_(ndcg)
+            self.best_ndcg.fill_(reached)
             self.best_epoch.fill_(epoch)
 
 
@@ -236,7 +239,7 @@ def evaluate(model: DeepFM, data: Requests, users: NDArray[np.int64]) -> float:
         block = users[start : start + USERS_PER_BLOCK]
         counts = data.offsets[block + 1] - data.offsets[block]
         ranks.append(target_ranks(scorer.score(data.inputs(block)), counts, data.labels[block]))
-    return ndcg(np.concatenate(ranks)) if ranks else 0.0
+    return float(ndcg(np.concatenate(ranks), CUTOFF).mean())
 
 
 def loop(config: dict[str, Any]) -> None:

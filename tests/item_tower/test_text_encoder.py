@@ -19,7 +19,7 @@ def encoder() -> TextEncoder:
 
 
 def test_the_embedded_encoder(encoder: TextEncoder) -> None:
-    assert (encoder.name, encoder.width, encoder.vocab_size) == ("minilm", 384, 30522)
+    assert encoder.width == 384
     ids = encoder.tokenize(["a wool coat", " ", "coat " * 40], 8)
     assert [len(row) for row in ids] == [5, 0, 8]
     assert encoder.tokenize([], 8) == []

@@ -1,10 +1,10 @@
-"""The loss and the measure over candidate lists of unequal length."""
+"""The loss and the ranks over candidate lists of unequal length."""
 
 import numpy as np
 import pytest
 import torch
 
-from rec.train.listwise import listwise_loss, ndcg, target_ranks
+from rec.train.listwise import listwise_loss, target_ranks
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_lists() -> None:
@@ -29,7 +29,3 @@ def test_ranks_by_hand_with_ties_in_retrieval_order() -> None:
     scores = np.array([3, 9, 5, 1, 1, 1, 7], np.float32)
     ranks = target_ranks(scores, np.array([3, 3, 1]), np.array([2, 1, 0]))
     assert ranks.tolist() == [1, 1, 0]
-
-
-def test_ndcg_of_single_targets() -> None:
-    assert ndcg(np.array([0, 2, 9, 10])) == pytest.approx((1 + 1 / 2 + 1 / np.log2(11) + 0) / 4)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from rec import artifact, dataset, histories, samples
 from rec.config import Config
 from rec.errors import ArtifactError
+from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
 from rec.features import requests
 from rec.features.compute import compute, compute_batch
@@ -22,7 +23,7 @@ from rec.models import fused, user_tower
 from rec.models.deepfm import TABLE_STD
 from rec.schema import SAMPLES
 from rec.train import ranker
-from rec.train.listwise import ndcg, target_ranks
+from rec.train.listwise import target_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -92,7 +93,7 @@ def test_the_saved_ranker_gives_the_reported_measure_as_served(shop: Config, tra
         for i in held.tolist()
     ]
     counts = np.array([len(one) for one in scores])
-    measured = ndcg(target_ranks(np.concatenate(scores), counts, found.labels[held]))
+    measured = ndcg(target_ranks(np.concatenate(scores), counts, found.labels[held]), 10).mean()
     assert measured == pytest.approx(trained["ndcg10"], abs=1e-4)
     together = compute_batch(
         items, [found.states[i] for i in held], [found.candidates[i] for i in held], found.at[held], past
