@@ -1,7 +1,7 @@
 """Item vectors during user-tower training: the item tower's, plus a norm-bounded learned delta.
 
-Only items of the training events (warm items) have a delta; a cold item keeps the item tower's vector,
-also when it is drawn as a negative.
+Only items that are a target in training (warm items) have a delta: those of all training events but the few
+that validation holds out. A cold item keeps the item tower's vector, also when it is drawn as a negative.
 """
 
 import numpy as np

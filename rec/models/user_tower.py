@@ -32,7 +32,7 @@ from rec.schema import EVENTS
 from rec.state import UserState
 
 KIND = "user_tower"
-VERSION = 1
+VERSION = 2
 
 HOUR, DAY = 3_600.0, 86_400.0
 GAP_EDGES_S = (

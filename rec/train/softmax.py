@@ -2,8 +2,8 @@
 
 The sampled form estimates the full one: the target counts once, any other item counts 1 / q times, where q
 is the probability that it is among the candidates. Items are candidates once, so that no target occurs
-among its own negatives. An item without training events counts only `cold_weight` times: it was never
-chosen because it was not there, and full weight teaches the tower to recommend nothing new.
+among its own negatives. An item that is nobody's target in training counts only `cold_weight` times: it was
+never chosen because it was not there, and full weight teaches the tower to recommend nothing new.
 """
 
 import math

@@ -27,7 +27,7 @@ from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, vectors
 from rec.train import ddp, schedule, softmax
-from rec.train.sequences import Batch, Windows, first_time, windows
+from rec.train.sequences import Batch, Windows, first_time, last_windows, windows
 
 MADE_BY = "python jobs/train_user.py"
 INPUTS = "inputs.safetensors"
@@ -158,9 +158,7 @@ def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Window
     shortened = ends.copy()
     shortened[held] -= 1
     data = windows(h, shortened, options.history, names, exclude_seen=options.exclude_seen)
-    only_held = h.offsets[:-1].copy()
-    only_held[held] = ends[held]
-    validation = windows(h, only_held, options.history, names, exclude_seen=options.exclude_seen)
+    validation = last_windows(h, held, ends[held], options.history, names, exclude_seen=options.exclude_seen)
     torch.manual_seed(config["seed"])
     return build(data, arrays["vectors"], arrays["texts"], options, config["text_encoder"]), data, validation
 
@@ -208,8 +206,9 @@ def run(config: Config) -> dict[str, Any]:
     ddp.load_checkpoint(checkpoint, model)
     with artifact.write(target, **work) as draft:
         model.eval().tower.save(draft.path, model.table.export())
-        facts = {"items": h.num_items, "warm_items": int((data.target_counts > 0).sum()), "users": len(data.users)}
-        draft.note(**facts, epochs=options.train.epochs, metrics=ddp.metrics_of(checkpoint))
+        draft.note(items=h.num_items, warm_items=int((data.target_counts > 0).sum()))
+        draft.note(users=len(np.unique(data.users)), windows=len(data.users))
+        draft.note(epochs=options.train.epochs, metrics=ddp.metrics_of(checkpoint))
     ddp.sweep(storage, KIND)
     found = artifact.read(target, kind=KIND, version=VERSION, made_by=MADE_BY)
     return _facts(target, found) | {"seconds": round(time.monotonic() - started, 1)}

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rec import histories
 from rec.config import Config, Train, UserTower
@@ -15,7 +17,7 @@ from rec.models import text_encoder, user_tower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS
 from rec.state import cold_state
-from rec.train.sequences import windows
+from rec.train.sequences import last_windows, windows
 from rec.train.user import build, run
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
@@ -32,21 +34,57 @@ def test_windows_hold_training_events_only_and_know_what_is_said_at_the_target(t
     split = leave_one_out(h)
     data = windows(h, split.train_end, 4, {PARTY: 1}, exclude_seen=True)
     batch = data.batch(np.arange(len(data.users)))
-    position = 0
-    for row, user in enumerate(data.users):
-        events = range(max(h.offsets[user], split.train_end[user] - 5), split.train_end[user])
+    assert len(data.users) > len(np.unique(data.users)) == 40  # some have more events than a window
+    position, targets = 0, []
+    for row, (user, start, end) in enumerate(zip(data.users, data.starts, data.ends, strict=True)):
+        events = range(start, end)
+        assert h.offsets[user] <= start < end <= split.train_end[user]
         assert batch.sequences.items[row, : len(events) - 1].tolist() == h.items[events[:-1]].tolist()
-        assert int(batch.sequences.lengths[row]) == len(events) - 1
+        assert int(batch.sequences.lengths[row]) == len(events) - 1 <= 4
         for place, event in enumerate(events):
             assert batch.targets[position] == h.items[event]
             assert bool(batch.contexts[position]) == (h.contexts[event] == PARTY)
-            repeated = h.items[event] in h.items[h.offsets[user] : event]
-            assert bool(batch.counted[position]) == (not repeated)
+            if batch.counted[position]:
+                targets.append(event)
             if place:
                 gap = (h.at[event] - h.at[event - 1]) / 1e6
                 assert batch.sequences.gaps_s[row, place - 1].item() == pytest.approx(gap, rel=1e-6)
             position += 1
     assert position == len(batch.targets)
+    training = [range(h.offsets[user], split.train_end[user]) for user in range(40)]
+    new = [e for events in training for e in events if h.items[e] not in h.items[events.start : e]]
+    assert targets == new  # each once, in order, but for those on an item the user had before
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 7))
+def test_every_event_of_a_long_history_is_a_target_once(lengths: list[int], history: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    count = int(offsets[-1])
+    h = histories.Histories(
+        user_ids=[f"u{user}" for user in range(len(lengths))],
+        offsets=offsets,
+        items=np.arange(count),
+        events=np.ones(count, np.int64),
+        at=np.arange(count),
+        contexts=[""] * count,
+        profiles=np.empty((len(lengths), 0), np.float32),
+        profile_names=[],
+        num_items=count,
+        unknown=0,
+    )
+    data = windows(h, offsets[1:], history, {}, exclude_seen=True)
+    assert data.target_counts.tolist() == [1] * count
+    assert (data.ends - data.starts <= history + 1).all()
+    for user, length in enumerate(lengths):
+        found = np.flatnonzero(data.users == user)
+        assert len(found) == (-(-max(length - 1, 1) // history) if length else 0)
+        if 0 < length <= history + 1:
+            assert (data.starts[found[0]], data.ends[found[0]]) == (offsets[user], offsets[user + 1])
+            assert bool(data.batch(found).counted.all())
+    some = np.flatnonzero(np.array(lengths))
+    last = last_windows(h, some, offsets[some + 1], history, {}, exclude_seen=True)
+    assert last.ends.tolist() == offsets[some + 1].tolist()
+    assert (last.ends - last.starts).tolist() == [min(lengths[user], history + 1) for user in some]
 
 
 def test_training_windows_and_states_give_the_same_vectors(tmp_path: Path) -> None:
