@@ -49,9 +49,9 @@ def events(source: Source, rejects: Rejects) -> Iterator[Raw]:
     yield from read(path(source, "events"), _mapping(INTERACTIONS, "events", source.columns.events, {}), rejects)
 
 
-def paths(source: Source) -> list[Path]:
-    """The files in use."""
-    return [path(source, what) for what in ("products", "users", "events") if what != "users" or source.users]
+def paths(source: Source) -> dict[str, Path]:
+    """The files in use, by what they hold."""
+    return {what: path(source, what) for what in ("products", "users", "events") if what != "users" or source.users}
 
 
 def path(source: Source, what: str) -> Path:

@@ -50,9 +50,10 @@ class Files:
     customers: Path | None
     customer_column: str
 
-    def all(self) -> list[Path]:
-        """The files in use."""
-        return [file for file in (self.articles, self.transactions, self.customers) if file is not None]
+    def all(self) -> dict[str, Path]:
+        """The files in use, by what they hold."""
+        found = {"products": self.articles, "users": self.customers, "events": self.transactions}
+        return {what: file for what, file in found.items() if file is not None}
 
 
 def find(folder: Path) -> Files:

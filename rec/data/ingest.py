@@ -35,7 +35,7 @@ class Reader:
     """A source opened: its identity and its raw rows."""
 
     inputs: dict[str, str]
-    """Content hash of every file, by name."""
+    """Content hash of every file, by what it holds."""
     config: dict[str, Any]
     """What of the configuration determines the rows."""
     products: Callable[[Rejects], Iterator[Raw]]
@@ -74,7 +74,7 @@ def open_source(source: Source, seed: int) -> Reader:
         paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
         products, events = partial(files.products, source), partial(files.events, source)
         users = partial(_profiles, source)
-    inputs = {path.name: artifact.hash_file(path) for path in paths}
+    inputs = {what: artifact.hash_file(path) for what, path in paths.items()}
     return Reader(inputs, source.model_dump(mode="json", include=kept), products, events, users)
 
 

@@ -238,6 +238,20 @@ def test_same_input_same_bytes_and_no_second_run(tmp_path: Path) -> None:
     assert not ingest.run(made)["skipped"]
 
 
+def test_files_of_one_name_in_two_folders_are_two_inputs(tmp_path: Path) -> None:
+    for what, rows in (("products", PRODUCT_ROWS), ("events", EVENT_ROWS)):
+        (tmp_path / what).mkdir()
+        save(tmp_path / what / "part.csv", rows)
+    named = {"products": "products/part.csv", "users": "", "events": "events/part.csv"}
+    made = config(tmp_path)
+    made = made.model_copy(update={"source": made.source.model_copy(update=named)})
+    ingest.run(made)
+    assert ingest.run(made)["skipped"]
+    save(tmp_path / "products" / "part.csv", [{**PRODUCT_ROWS[0], "name": "Silk Coat"}, PRODUCT_ROWS[1]])
+    assert not ingest.run(made)["skipped"]
+    assert read(made)[0][1]["title"] == "Silk Coat"
+
+
 def test_limit_reads_the_first_products_and_the_events_on_them(tmp_path: Path) -> None:
     made = config(tmp_path, limit=1)
     facts = ingest.run(made)
