@@ -2,7 +2,9 @@
 
 Every stage writes one folder. Files go to a staging folder beside the target; `_manifest.json` is
 written last and the staging folder is renamed into place. A folder without a manifest is not an
-artifact, so a job killed at any moment leaves either the old artifact, the new one, or none.
+artifact, so a job killed at any moment leaves either the old artifact, the new one, or, where there
+was none, none. Between moving the old one aside and the new one in, the target is missing: whoever
+looks for it next puts the old one back.
 The content hash covers the bytes of every file; equal inputs and configuration give equal hashes.
 """
 
@@ -12,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,8 @@ def write(
 ) -> Iterator[Draft]:
     """Write the artifact `target` atomically; an exception inside the block leaves `target` as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.*.tmp"):
+    _recover(target)
+    for stale in (*target.parent.glob(f".{target.name}.*.tmp"), *_set_aside(target)):
         shutil.rmtree(stale, ignore_errors=True)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     staging.mkdir()
@@ -105,14 +108,35 @@ def write(
 
 
 def _replace(staging: Path, target: Path) -> None:
-    """Rename `staging` to `target`. A crash between the two renames leaves no target: the stage runs again."""
-    if target.exists():
-        old = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-        os.rename(target, old)
-        os.rename(staging, target)
+    """Rename `staging` to `target`, and remove what was there."""
+    while True:
+        with suppress(FileNotFoundError):
+            os.rename(target, target.parent / f".{target.name}.{uuid.uuid4().hex}.old")
+        try:
+            os.rename(staging, target)
+            break
+        except OSError:
+            if not target.exists():
+                raise
+            # A reader came between the renames and put the old one back: move it aside once more.
+    for old in _set_aside(target):
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(staging, target)
+
+
+def _set_aside(target: Path) -> list[Path]:
+    """What a writer moved out of the way of `target` and did not remove."""
+    return sorted(target.parent.glob(f".{target.name}.*.old"))
+
+
+def _recover(target: Path) -> None:
+    """Put back the artifact that a killed writer moved aside, when nothing took its place."""
+    if target.exists():
+        return
+    for old in _set_aside(target):
+        if (old / MANIFEST).is_file():
+            with suppress(OSError):  # its writer is alive and was faster, or another reader was
+                os.rename(old, target)
+            return
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,6 +168,7 @@ def read(target: Path, *, kind: str, version: int, made_by: str) -> Manifest:
 
 def peek(target: Path) -> Manifest | None:
     """The manifest of `target`, or None when there is no finished artifact."""
+    _recover(target)
     path = target / MANIFEST
     if not path.is_file():
         return None

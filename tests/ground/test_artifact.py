@@ -139,6 +139,72 @@ def test_sigkill_while_writing_leaves_a_whole_artifact_or_none(tmp_path: Path, d
     assert [p.name for p in tmp_path.iterdir()] == ["thing"]
 
 
+REPLACER = """
+import os, shutil, signal, sys
+from pathlib import Path
+from rec import artifact
+
+target, step = Path(sys.argv[1]), int(sys.argv[2])
+steps = 0
+
+def counted(act):
+    def acted(*arguments, **options):
+        global steps
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return act(*arguments, **options)
+    return acted
+
+with artifact.write(target, kind="thing", version=1, inputs={}, config={}) as draft:
+    (draft.path / "a.txt").write_text("new")
+    os.rename, shutil.rmtree = counted(os.rename), counted(shutil.rmtree)
+"""
+
+
+@pytest.mark.parametrize("next_use", ["peek", "write"])
+@pytest.mark.parametrize(
+    ("step", "left"), [(0, "old"), (1, "old"), (2, "new")], ids=["before", "between the renames", "before clearing up"]
+)
+def test_sigkill_while_replacing_keeps_the_old_artifact_or_the_new(
+    tmp_path: Path, step: int, left: str, next_use: str
+) -> None:
+    target = tmp_path / "thing"
+    _write(target, "old")
+    killed = subprocess.run([sys.executable, "-c", REPLACER, str(target), str(step)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert target.exists() == (step != 1)
+    if next_use == "peek":
+        manifest = artifact.peek(target)
+        assert manifest is not None
+        artifact.verify(target, manifest)
+        assert (target / "a.txt").read_text() == left
+    else:
+        with pytest.raises(OSError, match="disk full"), artifact.write(target, **WORK):
+            raise OSError("disk full")
+        assert (target / "a.txt").read_text() == left
+    _write(target, "newest")
+    assert (target / "a.txt").read_text() == "newest"
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
+
+
+def test_a_reader_between_the_renames_does_not_stop_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "thing"
+    _write(target, "old")
+    rename, met = os.rename, []
+
+    def watched(source: Path, to: Path) -> None:
+        rename(source, to)
+        if source == target and not met:
+            met.append(artifact.peek(target))
+
+    monkeypatch.setattr(os, "rename", watched)
+    _write(target, "new")
+    assert met != [None]
+    assert (target / "a.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
+
+
 @given(config=TREE, inputs=st.dictionaries(st.text(max_size=6), st.text(max_size=6), max_size=3))
 def test_fingerprint_ignores_key_order_and_survives_json(config: dict[str, Any], inputs: dict[str, str]) -> None:
     made = artifact.fingerprint(kind="k", version=1, inputs=inputs, config=config)
