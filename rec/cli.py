@@ -40,7 +40,30 @@ def main(run: Run, arguments: argparse.ArgumentParser) -> None:
     log.setup()
     try:
         result = run(load(options.recipe, options.overrides), options)
-    except RecError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        sentence = str(mistake).partition("\n")[0]  # Ray Data adds lines of advice to what a worker raised
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     print(json.dumps(dict(result), ensure_ascii=False, default=str))
+
+
+def _mistake(error: BaseException) -> RecError | None:
+    """The RecError that `error` is or comes from, nearest first.
+
+    Ray hands on what a worker raised as an error of the same class whose message is a traceback; `cause` has the
+    error itself.
+    """
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop(0)
+        seen.add(id(found))
+        within = getattr(found, "cause", None)
+        if isinstance(found, RecError) and not isinstance(within, BaseException):
+            return found
+        behind = (within, found.__cause__, found.__context__)
+        waiting += [one for one in behind if isinstance(one, BaseException) and id(one) not in seen]
+    return None

@@ -2,27 +2,50 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
 import ray.data
+
+from rec.errors import ConfigError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def start(cpus: int) -> None:
-    """Connect to Ray, or start it in this process with `cpus` logical CPUs. Does nothing when connected."""
+    """Connect to Ray, or start it in this process with `cpus` logical CPUs. Does nothing when connected.
+
+    Raises ConfigError when Ray does not start.
+    """
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a token is the default: no warning
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # importing ray.data set it to tell each plan
+    # Ray Data's own wrapper loses what it wraps on the way between processes, and with it a user's mistake.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        remedy = f"check that the cluster at RAY_ADDRESS={address} can be reached and runs Ray {ray.__version__}"
+        _init(remedy)
         return
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=512 * 2**20,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-    )
+    remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
+    _init(remedy, address="local", num_cpus=cpus, object_store_memory=512 * 2**20, include_dashboard=False)
+
+
+def _init(remedy: str, **options: Any) -> None:
+    """`ray.init`, once more when it fails: a busy machine may be too slow for Ray's own start-up timeouts."""
+    try:
+        ray.init(**options, logging_level=logging.WARNING, log_to_driver=True)
+    except Exception as first:  # Ray raises bare Exception for a node that timed out
+        logging.getLogger(__name__).warning("Ray did not start (%s); trying once more", _line(first))
+        ray.shutdown()  # what the failed start left would count as connected
+        try:
+            ray.init(**options, logging_level=logging.WARNING, log_to_driver=True)
+        except Exception as error:
+            ray.shutdown()
+            raise ConfigError(f"Ray does not start ({_line(error)}): {remedy}") from error
+
+
+def _line(error: Exception) -> str:
+    """The error's message in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -24,6 +24,7 @@ from rec import artifact, dataset, runtime
 from rec import log as progress
 from rec.config import Config
 from rec.errors import ArtifactError
+from rec.models import text_encoder
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.vocab import drift, std
 from rec.vocab.counting import Files, count
@@ -57,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     made = _finished_vocabulary(config, inputs)
     grown = made is None
     if made is None:
-        runtime.start(config.cpus)
+        _start(config)
         made = _grow(config, inputs, files)
     where = {"vocabulary": str(config.at("vocabulary")), "tensors": str(config.at("tensors"))}
     work: dict[str, Any] = {
@@ -70,12 +71,18 @@ def run(config: Config) -> dict[str, Any]:
     done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)
     if done is not None:
         return {**where, **made.facts, **done.facts, "skipped": not grown}
-    runtime.start(config.cpus)
+    if not grown:
+        _start(config)
     facts: dict[str, Any] = {}
     done = dataset.write(config.at("tensors"), TENSORS, _tensors(config, files, facts), **work, facts=facts)
     result = {**where, **made.facts, **done.facts, "seconds": round(time.monotonic() - started, 1)}
     log.info("tensorized %s", ", ".join(f"{name} {value}" for name, value in result.items() if name not in where))
     return result
+
+
+def _start(config: Config) -> None:
+    text_encoder.load(config.text)  # in this process first: a wrong option must fail before any actor starts
+    runtime.start(config.cpus)
 
 
 def _vocabulary_work(config: Config, inputs: dict[str, str], previous: str | None) -> dict[str, Any]:

@@ -7,6 +7,31 @@ from pathlib import Path
 
 import pytest
 
+IN_A_WORKER = """
+import ray
+from rec import runtime
+from rec.cli import main, parser
+from rec.errors import InputError
+
+class Worker:
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, batch):
+        raise InputError("file 'x.csv' does not exist: check source.products")
+
+def run(config, options):
+    runtime.start(2)
+    if options.how == "task":
+        ray.get(ray.remote(lambda: Worker()({})).remote())
+    ray.data.range(1).map_batches(Worker, compute=ray.data.ActorPoolStrategy(size=1)).materialize()
+
+if __name__ == "__main__":
+    arguments = parser("A job.")
+    arguments.add_argument("how")
+    main(run, arguments)
+"""
+
 JOB = """
 from rec.cli import main, parser
 from rec.errors import InputError
@@ -14,18 +39,21 @@ from rec.errors import InputError
 def run(config, options):
     if options.fail:
         raise InputError("file 'x.csv' does not exist: check source.products")
+    if options.bug:
+        raise KeyError("bug")
     return {"name": config.name, "seed": config.seed, "path": config.root}
 
 if __name__ == "__main__":
     arguments = parser("A job.")
     arguments.add_argument("--fail", action="store_true")
+    arguments.add_argument("--bug", action="store_true")
     main(run, arguments)
 """
 
 
-def _job(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def _job(folder: Path, *options: str, code: str = JOB) -> subprocess.CompletedProcess[str]:
     script = folder / "job.py"
-    script.write_text(JOB)
+    script.write_text(code)
     return subprocess.run(
         [sys.executable, str(script), *options], capture_output=True, text=True, cwd=folder, check=False
     )
@@ -62,3 +90,18 @@ def test_unknown_flag_is_exit_code_2_too(tmp_path: Path) -> None:
     done = _job(tmp_path, "--recipee", "demo", "--nope")
     assert done.returncode == 2
     assert "--nope" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["task", "data"])
+def test_a_users_mistake_found_in_a_worker_ends_the_same_way(tmp_path: Path, how: str) -> None:
+    done = _job(tmp_path, how, code=IN_A_WORKER)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: file 'x.csv' does not exist: check source.products"
+    assert done.stdout == ""
+
+
+def test_a_bug_is_a_traceback(tmp_path: Path) -> None:
+    done = _job(tmp_path, "--bug")
+    assert done.returncode == 1
+    assert "KeyError: 'bug'" in done.stderr

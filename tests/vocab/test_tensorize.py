@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -231,3 +232,15 @@ def test_the_job_prints_where_the_result_is(copy: Path, repository: Path) -> Non
     result = json.loads(done.stdout)
     assert result["skipped"] is True
     assert result["tensors"] == str(_config(copy).at("tensors"))
+
+
+def test_an_encoder_that_cannot_be_had_is_one_sentence(tmp_path: Path, repository: Path) -> None:
+    _write(_config(tmp_path), CATALOGUE)
+    command = [sys.executable, "jobs/tensorize.py", "--set", f"store={tmp_path}", "--set", "text.encoder=foo/bar"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: text.encoder 'foo/bar' cannot be loaded")
+    assert done.stderr.count("\n") == 1
