@@ -70,8 +70,9 @@ class _Check:
         return np.flatnonzero(self.good)
 
     def required(self, name: str) -> pa.ChunkedArray:
-        """A text column that must not be blank."""
+        """A text column that must not be blank. An id without its NUL characters would be another id: refused."""
         values = parse.text(self.raw.table.column(name))
+        self.refuse(parse.has_nul(self.raw.table.column(name)), f"{name} {{}} holds a NUL character", name)
         self.refuse(values.is_null().to_numpy(), f"{name} is empty")
         return values
 

@@ -27,6 +27,8 @@ BATCH_ROWS = 65_536
 _TABULAR = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
 _KEYED = ("attributes", "measurements", "numeric")
+_LISTS = ("attributes.", "image_urls")
+"""Raw columns, or how they begin, whose values may be lists."""
 _REQUIRED = {"products": ("product_id", "title"), "users": ("user_id",), "events": ("user_id", "product_id", "at")}
 
 
@@ -179,6 +181,7 @@ def _header(file: Path, start: bytes, delimiter: str) -> list[str]:
 def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Iterator[Raw]:
     """One JSON object a line. A mapped column has to occur in the first BATCH_ROWS objects."""
     wanted = list(dict.fromkeys(mapping.values()))
+    single = [column for field, column in mapping.items() if not field.startswith(_LISTS)]
     present: dict[str, None] = {}
     records: list[dict[str, Any]] = []
     positions: list[int] = []
@@ -186,6 +189,11 @@ def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Ite
     with _open(file) as stream:
         for position, record in _objects(file, io.TextIOWrapper(stream, encoding="utf-8-sig"), rejects):
             present.update(dict.fromkeys(record))
+            several = [column for column in single if isinstance(record.get(column), list)]
+            if several:
+                reason = f"{several[0]} {record[several[0]]!r}"[:80] + " is a list, not one value"
+                rejects.add(source=file.name, row=position, reason=reason, record=record)
+                continue
             records.append(record)
             positions.append(position)
             if len(records) == BATCH_ROWS:
@@ -253,4 +261,20 @@ def _read_parquet(file: Path, mapping: Mapping[str, str]) -> Iterator[Raw]:
 
 def _renamed(file: Path, positions: np.ndarray, table: pa.Table, mapping: Mapping[str, str]) -> Raw:
     """The batch under raw names; one column of the file may serve several fields."""
-    return Raw(file.name, positions, pa.table({field: table.column(column) for field, column in mapping.items()}))
+    columns = {field: _readable(file, field, column, table.column(column)) for field, column in mapping.items()}
+    return Raw(file.name, positions, pa.table(columns))
+
+
+def _readable(file: Path, field: str, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`values`, as text where they are bytes; of a type that the field cannot be read from, an InputError."""
+    kind = values.type
+    bytes_ = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not bytes_ and (not pa.types.is_nested(kind) or (is_list and field.startswith(_LISTS))):
+        return values
+    try:
+        return values.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(
+            f"{file}: column {column!r} of type {kind} cannot be read as {field!r}: map another column"
+        ) from None

@@ -16,31 +16,41 @@ from rec.errors import InputError
 
 _EARLIEST = pd.Timestamp("1990-01-01", tz="UTC").value // 1_000
 _LATEST = pd.Timestamp("2100-01-01", tz="UTC").value // 1_000
-_TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
+_TRUE, _FALSE = ("true", "1", "1.0", "yes", "y", "t"), ("false", "0", "0.0", "no", "n", "f")  # 1.0: pandas with gaps
+_LARGEST = float(np.finfo(np.float32).max)
+"""Numbers are kept as float32."""
 _SEPARATOR = re.compile(r"\s*\|\s*")
 _COMMA = re.compile(r"\s*,\s*")
 _URL_COMMA = re.compile(r"\s*,\s*(?=https?://)|\s+")
 
 
 def text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Trimmed strings; blank is null."""
-    try:
-        strings = column if pa.types.is_string(column.type) else column.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"a column of type {column.type} cannot be read as text: map another column") from error
-    strings = pc.utf8_trim_whitespace(strings)
+    """Trimmed strings without NUL characters, which Postgres cannot store; blank is null."""
+    strings = pc.utf8_trim_whitespace(pc.replace_substring(_strings(column), "\0", ""))
     return pc.if_else(pc.equal(strings, ""), None, strings)
 
 
+def has_nul(column: pa.ChunkedArray) -> np.ndarray:
+    """bool[n]: the text holds a NUL character."""
+    return pc.match_substring(_strings(column), "\0").fill_null(False).to_numpy()
+
+
+def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return column if pa.types.is_string(column.type) else column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"a column of type {column.type} cannot be read as text: map another column") from error
+
+
 def number(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """float64[n] with NaN for missing, and bool[n]: neither missing nor a finite number."""
+    """float64[n] with NaN for missing, and bool[n]: neither missing nor a number within the range of float32."""
     if _is_number(column.type):
         values = column.cast(pa.float64(), safe=False).to_numpy()
-        return values, np.isinf(values)
+        return values, np.abs(values) > _LARGEST
     strings = text(column).to_pandas()
     values = pd.to_numeric(strings, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     said_missing = strings.str.casefold().isin(["nan", "null", "none"]).to_numpy(dtype=bool)
-    return values, (np.isnan(values) & strings.notna().to_numpy() & ~said_missing) | np.isinf(values)
+    return values, (np.isnan(values) & strings.notna().to_numpy() & ~said_missing) | (np.abs(values) > _LARGEST)
 
 
 def time(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +97,7 @@ def _split(value: str, urls: bool) -> list[str]:
 
 
 def _part(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value).replace("\0", "").strip()
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -205,6 +205,52 @@ def test_bad_rows_are_kept_apart_with_place_and_reason(tmp_path: Path) -> None:
     assert record["price"] == "cheap"
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_nul_characters_and_numbers_beyond_float32_never_arrive(tmp_path: Path, ending: str) -> None:
+    good = PRODUCT_ROWS[0]
+    products = [
+        {**good, "text": "warm\0 coat", "tags": "wo\0ol"},
+        {**good, "sku": "c\0"},
+        {**good, "sku": "d", "name": "Co\0at"},
+        {**good, "sku": "e", "cost": "1e39"},
+        {**good, "sku": "f", "leg": "1e300"},
+    ]
+    users = [*USER_ROWS, {**USER_ROWS[0], "uid": "u\x007"}]
+    made = config(tmp_path, ending, products=products, users=users, events=EVENT_ROWS[1:2])
+    ingest.run(made)
+    kept = read(made)[0]
+    assert [row["product_id"] for row in kept] == ["b"]
+    assert kept[0]["description"] == "warm coat"
+    assert dict(kept[0]["attributes"]) == {"tags": ["wool"]}
+    assert reasons(made, "products") == [
+        (1, "product_id 'c\\x00' holds a NUL character"),
+        (2, "title 'Co\\x00at' holds a NUL character"),
+        (3, "price '1e39' is not a price"),
+        (4, "measurements.leg '1e300' is not a length in cm"),
+    ]
+    assert reasons(made, "users") == [(2, "user_id 'u\\x007' holds a NUL character")]
+
+
+def test_a_json_list_where_one_value_belongs_refuses_its_row_alone(tmp_path: Path) -> None:
+    products = [*PRODUCT_ROWS, {**PRODUCT_ROWS[0], "sku": "c", "name": ["a"]}, {**PRODUCT_ROWS[0], "sku": ["d"]}]
+    made = config(tmp_path, "jsonl", products=products)
+    facts = ingest.run(made)
+    assert (facts["products"]["rows"], facts["products"]["rejected"]) == (2, 2)
+    assert reasons(made, "products") == [
+        (2, "name ['a'] is a list, not one value"),
+        (3, "sku ['d'] is a list, not one value"),
+    ]
+
+
+@pytest.mark.parametrize(("cell", "kind"), [(["a"], "list"), ({"ko": "a"}, "struct"), (b"\xff", "binary")])
+def test_a_column_of_an_unreadable_type_is_named_with_its_file(tmp_path: Path, cell: Any, kind: str) -> None:
+    made = config(tmp_path, "parquet", products=[{**PRODUCT_ROWS[0], "name": cell}])
+    with pytest.raises(
+        InputError, match=rf"products\.parquet: column 'name' of type {kind}.* cannot be read as 'title'"
+    ):
+        ingest.run(made)
+
+
 def test_a_refused_row_does_not_reserve_its_id(tmp_path: Path) -> None:
     made = config(tmp_path, products=[{**PRODUCT_ROWS[0], "cost": "x"}, PRODUCT_ROWS[0], PRODUCT_ROWS[1]])
     assert ingest.run(made)["products"]["rows"] == 2

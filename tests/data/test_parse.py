@@ -59,7 +59,9 @@ def test_dates_and_milliseconds_are_times() -> None:
     assert parse.time(chunked([dt.datetime(2020, 9, 16)], pa.timestamp("ms")))[0].tolist() == wanted
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=20))
+@given(
+    st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False, width=32)), min_size=1, max_size=20)
+)
 def test_numbers_survive_text(values: list[float | None]) -> None:
     read, bad = parse.number(chunked([None if value is None else repr(value) for value in values], pa.string()))
     assert not bad.any()
@@ -73,7 +75,21 @@ def test_number_tells_missing_from_bad() -> None:
     assert bad.tolist() == [False, False, False, False, False, True, True, True, False]
 
 
+@pytest.mark.parametrize("values", [["1e39", "-1e39", "3.4e38"], [1e39, -1e39, 3.4e38]])
+def test_what_float32_cannot_hold_is_bad(values: list[object]) -> None:
+    assert parse.number(chunked(values))[1].tolist() == [True, True, False]
+
+
+def test_text_loses_nul_characters() -> None:
+    column = chunked(["a\0b", "\0", " c\0 ", None])
+    assert parse.text(column).to_pylist() == ["ab", None, "c", None]
+    assert parse.has_nul(column).tolist() == [True, True, True, False]
+    assert parse.lists(chunked([["a\0b", "\0"]], pa.list_(pa.string()))) == [["ab"]]
+
+
 def test_flags() -> None:
+    assert parse.flag(chunked(["1.0", "0.0", None]), missing=True)[0].tolist() == [True, False, True]
+    assert not parse.flag(chunked([1.0, 0.0, None]), missing=True)[1].any()
     values, bad = parse.flag(chunked(["TRUE", "0", "", "maybe", None]), missing=True)
     assert values[[0, 1, 2, 4]].tolist() == [True, False, True, True]
     assert bad.tolist() == [False, False, False, True, False]
