@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -89,12 +90,12 @@ def read(path: Path, descriptions: Mapping[str, str]) -> Iterator[Imported]:
 
 
 def _jsonl(path: Path, version: str) -> Iterator[Imported]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
                 continue
             try:
-                line = Line.model_validate_json(text)
+                line = Line.model_validate_json(text)  # bytes that are not UTF-8 are an error of the line
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the line"
@@ -120,18 +121,29 @@ def line(product_id: str, answer: Answer, content_hash: str, vocab_version: str)
 
 
 def _dotblossom(path: Path, version: str, descriptions: Mapping[str, str]) -> Iterator[Imported]:
-    schema = pq.read_schema(path)
-    missing = [name for name in ("detail_desc", *_DOTBLOSSOM) if name not in schema.names]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}: a parquet of answers must be the H&M token file")
+    try:
+        schema = pq.read_schema(path)
+        missing = [name for name in ("detail_desc", *_DOTBLOSSOM) if name not in schema.names]
+        if missing:
+            raise InputError(f"{path} has no column {missing[0]!r}: a parquet of answers must be the H&M token file")
+        table = pq.read_table(path, schema=_dotblossom_schema())
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read as the H&M token file ({reason}): correct enrich.answers") from error
     bodies: dict[str, str] = {}
-    for row in pq.read_table(path, columns=["detail_desc", *_DOTBLOSSOM]).to_pylist():
+    for row in table.to_pylist():
+        if row["detail_desc"] is None:
+            continue
         values: dict[str, list[str]] = {}
         for column, key in _DOTBLOSSOM.items():
-            values.setdefault(key, []).extend(row[column] or [])
+            values.setdefault(key, []).extend(value for value in row[column] or [] if value is not None)
         body = Body(re={key: list(dict.fromkeys(found)) for key, found in values.items() if found})
         bodies.setdefault(clean(row["detail_desc"]), body.dump())
     for product_id, description in descriptions.items():
         found = bodies.get(clean(description))
         if found is not None:
             yield Imported(product_id, Answer("dotblossom", version, "finished", found, 0, 0), None, None)
+
+
+def _dotblossom_schema() -> pa.Schema:
+    return pa.schema([("detail_desc", pa.string()), *((name, pa.list_(pa.string())) for name in _DOTBLOSSOM)])
