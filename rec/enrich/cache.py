@@ -7,7 +7,8 @@ the call that paid for it, so that a job killed at any moment neither repeats a 
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -96,6 +97,16 @@ def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
                 copy.write_row((key, a.model, a.prompt_version, a.state, a.body, a.tokens_in, a.tokens_out))
         added = connection.execute("INSERT INTO llm_answers SELECT * FROM incoming ON CONFLICT (key) DO NOTHING")
     return added.rowcount
+
+
+@contextmanager
+def alone(connection: Connection, key: str) -> Iterator[None]:
+    """Hold the answer `key`: whoever else wants it waits, and the server lets go when the connection ends."""
+    connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (key,))
+    try:
+        yield
+    finally:
+        connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (key,))
 
 
 def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: float) -> None:

@@ -58,10 +58,12 @@ class Ask:
         for row in batch.to_pylist():
             text = canonical(row, self._enrich.max_text_chars)
             key = cache.answer_key(text.content_hash, self._enrich.model, PROMPT_VERSION, self._vocabulary.version)
-            if not cache.known(self._connection, [key]):
-                started = time.monotonic()
-                answer = self._answer(row, text)
-                cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
+            # The worker of a killed run outlives its driver by seconds and may be asking the same.
+            with cache.alone(self._connection, key):
+                if not cache.known(self._connection, [key]):
+                    started = time.monotonic()
+                    answer = self._answer(row, text)
+                    cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
         return batch.select(["product_id"])
 
     def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
