@@ -119,10 +119,10 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
     cached = over_budget = 0
     allowed: set[str] = set()
     ask: list[int] = []
-    for row, (product_id, key) in enumerate(zip(ids, keys, strict=True)):
-        if product_id in imported or key in there:
+    for row, (content_hash, key) in enumerate(zip(hashes, keys, strict=True)):
+        if content_hash in imported or key in there:
             cached += 1
-        if product_id in imported or hostile[row] or key in allowed:
+        if content_hash in imported or hostile[row] or key in allowed:
             continue
         if len(allowed) >= budget:
             over_budget += key not in there
@@ -136,7 +136,7 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
 def _import(
     config: Config, files: Sequence[Path], hashes: dict[str, str], vocab_version: str, connection: cache.Connection
 ) -> tuple[list[Origin], set[str]]:
-    """Put the answers of `files` into the cache. Returns their origins and the products they are for.
+    """Put the answers of `files` into the cache. Returns their origins and the texts, as content hashes, they are for.
 
     `hashes`: product id → content hash.
     """
@@ -154,7 +154,7 @@ def _import(
             else:
                 entries.append((cache.answer_key(now, answer.model, answer.prompt_version, vocab_version), answer))
                 origins[Origin(answer.model, answer.prompt_version)] = None
-                imported.add(found.product_id)
+                imported.add(now)
         new = cache.put(connection, progress.progress(entries, total=len(entries), what=f"import {path.name}"))
         log.info("%s: %d answers for this catalogue (%d new), %d for others", path.name, len(entries), new, foreign)
         if stale:

@@ -96,9 +96,9 @@ def test_imported_answers_are_grounded_preferred_and_imported_once(
     path = tmp_path / "answers.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     config = coats("enrich.max_calls=0", f'enrich.answers=["{path}"]')
-    assert stage.run(config)["cached"] == 2
+    assert stage.run(config)["cached"] == 3
     made = rows(config)
-    assert made["A1"]["model"] == "other"
+    assert made["A1"]["model"] == made["A4"]["model"] == made["A5"]["model"] == "other"
     assert made["A1"]["prompt_version"].startswith("imported-")
     assert made["A1"]["status"] == made["A4"]["status"] == "partial"
     values = {(a["key"], a["value"], a["evidence"]) for a in made["A1"]["re"]}
@@ -122,6 +122,17 @@ def test_imported_answers_are_grounded_preferred_and_imported_once(
     assert "winter walk" in {a["value"] for a in rows(config)["A1"]["re"]}, "a corrected file replaces the earlier one"
 
 
+def test_a_text_with_an_imported_answer_is_not_paid_for(
+    coats: Callable[..., Config], fresh: str, tmp_path: Path
+) -> None:
+    answered = [{"product_id": id, "model": "other", "re": {}} for id in ("A1", "A2", "A5", "A6")]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in answered), encoding="utf-8")
+    facts = stage.run(coats(f'enrich.answers=["{path}"]'))
+    assert (facts["live_calls"], facts["cached"], facts["over_budget"]) == (0, 5, 0), "A4 has the text of A5"
+    assert calls(fresh) == []
+
+
 def test_a_killed_job_repeats_no_call_and_ends_as_an_undisturbed_one(
     coats: Callable[..., Config],
     new_database: Callable[[str], str],
@@ -141,7 +152,6 @@ def test_a_killed_job_repeats_no_call_and_ends_as_an_undisturbed_one(
         os.kill(job.pid, signal.SIGKILL)
         job.wait()
     assert not config.at("enriched").exists()
-    time.sleep(3)  # the workers notice that their driver is gone
     before = calls(url)
     assert len(before) < 4, "killed too late to prove anything"
     subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
