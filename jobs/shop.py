@@ -1,16 +1,19 @@
 #!/usr/bin/env python
-"""Start, stop or look at the demo shop: the Serve graph on this machine, in the background.
+"""Check for, start, stop or look at the demo shop: the Serve graph on this machine, in the background.
 
+    python jobs/shop.py check --recipe demo --port 8000
     python jobs/shop.py start --recipe demo --port 8000
     python jobs/shop.py status --recipe demo
     python jobs/shop.py stop --recipe demo
 
-`start` returns when a real request has been answered. The shop has a Ray of its own and never joins another one.
+`check` says whether `start` would find its port, before hours of work that lead up to it. `start` returns when a real
+request has been answered. The shop has a Ray of its own and never joins another one.
 Every process of the shop carries the store's path in its environment, so that `stop` ends exactly these, however
 `start` or the shop itself ended, and the embedded Postgres of the same store.
 """
 
 import argparse
+import http.client
 import json
 import os
 import socket
@@ -39,6 +42,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 CHECKOUT = Path(__file__).resolve().parent.parent
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
+REQUEST_SECONDS = 20.0
+"""Longest time for one HTTP request: all waits for stages and Postgres together, and some more."""
 REQUEST = {"context": "a weekend of hiking in the mountains", "profile": {"height_cm": 181.0}, "k": 5}
 
 
@@ -78,7 +83,7 @@ class Shop:
         artifact.write_json(
             config,
             {
-                "http_options": {"host": HOST, "port": port},
+                "http_options": {"host": HOST, "port": port, "request_timeout_s": REQUEST_SECONDS},
                 "logging_config": {"enable_access_log": False},
                 "applications": [{"name": "shop", "route_prefix": "/", "import_path": "serve.app:graph"}],
             },
@@ -138,31 +143,60 @@ def _parent(process: psutil.Process) -> int | None:
 def start(config: Config, port: int) -> dict[str, Any]:
     """Start the shop on `port`, wait until it is ready, send one request."""
     shop = Shop(Path(config.store))
-    running = shop.port()
-    if running is not None:
-        raise ConfigError(f"the shop of {shop.store} already runs on port {running}: `make stop` ends it")
-    _check_free(port)
-    with postgres.connect(postgres.url(shop.store)) as connection:
-        bundle.read(shop.store, promote.active(connection))  # what would keep the shop from starting is said here
+    _check_startable(shop, port)
+    _check_servable(shop, config)
     process = shop.launch(port)
     try:
         _await_ready(shop, process, port)
+        answer = _first_answer(shop, port)
     except BaseException:
         shop.end()
         raise
-    answer = _call(port, "/v1/recommend", REQUEST)
     for item in answer["items"]:
         print(f"  {item['score']:8.3f}  {item['title']}  ({', '.join(item['reasons'])})", file=sys.stderr)
     url = f"http://{HOST}:{port}/"
     return {"url": url, "bundle": answer["bundle"], "items": len(answer["items"]), "log": str(shop.log)}
 
 
+def check(config: Config, port: int) -> dict[str, Any]:
+    """Raise ConfigError when `start` could not have `port`, or the shop already runs."""
+    _check_startable(Shop(Path(config.store)), port)
+    return {"port": port, "free": True}
+
+
+def _check_startable(shop: Shop, port: int) -> None:
+    running = shop.port()
+    if running is not None:
+        raise ConfigError(f"the shop of {shop.store} already runs on port {running}: `make stop` ends it")
+    _check_free(port)
+
+
+def _check_servable(shop: Shop, config: Config) -> None:
+    """What would keep the shop from starting, or have it show another recipe's products, is said here."""
+    with postgres.connect(postgres.url(shop.store)) as connection:
+        active = bundle.read(shop.store, promote.active(connection))
+    if active.recipe != config.name:
+        raise ConfigError(
+            f"the active bundle {active.id} of {shop.store} is of recipe {active.recipe!r}, not {config.name!r}: "
+            f"run `python jobs/publish.py --recipe {config.name}` first"
+        )
+
+
+def _first_answer(shop: Shop, port: int) -> Any:
+    try:
+        return _call(port, "/v1/recommend", REQUEST)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _failure(shop, f"was ready and then did not answer a request ({error})") from error
+
+
 def _check_free(port: int) -> None:
+    if not 1 <= port <= 65_535:
+        raise ConfigError(f"port {port} is not within 1 to 65535: choose another with PORT= or --port")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ConfigError(
                 f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port"
             ) from None
@@ -174,10 +208,10 @@ def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:
     print("waiting for the shop to answer", end="", file=sys.stderr, flush=True)
     while time.monotonic() - began < START_SECONDS:
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            raise RecError(f"the shop ended while starting; the end of {shop.log}:\n{_tail(shop.log)}")
+            raise _failure(shop, "ended while starting")
         try:
             _call(port, "/readyz", None)
-        except (OSError, ValueError):  # not listening yet, or 503: a part is still loading
+        except (OSError, ValueError, http.client.HTTPException):  # not listening yet, or 503: a part is still loading
             time.sleep(0.5)
         else:
             print(f" {time.monotonic() - began:.0f} s", file=sys.stderr)
@@ -185,7 +219,7 @@ def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:
         if time.monotonic() - said > 2:
             print(".", end="", file=sys.stderr, flush=True)
             said = time.monotonic()
-    raise RecError(f"the shop was not ready after {START_SECONDS:.0f} s; the end of {shop.log}:\n{_tail(shop.log)}")
+    raise _failure(shop, f"was not ready after {START_SECONDS:.0f} s")
 
 
 def _call(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
@@ -198,8 +232,11 @@ def _call(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
         return json.load(response)
 
 
-def _tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+def _failure(shop: Shop, what: str) -> RecError:
+    """The error that the shop did `what`; the end of its log goes to stderr, as an error is one sentence."""
+    lines = shop.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    print("", *lines[-15:], sep="\n", file=sys.stderr)
+    return RecError(f"the shop {what}: see {shop.log}")
 
 
 def stop(config: Config) -> dict[str, Any]:
@@ -216,6 +253,8 @@ def status(config: Config) -> dict[str, Any]:
 
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Do what the first argument says."""
+    if options.action == "check":
+        return check(config, options.port)
     if options.action == "start":
         return start(config, options.port)
     return stop(config) if options.action == "stop" else status(config)
@@ -223,6 +262,6 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("action", choices=("start", "stop", "status"))
+    arguments.add_argument("action", choices=("check", "start", "stop", "status"))
     arguments.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default: 8000)")
     main(run, arguments)

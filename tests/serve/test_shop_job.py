@@ -1,0 +1,78 @@
+"""jobs/shop.py without a shop: what it refuses, and how it ends one that does not come up."""
+
+import http.client
+import json
+import socket
+import urllib.error
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs import shop as job
+from rec.config import Config
+from rec.errors import ConfigError, RecError
+from tests.bundle import tiny
+from tests.serve.conftest import free_port, shop_job
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """`launch` starts nothing and `end` notes that it was called."""
+    ended: list[int] = []
+
+    def launch(shop: job.Shop, port: int) -> psutil.Process:
+        shop.folder.mkdir(parents=True, exist_ok=True)
+        shop.log.write_text("the last words\n", encoding="utf-8")
+        return psutil.Process()
+
+    monkeypatch.setattr(job.Shop, "launch", launch)
+    monkeypatch.setattr(job.Shop, "end", lambda shop: ended.append(1))
+    return ended
+
+
+def test_check_says_that_the_port_is_free_and_leaves_no_trace(tmp_path: Path) -> None:
+    port = free_port()
+    done = shop_job(tiny.config(tmp_path / "store"), "check", "--port", str(port))
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"port": port, "free": True}), done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65_536])
+def test_what_is_no_port_is_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"port {port} is not within 1 to 65535.*--port"):
+        job.check(tiny.config(tmp_path), port)
+
+
+def test_a_taken_port_is_refused_by_check_and_start_alike(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for verb in (job.check, job.start):
+            with pytest.raises(ConfigError, match=f"port {port} on 127[.]0[.]0[.]1 cannot be had"):
+                verb(tiny.config(tmp_path), port)
+
+
+def test_another_recipe_s_bundle_is_not_served(published: Config, launched: list[int]) -> None:
+    other = tiny.config(Path(published.store), name="other")
+    with pytest.raises(ConfigError, match=r"of recipe 'tiny', not 'other'.*jobs/publish[.]py --recipe other"):
+        job.start(other, free_port())
+    assert launched == []
+
+
+def test_a_shop_that_fails_its_first_request_is_ended(
+    published: Config, launched: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits = iter([ConnectionRefusedError(), http.client.BadStatusLine("half"), None])
+
+    def call(port: int, path: str, body: Any) -> None:
+        error = next(waits) if path == "/readyz" else urllib.error.HTTPError(path, 503, "no", Message(), None)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(job, "_call", call)
+    with pytest.raises(RecError, match=r"did not answer a request .*503.*serve[.]log$"):
+        job.start(published, free_port())
+    assert launched == [1]
+    assert "the last words" in capsys.readouterr().err
