@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 from selectolax.lexbor import LexborHTMLParser
 
@@ -39,6 +40,8 @@ VERSION = 1
 MADE_BY = "python jobs/publish.py"
 PARTS = ("vocabulary", "item_tower", "user_tower", "features", "ranker")
 """Artifacts whose files a bundle carries."""
+CHECKED = ("enriched", "tensors", "vectors", "samples", *PARTS, "evaluation")
+"""Artifacts that must have been made of the ones that are there now, in the order they are made."""
 SUFFIXES = (".safetensors", ".json", ".parquet", ".toml")
 SNIPPET_CHARS = 280
 
@@ -93,7 +96,13 @@ class Bundle:
     def config(self) -> Config:
         """The configuration that made the bundle; its store is the one the bundle lies in."""
         text = (self.path / "config.json").read_text(encoding="utf-8")
-        return Config.model_validate({**json.loads(text), "store": str(self.path.parent.parent)})
+        try:
+            return Config.model_validate({**json.loads(text), "store": str(self.path.parent.parent)})
+        except ValidationError as error:
+            raise ArtifactError(
+                f"this program cannot read the configuration of bundle {self.id} "
+                f"({error.error_count()} options are not as it knows them): run `{MADE_BY} --recipe {self.recipe}`"
+            ) from error
 
     def folder(self, part: str) -> Path:
         """Folder of one of PARTS."""
@@ -138,6 +147,7 @@ def create(config: Config) -> Bundle:
 
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
     """Put all files into `staging`; returns the manifest."""
+    _check_lineage(config)
     inputs = {}
     for part in PARTS:
         inputs[part] = _copy_part(config, part, staging / part)
@@ -168,6 +178,22 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
             for path in files
         },
     }
+
+
+def _check_lineage(config: Config) -> None:
+    """Raise ArtifactError when an artifact was made of another state of its inputs than the one that is there.
+
+    A job that ran alone leaves such a mixture: item vectors of one tower beside a ranker that learnt from another.
+    """
+    found = {name: artifact.peek(config.at(name)) for name in CHECKED}
+    for name, manifest in found.items():
+        for source, content_hash in manifest.inputs.items() if manifest is not None else ():
+            present = found[source] if source in found else artifact.peek(config.at(source))
+            if present is not None and present.content_hash != content_hash:
+                raise ArtifactError(
+                    f"{config.at(name)} was made of another {source} than {config.at(source)} holds: "
+                    f"run `python jobs/pipeline.py --recipe {config.name}` first"
+                )
 
 
 def _copy_part(config: Config, part: str, target: Path) -> str:

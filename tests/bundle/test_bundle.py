@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -131,6 +132,33 @@ def test_a_missing_stage_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ranker.*jobs/pipeline[.]py"):
         bundle.create(recipe)
     assert list((tmp_path / "bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("vectors", "item_tower"), ("samples", "user_tower"), ("ranker", "features"), ("evaluation", "ranker")],
+)
+def test_artifacts_of_different_runs_make_no_bundle(tmp_path: Path, name: str, source: str) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    with artifact.write(recipe.at(name), kind=name, version=1, inputs={source: "of before"}, config={}):
+        pass
+    with pytest.raises(ArtifactError, match=f"{name} was made of another {source} than .*pipeline.py --recipe tiny`"):
+        bundle.create(recipe)
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_inputs_that_are_no_artifacts_of_the_store_are_passed_over(recipe: Config, made: Bundle) -> None:
+    manifest = artifact.peek(recipe.at("ranker"))
+    assert manifest is not None
+    inputs = {"features": artifact.hash_folder(recipe.at("features")), "previous": "a vocabulary that is gone"}
+    artifact.write_json(recipe.at("ranker") / artifact.MANIFEST, {**asdict(manifest), "inputs": inputs})
+    assert bundle.create(recipe).id == made.id
+
+
+def test_a_configuration_of_another_program_is_named(copy: Path, made: Bundle) -> None:
+    (copy / "bundles" / made.id / "config.json").write_text('{"name": "tiny", "wings": 2}', encoding="utf-8")
+    with pytest.raises(ArtifactError, match=f"configuration of bundle {made.id} .*jobs/publish.py --recipe tiny"):
+        _ = bundle.read(copy, made.id).config
 
 
 def test_a_foreign_file_type_is_refused(tmp_path: Path) -> None:
