@@ -26,7 +26,7 @@ class Answer:
     model: str
     prompt_version: str
     state: str
-    """`finished`, `cut` by the token budget, or `refused` by the engine."""
+    """`finished`, or `cut` by the token budget."""
     body: str
     tokens_in: int
     tokens_out: int
@@ -37,7 +37,7 @@ class Outcome:
     """What an answer came to."""
 
     status: str
-    """ok | partial | invalid | refused"""
+    """ok | partial | invalid | refused | quarantined"""
     reason: str | None
     std: list[Attribute]
     re: list[Attribute]
@@ -45,8 +45,6 @@ class Outcome:
 
 def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Report) -> Outcome:
     """The grounded and normalised values of `answer`; what is dropped is counted in `report` and in the reason."""
-    if answer.state == "refused":
-        return Outcome("refused", answer.body[:200], [], [])
     try:
         body = Body.model_validate_json(answer.body)
     except ValidationError as error:

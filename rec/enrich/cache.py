@@ -3,6 +3,9 @@
 An answer is found by the hash of what determines it: the canonical product text, the model, the prompt version
 and the vocabulary version. It is committed before its row is emitted, together with the ledger's entry of
 the call that paid for it, so that a job killed at any moment neither repeats a call nor loses count of one.
+
+An answer that the token budget cut is of use only while the budget is not raised: then it counts as absent, and
+the next one takes its place. Calls that failed leave nothing here.
 """
 
 import hashlib
@@ -43,6 +46,13 @@ CREATE TABLE IF NOT EXISTS llm_calls (
 )
 """
 
+_THERE = "key = ANY(%s) AND (state = 'finished' OR (state = 'cut' AND tokens_out >= %s))"
+_REPLACE = """
+ON CONFLICT (key) DO UPDATE SET
+    state = excluded.state, body = excluded.body, tokens_in = excluded.tokens_in, tokens_out = excluded.tokens_out,
+    created_at = excluded.created_at
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -68,26 +78,27 @@ def prepare(connection: Connection) -> None:
             connection.execute(statement.encode())
 
 
-def known(connection: Connection, keys: Sequence[str]) -> set[str]:
-    """Which of `keys` have an answer."""
+def known(connection: Connection, keys: Sequence[str], max_tokens: int) -> set[str]:
+    """Which of `keys` have an answer that a budget of `max_tokens` would not have made longer."""
     found: set[str] = set()
     for start in range(0, len(keys), _BATCH):
         batch = list(keys[start : start + _BATCH])
-        found.update(row[0] for row in connection.execute("SELECT key FROM llm_answers WHERE key = ANY(%s)", (batch,)))
+        rows = connection.execute(f"SELECT key FROM llm_answers WHERE {_THERE}", (batch, max_tokens))
+        found.update(row[0] for row in rows)
     return found
 
 
-def fetch(connection: Connection, keys: Sequence[str]) -> dict[str, Answer]:
-    """The answers of `keys` that are there."""
+def fetch(connection: Connection, keys: Sequence[str], max_tokens: int) -> dict[str, Answer]:
+    """The answers of the `keys` that are known."""
     rows = connection.execute(
-        "SELECT key, model, prompt_version, state, body, tokens_in, tokens_out FROM llm_answers WHERE key = ANY(%s)",
-        (list(keys),),
+        f"SELECT key, model, prompt_version, state, body, tokens_in, tokens_out FROM llm_answers WHERE {_THERE}",
+        (list(keys), max_tokens),
     )
     return {row[0]: Answer(*row[1:]) for row in rows}
 
 
 def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
-    """Add answers in bulk; one that is there already stays. Returns how many were new."""
+    """Add answers, one a key, in bulk; one that is there already stays, unless it is cut. Returns how many came."""
     with connection.transaction():
         connection.execute("CREATE TEMPORARY TABLE incoming (LIKE llm_answers INCLUDING DEFAULTS) ON COMMIT DROP")
         with connection.cursor().copy(
@@ -95,7 +106,9 @@ def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
         ) as copy:
             for key, a in entries:
                 copy.write_row((key, a.model, a.prompt_version, a.state, a.body, a.tokens_in, a.tokens_out))
-        added = connection.execute("INSERT INTO llm_answers SELECT * FROM incoming ON CONFLICT (key) DO NOTHING")
+        added = connection.execute(
+            f"INSERT INTO llm_answers SELECT * FROM incoming {_REPLACE} WHERE llm_answers.state <> 'finished'"
+        )
     return added.rowcount
 
 
@@ -110,11 +123,11 @@ def alone(connection: Connection, key: str) -> Iterator[None]:
 
 
 def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: float) -> None:
-    """Commit one live answer and its ledger entry together."""
+    """Commit one live answer, in place of one that was cut, and its ledger entry together."""
     with connection.transaction():
         connection.execute(
             "INSERT INTO llm_answers (key, model, prompt_version, state, body, tokens_in, tokens_out) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (key) DO NOTHING",
+            f"VALUES (%s, %s, %s, %s, %s, %s, %s) {_REPLACE}",
             (key, answer.model, answer.prompt_version, answer.state, answer.body, answer.tokens_in, answer.tokens_out),
         )
         connection.execute(

@@ -6,8 +6,9 @@ JSONL, one object a line, keyed by product id:
 
 An answer that also carries `prompt_version`, `vocab_version` and `content_hash` (as `jobs/enrich.py --export` writes)
 is one that this project's own prompt got: it is imported only while those three still fit the product, and
-then counts as if asked. Any other answer belongs to the product whatever its text; its values are grounded
-in the text all the same when they are used.
+then counts as if asked. Any other answer belongs to the text that its product has now, whatever it was given for;
+its values are grounded in that text when they are used. Products of the same text share an answer: of two in one
+file the first counts.
 
 The parquet of LLM tokens on H&M descriptions (columns `detail_desc`, CAT, MAT, DET, FIT, FNC, SPC, COL, CTX) is
 joined on the description; its origin is `dotblossom`. The column LOC (front, back, cuffs) says where on a
@@ -68,7 +69,7 @@ class Imported:
     answer: Answer
     content_hash: str | None
     vocab_version: str | None
-    """None: the answer is independent of text and vocabulary."""
+    """None: the answer was given for no text or vocabulary in particular."""
 
 
 def locate(name: str, folder: str) -> Path:

@@ -29,8 +29,9 @@ import ray
 
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
-from rec.config import Config
+from rec.config import Config, Enrich
 from rec.enrich import cache, imports, llamacpp
+from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.prompt import PROMPT_VERSION
 from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
@@ -74,7 +75,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
-    if done is not None:
+    if done is not None and "refused" not in done.facts["status"]:  # calls that failed are made again
         return {"enriched": str(target), "skipped": True, **_short(done.facts)}
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
@@ -82,11 +83,12 @@ def run(config: Config) -> dict[str, Any]:
     with postgres.connect(database_url, autocommit=True) as connection:
         cache.prepare(connection)
         plan = _plan(config, files, vocabulary.version, connection)
-        _ask(config, plan, database_url, run_id)
+        failures = _ask(config, plan, database_url, run_id)
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
-    batches = _finished_batches(config, plan.origins, database_url, report, statuses, tokens, products.facts["rows"])
+    finish = (config.enrich, database_url, plan.origins, failures)
+    batches = _finished_batches(config, finish, report, statuses, tokens, products.facts["rows"])
     manifest = dataset.write(
         target, ENRICHED, _then(batches, facts, report, statuses, tokens), inputs=inputs, config=branch, facts=facts
     )
@@ -95,6 +97,7 @@ def run(config: Config) -> dict[str, Any]:
         **_short(manifest.facts),
         "cached": plan.cached,
         "live_calls": spent.calls,
+        "failed_calls": len(failures),
         "live_tokens_in": spent.tokens_in,
         "live_tokens_out": spent.tokens_out,
         "over_budget": plan.over_budget,
@@ -114,7 +117,7 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
     origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), vocab_version, connection)
     own = Origin(config.enrich.model, PROMPT_VERSION)
     keys = [cache.answer_key(h, own.model, own.prompt_version, vocab_version) for h in hashes]
-    there = cache.known(connection, sorted(set(keys)))
+    there = cache.known(connection, sorted(set(keys)), config.enrich.max_output_tokens)
     budget = len(ids) if config.enrich.max_calls is None else config.enrich.max_calls
     cached = over_budget = 0
     allowed: set[str] = set()
@@ -143,8 +146,8 @@ def _import(
     origins: dict[Origin, None] = {}
     imported: set[str] = set()
     for path in files:
-        entries = []
-        stale = foreign = 0
+        entries: dict[str, Answer] = {}
+        stale = foreign = repeated = 0
         for found in imports.read(path, _descriptions(config)):
             answer, now = found.answer, hashes.get(found.product_id)
             if now is None:
@@ -152,11 +155,15 @@ def _import(
             elif found.content_hash not in (None, now) or found.vocab_version not in (None, vocab_version):
                 stale += 1
             else:
-                entries.append((cache.answer_key(now, answer.model, answer.prompt_version, vocab_version), answer))
+                key = cache.answer_key(now, answer.model, answer.prompt_version, vocab_version)
+                repeated += entries.setdefault(key, answer).body != answer.body
                 origins[Origin(answer.model, answer.prompt_version)] = None
                 imported.add(now)
-        new = cache.put(connection, progress.progress(entries, total=len(entries), what=f"import {path.name}"))
-        log.info("%s: %d answers for this catalogue (%d new), %d for others", path.name, len(entries), new, foreign)
+        rows = progress.progress(entries.items(), total=len(entries), what=f"import {path.name}")
+        new = cache.put(connection, rows)
+        log.info("%s: answers to %d texts (%d new), %d for other products", path.name, len(entries), new, foreign)
+        if repeated:
+            log.warning("%s: %d answers are left out: an earlier one to the same text differs", path.name, repeated)
         if stale:
             log.warning("%s: %d answers are left out: their text or vocabulary has changed", path.name, stale)
     return list(origins), imported
@@ -199,10 +206,10 @@ def _descriptions(config: Config) -> dict[str, str]:
     return {product_id: text for product_id, text in pairs if text}
 
 
-def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> None:
-    """Ask the model for the plan's products; returns when every answer is in the cache."""
+def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> dict[str, str]:
+    """Ask the model for the plan's products. Returns when every answer is in the cache: the failures, by answer key."""
     if not plan.ask:
-        return
+        return {}
     llamacpp.require(config.enrich.model)  # here, where the error is one sentence and not a dead actor
     table = pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
     rows = max(1, min(4, table.num_rows // (4 * config.enrich.num_actors)))
@@ -217,27 +224,35 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> None:
         compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
         fn_constructor_args=(config.enrich, database_url, run_id),
     )
+    failures: dict[str, str] = {}
     with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
         for batch in _tables(asked):
+            failed = batch.filter(batch["failure"].is_valid())
+            failures |= dict(zip(failed["key"].to_pylist(), failed["failure"].to_pylist(), strict=True))
             bar.update(batch.num_rows)
+    if failures:
+        log.warning("%d calls failed, one of them: %s; the next run asks again", len(failures), min(failures.values()))
+    return failures
 
 
 def _finished_batches(
     config: Config,
-    origins: list[Origin],
-    database_url: str,
+    finish: tuple[Enrich, str, list[Origin], dict[str, str]],
     report: Report,
     statuses: Counter[str],
     tokens: Counter[str],
     total: int,
 ) -> Iterator[pa.Table]:
-    """Enriched rows in product order; counts go to `report`, `statuses` and `tokens` on the way."""
+    """Enriched rows in product order, made by actors Finish(*finish).
+
+    Counts go to `report`, `statuses` and `tokens` on the way.
+    """
     finished = _dataset(config).map_batches(
         Finish,
         batch_format="pyarrow",
         batch_size=BATCH_ROWS,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=FINISH_ACTORS),
-        fn_constructor_args=(config.enrich, database_url, origins),
+        fn_constructor_args=finish,
     )
     with progress.bar(total=total, what="enrich") as bar:
         for batch in _tables(finished):
@@ -270,7 +285,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     keys = [cache.answer_key(h, config.enrich.model, PROMPT_VERSION, version) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)
-        found = cache.fetch(connection, keys)
+        found = cache.fetch(connection, keys, config.enrich.max_output_tokens)
     written = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

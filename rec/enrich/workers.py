@@ -21,6 +21,8 @@ from rec.vocab.std import StdVocabulary
 COLUMNS = ["product_id", "title", "description", "html", "attributes"]
 """Columns of `products` that enrichment reads."""
 
+ASKED = pa.schema([("key", pa.string()), ("failure", pa.string())])
+
 NOT_ASKED = Outcome("partial", "no model was asked", [], [])
 
 
@@ -45,7 +47,10 @@ def scan(batch: pa.Table, max_chars: int) -> pa.Table:
 
 
 class Ask:
-    """An actor with the engine: asks about each product that has no answer yet and commits the answer."""
+    """An actor with the engine: asks about each product that has no answer yet and commits the answer.
+
+    A call that fails is no answer: it goes on as a row of its key and the reason, and the next run asks again.
+    """
 
     def __init__(self, enrich: Enrich, database_url: str, run_id: str) -> None:
         self._enrich = enrich
@@ -55,26 +60,29 @@ class Ask:
         self._engine = LlamaCpp(enrich.model, enrich.threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        for row in batch.to_pylist():
-            text = canonical(row, self._enrich.max_text_chars)
-            key = cache.answer_key(text.content_hash, self._enrich.model, PROMPT_VERSION, self._vocabulary.version)
-            # The worker of a killed run outlives its driver by seconds and may be asking the same.
-            with cache.alone(self._connection, key):
-                if not cache.known(self._connection, [key]):
-                    started = time.monotonic()
+        """`key` and `failure` of each product; null where there is an answer now."""
+        return pa.Table.from_pylist([self._ask(row) for row in batch.to_pylist()], schema=ASKED)
+
+    def _ask(self, row: dict[str, Any]) -> dict[str, str | None]:
+        text = canonical(row, self._enrich.max_text_chars)
+        key = cache.answer_key(text.content_hash, self._enrich.model, PROMPT_VERSION, self._vocabulary.version)
+        # The worker of a killed run outlives its driver by seconds and may be asking the same.
+        with cache.alone(self._connection, key):
+            if not cache.known(self._connection, [key], self._enrich.max_output_tokens):
+                started = time.monotonic()
+                try:
                     answer = self._answer(row, text)
-                    cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
-        return batch.select(["product_id"])
+                except EngineError as error:
+                    return {"key": key, "failure": str(error)[:200]}
+                cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
+        return {"key": key, "failure": None}
 
     def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
         shop, _ = from_shop(given(row), self._vocabulary, Report())
         rules, _ = from_rules(text, self._vocabulary)
         std_keys = open_keys(self._vocabulary, {a.key for a in (*shop, *rules)})
         form = schema(text, self._vocabulary, std_keys, {a.evidence.casefold() for a in rules if a.evidence})
-        try:
-            raw = self._engine.complete(prompt(text, std_keys), form, self._enrich.max_output_tokens)
-        except EngineError as error:
-            return Answer(self._enrich.model, PROMPT_VERSION, "refused", str(error), 0, 0)
+        raw = self._engine.complete(prompt(text, std_keys), form, self._enrich.max_output_tokens)
         state = "finished" if raw.finished else "cut"
         return Answer(self._enrich.model, PROMPT_VERSION, state, body(raw.text), raw.tokens_in, raw.tokens_out)
 
@@ -82,8 +90,10 @@ class Ask:
 class Finish:
     """Builds the rows of `enriched` from the product, the rules and the cached answer, if any."""
 
-    def __init__(self, enrich: Enrich, database_url: str, origins: list[Origin]) -> None:
+    def __init__(self, enrich: Enrich, database_url: str, origins: list[Origin], failures: dict[str, str]) -> None:
+        """`failures`: key of an answer → why the call for it failed in this run."""
         self._enrich = enrich
+        self._failures = failures
         self._origins = origins
         self._vocabulary = StdVocabulary.load(None)
         self._connection = postgres.connect(database_url, autocommit=True)
@@ -97,19 +107,26 @@ class Finish:
             [cache.answer_key(text.content_hash, o.model, o.prompt_version, version) for o in self._origins]
             for text in texts
         ]
-        found = cache.fetch(self._connection, [key for some in keys for key in some])
+        every = [key for some in keys for key in some]
+        found = cache.fetch(self._connection, every, self._enrich.max_output_tokens)
         report = Report()
         made = []
         for row, text, wanted in zip(rows, texts, keys, strict=True):
             answer = next((found[key] for key in wanted if key in found), None)
-            made.append(enriched_row(row, text, answer, self._vocabulary, report))
+            failure = next((self._failures[key] for key in wanted if key in self._failures), None)
+            made.append(enriched_row(row, text, answer, failure, self._vocabulary, report))
         table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
         notes = [report.to_json(), *[None] * (len(made) - 1)]
         return table.append_column("report", pa.array(notes, pa.string()))
 
 
 def enriched_row(
-    row: dict[str, Any], text: Canonical, answer: Answer | None, vocabulary: StdVocabulary, report: Report
+    row: dict[str, Any],
+    text: Canonical,
+    answer: Answer | None,
+    failure: str | None,
+    vocabulary: StdVocabulary,
+    report: Report,
 ) -> dict[str, Any]:
     """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it."""
     shop_std, shop_re = from_shop(given(row), vocabulary, report)
@@ -119,7 +136,8 @@ def enriched_row(
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
     else:
         rule_std, rule_re = from_rules(text, vocabulary)
-        outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
+        unanswered = NOT_ASKED if failure is None else Outcome("refused", failure, [], [])
+        outcome = unanswered if answer is None else answers.read(answer, text, vocabulary, report)
     return {
         "product_id": row["product_id"],
         "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),

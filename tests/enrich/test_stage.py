@@ -133,6 +133,51 @@ def test_a_text_with_an_imported_answer_is_not_paid_for(
     assert calls(fresh) == []
 
 
+def test_products_of_one_text_share_the_first_answer_to_it(
+    coats: Callable[..., Config], fresh: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {"A4": ["pearl buttons"], "A5": ["Crisp cotton shirt"]}
+    path = tmp_path / "answers.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"product_id": id, "model": "other", "re": {"detail": re}}) for id, re in said.items()),
+        encoding="utf-8",
+    )
+    stage.run(coats("enrich.max_calls=0", f'enrich.answers=["{path}"]'))
+    made = rows(coats())
+    assert made["A4"]["re"] == made["A5"]["re"]
+    assert "1 answers are left out: an earlier one to the same text differs" in caplog.text
+
+
+def test_a_cut_answer_is_asked_again_when_the_budget_is_raised(coats: Callable[..., Config], fresh: str) -> None:
+    cut = stage.run(coats("enrich.max_calls=1", "enrich.max_output_tokens=16"))
+    assert (cut["live_calls"], cut["status"]["invalid"]) == (1, 1)
+    again = stage.run(coats("enrich.max_calls=1", "enrich.max_output_tokens=16", "enrich.max_text_chars=1199"))
+    assert (again["live_calls"], again["cached"]) == (0, 1), "the same budget gives the same answer"
+    raised = stage.run(coats("enrich.max_calls=1"))
+    assert (raised["live_calls"], raised["cached"]) == (1, 0)
+    assert "invalid" not in raised["status"]
+    assert rows(coats())["A1"]["tokens_out"] > 16
+    assert len(calls(fresh)) == 2
+    lowered = stage.run(coats("enrich.max_calls=1", "enrich.max_output_tokens=16", "enrich.max_text_chars=1198"))
+    assert (lowered["live_calls"], lowered["cached"]) == (0, 1), "a whole answer stays whole"
+
+
+def test_a_failed_call_is_counted_and_made_again(coats: Callable[..., Config], fresh: str) -> None:
+    config = coats("enrich.max_text_chars=100000")
+    endless = {**COATS[0], "product_id": "B1", "description": "warm wool " * 2_000}
+    write_products(config, [endless])
+    for _ in range(2):
+        facts = stage.run(config)
+        assert (facts["live_calls"], facts["failed_calls"], facts["cached"]) == (0, 1, 0)
+        assert facts["status"] == {"refused": 1}
+        made = rows(config)["B1"]
+        assert made["model"] is None
+        assert "refused a prompt of" in made["reason"]
+        assert sorted(a["value"] for a in made["std"] if a["source"] == "given") == ["red", "women"]
+    with psycopg.connect(fresh) as connection:
+        assert connection.execute("SELECT count(*) FROM llm_answers").fetchone() == (0,)
+
+
 def test_a_killed_job_repeats_no_call_and_ends_as_an_undisturbed_one(
     coats: Callable[..., Config],
     new_database: Callable[[str], str],
