@@ -24,6 +24,7 @@ setup: .venv/complete
 	@touch $@
 
 demo: setup
+	@$(BIN)/python jobs/shop.py check --recipe $(RECIPE) --port $(PORT)
 	$(BIN)/python jobs/pipeline.py --recipe $(RECIPE)
 	$(BIN)/python jobs/shop.py start --recipe $(RECIPE) --port $(PORT)
 	@echo "The shop is at http://127.0.0.1:$(PORT)/ ; make stop ends it."
