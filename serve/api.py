@@ -19,6 +19,8 @@ RANGES = {"height_cm": (50.0, 260.0), "weight_kg": (20.0, 400.0), "birth_year": 
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Price = Annotated[Number, Field(ge=0, le=1e9)]
+"""Well within float32, which prices are stored as."""
 
 
 class Body(BaseModel):
@@ -33,7 +35,7 @@ class Event(Body):
     product_id: Id
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
     at: AwareDatetime | None = None
-    """When it happened; leave out for "recently"."""
+    """When it happened; leave out for "recently", after all that is stored of the user."""
 
 
 class FilterBody(Body):
@@ -41,8 +43,8 @@ class FilterBody(Body):
 
     category: list[Id] = Field(default=[], max_length=20)
     """Any of these categories."""
-    price_min: Annotated[Number, Field(ge=0)] | None = None
-    price_max: Annotated[Number, Field(ge=0)] | None = None
+    price_min: Price | None = None
+    price_max: Price | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "FilterBody":

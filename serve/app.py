@@ -147,6 +147,8 @@ class Recommender:
                     self._front = front
             except (RecError, Unavailable) as error:
                 log.warning("staying with bundle %s: %s", self._front.bundle.id, error)
+            except Exception:  # whatever it is, the next round may go well; a task that ended would never say so
+                log.exception("staying with bundle %s", self._front.bundle.id)
 
     @app.post("/v1/recommend", response_model=api.Recommendations)
     async def recommend(self, body: api.RecommendBody) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class Recommender:
             "milliseconds": watch.milliseconds(),
         }
 
-    @app.get("/v1/products/{product_id}/similar", response_model=api.Neighbours)
+    @app.get("/v1/products/{product_id:path}/similar", response_model=api.Neighbours)
     async def similar(self, product_id: str, k: Annotated[int, Query(ge=1, le=MAX_K)] = 10) -> dict[str, Any]:
         """The nearest available products."""
         front = self._front

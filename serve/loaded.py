@@ -33,27 +33,40 @@ def active(pool: Connections) -> str:
 
 
 class Loaded(Generic[T]):
-    """What `build` makes of a bundle, by bundle id. An id that the store does not have is refused."""
+    """What `build` makes of a bundle, by bundle id; beyond KEPT the one last used longest ago goes.
+
+    An id that the store does not have is refused.
+    """
 
     def __init__(self, store: str, build: Callable[[Bundle], T]) -> None:
         self._store = store
         self._build = build
         self._parts: OrderedDict[str, T] = OrderedDict()
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()  # held for as long as a bundle loads
+        self._order = threading.Lock()  # held for a moment only: an answer never waits for the next bundle
 
     def get(self, name: str) -> T:
         """The part of bundle `name`, loaded and verified if need be. Raises ArtifactError when it cannot be."""
-        found = self._parts.get(name)
+        found = self._use(name)
         if found is None:
-            with self._lock:
-                found = self._parts.get(name)
+            with self._loading:
+                found = self._use(name)
                 if found is None:
                     opened = bundle.read(self._store, name)
                     bundle.verify(opened)
-                    found = self._parts[name] = self._build(opened)
-                    while len(self._parts) > KEPT:
-                        self._parts.popitem(last=False)
+                    found = self._build(opened)
+                    with self._order:
+                        self._parts[name] = found
+                        while len(self._parts) > KEPT:
+                            self._parts.popitem(last=False)
         return found
+
+    def _use(self, name: str) -> T | None:
+        """The part of bundle `name`, now the last used one; None when it is not loaded."""
+        with self._order:
+            if name in self._parts:
+                self._parts.move_to_end(name)
+            return self._parts.get(name)
 
 
 def store_folder() -> str:

@@ -94,6 +94,8 @@ def test_the_served_answer_is_the_chain_s(shop: Shop, chain: Chain, body: dict[s
         ({"profile": {"shoe": 43}}, ["body", "profile", "shoe"]),
         ({"filters": {"category": ["spaceship"]}}, ["body", "filters", "category"]),
         ({"filters": {"price_min": 9, "price_max": 3}}, ["body", "filters"]),
+        ({"filters": {"price_min": 1e300}}, ["body", "filters", "price_min"]),
+        ({"filters": {"price_max": 1e300}}, ["body", "filters", "price_max"]),
         ({"filters": {"colour": "red"}}, ["body", "filters", "colour"]),
         ([], ["body"]),
     ],
@@ -115,7 +117,8 @@ def test_unknown_products_are_404_and_listed(shop: Shop) -> None:
     answer = shop.client.post("/v1/recommend", json={"history": ["P0001", "x", "y"]})
     assert (answer.status_code, answer.json()["products"]) == (404, ["x", "y"])
     answer = shop.client.get("/v1/products/x%2Fy/similar")
-    assert answer.status_code == 404
+    assert (answer.status_code, answer.json()["error"]) == (404, "unknown_products")
+    assert answer.json()["products"] == ["x/y"]
 
 
 def stream(size: int) -> Iterator[bytes]:

@@ -1,0 +1,70 @@
+"""What a replica keeps of bundles, and how the ingress follows the active one."""
+
+import asyncio
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rec import bundle
+from rec.bundle import Bundle
+from serve import app
+from serve.loaded import KEPT, Loaded
+from tests.bundle import tiny
+
+
+def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None:
+    first, second, third = (bundle.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in (1, 2, 3))
+    built: list[str] = []
+
+    def build(opened: Bundle) -> str:
+        built.append(opened.id)
+        return opened.id
+
+    parts = Loaded(str(tmp_path), build)
+    for name in (first, second, first, third, first):
+        assert parts.get(name) == name
+    assert (KEPT, built) == (2, [first, second, third])
+    parts.get(second)
+    assert built[3:] == [second], "the one that was not used gave way"
+
+
+def test_following_goes_on_after_what_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    following = app.Recommender.func_or_class._follow  # type: ignore[attr-defined]  # with globals of its own
+    looks = iter([KeyError("unforeseen"), "new"])
+
+    def active(_: object) -> Any:
+        found = next(looks, "new")
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def answer(*_: object, **__: object) -> None:
+        return None
+
+    def front(name: str) -> SimpleNamespace:
+        return SimpleNamespace(bundle=SimpleNamespace(id=name))
+
+    async def follow() -> str:
+        replica: Any = SimpleNamespace(
+            _connections=None, _front=front("old"), _fronts=SimpleNamespace(get=front), _answer=answer
+        )
+        task = asyncio.create_task(following(replica))
+        for _ in range(500):
+            if replica._front.bundle.id == "new" or task.done():
+                break
+            await asyncio.sleep(0.01)
+        task.cancel()
+        return str(replica._front.bundle.id)
+
+    monkeypatch.setitem(following.__globals__, "FOLLOW_S", 0.001)
+    monkeypatch.setitem(following.__globals__, "active", active)
+    monkeypatch.setattr(app.log, "propagate", True)
+    with caplog.at_level(logging.ERROR, logger="ray.serve"):
+        assert asyncio.run(follow()) == "new"
+    assert "staying with bundle old" in caplog.text
+    assert "unforeseen" in caplog.text
