@@ -24,7 +24,8 @@ STORED_EVENTS = 1_000
 """Last events of a known user that are read: the history and what was seen."""
 
 UNDATED_STEP = timedelta(days=1)
-"""Products of an inline history without times count as chosen a day apart, the last one a day ago."""
+"""Products of an inline history without times count as chosen a day apart, the last one a day ago; closer together
+where they would not all come after the last stored event."""
 
 STALE = timedelta(days=60)
 """Data that ended longer ago than this is served as of the day after it ended: ages of years would be all that the
@@ -65,8 +66,11 @@ class Resolver:
         if missing:
             raise UnknownProducts(missing)
         past = [event for event in known.events if self._shelf.known(event.product_id)]
+        count = len(request.history)
+        latest = max((event.at for event in past), default=at - UNDATED_STEP * (count + 1))
+        step = min(UNDATED_STEP, max(at - latest, timedelta(0)) / (count + 1))
         past += [
-            PastEvent(choice.product_id, choice.event, choice.at or at - UNDATED_STEP * (len(request.history) - place))
+            PastEvent(choice.product_id, choice.event, choice.at or max(at, latest) - step * (count - place))
             for place, choice in enumerate(request.history)
         ]
         past.sort(key=lambda event: event.at)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rec.index.catalogue import Known, PastEvent
 from rec.index.search import Filters
-from rec.recommend.chain import STALE, Chain, UnknownProducts, moment
+from rec.recommend.chain import STALE, Chain, Resolver, UnknownProducts, moment
 from rec.recommend.request import Choice, Request
+from rec.recommend.shelf import Shelf
 from rec.recommend.why import matched
 from tests.bundle import tiny
 
@@ -119,6 +121,17 @@ def test_a_known_user_is_their_stored_history_and_profile(chain: Chain) -> None:
     inline = chain.recommend(Request(history=told, profile={"height_cm": 163.0, "birth_year": 1983.0}))
     assert ids(stored) == ids(inline)
     assert [i["score"] for i in stored.items] == pytest.approx([i["score"] for i in inline.items], abs=1e-5)
+
+
+@pytest.mark.parametrize("ago", [timedelta(-1), timedelta(0), timedelta(minutes=5), timedelta(days=3)])
+def test_what_is_told_without_times_comes_after_what_is_stored(chain: Chain, ago: timedelta) -> None:
+    at = tiny.START
+    stored = [PastEvent(tiny.product_id(item), "purchase", at - ago - timedelta(days=2 - item)) for item in range(3)]
+    told = Request(history=tuple(Choice(tiny.product_id(item)) for item in (7, 5, 8, 6)))
+    state, _ = Resolver(chain.bundle, Shelf(chain.bundle)).resolve(told, Known(stored, {}), at)
+    assert state.items.tolist() == [0, 1, 2, 7, 5, 8, 6]
+    assert (np.diff(state.ages_s) <= 0).all()
+    assert state.ages_s.min() >= 0
 
 
 def test_an_inline_profile_wins_over_the_stored_one(chain: Chain) -> None:
