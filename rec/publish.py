@@ -32,6 +32,6 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
 
 def rollback(config: Config) -> dict[str, Any]:
     """Make the bundle active again that was active before the active one; its folder must still be there."""
-    url = postgres.url(config.store)
+    url = postgres.url(config.store, create=False)
     bundle.verify(bundle.read(config.store, promote.previous(url)))
     return {"bundle": promote.rollback(url)}

@@ -20,8 +20,8 @@ KEPT = 2
 
 def connections(store: str, *, size: int) -> Connections:
     """Connections to the store's database, with the search settings of the active bundle."""
-    url = postgres.url(store)
-    with postgres.connect(url) as connection:
+    url = postgres.url(store, create=False)
+    with postgres.session(url) as connection:
         index: Index = bundle.read(store, promote.active(connection)).config.index
     return Connections(url, index, size=size)
 

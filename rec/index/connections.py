@@ -15,6 +15,16 @@ from rec.errors import DatabaseError
 
 WAIT_S = 5.0
 """Longest wait for a free connection."""
+STATEMENT_MS = 8_000
+"""Longest time for one statement: nobody waits for the answer any longer, and others wait for the connection."""
+ROUTE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""How soon a server that is gone without a word is noticed: seconds, the last one milliseconds."""
 
 
 class Connections:
@@ -29,7 +39,7 @@ class Connections:
             max_size=size,
             configure=self._prepare,
             check=ConnectionPool.check_connection,
-            kwargs={"connect_timeout": 10},
+            kwargs=ROUTE,
             timeout=WAIT_S,
             open=True,
         )
@@ -55,6 +65,7 @@ class Connections:
         wanted = {
             "hnsw.ef_search": str(self._index.ef_search),
             "hnsw.iterative_scan": "relaxed_order",
+            "statement_timeout": str(STATEMENT_MS),
             "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
         }
         for name, value in wanted.items():

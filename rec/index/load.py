@@ -35,7 +35,7 @@ def load(database_url: str, bundle: Bundle, index: Index, data: Path) -> dict[st
 
     A bundle that is already there, and datasets that have not changed, are left as they are.
     """
-    with postgres.connect(database_url) as connection:
+    with postgres.session(database_url) as connection:
         with connection.transaction():
             tables.create(connection)
             changed = [

@@ -28,7 +28,7 @@ def check_floor(bundle: Bundle, *, force: bool) -> None:
 def promote(database_url: str, bundle: Bundle, *, force: bool) -> str | None:
     """Make `bundle` the active one; returns the id of the one it replaces. Promoting the active bundle does nothing."""
     check_floor(bundle, force=force)
-    with postgres.connect(database_url) as connection, connection.transaction():
+    with postgres.session(database_url) as connection, connection.transaction():
         tables.create(connection)
         before = _active(connection)
         if before == bundle.id:
@@ -46,7 +46,7 @@ def promote(database_url: str, bundle: Bundle, *, force: bool) -> str | None:
 
 def rollback(database_url: str) -> str:
     """Make the bundle that was active before the active one active again; returns its id."""
-    with postgres.connect(database_url) as connection, connection.transaction():
+    with postgres.session(database_url) as connection, connection.transaction():
         tables.create(connection)
         current, earlier = _standing(connection)
         connection.execute("UPDATE promotions SET retracted_at = now() WHERE number = %s", (current,))
@@ -56,7 +56,7 @@ def rollback(database_url: str) -> str:
 
 def previous(database_url: str) -> str:
     """Id of the bundle that `rollback` would make active. Raises DatabaseError when there is none."""
-    with postgres.connect(database_url) as connection, connection.transaction():
+    with postgres.session(database_url) as connection, connection.transaction():
         tables.create(connection)
         return _standing(connection)[1]
 

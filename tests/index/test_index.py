@@ -230,6 +230,32 @@ def test_words_are_found_as_they_are(connections: Connections, query: str, found
     assert bool(Catalogue(connections, "tiny").find(query, 5)) == found
 
 
+def test_a_statement_that_nobody_waits_for_is_ended(
+    made: Bundle, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.index.connections.STATEMENT_MS", 200)
+    opened = Connections(database_url, made.config.index, size=1)
+    with pytest.raises(DatabaseError, match="QueryCanceled"), opened.use() as connection:
+        connection.execute("SELECT pg_sleep(20)")
+    with opened.use() as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    opened.close()
+
+
+def test_what_postgres_refuses_is_one_sentence(made: Bundle, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN")
+    url = database_url.replace("postgres:@", "reader:@")
+    assert url != database_url
+    for work in (
+        lambda: load.load(url, made, made.config.index, made.config.root),
+        lambda: promote.promote(url, made, force=False),
+        lambda: promote.rollback(url),
+    ):
+        with pytest.raises(DatabaseError, match=r"Postgres refused \(InsufficientPrivilege: permission denied.*tables"):
+            work()
+
+
 LOADER = """
 import sys
 from pathlib import Path

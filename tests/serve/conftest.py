@@ -75,13 +75,20 @@ def published(new_store: Callable[[], Path]) -> Config:
 
 
 @pytest.fixture(scope="session")
-def chain(published: Config) -> Iterator[Chain]:
+def connections(published: Config) -> Iterator[Connections]:
+    """Connections of this process to the recipe's database."""
+    (name,) = bundle.names(published.store)
+    index = bundle.read(published.store, name).config.index
+    opened = Connections(postgres.url(published.store), index, size=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def chain(published: Config, connections: Connections) -> Chain:
     """The whole chain in this process."""
     (name,) = bundle.names(published.store)
-    opened = bundle.read(published.store, name)
-    connections = Connections(postgres.url(published.store), opened.config.index, size=2)
-    yield Chain(opened, connections)
-    connections.close()
+    return Chain(bundle.read(published.store, name), connections)
 
 
 @pytest.fixture(scope="session")

