@@ -55,7 +55,8 @@ class Shop:
 
 def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run jobs/shop.py."""
-    command = [sys.executable, "jobs/shop.py", *arguments, "--set", f"store={recipe.store}"]
+    options = ["--set", f"store={recipe.store}", "--set", f"name={recipe.name}"]
+    command = [sys.executable, "jobs/shop.py", *arguments, *options]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
