@@ -117,7 +117,7 @@ ENRICHED = Contract(
 
 TENSORS = Contract(
     "tensors",
-    1,
+    2,
     pa.schema(
         [
             _required("product_id", pa.string()),

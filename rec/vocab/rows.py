@@ -1,15 +1,12 @@
 """From attributes and titles of products to ids: what an actor of tensorization does with one row group."""
 
-import hashlib
-import json
-
 import pyarrow as pa
 
 from rec.config import Text
 from rec.models import text_encoder
 from rec.schema import INTS
 from rec.vocab.counting import Files, Pair, pairs_of
-from rec.vocab.re import ReVocabulary, split_words
+from rec.vocab.re import ReVocabulary
 from rec.vocab.std import UNKNOWN, StdVocabulary
 
 Ids = list[tuple[int, int]]
@@ -28,19 +25,16 @@ class Tensorize:
         self._encoder = text_encoder.load(text)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows of TENSORS without `group`, but with `group_key` binary and `re_cut` int32 (RE tokens left out)."""
+        """Rows of TENSORS without `group`, but with `re_cut` int32 (RE tokens left out)."""
         return pa.concat_tables([self._rows(group) for group in batch.column("id").to_pylist()])
 
     def _rows(self, group: int) -> pa.Table:
         attributes, texts = self._files.attributes(group), self._files.texts(group)
-        titles = texts.column("title").to_pylist()
-        std_pairs, re_pairs = pairs_of(attributes.column("std")), pairs_of(attributes.column("re"))
-        std = [std_ids(pairs, self._std) for pairs in std_pairs]
-        re = [re_ids(pairs, self._re) for pairs in re_pairs]
+        std = [std_ids(pairs, self._std) for pairs in pairs_of(attributes.column("std"))]
+        re = [re_ids(pairs, self._re) for pairs in pairs_of(attributes.column("re"))]
         kept = [ids[: self._max_re_tokens] for ids in re]
         said = zip(*(texts.column(field).to_pylist() for field in self._text.fields), strict=True)
         joined = [". ".join(part.strip() for part in parts if part and part.strip()) for parts in said]
-        keys = zip(texts.column("group_id").to_pylist(), titles, std_pairs, re_pairs, strict=True)
         return pa.table(
             {
                 "product_id": attributes.column("product_id"),
@@ -49,7 +43,6 @@ class Tensorize:
                 "re_key": pa.array([[key for key, _ in ids] for ids in kept], INTS),
                 "re_id": pa.array([[id for _, id in ids] for ids in kept], INTS),
                 "title_id": pa.array(self._encoder.tokenize(joined, self._text.max_tokens), INTS),
-                "group_key": pa.array([group_key(*parts) for parts in keys], pa.binary()),
                 "re_cut": pa.array([len(ids) - len(cut) for ids, cut in zip(re, kept, strict=True)], pa.int32()),
             }
         )
@@ -70,16 +63,3 @@ def std_ids(pairs: list[Pair], vocabulary: StdVocabulary) -> Ids:
 def re_ids(pairs: list[Pair], vocabulary: ReVocabulary) -> Ids:
     """(key id, token id) of all words of the pairs, in order, each pair of ids once."""
     return list(dict.fromkeys(ids for key, value in pairs for ids in vocabulary.ids(key, value)))
-
-
-def group_key(group_id: str | None, title: str, std: list[Pair], re: list[Pair]) -> bytes:
-    """Digest equal for products that must not be each other's negatives.
-
-    The shop's group where it gives one; else what the item tower sees of the product, order aside.
-    """
-    if group_id is not None:
-        content = json.dumps(["group", group_id])
-    else:
-        words = sorted({(key, word) for key, value in re for word in split_words(value)})
-        content = json.dumps(["content", split_words(title), sorted(set(std)), words])
-    return hashlib.blake2b(content.encode(), digest_size=16).digest()

@@ -1,6 +1,7 @@
-"""Tensorization: products + enriched → vocabulary (grown) and tensors, in two passes over Ray Data.
+"""Tensorization: products + enriched → vocabulary (grown) and tensors, in three passes over Ray Data.
 
     count      tokens and values per product; one reduce in this process grows the RE vocabulary, its only writer
+    group      which products must not be each other's negatives (`rec.vocab.groups`)
     tensorize  ids of every product, in product order
 
 The artifact `vocabulary` holds `std.toml` (the copy that ids refer to), `re.json` and `drift.json`. A store's own
@@ -9,12 +10,13 @@ vocabulary is extended when the products change; `vocab.extend` gives a new stor
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,7 +28,7 @@ from rec.config import Config
 from rec.errors import ArtifactError
 from rec.models import text_encoder
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
-from rec.vocab import drift, std
+from rec.vocab import drift, groups, std
 from rec.vocab.counting import Files, count
 from rec.vocab.re import ReVocabulary
 from rec.vocab.rows import Tensorize
@@ -65,7 +67,7 @@ def run(config: Config) -> dict[str, Any]:
         "inputs": {**inputs, "vocabulary": made.content_hash},
         "config": {
             "max_re_tokens": config.vocab.max_re_tokens,
-            "text": config.text.model_dump(mode="json", include={"encoder", "fields", "max_tokens"}),
+            "text": config.text.identity(),
         },
     }
     done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)
@@ -158,13 +160,13 @@ def _tasks(files: Files) -> int:
     return max(1, min(TASKS, pq.ParquetFile(files.products).num_row_groups))
 
 
-def _groups(files: Files) -> ray.data.Dataset:
+def _row_groups(files: Files) -> ray.data.Dataset:
     """The numbers of the row groups, one a block, in order."""
     total = pq.ParquetFile(files.products).num_row_groups
-    groups = ray.data.range(total, override_num_blocks=max(1, total))
-    groups.context.execution_options.preserve_order = True
-    groups.context.enable_progress_bars = False
-    return groups
+    numbers = ray.data.range(total, override_num_blocks=max(1, total))
+    numbers.context.execution_options.preserve_order = True
+    numbers.context.enable_progress_bars = False
+    return numbers
 
 
 def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
@@ -176,12 +178,7 @@ def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
 def _count(files: Files) -> drift.Counts:
     counts = drift.Counts()
     rows = pq.ParquetFile(files.products).metadata.num_rows
-    counted = _groups(files).map_batches(
-        partial(count, files=files),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ray.data.TaskPoolStrategy(_tasks(files)),
-    )
+    counted = _mapped(files, partial(count, files=files))
     with progress.bar(total=rows, what="count attributes") as bar:
         for batch in _tables(counted):
             before = counts.products
@@ -190,10 +187,18 @@ def _count(files: Files) -> drift.Counts:
     return counts
 
 
+def _mapped(files: Files, task: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
+    """What `task` makes of each row group, in order."""
+    return _row_groups(files).map_batches(
+        task, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(_tasks(files))
+    )
+
+
 def _tensors(config: Config, files: Files, facts: dict[str, Any]) -> Iterator[pa.Table]:
-    """Rows of TENSORS in product order; group numbers are given here, in order of first appearance."""
+    """Rows of TENSORS in product order."""
+    numbers = groups.number(_tables(_mapped(files, partial(groups.keys, files=files))))
     folder = config.at("vocabulary")
-    made = _groups(files).map_batches(
+    made = _row_groups(files).map_batches(
         Tensorize,
         batch_format="pyarrow",
         batch_size=None,
@@ -206,13 +211,11 @@ def _tensors(config: Config, files: Files, facts: dict[str, Any]) -> Iterator[pa
             config.text,
         ),
     )
-    numbers: dict[bytes, int] = {}
-    cut = 0
+    rows = cut = 0
     with progress.bar(total=pq.ParquetFile(files.products).metadata.num_rows, what="tensorize") as bar:
         for batch in _tables(made):
-            keys = batch.column("group_key").to_pylist()
-            dense = pa.array([numbers.setdefault(key, len(numbers)) for key in keys], pa.int32())
             cut += pc.sum(batch.column("re_cut")).as_py() or 0
             bar.update(batch.num_rows)
-            yield batch.append_column("group", dense)
-    facts |= {"groups": len(numbers), "re_tokens_cut": cut}
+            yield batch.append_column("group", pa.array(numbers[rows : rows + batch.num_rows]))
+            rows += batch.num_rows
+    facts |= {"groups": len(np.unique(numbers)), "re_tokens_cut": cut}

@@ -12,15 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rec import artifact, dataset
 from rec.config import Config, load
 from rec.errors import ArtifactError
 from rec.models import text_encoder
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
-from rec.vocab import tensorize
+from rec.vocab import groups, tensorize
 from rec.vocab.re import ReVocabulary
-from rec.vocab.rows import group_key, re_ids, std_ids
+from rec.vocab.rows import re_ids, std_ids
 from rec.vocab.std import StdVocabulary
 
 VERSION = StdVocabulary.load().version
@@ -33,6 +35,7 @@ CATALOGUE: list[Product] = [
     ("p3", "Tee S", "g1", [("category", "t-shirt"), ("colour", "unknown")], [("vibe", "soft")]),
     ("p4", "Tee M", "g1", [("colour", "unknown"), ("colour", "red")], []),
     ("p5", "양말", None, [], [("detail", "포근한 soft 양말")]),
+    ("p6", "Wool coat", "g1", [("category", "coat"), ("fibre", "wool")], [("fibre", "soft merino wool")]),
 ]
 
 
@@ -95,12 +98,32 @@ def test_re_ids_are_each_pair_once() -> None:
     ]
 
 
-def test_a_content_group_is_what_the_shop_says_or_what_the_tower_sees() -> None:
-    base = group_key(None, "Wool coat", [("fibre", "wool")], [("vibe", "soft")])
-    assert group_key(None, "wool  COAT!", [("fibre", "wool")] * 2, [("vibe", "Soft")]) == base
-    assert group_key(None, "Wool coat", [("fibre", "wool")], [("fibre", "soft")]) != base
-    assert group_key("g", "a", [], []) == group_key("g", "b", [("fibre", "wool")], [])
-    assert group_key("g", "a", [], []) != group_key("h", "a", [], [])
+def test_content_is_what_the_tower_sees_order_aside() -> None:
+    base = groups.content_key("Wool coat", [("fibre", "wool")], [("vibe", "soft")])
+    assert groups.content_key("wool  COAT!", [("fibre", "wool")] * 2, [("vibe", "Soft")]) == base
+    assert groups.content_key("Wool coat", [("fibre", "wool")], [("fibre", "soft")]) != base
+
+
+KEYS = st.lists(st.tuples(st.none() | st.sampled_from("GHI"), st.sampled_from("abcdefgh")), max_size=12)
+
+
+@given(keys=KEYS, cut=st.integers(0, 12))
+def test_products_are_of_one_group_when_a_chain_of_equal_keys_joins_them(
+    keys: list[tuple[str | None, str]], cut: int
+) -> None:
+    tables = [
+        pa.table({"shop": pa.array([s for s, _ in part], pa.string()), "content": pa.array([c for _, c in part])})
+        for part in (keys[:cut], keys[cut:])
+        if part
+    ]
+    made = groups.number(tables).tolist()
+    joined = list(range(len(keys)))  # each product takes the least number that it can reach
+    for _ in keys:
+        for i, (shop, content) in enumerate(keys):
+            near = [j for j, (s, c) in enumerate(keys) if c == content or (shop is not None and s == shop)]
+            joined[i] = min(joined[j] for j in near)
+    first = {number: order for order, number in enumerate(dict.fromkeys(joined))}
+    assert made == [first[number] for number in joined]
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +149,8 @@ def test_ids_groups_and_tokens(made: Path) -> None:
     rows = _rows(config)
     standard = StdVocabulary.load(config.at("vocabulary") / "std.toml")
     open_ = ReVocabulary.load(config.at("vocabulary") / "re.json")
-    assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5"]
-    assert [row["group"] for row in rows] == [0, 0, 1, 1, 2]
+    assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5", "p6"]
+    assert [row["group"] for row in rows] == [0, 0, 0, 0, 1, 0], "p6 is of the style of p3 and looks as p1"
     assert open_.tokens == ["soft", "merino", "wool"]
     assert [standard.name_of(id) for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
     assert rows[0]["std_id"] == rows[1]["std_id"]
@@ -149,7 +172,7 @@ def test_done_work_is_skipped_and_lost_work_comes_back_the_same(copy: Path, monk
     shutil.rmtree(config.at("tensors"))
     facts = tensorize.run(config)
     assert "skipped" not in facts
-    assert (facts["rows"], facts["groups"], facts["re_tokens"]) == (5, 3, 5)
+    assert (facts["rows"], facts["groups"], facts["re_tokens"]) == (6, 2, 5)
     assert _hashes(config) == before
 
 
@@ -158,7 +181,7 @@ def test_row_groups_change_nothing_and_options_only_their_columns(made: Path, tm
     config = _config(tmp_path, 'text.fields=["title", "description"]', "vocab.max_re_tokens=2")
     _write(config, CATALOGUE)
     facts = tensorize.run(config)
-    assert facts["re_tokens_cut"] == 2
+    assert facts["re_tokens_cut"] == 3
     before = _config(made)
     assert artifact.hash_folder(config.at("vocabulary")) == artifact.hash_folder(before.at("vocabulary"))
     said = [f"{title}. {title} described" for _, title, _, _, _ in CATALOGUE]
