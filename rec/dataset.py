@@ -8,9 +8,11 @@ in the same order always give the same bytes and content hash. Rows that a stage
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,25 +23,47 @@ from rec.schema import REJECTED, Contract
 
 ROWS_PER_GROUP = 8_192
 RECORD_CAP = 2_000  # characters of a rejected row that are kept
+REJECTS_IN_MEMORY = 65_536
 
 
 class Rejects:
-    """Collects refused rows; hand it to `write`."""
+    """Collects refused rows; hand it to `write`. All but the last REJECTS_IN_MEMORY lie in a temporary file."""
 
     def __init__(self) -> None:
+        self.first_reason: str | None = None
+        """Why the first row was refused."""
+        self._count = 0
         self._rows: list[dict[str, Any]] = []
+        self._spilled: tuple[BinaryIO, pq.ParquetWriter] | None = None
 
     def add(self, *, source: str, row: int | None, reason: str, record: Mapping[str, Any]) -> None:
         """Keep one refused row with the reason it was refused."""
         text = json.dumps(record, ensure_ascii=False, default=str)[:RECORD_CAP]
         self._rows.append({"source": source, "row": row, "reason": reason, "record": text})
+        self._count += 1
+        self.first_reason = self.first_reason or reason
+        if len(self._rows) == REJECTS_IN_MEMORY:
+            self._spill()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
-    def table(self) -> pa.Table:
-        """Refused rows under the schema REJECTED, in the order they were added."""
-        return pa.Table.from_pylist(self._rows, schema=REJECTED)
+    def save(self, path: Path) -> None:
+        """Write the rows under the schema REJECTED, in the order they were added; none can be added after it."""
+        file, writer = self._spill()
+        writer.close()
+        file.seek(0)
+        with file, path.open("wb") as target:
+            shutil.copyfileobj(file, target)
+
+    def _spill(self) -> tuple[BinaryIO, pq.ParquetWriter]:
+        if self._spilled is None:
+            file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the collection
+            self._spilled = file, pq.ParquetWriter(file, REJECTED, compression="zstd")
+        if self._rows:
+            self._spilled[1].write_table(pa.Table.from_pylist(self._rows, schema=REJECTED))
+            self._rows = []
+        return self._spilled
 
 
 def write(
@@ -63,10 +87,9 @@ def write(
             for table in _regroup(batches, contract):
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
                 rows += table.num_rows
-        refused = rejects.table() if rejects is not None else REJECTED.empty_table()
-        if refused.num_rows:
-            pq.write_table(refused, draft.path / "rejected.parquet", compression="zstd")
-        draft.note(rows=rows, rejected=refused.num_rows, **(facts or {}))
+        if rejects:
+            rejects.save(draft.path / "rejected.parquet")
+        draft.note(rows=rows, rejected=len(rejects or ()), **(facts or {}))
     return read_manifest(target, contract)
 
 
@@ -115,12 +138,6 @@ def read(target: Path, contract: Contract, columns: list[str] | None = None) -> 
     return pq.read_table(
         target / "part-00000.parquet", columns=columns, schema=contract.schema if columns is None else None
     )
-
-
-def rejected(target: Path) -> pa.Table:
-    """The rows that the stage refused."""
-    path = target / "rejected.parquet"
-    return pq.read_table(path) if path.exists() else REJECTED.empty_table()
 
 
 def part(target: Path, contract: Contract) -> str:

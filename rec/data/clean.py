@@ -265,7 +265,6 @@ def _whole(tables: list[pa.Table], schema: pa.Schema, rejects: Rejects, what: st
     """The tables as one; nothing at all is an error that says why."""
     table = pa.concat_tables([schema.empty_table(), *tables])
     if not table.num_rows:
-        refused = rejects.table()
-        why = f"all {len(rejects)} rows are refused, the first: {refused['reason'][0]}" if len(rejects) else "no rows"
+        why = f"all {len(rejects)} rows are refused, the first: {rejects.first_reason}" if rejects else "no rows"
         raise InputError(f"there are no {what} to use ({why}): check the file and source.columns.{what}")
     return table

@@ -97,7 +97,7 @@ def read(made: Config) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 def reasons(made: Config, what: str) -> list[tuple[int, str]]:
-    return [(row["row"], row["reason"]) for row in dataset.rejected(made.at(what)).to_pylist()]
+    return [(row["row"], row["reason"]) for row in pq.read_table(made.at(what) / "rejected.parquet").to_pylist()]
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -201,7 +201,7 @@ def test_bad_rows_are_kept_apart_with_place_and_reason(tmp_path: Path) -> None:
     assert [row for row, _ in reasons(made, "events")] == [1, 2, 3, 4, 5]
     assert "none of view, cart" in reasons(made, "events")[0][1]
     assert reasons(made, "events")[3][1] == "product_id 'gone' is not in the catalogue"
-    record = json.loads(dataset.rejected(made.at("products"))["record"][3].as_py())
+    record = json.loads(pq.read_table(made.at("products") / "rejected.parquet")["record"][3].as_py())
     assert record["price"] == "cheap"
 
 

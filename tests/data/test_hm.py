@@ -102,7 +102,9 @@ def test_a_customer_whose_age_is_no_number_is_refused_and_still_a_user(tmp_path:
     (tmp_path / "customers.csv").write_text("customer_id,age\naa,old\nbb,20\n")
     made = config(tmp_path)
     assert ingest.run(made)["users"] == {"rows": 2, "rejected": 1}
-    assert dataset.rejected(made.at("users"))["reason"].to_pylist() == ["birth_year 'old' is not a year"]
+    assert pq.read_table(made.at("users") / "rejected.parquet")["reason"].to_pylist() == [
+        "birth_year 'old' is not a year"
+    ]
 
 
 def test_customers_file_is_optional(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Datasets: the same rows give the same bytes, the contract is kept, refused rows stay."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_rows_come_back_in_written_order_with_counts(tmp_path: Path) -> None:
         "u000000",
         "u000001",
     ]
-    assert dataset.rejected(tmp_path / "users").num_rows == 0
+    assert not (tmp_path / "users" / "rejected.parquet").exists()
     assert pq.read_table(dataset.part(tmp_path / "users", USERS)).num_rows == 3
 
 
@@ -68,9 +69,26 @@ def test_refused_rows_are_kept_with_their_reason(tmp_path: Path) -> None:
 
     manifest = dataset.write(tmp_path / "users", USERS, batches(), inputs={}, config={}, rejects=rejects)
     assert (manifest.facts["rows"], manifest.facts["rejected"]) == (2, 1)
-    kept = dataset.rejected(tmp_path / "users").to_pylist()[0]
+    kept = pq.read_table(tmp_path / "users" / "rejected.parquet").to_pylist()[0]
     assert (kept["source"], kept["row"], kept["reason"]) == ("users.csv", 7, "no user_id")
     assert len(kept["record"]) == dataset.RECORD_CAP
+
+
+def test_many_refused_rows_take_little_memory_and_stay_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "REJECTS_IN_MEMORY", 1_000)
+    rejects = dataset.Rejects()
+    tracemalloc.start()
+    for row in range(20_500):
+        rejects.add(source="users.csv", row=row, reason=f"reason {row}", record={"user_id": "x" * 500})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 3_000_000, "20,500 rows of half a kilobyte each"
+    assert (len(rejects), rejects.first_reason) == (20_500, "reason 0")
+    manifest = dataset.write(tmp_path / "users", USERS, [_users(1)], inputs={}, config={}, rejects=rejects)
+    assert manifest.facts["rejected"] == 20_500
+    assert pq.read_table(tmp_path / "users" / "rejected.parquet")["row"].to_pylist() == list(range(20_500))
 
 
 @pytest.mark.parametrize(
