@@ -83,11 +83,6 @@ class LlamaCpp:
         except RuntimeError as error:
             raise EngineError(f"{params.model.path} does not load ({error}): remove the file and try again") from error
 
-    @property
-    def address(self) -> str:
-        """The loopback address on which llama.cpp listens, for those who have its key: nobody."""
-        return str(self._server.listening_address)
-
     def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
         """The greedy continuation of `prompt` that fits the JSON schema, at most `max_tokens` long."""
         request = {

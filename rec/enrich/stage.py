@@ -30,7 +30,7 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import cache, imports, llamacpp
+from rec.enrich import cache, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.prompt import PROMPT_VERSION
@@ -210,7 +210,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> dict[str
     """Ask the model for the plan's products. Returns when every answer is in the cache: the failures, by answer key."""
     if not plan.ask:
         return {}
-    llamacpp.require(config.enrich.model)  # here, where the error is one sentence and not a dead actor
+    engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
     table = pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
     rows = max(1, min(4, table.num_rows // (4 * config.enrich.num_actors)))
     blocks = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]

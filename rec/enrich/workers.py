@@ -8,10 +8,9 @@ import pyarrow as pa
 
 from rec import postgres
 from rec.config import Enrich
-from rec.enrich import answers, cache
+from rec.enrich import answers, cache, engine
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
-from rec.enrich.llamacpp import LlamaCpp
 from rec.enrich.prompt import PROMPT_VERSION, body, open_keys, prompt, schema
 from rec.enrich.text import Canonical, canonical, given
 from rec.errors import EngineError
@@ -57,7 +56,7 @@ class Ask:
         self._run_id = run_id
         self._vocabulary = StdVocabulary.load(None)
         self._connection = postgres.connect(database_url, autocommit=True)
-        self._engine = LlamaCpp(enrich.model, enrich.threads)
+        self._engine = engine.load(enrich)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`key` and `failure` of each product; null where there is an answer now."""

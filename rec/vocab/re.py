@@ -14,7 +14,6 @@ from pathlib import Path
 from rec.artifact import write_json
 from rec.errors import ArtifactError
 
-PADDING_ID = 0
 UNKNOWN_ID = 1
 _FIRST_ID = 2
 

@@ -78,8 +78,6 @@ class StdVocabulary:
         self._key_of = _key_names(file, origin)
         self._words = {name: _words(name, key, origin) for name, key in file.keys.items()}
         self._finders = {name: words.Finder(_searched(key)) for name, key in file.keys.items()}
-        self._names = {value.id: (n, v) for n, key in file.keys.items() for v, value in key.values.items()}
-        self._names |= {key.unknown: (name, UNKNOWN) for name, key in file.keys.items()}
 
     @staticmethod
     def load(path: Path | None = None) -> "StdVocabulary":
@@ -114,10 +112,6 @@ class StdVocabulary:
     def id_of(self, key: str, value: str) -> int:
         """Id of a canonical value or of `unknown`; KeyError for anything else."""
         return self._keys[key].unknown if value == UNKNOWN else self._keys[key].values[value].id
-
-    def name_of(self, id: int) -> tuple[str, str]:
-        """(key, value) of an id other than padding."""
-        return self._names[id]
 
     def values(self, key: str) -> list[str]:
         """Canonical values of a key in file order, without `unknown`."""

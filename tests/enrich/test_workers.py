@@ -11,7 +11,7 @@ import pytest
 
 from rec import postgres
 from rec.config import load
-from rec.enrich import cache, workers
+from rec.enrich import cache, engine, workers
 from rec.enrich.answers import Answer
 from rec.enrich.prompt import PROMPT_VERSION
 from rec.enrich.text import canonical
@@ -49,7 +49,7 @@ def test_a_second_worker_waits_for_the_first_and_asks_nothing(fresh: str, monkey
         def complete(self, question: str, *_: Any) -> None:
             asked.append(question)
 
-    monkeypatch.setattr(workers, "LlamaCpp", Engine)
+    monkeypatch.setattr(engine, "LlamaCpp", Engine)
     enrich = load("demo").enrich
     text = canonical(ROW, enrich.max_text_chars)
     key = cache.answer_key(text.content_hash, enrich.model, PROMPT_VERSION, StdVocabulary.load(None).version)

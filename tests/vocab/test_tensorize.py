@@ -24,6 +24,7 @@ from rec.vocab import groups, tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.rows import re_ids, std_ids
 from rec.vocab.std import StdVocabulary
+from tests.vocab.names import names
 
 VERSION = StdVocabulary.load().version
 Pairs = list[tuple[str, str]]
@@ -82,7 +83,7 @@ def _hashes(config: Config) -> list[str]:
 def test_std_ids_are_ordered_by_key_and_unknown_gives_way() -> None:
     vocabulary = StdVocabulary.load()
     ids = std_ids([("colour", "unknown"), ("colour", "red"), ("category", "coat"), ("colour", "red")], vocabulary)
-    assert [vocabulary.name_of(id) for _, id in ids] == [("category", "coat"), ("colour", "red")]
+    assert [names(vocabulary)[id] for _, id in ids] == [("category", "coat"), ("colour", "red")]
     assert [key for key, _ in ids] == [vocabulary.key_id("category"), vocabulary.key_id("colour")]
     assert std_ids([("colour", "unknown")], vocabulary) == [
         (vocabulary.key_id("colour"), vocabulary.unknown_id("colour"))
@@ -152,10 +153,10 @@ def test_ids_groups_and_tokens(made: Path) -> None:
     assert [row["product_id"] for row in rows] == ["p1", "p2", "p3", "p4", "p5", "p6"]
     assert [row["group"] for row in rows] == [0, 0, 0, 0, 1, 0], "p6 is of the style of p3 and looks as p1"
     assert open_.tokens == ["soft", "merino", "wool"]
-    assert [standard.name_of(id) for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
+    assert [names(standard)[id] for id in rows[0]["std_id"]] == [("category", "coat"), ("fibre", "wool")]
     assert rows[0]["std_id"] == rows[1]["std_id"]
-    assert [standard.name_of(id)[1] for id in rows[2]["std_id"]] == ["t-shirt", "unknown"]
-    assert [standard.name_of(id)[1] for id in rows[3]["std_id"]] == ["red"]
+    assert [names(standard)[id][1] for id in rows[2]["std_id"]] == ["t-shirt", "unknown"]
+    assert [names(standard)[id][1] for id in rows[3]["std_id"]] == ["red"]
     assert rows[4]["std_id"] == rows[4]["std_key"] == []
     assert rows[4]["re_id"] == [1, 2]
     assert rows[4]["re_key"] == [standard.key_id("detail")] * 2
