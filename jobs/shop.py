@@ -184,6 +184,8 @@ def _check_servable(shop: Shop, config: Config) -> None:
     """What would keep the shop from starting, or have it show another recipe's products, is said here."""
     with postgres.session(postgres.url(shop.store, create=False)) as connection:
         active = bundle.read(shop.store, promote.active(connection))
+    bundle.verify(active)
+    _ = active.config  # raises ArtifactError where this program cannot read it
     if active.recipe != config.name:
         raise ConfigError(
             f"the active bundle {active.id} of {shop.store} is of recipe {active.recipe!r}, not {config.name!r}: "

@@ -1,7 +1,7 @@
 """Bundles: everything a server needs, in one immutable folder, and nothing executable.
 
     <store>/bundles/<id>/
-        manifest.json       version, recipe, sizes, evaluation, input hashes, SHA-256 of every file
+        manifest.json       versions of bundle and parts, recipe, sizes, evaluation, input hashes, SHA-256 of all files
         config.json         the configuration, without the store's path
         metrics.json        the evaluation report
         products.parquet    what to show of each product, in item-row order
@@ -11,13 +11,15 @@ The id is the first 12 hex digits of the manifest's SHA-256, so equal content ha
 changed byte anywhere is found. Files are safetensors, JSON, parquet, and the vocabulary's TOML.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,16 +34,31 @@ from safetensors.numpy import load_file
 from selectolax.lexbor import LexborHTMLParser
 
 from rec import artifact, dataset
-from rec.config import Config
+from rec.config import Config, Source
 from rec.errors import ArtifactError
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
 
-VERSION = 1
+VERSION = 2
 MADE_BY = "python jobs/publish.py"
 PARTS = ("vocabulary", "item_tower", "user_tower", "features", "ranker")
 """Artifacts whose files a bundle carries."""
 CHECKED = ("enriched", "tensors", "vectors", "samples", *PARTS, "evaluation")
 """Artifacts that must have been made of the ones that are there now, in the order they are made."""
+PLACES = {
+    **{name: f"source.{name}" for name in Source.model_fields},
+    "source": "source.kind",
+    "encoder": "text.encoder",
+    "min_count": "vocab.min_count",
+    "max_re_tokens": "vocab.max_re_tokens",
+    "width": "item_tower.width",
+    "history": "user_tower.history",
+    "exclude_seen": "user_tower.exclude_seen",
+    "temperature": "user_tower.temperature",
+    "candidates": "ranker.candidates",
+    "max_users": "ranker.max_users",
+    "re_tokens": "ranker.re_tokens",
+}
+"""Where the configuration has the options that manifests state outside their branch."""
 SUFFIXES = (".safetensors", ".json", ".parquet", ".toml")
 SNIPPET_CHARS = 280
 
@@ -127,30 +144,62 @@ class Bundle:
 
 
 def create(config: Config) -> Bundle:
-    """Assemble the bundle of a recipe's finished stages; a bundle of the same content is returned as it is."""
+    """Assemble the bundle of a recipe's finished stages.
+
+    A bundle of the same content that is there already is returned as it is, unless it was damaged: then it is replaced.
+    """
     folder = Path(config.store).resolve() / "bundles"
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-    staging = folder / f".{uuid.uuid4().hex}.tmp"
-    staging.mkdir()
-    try:
-        manifest = _fill(staging, config)
-        artifact.write_json(staging / "manifest.json", manifest)
-        name = _id(staging)
-        if not (folder / name).exists():
-            os.rename(staging, folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _alone(folder):
+        for stale in folder.glob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        staging = folder / f".{uuid.uuid4().hex}.tmp"
+        staging.mkdir()
+        try:
+            manifest = _fill(staging, config)
+            artifact.write_json(staging / "manifest.json", manifest)
+            name = _id(staging)
+            if not _sound(config.store, name):
+                _put(staging, folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return read(config.store, name)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time assembles bundles in `folder`, so that what another one left is nobody's work."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released with the process, however it ends
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sound(store: str, name: str) -> bool:
+    """Whether the bundle `name` is there with every byte it was made with."""
+    try:
+        verify(read(store, name))
+    except ArtifactError:
+        return False
+    return True
+
+
+def _put(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`, in place of what is there."""
+    if target.exists():
+        os.rename(target, target.with_name(f".{uuid.uuid4().hex}.tmp"))
+    os.rename(staging, target)
+    for old in target.parent.glob(".*.tmp"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
     """Put all files into `staging`; returns the manifest."""
     _check_lineage(config)
-    inputs = {}
-    for part in PARTS:
-        inputs[part] = _copy_part(config, part, staging / part)
+    parts = {part: _copy_part(config, part, staging / part) for part in PARTS}
+    inputs = {part: manifest.content_hash for part, manifest in parts.items()}
     evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
     table = _display(config)
     inputs["products"] = dataset.read_manifest(config.at("products"), PRODUCTS).content_hash
@@ -167,6 +216,7 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "version": VERSION,
+        "parts": {part: manifest.version for part, manifest in parts.items()},
         "recipe": config.name,
         "items": table.num_rows,
         "width": int(vectors.shape[1]),
@@ -181,23 +231,46 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
 
 
 def _check_lineage(config: Config) -> None:
-    """Raise ArtifactError when an artifact was made of another state of its inputs than the one that is there.
+    """Raise ArtifactError when an artifact was made of other inputs, or with other options, than are there now.
 
-    A job that ran alone leaves such a mixture: item vectors of one tower beside a ranker that learnt from another.
+    A job that ran alone leaves such a mixture: item vectors of one tower beside a ranker that learnt from another, or
+    a ranker that learnt with options which the bundle's configuration would not have.
     """
+    remedy = f"run `python jobs/pipeline.py --recipe {config.name}` first"
     found = {name: artifact.peek(config.at(name)) for name in CHECKED}
     for name, manifest in found.items():
         for source, content_hash in manifest.inputs.items() if manifest is not None else ():
             present = found[source] if source in found else artifact.peek(config.at(source))
             if present is not None and present.content_hash != content_hash:
                 raise ArtifactError(
-                    f"{config.at(name)} was made of another {source} than {config.at(source)} holds: "
-                    f"run `python jobs/pipeline.py --recipe {config.name}` first"
+                    f"{config.at(name)} was made of another {source} than {config.at(source)} holds: {remedy}"
+                )
+    tree = config.model_dump(mode="json")
+    for name, manifest in {"products": artifact.peek(config.at("products")), **found}.items():
+        for key, made_with in manifest.config.items() if manifest is not None else ():
+            for option, before, now in _contradictions(tree, PLACES.get(key, key), made_with):
+                raise ArtifactError(
+                    f"{config.at(name)} was made with {option} = {before!r}, but {now!r} is to be published: "
+                    f"give the options it was made with, or {remedy} with the new ones"
                 )
 
 
-def _copy_part(config: Config, part: str, target: Path) -> str:
-    """Copy an artifact's files; returns its content hash."""
+def _contradictions(tree: Mapping[str, Any], option: str, made_with: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(option, its value then, its value in `tree`) of the options under `option` that differ."""
+    now: Any = tree
+    for part in option.split("."):
+        if not isinstance(now, Mapping) or part not in now:
+            return  # no option, but another fact of the work
+        now = now[part]
+    if isinstance(made_with, Mapping) and isinstance(now, Mapping):
+        for name, value in made_with.items():
+            yield from _contradictions(tree, f"{option}.{name}", value)
+    elif now != made_with:
+        yield option, made_with, now
+
+
+def _copy_part(config: Config, part: str, target: Path) -> artifact.Manifest:
+    """Copy an artifact's files; returns its manifest."""
     source = config.at(part)
     manifest = artifact.peek(source)
     if manifest is None:
@@ -205,6 +278,7 @@ def _copy_part(config: Config, part: str, target: Path) -> str:
             f"{source} holds no finished {part}: run `python jobs/pipeline.py --recipe {config.name}` first"
         )
     artifact.verify(source, manifest)
+    _check_version(f"{source} holds", part, manifest.version, f"python jobs/pipeline.py --recipe {config.name}")
     for path in sorted(source.rglob("*")):
         if path.is_file() and path.name != artifact.MANIFEST:
             if path.suffix not in SUFFIXES:
@@ -215,7 +289,18 @@ def _copy_part(config: Config, part: str, target: Path) -> str:
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    return manifest.content_hash
+    return manifest
+
+
+def _check_version(holder: str, part: str, version: int, made_by: str) -> None:
+    """Raise ArtifactError when the program reads another version of `part` than `holder` has."""
+    from rec.features import items as item_features  # here: what only asks whether a shop runs needs no torch
+    from rec.models import fused, user_tower
+
+    served = {"user_tower": user_tower.VERSION, "features": item_features.VERSION, "ranker": fused.VERSION}
+    known = served.get(part, version)  # the other parts are carried for the record
+    if version != known:
+        raise ArtifactError(f"{holder} {part} version {version}, this program reads version {known}: run `{made_by}`")
 
 
 def _copy_evaluation(config: Config, target: Path) -> tuple[Evaluation, str]:
@@ -313,6 +398,8 @@ def read(store: str | Path, name: str) -> Bundle:
         raise ArtifactError(
             f"bundle {name} is of version {manifest['version']}, this program reads version {VERSION}: run `{MADE_BY}`"
         )
+    for part, version in manifest["parts"].items():
+        _check_version(f"bundle {name} holds", part, version, f"python jobs/pipeline.py --recipe {manifest['recipe']}")
     return Bundle(
         path=path,
         id=name,

@@ -1,9 +1,13 @@
 """A bundle is whole, immutable, named by its content, and refused when anything about it is wrong."""
 
+import fcntl
 import json
+import os
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +16,7 @@ from rec import artifact, bundle
 from rec.bundle import Bundle
 from rec.config import Config, Text
 from rec.errors import ArtifactError
+from rec.models import fused
 from tests.bundle import tiny
 
 
@@ -121,6 +126,51 @@ def test_a_bundle_of_another_version_is_refused(copy: Path, made: Bundle) -> Non
         bundle.read(copy, name)
 
 
+def test_a_part_of_another_version_is_refused_when_made_and_when_read(
+    tmp_path: Path, copy: Path, made: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert json.loads((made.path / "manifest.json").read_text(encoding="utf-8"))["parts"]["ranker"] == fused.VERSION
+    monkeypatch.setattr(fused, "VERSION", 99)
+    with pytest.raises(ArtifactError, match=f"bundle {made.id} holds ranker version .*reads version 99.*--recipe tiny"):
+        bundle.read(copy, made.id)
+    monkeypatch.undo()
+    recipe = tiny.make(tiny.config(tmp_path / "new"))
+    monkeypatch.setattr(fused, "VERSION", 99)
+    with pytest.raises(ArtifactError, match=r"ranker holds ranker version .*reads version 99.*jobs/pipeline[.]py"):
+        bundle.create(recipe)
+    assert list((tmp_path / "new" / "bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "ranker/ranker.json"])
+def test_a_damaged_bundle_is_made_anew(tmp_path: Path, made: Bundle, name: str) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    damaged = bundle.create(recipe).path / name
+    damaged.write_text("{}", encoding="utf-8")
+    again = bundle.create(recipe)
+    assert again.id == made.id
+    bundle.verify(again)
+    assert [path.name for path in (tmp_path / "bundles").iterdir()] == [made.id]
+
+
+def test_what_another_process_is_assembling_is_left_alone(tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    theirs = tmp_path / "bundles" / ".theirs.tmp"
+    theirs.mkdir(parents=True)
+    mine = threading.Thread(target=bundle.create, args=(recipe,))
+    folder = os.open(theirs.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # as the other process does
+        mine.start()
+        mine.join(1.0)
+        assert mine.is_alive()
+        assert list(theirs.parent.iterdir()) == [theirs]
+    finally:
+        os.close(folder)  # it was killed
+        mine.join()
+    (only,) = theirs.parent.iterdir()
+    bundle.verify(bundle.read(tmp_path, only.name))
+
+
 def test_an_unknown_id_lists_the_known_ones(recipe: Config, made: Bundle) -> None:
     with pytest.raises(ArtifactError, match=f"no bundle 'ffffffffffff'.*{made.id}"):
         bundle.read(recipe.store, "ffffffffffff")
@@ -147,6 +197,36 @@ def test_artifacts_of_different_runs_make_no_bundle(tmp_path: Path, name: str, s
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "made_with", "option"),
+    [
+        ("products", {"kind": "hm", "limit": None, "seed": 17}, "source.kind = 'hm', but 'sample'"),
+        ("item_tower", {"item_tower": {"width": 32, "train": {"epochs": 3}}}, "item_tower.train.epochs = 3, but 20"),
+        ("user_tower", {"text": {"encoder": "elsewhere/large"}}, "text.encoder = 'elsewhere/large', but 'minilm'"),
+        ("features", {"history": 9, "inputs": ["std"]}, "user_tower.history = 9, but 8"),
+        ("ranker", {"temperature": 0.07, "seed": 18}, "seed = 18, but 17"),
+        ("evaluation", {"source": "sample", "candidates": 50}, "ranker.candidates = 50, but 60"),
+    ],
+)
+def test_a_bundle_states_the_options_it_was_made_with(
+    tmp_path: Path, name: str, made_with: dict[str, Any], option: str
+) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    manifest = artifact.peek(recipe.at(name))
+    assert manifest is not None
+    artifact.write_json(recipe.at(name) / artifact.MANIFEST, {**asdict(manifest), "config": made_with})
+    with pytest.raises(ArtifactError, match=f"{name} was made with {option} is to be published.*pipeline.py"):
+        bundle.create(recipe)
+
+
+def test_options_that_agree_and_other_facts_of_the_work_are_no_matter(recipe: Config, made: Bundle) -> None:
+    manifest = artifact.peek(recipe.at("ranker"))
+    assert manifest is not None
+    agreed = {"ranker": recipe.ranker.identity(), "temperature": recipe.user_tower.temperature, "prompt_version": "9"}
+    artifact.write_json(recipe.at("ranker") / artifact.MANIFEST, {**asdict(manifest), "config": agreed})
+    assert bundle.create(recipe).id == made.id
+
+
 def test_inputs_that_are_no_artifacts_of_the_store_are_passed_over(recipe: Config, made: Bundle) -> None:
     manifest = artifact.peek(recipe.at("ranker"))
     assert manifest is not None
@@ -163,7 +243,7 @@ def test_a_configuration_of_another_program_is_named(copy: Path, made: Bundle) -
 
 def test_a_foreign_file_type_is_refused(tmp_path: Path) -> None:
     recipe = tiny.make(tiny.config(tmp_path))
-    with artifact.write(recipe.at("ranker"), kind="ranker", version=1, inputs={}, config={}) as draft:
+    with artifact.write(recipe.at("ranker"), kind=fused.KIND, version=fused.VERSION, inputs={}, config={}) as draft:
         (draft.path / "ranker.pt").write_bytes(b"\x80\x04")
     with pytest.raises(ArtifactError, match=r"ranker\.pt is not one of"):
         bundle.create(recipe)

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 
 from jobs import shop as job
-from rec import postgres, publish
+from rec import bundle, postgres, publish
 from rec.config import Config
-from rec.errors import ConfigError, DatabaseError, RecError
+from rec.errors import ArtifactError, ConfigError, DatabaseError, RecError
 from serve import loaded
 from tests.bundle import tiny
 from tests.serve.conftest import free_port, shop_job
@@ -117,6 +117,19 @@ def test_another_recipe_s_bundle_is_not_served(published: Config, launched: list
     other = tiny.config(Path(published.store), name="other")
     with pytest.raises(ConfigError, match=r"of recipe 'tiny', not 'other'.*jobs/publish[.]py --recipe other"):
         job.start(other, free_port())
+    assert launched == []
+
+
+def test_a_damaged_bundle_is_named_before_anything_starts(published: Config, launched: list[int]) -> None:
+    (name,) = bundle.names(published.store)
+    file = bundle.read(published.store, name).path / "metrics.json"
+    before = file.read_bytes()
+    file.write_bytes(before + b" ")
+    try:
+        with pytest.raises(ArtifactError, match=f"metrics.json of bundle {name} was changed"):
+            job.start(published, free_port())
+    finally:
+        file.write_bytes(before)
     assert launched == []
 
 
