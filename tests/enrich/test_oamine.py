@@ -58,7 +58,7 @@ def _config(folder: Path) -> Config:
 
 
 def test_scores_are_micro_and_have_intervals(tmp_path: Path, asked: list[str]) -> None:
-    figures = benchmark.attributes(_config(tmp_path), quick=True, test=False)
+    figures = benchmark.attributes(_config(tmp_path), quick=False, test=False)
     assert sorted(asked) == ["Bolt lemon Tea", "Good green Tea"], "a title of the examples is not asked"
     assert figures["oamine.llm.precision"]["value"] == 0.75
     assert figures["oamine.llm.recall"]["value"] == 1.0
