@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -423,6 +423,21 @@ def verify(bundle: Bundle) -> None:
             raise ArtifactError(f"bundle {bundle.id} lacks {name}: {remedy}")
         if artifact.hash_file(bundle.path / name) != bundle.files[name]["sha256"]:
             raise ArtifactError(f"{name} of bundle {bundle.id} was changed after it was written: {remedy}")
+
+
+def prune(store: str | Path, recipe: str, keep: Collection[str]) -> list[str]:
+    """Remove the bundles of `recipe` but those of `keep`; returns their ids, oldest first."""
+    folder = Path(store).resolve() / "bundles"
+    removed = []
+    with _alone(folder):
+        for name in names(store):
+            of = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))["recipe"]
+            if of == recipe and name not in keep:
+                aside = folder / f".{uuid.uuid4().hex}.tmp"
+                os.rename(folder / name, aside)  # a bundle is there whole or not at all
+                shutil.rmtree(aside)
+                removed.append(name)
+    return removed
 
 
 def names(store: str | Path) -> list[str]:

@@ -15,23 +15,31 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     made = bundle.create(config)
     promote.check_floor(made, force=force)
     url = postgres.url(config.store)
-    loaded = load.load(url, made, config.index, config.root)
-    before = promote.promote(url, made, force=force)
+    loaded = load.vectors(url, made, config.index)
+    done = promote.promote(url, made, config.root, force=force)
     return {
         "bundle": made.id,
         "path": str(made.path),
         "rows": made.items,
-        "replaced": before if before != made.id else None,
+        "replaced": done.before if done.before != made.id else None,
         "ndcg10": made.evaluation.ndcg10,
         "floor": made.evaluation.floor,
         "floor_met": made.evaluation.floor_met,
-        "skipped": made.id in known and before == made.id and loaded["skipped"],
+        "skipped": made.id in known and done.before == made.id and not loaded and not done.reloaded,
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 def rollback(config: Config) -> dict[str, Any]:
-    """Make the bundle active again that was active before the active one; its folder must still be there."""
+    """Make the recipe's bundle active again that was active before the active one; its folder must still be there."""
     url = postgres.url(config.store, create=False)
-    bundle.verify(bundle.read(config.store, promote.previous(url)))
-    return {"bundle": promote.rollback(url)}
+    name = promote.previous(url, config.name)
+    bundle.verify(bundle.read(config.store, name))
+    promote.rollback(url, config.name, name)
+    return {"bundle": name}
+
+
+def prune(config: Config) -> dict[str, Any]:
+    """Remove the recipe's bundles but the active one and the one to roll back to, from database and store."""
+    kept = promote.prune(postgres.url(config.store, create=False), config.name)
+    return {"kept": kept, "removed": bundle.prune(config.store, config.name, kept)}

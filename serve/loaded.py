@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 from rec import bundle, postgres
 from rec.bundle import Bundle
-from rec.config import Index
 from rec.index import promote
 from rec.index.connections import Connections
 
@@ -19,11 +18,8 @@ KEPT = 2
 
 
 def connections(store: str, *, size: int) -> Connections:
-    """Connections to the store's database, with the search settings of the active bundle."""
-    url = postgres.url(store, create=False)
-    with postgres.session(url) as connection:
-        index: Index = bundle.read(store, promote.active(connection)).config.index
-    return Connections(url, index, size=size)
+    """Connections to the store's database."""
+    return Connections(postgres.url(store, create=False), size=size)
 
 
 def active(pool: Connections) -> str:

@@ -10,7 +10,6 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from rec import postgres
-from rec.config import Index
 from rec.errors import DatabaseError
 
 WAIT_S = 5.0
@@ -27,12 +26,21 @@ ROUTE = {
 """How soon a server that is gone without a word is noticed: seconds, the last one milliseconds."""
 
 
-class Connections:
-    """At most `size` connections that search with the settings of `index`; each is checked to have taken them."""
+SETTINGS = {
+    "hnsw.iterative_scan": "relaxed_order",
+    "statement_timeout": str(STATEMENT_MS),
+    "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
+}
+"""What every connection runs with; what differs between bundles is set where it is searched."""
 
-    def __init__(self, database_url: str, index: Index, *, size: int) -> None:
-        postgres.connect(database_url).close()  # a server that does not answer or lacks pgvector is named at once
-        self._index = index
+
+class Connections:
+    """At most `size` connections that run with SETTINGS; each is checked to have taken them."""
+
+    def __init__(self, database_url: str, *, size: int) -> None:
+        self._refused: DatabaseError | None = None
+        with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
+            self._prepare(connection)
         self._pool: ConnectionPool[Connection[Any]] = ConnectionPool(
             database_url,
             min_size=1,
@@ -51,6 +59,8 @@ class Connections:
             with self._pool.connection() as connection:
                 yield connection
         except PoolTimeout:
+            if self._refused is not None:
+                raise self._refused from None
             raise DatabaseError(f"no connection to Postgres within {WAIT_S:g} s: it is down or overloaded") from None
         except psycopg.Error as error:
             raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
@@ -60,24 +70,32 @@ class Connections:
         self._pool.close()
 
     def _prepare(self, connection: Connection[Any]) -> None:
-        register_vector(connection)
-        connection.execute("SELECT '[1]'::vector <#> '[1]'::vector")  # loads pgvector, whose settings exist only then
-        wanted = {
-            "hnsw.ef_search": str(self._index.ef_search),
-            "hnsw.iterative_scan": "relaxed_order",
-            "statement_timeout": str(STATEMENT_MS),
-            "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
-        }
-        for name, value in wanted.items():
-            connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-        # a setting that no extension claims is accepted in silence; pg_settings lists only the real ones
-        found = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(wanted),))
-        taken = dict(found.fetchall())
-        if taken != wanted:
-            raise DatabaseError(f"this Postgres does not take the search settings {wanted}: it reports {taken}")
-        connection.commit()
+        # the pool tries again on its own and says no more than that time is up: `use` tells why
+        self._refused = None
+        try:
+            _set(connection)
+        except (DatabaseError, psycopg.ProgrammingError, psycopg.DataError) as error:
+            self._refused = DatabaseError(
+                f"this Postgres does not take the settings {SETTINGS} ({_first_line(error)}): use pgvector "
+                f"{'.'.join(map(str, postgres.MIN_PGVECTOR))} or later"
+            )
+            raise self._refused from error
 
 
-def _first_line(error: psycopg.Error) -> str:
+def _set(connection: Connection[Any]) -> None:
+    """Set SETTINGS for as long as the connection lives."""
+    register_vector(connection)
+    connection.execute("SELECT '[1]'::vector <#> '[1]'::vector")  # loads pgvector, whose settings exist only then
+    for name, value in SETTINGS.items():
+        connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+    # a setting that no extension claims is accepted in silence; pg_settings lists only the real ones
+    found = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", (list(SETTINGS),))
+    taken = dict(found.fetchall())
+    if taken != SETTINGS:
+        raise DatabaseError(f"it reports {taken}")
+    connection.commit()
+
+
+def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines else ""

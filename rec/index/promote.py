@@ -1,17 +1,21 @@
-"""Which bundle answers. Promotion and rollback are one transaction each; earlier vector tables stay.
+"""Which bundle answers. Promotion and rollback are one transaction each; earlier vector tables stay until `prune`.
 
-A bundle whose evaluation is below the recipe's floor is promoted only when forced, and its promotion says so.
+Promotion changes the recipe's products, users and events in the same transaction. A rollback leaves them as they are:
+what is known of stock, prices and shoppers does not get older. A bundle whose evaluation is below the recipe's floor
+is promoted only when forced, and its promotion says so.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import tables
+from rec.index import load, tables
 
 
 def check_floor(bundle: Bundle, *, force: bool) -> None:
@@ -25,51 +29,105 @@ def check_floor(bundle: Bundle, *, force: bool) -> None:
         )
 
 
-def promote(database_url: str, bundle: Bundle, *, force: bool) -> str | None:
-    """Make `bundle` the active one; returns the id of the one it replaces. Promoting the active bundle does nothing."""
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What a promotion did."""
+
+    before: str | None
+    """Id of the bundle that was active, which may be the promoted one; None when none was."""
+    reloaded: bool
+    """Whether products, users or events changed."""
+
+
+def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Promoted:
+    """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`."""
     check_floor(bundle, force=force)
-    with postgres.session(database_url) as connection, connection.transaction():
+    with postgres.session(database_url) as connection:
         tables.create(connection)
-        before = _active(connection)
-        if before == bundle.id:
-            return before
-        if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is None:
-            raise DatabaseError(f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it")
-        found = bundle.evaluation
-        connection.execute(
-            "INSERT INTO promotions (bundle, ndcg10, floor, floor_met) VALUES (%s, %s, %s, %s)",
-            (bundle.id, found.ndcg10, found.floor, found.floor_met),
-        )
-        _activate(connection, bundle.id)
-    return before
+        with tables.switching(connection):
+            if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is None:
+                raise DatabaseError(
+                    f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it"
+                )
+            done = Promoted(_active(connection), load.catalogue(connection, bundle, data))
+            if done.before != bundle.id:
+                found = bundle.evaluation
+                connection.execute(
+                    "INSERT INTO promotions (bundle, ndcg10, floor, floor_met) VALUES (%s, %s, %s, %s)",
+                    (bundle.id, found.ndcg10, found.floor, found.floor_met),
+                )
+                _activate(connection, bundle.id)
+    return done
 
 
-def rollback(database_url: str) -> str:
-    """Make the bundle that was active before the active one active again; returns its id."""
-    with postgres.session(database_url) as connection, connection.transaction():
+def previous(database_url: str, recipe: str) -> str:
+    """Id of the bundle that `rollback` would make active. Raises DatabaseError when it would refuse."""
+    with postgres.session(database_url) as connection:
         tables.create(connection)
-        current, earlier = _standing(connection)
-        connection.execute("UPDATE promotions SET retracted_at = now() WHERE number = %s", (current,))
-        _activate(connection, earlier)
-    return earlier
+        return _standing(connection, recipe)[1]
 
 
-def previous(database_url: str) -> str:
-    """Id of the bundle that `rollback` would make active. Raises DatabaseError when there is none."""
-    with postgres.session(database_url) as connection, connection.transaction():
+def rollback(database_url: str, recipe: str, expected: str) -> None:
+    """Make the bundle active again that was active before the active one, both of `recipe`.
+
+    Raises DatabaseError when that is another one than `expected`: somebody promoted or rolled back meanwhile.
+    """
+    with postgres.session(database_url) as connection:
         tables.create(connection)
-        return _standing(connection)[1]
+        with tables.switching(connection):
+            current, earlier = _standing(connection, recipe)
+            if earlier != expected:
+                raise DatabaseError(
+                    f"the bundle before the active one is now {earlier}, no longer {expected}, so nothing was done: "
+                    "see which one is active and try again"
+                )
+            connection.execute("UPDATE promotions SET retracted_at = now() WHERE number = %s", (current,))
+            _activate(connection, earlier)
 
 
-def _standing(connection: Connection[Any]) -> tuple[int, str]:
-    """Number of the promotion in force, and the bundle of the one before it."""
-    rows = connection.execute(
-        "SELECT number, bundle FROM promotions WHERE retracted_at IS NULL ORDER BY number DESC LIMIT 2"
-    ).fetchall()
+def prune(database_url: str, recipe: str) -> list[str]:
+    """Drop the vectors of the recipe's bundles but the active one and the one to roll back to; returns who stays."""
+    with postgres.session(database_url) as connection:
+        active(connection)  # where nothing is active, nothing is known to be superseded
+        with tables.switching(connection):
+            kept = [name for _, name, _ in _promotions(connection, recipe)]
+            kept += [name for name in [_active(connection)] if name is not None and name not in kept]
+            dropped = connection.execute(
+                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s)", (recipe, kept)
+            ).fetchall()
+            for (name,) in dropped:
+                connection.execute(sql.SQL("DROP TABLE {}").format(tables.items_table(name)))
+                connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
+                connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
+    return kept
+
+
+def _standing(connection: Connection[Any], recipe: str) -> tuple[int, str]:
+    """Number of the promotion in force, and the bundle of the one before it, both of `recipe`."""
+    rows = _promotions(connection)
     if len(rows) < 2:
         raise DatabaseError("there is no earlier bundle to roll back to: promote one with `python jobs/publish.py`")
-    (number, _), (_, earlier) = rows
+    (number, current, of), (_, earlier, earlier_of) = rows
+    if of != recipe:
+        raise DatabaseError(
+            f"the active bundle {current} is of recipe {of!r}, not {recipe!r}: roll back with --recipe {of}, "
+            f"or activate {recipe!r} with `python jobs/publish.py --recipe {recipe}`"
+        )
+    if earlier_of != recipe:
+        raise DatabaseError(
+            f"the bundle before the active one, {earlier}, is of recipe {earlier_of!r}, not {recipe!r}: "
+            f"activate it with `python jobs/publish.py --recipe {earlier_of}`"
+        )
     return number, earlier
+
+
+def _promotions(connection: Connection[Any], recipe: str | None = None) -> list[tuple[int, str, str]]:
+    """(number, bundle, recipe) of the two newest promotions that stand, newest first; of one recipe if it is given."""
+    return connection.execute(
+        "SELECT p.number, p.bundle, b.catalogue FROM promotions p JOIN bundles b ON b.id = p.bundle"
+        " WHERE p.retracted_at IS NULL AND b.catalogue = coalesce(%s, b.catalogue) ORDER BY p.number DESC LIMIT 2",
+        (recipe,),
+    ).fetchall()
 
 
 def active(connection: Connection[Any]) -> str:

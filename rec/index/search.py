@@ -81,6 +81,7 @@ class VectorIndex:
         with self._connections.use() as connection:
             if self._few_pass(connection, condition, parameters, filtered=filters != Filters()):
                 return self._found(connection, self._exact(condition), parameters, path="exact")
+            connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(self._index.ef_search),))
             found = self._found(connection, self._hnsw(condition), parameters, path="hnsw")
             return (
                 self._found(connection, self._exact(condition), parameters, path="exact")
@@ -166,5 +167,7 @@ def _condition(filters: Filters) -> sql.SQL:
 
 
 def _values(filters: Filters) -> dict[str, Any]:
-    """The parameters of `_condition`."""
-    return {"categories": list(filters.categories), "price_min": filters.price_min, "price_max": filters.price_max}
+    """The parameters of `_condition`; prices as the column's type has them, 0 and infinity beyond its range."""
+    with np.errstate(over="ignore", under="ignore"):
+        low, high = (None if x is None else float(np.float32(x)) for x in (filters.price_min, filters.price_max))
+    return {"categories": list(filters.categories), "price_min": low, "price_max": high}

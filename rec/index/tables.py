@@ -3,22 +3,30 @@
 products, users, events   one row per thing, keyed by catalogue (the recipe's name), so that recipes can share a
                           database; price and stock change here and never touch a vector table
 bundles                   the bundles whose vector table is complete
-promotions                every promotion, newest last; a rolled-back one carries `retracted_at`
+promotions                every promotion of these, newest last; a rolled-back one carries `retracted_at`
 active_bundle             one row: the bundle that answers
 items_<bundle id>         append-only vectors of one bundle: row, product_id, embedding
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pgvector import HalfVector, Vector
-from psycopg import Connection, sql
+from psycopg import Connection, errors, sql
 
 from rec.errors import DatabaseError
 
 BUNDLE_ID = re.compile(r"^[0-9a-f]{12}$")
 
-_LOCK = 7_203_118  # advisory lock of whoever changes tables or the active bundle
+SWITCH_WAIT_MS = 5_000
+"""How long a switch waits for another one, and for whoever changes stock."""
+
+# advisory locks
+_CREATING = 7_203_118
+_LOADING = 7_203_119
+_SWITCHING = 7_203_120
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS products (
@@ -80,9 +88,37 @@ CREATE TABLE IF NOT EXISTS active_bundle (
 
 
 def create(connection: Connection[Any]) -> None:
-    """Create what is missing, and hold the lock of whoever changes tables until the transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-    connection.execute(_TABLES)
+    """Create the tables where they are missing, in a transaction of its own."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATING,))
+        # asked first: CREATE INDEX IF NOT EXISTS waits for whoever writes to the table, and lets nobody write meanwhile
+        if connection.execute("SELECT to_regclass('active_bundle')").fetchone() == (None,):
+            connection.execute(_TABLES)
+
+
+@contextmanager
+def loading(connection: Connection[Any]) -> Iterator[None]:
+    """A transaction of many minutes that adds vectors: one at a time, and nobody else waits for it."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOADING,))
+        yield
+
+
+@contextmanager
+def switching(connection: Connection[Any]) -> Iterator[None]:
+    """A short transaction that changes data and the active bundle: one at a time.
+
+    Raises DatabaseError when another one, or a change of stock, holds it up for more than SWITCH_WAIT_MS.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{SWITCH_WAIT_MS}ms",))
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SWITCHING,))
+            yield
+    except errors.LockNotAvailable:
+        raise DatabaseError(
+            f"others changed the database for more than {SWITCH_WAIT_MS / 1_000:g} s, so nothing was done: try again"
+        ) from None
 
 
 def items_table(bundle: str) -> sql.Identifier:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -18,9 +20,10 @@ from rec import bundle, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, promote
+from rec.index import load, promote, tables
 from rec.index.catalogue import Catalogue
-from rec.index.connections import Connections
+from rec.index.connections import SETTINGS, Connections
+from rec.index.promote import Promoted
 from rec.index.search import Filters, VectorIndex, _condition
 from tests.bundle import tiny
 
@@ -29,17 +32,22 @@ NONE = np.empty(0, np.int64)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Bundle:
-    """A bundle that is loaded."""
-    recipe = tiny.make(tiny.config(tmp_path_factory.mktemp("index")))
+    """A bundle that is loaded and active."""
+    return published(tiny.make(tiny.config(tmp_path_factory.mktemp("index"))), database_url)
+
+
+def published(recipe: Config, url: str) -> Bundle:
+    """The bundle of a recipe, loaded and made the active one of the database at `url`."""
     found = bundle.create(recipe)
-    load.load(database_url, found, recipe.index, recipe.root)
+    load.vectors(url, found, recipe.index)
+    promote.promote(url, found, recipe.root, force=False)
     return found
 
 
 @pytest.fixture(scope="module")
 def connections(made: Bundle, database_url: str) -> Iterator[Connections]:
     """Connections to the database."""
-    opened = Connections(database_url, made.config.index, size=2)
+    opened = Connections(database_url, size=2)
     yield opened
     opened.close()
 
@@ -192,17 +200,19 @@ def test_stored_vectors_are_the_bundle_s(made: Bundle, connections: Connections)
 
 def test_full_precision_is_kept_where_asked(tmp_path: Path, database_url: str) -> None:
     recipe = tiny.make(tiny.config(tmp_path, name="full", kind="vector"))
-    found = bundle.create(recipe)
-    load.load(database_url, found, recipe.index, recipe.root)
-    opened = Connections(database_url, recipe.index, size=1)
+    found = published(recipe, database_url)
+    opened = Connections(database_url, size=1)
     result = VectorIndex(opened, found.id, recipe.index).search(unit(5), 10, exclude=NONE, filters=Filters())
     opened.close()
     np.testing.assert_allclose(result.scores, (found.item_vectors() @ unit(5))[result.rows], atol=1e-6)
 
 
 def test_loading_again_does_nothing(made: Bundle, database_url: str) -> None:
-    root = Path(made.config.store) / "tiny"
-    assert load.load(database_url, made, made.config.index, root) == {"items": tiny.ITEMS, "skipped": True}
+    before = published(tiny.make(tiny.config(Path(made.config.store), name="before")), database_url).id
+    recipe = made.config
+    assert not load.vectors(database_url, made, recipe.index)
+    assert promote.promote(database_url, made, recipe.root, force=False) == Promoted(before, False)
+    assert promote.promote(database_url, made, recipe.root, force=False) == Promoted(made.id, False)
 
 
 def test_known_users_come_back_with_history_and_profile(connections: Connections) -> None:
@@ -230,16 +240,55 @@ def test_words_are_found_as_they_are(connections: Connections, query: str, found
     assert bool(Catalogue(connections, "tiny").find(query, 5)) == found
 
 
-def test_a_statement_that_nobody_waits_for_is_ended(
-    made: Bundle, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rec.index.connections.STATEMENT_MS", 200)
-    opened = Connections(database_url, made.config.index, size=1)
+def test_a_statement_that_nobody_waits_for_is_ended(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, "statement_timeout", "200")
+    opened = Connections(database_url, size=1)
     with pytest.raises(DatabaseError, match="QueryCanceled"), opened.use() as connection:
         connection.execute("SELECT pg_sleep(20)")
     with opened.use() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     opened.close()
+
+
+def test_every_bundle_is_searched_with_its_own_settings(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    found = VectorIndex._found
+
+    def note(index: VectorIndex, connection: psycopg.Connection, *args: Any, **named: Any) -> Any:
+        seen.extend(connection.execute("SHOW hnsw.ef_search").fetchone() or ())
+        return found(index, connection, *args, **named)
+
+    monkeypatch.setattr(VectorIndex, "_found", note)
+    for ef_search in (300, 20, 160):
+        index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=ef_search))
+        index.search(unit(1), 5, exclude=NONE, filters=Filters())
+    assert seen == ["300", "20", "160"]
+
+
+@pytest.mark.parametrize("name", ["hnsw.wings", "nobody.claims"])
+def test_a_refused_setting_is_named_at_once_and_later(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("rec.index.connections.WAIT_S", 1.0)
+    opened = Connections(database_url, size=1)
+    monkeypatch.setitem(SETTINGS, name, "2")
+    refusal = rf"does not take the settings .*{name}.*pgvector"
+    with pytest.raises(DatabaseError, match=refusal):
+        Connections(database_url, size=1)
+    with pytest.raises(DatabaseError, match="AdminShutdown"), opened.use() as connection:
+        connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    with pytest.raises(DatabaseError, match=refusal), opened.use():
+        pass
+    opened.close()
+
+
+@pytest.mark.parametrize("low", [1e-300, 1e300])
+def test_prices_beyond_the_column_s_range_are_no_error(index: VectorIndex, low: float) -> None:
+    found = index.search(unit(2), 10, exclude=NONE, filters=Filters(price_min=low, price_max=1e300))
+    assert len(found.rows) == (10 if low < 1 else 0)
+    assert len(index.search(unit(2), 10, exclude=NONE, filters=Filters(price_max=1e-300)).rows) == 0
 
 
 def test_what_postgres_refuses_is_one_sentence(made: Bundle, database_url: str) -> None:
@@ -248,9 +297,9 @@ def test_what_postgres_refuses_is_one_sentence(made: Bundle, database_url: str) 
     url = database_url.replace("postgres:@", "reader:@")
     assert url != database_url
     for work in (
-        lambda: load.load(url, made, made.config.index, made.config.root),
-        lambda: promote.promote(url, made, force=False),
-        lambda: promote.rollback(url),
+        lambda: load.vectors(url, made, made.config.index),
+        lambda: promote.promote(url, made, made.config.root, force=False),
+        lambda: promote.rollback(url, "tiny", "0123456789ab"),
     ):
         with pytest.raises(DatabaseError, match=r"Postgres refused \(InsufficientPrivilege: permission denied.*tables"):
             work()
@@ -258,39 +307,47 @@ def test_what_postgres_refuses_is_one_sentence(made: Bundle, database_url: str) 
 
 LOADER = """
 import sys
-from pathlib import Path
 from rec import bundle
-from rec.index import load
+from rec.index import load, promote
 store, url, name = sys.argv[1:]
 made = bundle.read(store, name)
-load.load(url, made, made.config.index, Path(store) / made.recipe)
+load.vectors(url, made, made.config.index)
+promote.promote(url, made, made.config.root, force=False)
 """
 
 
 def test_a_killed_load_leaves_nothing_and_is_repeated(tmp_path: Path, database_url: str) -> None:
     recipe = tiny.make(tiny.config(tmp_path, name="killed", seed=3))
     found = bundle.create(recipe)
-    with postgres.connect(database_url) as blocker:
-        # the load is held where its vectors are in and it is about to say so
-        blocker.execute("LOCK TABLE bundles IN SHARE MODE")
-        loader = subprocess.Popen([sys.executable, "-c", LOADER, str(tmp_path), database_url, found.id])
-        _until(lambda: _waiting(database_url))
+    # held where its vectors are in and it is about to say so
+    with held(recipe, database_url, "bundles") as loader:
         os.kill(loader.pid, signal.SIGKILL)
         loader.wait()
     _until(lambda: not _waiting(database_url))
     with postgres.connect(database_url) as connection:
         assert connection.execute("SELECT to_regclass(%s)", (f"items_{found.id}",)).fetchone() == (None,)
-    load.load(database_url, found, recipe.index, recipe.root)
-    opened = Connections(database_url, recipe.index, size=1)
+    published(recipe, database_url)
+    opened = Connections(database_url, size=1)
     index = VectorIndex(opened, found.id, recipe.index)
     assert len(index.search(unit(6), 30, exclude=NONE, filters=Filters()).rows) == 30
     opened.close()
 
 
-def _waiting(database_url: str) -> bool:
-    with psycopg.connect(database_url) as connection:
+@contextmanager
+def held(recipe: Config, url: str, table: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that publishes the bundle of `recipe` and that waits before its first row of `table`."""
+    name = bundle.create(recipe).id
+    with postgres.connect(url) as blocker:
+        blocker.execute(psycopg.sql.SQL("LOCK TABLE {} IN SHARE MODE").format(psycopg.sql.Identifier(table)))
+        loader = subprocess.Popen([sys.executable, "-c", LOADER, recipe.store, url, name])
+        _until(lambda: _waiting(url))
+        yield loader
+
+
+def _waiting(url: str) -> bool:
+    with psycopg.connect(url) as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO bundles%'"
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %'"
         ).fetchone()
     return bool(row and row[0])
 
@@ -349,6 +406,83 @@ class TestPromotion:
         with pytest.raises(ArtifactError, match=r"lacks metrics[.]json"):
             publish.rollback(recipe)
         assert self.active() == second
+
+    def test_data_and_bundle_change_together_or_not_at_all(self, recipe: Config, tmp_path: Path) -> None:
+        first, url = publish.run(recipe)["bundle"], os.environ["REC_DATABASE_URL"]
+        with postgres.connect(url) as connection:
+            connection.execute("UPDATE products SET price = 1")
+            connection.execute("UPDATE loads SET content_hash = 'of before'")
+        with held(tiny.make(tiny.config(tmp_path, seed=2)), url, "promotions") as loader:
+            os.kill(loader.pid, signal.SIGKILL)
+            loader.wait()
+        _until(lambda: not _waiting(url))
+        assert self.active() == first
+        with postgres.connect(url) as connection:
+            assert connection.execute("SELECT DISTINCT price FROM products").fetchall() == [(1.0,)]
+        publish.run(tiny.config(tmp_path, seed=2))
+        with postgres.connect(url) as connection:
+            assert connection.execute("SELECT min(price), max(price) FROM products").fetchall() == [(10.0, 169.0)]
+
+    def test_nobody_waits_for_vectors_that_are_loaded(self, recipe: Config, tmp_path: Path) -> None:
+        first, url = publish.run(recipe)["bundle"], os.environ["REC_DATABASE_URL"]
+        publish.run(tiny.make(tiny.config(tmp_path, seed=2)))
+        with held(tiny.make(tiny.config(tmp_path, seed=3)), url, "bundles") as loader:
+            with postgres.connect(url) as connection:
+                connection.execute("SET lock_timeout = '1s'")
+                connection.execute("UPDATE products SET available = available")
+            assert publish.rollback(recipe) == {"bundle": first}
+            assert loader.poll() is None
+        assert loader.wait(60) == 0
+        assert self.active() == bundle.create(tiny.config(tmp_path, seed=3)).id
+
+    def test_who_is_held_up_says_so(self, recipe: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tables, "SWITCH_WAIT_MS", 200)
+        first = publish.run(recipe)["bundle"]
+        second = publish.run(tiny.make(tiny.config(tmp_path, seed=2)))["bundle"]
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as other, tables.switching(other):
+            for work in (lambda: publish.rollback(recipe), lambda: publish.run(tiny.config(tmp_path, seed=2))):
+                with pytest.raises(DatabaseError, match=r"others changed the database for more than 0\.2 s.*try again"):
+                    work()
+        assert self.active() == second
+        assert publish.rollback(recipe) == {"bundle": first}
+
+    def test_only_the_bundle_that_was_verified_is_rolled_back_to(self, recipe: Config, tmp_path: Path) -> None:
+        ids = [publish.run(tiny.make(tiny.config(tmp_path, seed=seed)))["bundle"] for seed in (1, 2, 3)]
+        url = os.environ["REC_DATABASE_URL"]
+        with pytest.raises(DatabaseError, match=f"is now {ids[1]}, no longer {ids[0]}, so nothing was done"):
+            promote.rollback(url, "tiny", ids[0])
+        assert self.active() == ids[2]
+
+    def test_a_rollback_stays_within_the_recipe(self, recipe: Config, tmp_path: Path) -> None:
+        mine = publish.run(recipe)["bundle"]
+        other = tiny.make(tiny.config(tmp_path, name="other"))
+        theirs = publish.run(other)["bundle"]
+        with pytest.raises(DatabaseError, match=f"before the active one, {mine}, is of recipe 'tiny'.*--recipe tiny"):
+            publish.rollback(other)
+        with pytest.raises(DatabaseError, match=f"active bundle {theirs} is of recipe 'other', not 'tiny'"):
+            publish.rollback(recipe)
+        assert self.active() == theirs
+
+    def test_pruning_keeps_the_active_bundle_and_the_one_before(self, recipe: Config, tmp_path: Path) -> None:
+        ids = [publish.run(tiny.make(tiny.config(tmp_path, seed=seed)))["bundle"] for seed in (1, 2, 3)]
+        other = publish.run(tiny.make(tiny.config(tmp_path, name="other")))["bundle"]
+        last = publish.run(tiny.make(tiny.config(tmp_path, seed=4)))["bundle"]
+        publish.run(tiny.config(tmp_path, name="other"))
+        assert publish.prune(recipe) == {"kept": [last, ids[2], other], "removed": ids[:2]}
+        assert publish.prune(recipe)["removed"] == []
+        assert set(bundle.names(tmp_path)) == {ids[2], last, other}
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
+            found = connection.execute(r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_'")
+            assert {name for (name,) in found} == {f"items_{name}" for name in (ids[2], last, other)}
+        again = publish.run(tiny.config(tmp_path, seed=4))
+        assert not again["skipped"]
+        assert self.active() == last
+
+    def test_nothing_is_pruned_where_nothing_is_active(self, recipe: Config) -> None:
+        made = bundle.create(recipe)
+        with pytest.raises(DatabaseError, match="no bundle is active"):
+            publish.prune(recipe)
+        bundle.verify(made)
 
     def test_below_the_floor_only_by_force(self, recipe: Config, tmp_path: Path) -> None:
         good = publish.run(recipe)["bundle"]

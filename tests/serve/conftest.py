@@ -78,9 +78,7 @@ def published(new_store: Callable[[], Path]) -> Config:
 @pytest.fixture(scope="session")
 def connections(published: Config) -> Iterator[Connections]:
     """Connections of this process to the recipe's database."""
-    (name,) = bundle.names(published.store)
-    index = bundle.read(published.store, name).config.index
-    opened = Connections(postgres.url(published.store), index, size=2)
+    opened = Connections(postgres.url(published.store), size=2)
     yield opened
     opened.close()
 
