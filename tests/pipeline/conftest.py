@@ -21,7 +21,7 @@ kind = "sample"
 
 [enrich]
 answers = ["sample"]
-max_calls = 0
+max_calls = 2
 
 [item_tower.train]
 epochs = 2
