@@ -273,6 +273,8 @@ def test_a_refused_setting_is_named_at_once_and_later(
 ) -> None:
     monkeypatch.setattr("rec.index.connections.WAIT_S", 1.0)
     opened = Connections(database_url, size=1)
+    with opened.use():
+        pass  # its connection is open before the server refuses
     monkeypatch.setitem(SETTINGS, name, "2")
     refusal = rf"does not take the settings .*{name}.*pgvector"
     with pytest.raises(DatabaseError, match=refusal):
