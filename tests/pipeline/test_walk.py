@@ -80,7 +80,8 @@ def stranger(finished: Finished, repository: Path, environment_of_jobs: dict[str
     shutil.copy(finished.recipe, folder / "rec" / "recipes" / "demo.toml")
     shutil.copytree(finished.config.root, folder / ".rec" / "demo")
     (folder / ".venv").mkdir()
-    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
     (folder / ".venv" / "complete").touch()
     environment = {**environment_of_jobs, "PYTHONPATH": str(folder), "RAY_ADDRESS": "local"}
     readme = (repository / "README.md").read_text(encoding="utf-8")
