@@ -2,7 +2,7 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
-attributes   what the enrichment engine reads out of OA-Mine titles; their file lies in source.folder
+extraction   what the enrichment engine reads out of OA-Mine titles; their file lies in source.folder
 """
 
 import argparse
@@ -49,8 +49,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
         )
-    if options.name == "attributes":
-        figures = benchmark.attributes(config, quick=options.quick, test=options.test_split)
+    if options.name == "extraction":
+        figures = benchmark.extraction(config, quick=options.quick, test=options.test_split)
     else:
         chosen = shortened(config) if options.quick else config
         prepare(chosen)
@@ -63,11 +63,11 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("name", choices=["retrieval", "attributes"], help="the benchmark")
+    arguments.add_argument("name", choices=["retrieval", "extraction"], help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
     arguments.add_argument(
-        "--test-split", action="store_true", help="attributes: ask the titles of the test split, for a final figure"
+        "--test-split", action="store_true", help="extraction: ask the titles of the test split, for a final figure"
     )
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

@@ -61,7 +61,7 @@ def retrieval(config: Config) -> Figures:
     return figures
 
 
-def attributes(config: Config, *, quick: bool, test: bool) -> Figures:
+def extraction(config: Config, *, quick: bool, test: bool) -> Figures:
     """How well the engine reads attributes out of OA-Mine titles: micro scores with intervals over titles.
 
     `test`: of the test split, which is otherwise not read.
