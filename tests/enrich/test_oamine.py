@@ -1,4 +1,4 @@
-"""The benchmark `attributes`: its scores, and that the test split stays unread."""
+"""The benchmark `extraction`: its scores, and that the test split stays unread."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def _config(folder: Path) -> Config:
 
 
 def test_scores_are_micro_and_have_intervals(tmp_path: Path, asked: list[str]) -> None:
-    figures = benchmark.attributes(_config(tmp_path), quick=False, test=False)
+    figures = benchmark.extraction(_config(tmp_path), quick=False, test=False)
     assert sorted(asked) == ["Bolt lemon Tea", "Good green Tea"], "a title of the examples is not asked"
     assert figures["oamine.llm.precision"]["value"] == 0.75
     assert figures["oamine.llm.recall"]["value"] == 1.0
@@ -68,10 +68,10 @@ def test_scores_are_micro_and_have_intervals(tmp_path: Path, asked: list[str]) -
 
 
 def test_the_test_split_is_read_only_where_it_is_asked_for(tmp_path: Path, asked: list[str]) -> None:
-    assert benchmark.attributes(_config(tmp_path), quick=False, test=True)["oamine.llm.f1"]["value"] == 1.0
+    assert benchmark.extraction(_config(tmp_path), quick=False, test=True)["oamine.llm.f1"]["value"] == 1.0
     assert asked == ["Kept Secret Tea"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"attribute_extraction_oamine\.parquet does not exist: set source\.folder"):
-        benchmark.attributes(load("hm", [f"source.folder={tmp_path}"]), quick=True, test=False)
+        benchmark.extraction(load("hm", [f"source.folder={tmp_path}"]), quick=True, test=False)
