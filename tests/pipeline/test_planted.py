@@ -23,10 +23,10 @@ CUTOFF = 10
 RESAMPLES = 2_000
 
 ABLATIONS = [
-    ("re_taste", ['item_tower.inputs=["std","title"]']),
-    ("title", ['item_tower.inputs=["std","re"]']),
     ("size", ['user_tower.inputs=["behaviour","context"]']),
     ("context", ['user_tower.inputs=["behaviour","profile"]']),
+    ("re_taste", ['item_tower.inputs=["std","title"]']),
+    ("title", ['item_tower.inputs=["std","re"]']),
 ]
 """Planted group of shoppers, and the configuration that lacks what shows it."""
 
