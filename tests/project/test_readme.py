@@ -7,9 +7,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from rec import config
+from rec import config, dataset
+from rec.data import ingest
+from rec.schema import INTERACTIONS, PRODUCTS, USERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -65,6 +68,48 @@ def test_every_shown_recipe_is_valid(tmp_path: Path) -> None:
         path = tmp_path / "shown.toml"
         path.write_text(text, encoding="utf-8")
         config.load(str(path))
+
+
+PRODUCTS_CSV = """\
+sku,name,text,body_html,price,brand,style,in_stock,published,material,color,category,inseam_cm,chest_cm
+A1,Linen shirt,Airy,<p>Washed linen</p>,49.9,Nord,S1,true,2025-01-02,linen,white,shirts,,102
+A2,Wool trousers,Warm,,89,,S2,false,2025-02-03T10:00:00Z,wool,,trousers,81.5,
+"""
+USERS_CSV = """\
+customer,height,weight,bust_size
+ann,172,64,86
+"""
+EVENTS_JSONL = """\
+{"customer": "ann", "sku": "A1", "type": "view", "time": "2025-03-01T10:00:00Z", "search": "wedding"}
+{"customer": "bob", "sku": "A2", "type": "purchase", "time": "2025-03-02T10:00:00Z"}
+{"customer": "bob", "sku": "A2", "type": "stare", "time": "2025-03-02T10:00:00Z"}
+"""
+
+
+def test_shown_recipe_reads_a_shop_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the recipe's own folder, as the README says; the event that is none is kept aside."""
+    (text,) = [text for language, text in BLOCKS if language == "toml" and "[source.columns.products]" in text]
+    (tmp_path / "data").mkdir()
+    for name, rows in {"products.csv": PRODUCTS_CSV, "users.csv": USERS_CSV, "events.jsonl": EVENTS_JSONL}.items():
+        (tmp_path / "data" / name).write_text(rows, encoding="utf-8")
+    (tmp_path / "shop.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    given = config.load("shop.toml")
+    ingest.run(given)
+    shirt, trousers = dataset.read(given.at("products"), PRODUCTS).to_pylist()
+    assert (shirt["product_id"], shirt["brand"], shirt["currency"], shirt["group_id"]) == ("A1", "Nord", "EUR", "S1")
+    assert dict(shirt["attributes"])["material"] == ["linen"]
+    assert dict(shirt["measurements"]) == {"chest_cm": 102.0}
+    assert (shirt["available"], trousers["available"]) == (True, False)
+    ann, bob = dataset.read(given.at("users"), USERS).to_pylist()
+    assert (ann["height_cm"], dict(ann["numeric"])) == (172.0, {"bust_size": 86.0})
+    assert (bob["user_id"], bob["height_cm"]) == ("bob", None), "users of events are users"
+    events = dataset.read(given.at("events"), INTERACTIONS).to_pylist()
+    assert [(event["user_id"], event["event"], event["context"]) for event in events] == [
+        ("ann", "view", "wedding"),
+        ("bob", "purchase", None),
+    ]
+    assert pq.read_table(given.at("events") / "rejected.parquet").num_rows == 1
 
 
 def test_links_inside_the_repository_exist() -> None:
