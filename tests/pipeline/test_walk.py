@@ -84,6 +84,8 @@ def stranger(finished: Finished, repository: Path, environment_of_jobs: dict[str
         (folder / ".venv" / part).symlink_to(Path(sys.prefix) / part)
     (folder / ".venv" / "complete").touch()
     environment = {**environment_of_jobs, "PYTHONPATH": str(folder), "RAY_ADDRESS": "local"}
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # a make that this one would take for its parent
+        environment.pop(name, None)
     readme = (repository / "README.md").read_text(encoding="utf-8")
     yield Stranger(folder, readme, _free_port(), environment)
     subprocess.run(["make", "stop"], cwd=folder, env=environment, capture_output=True, check=False)
