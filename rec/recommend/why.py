@@ -5,6 +5,7 @@ fits_context         what the shopper said raised the item's retrieval score by 
 fits_profile         the shopper's profile did
 popular              it came from the popular products
 near_shopper         none of these: its vector is near the shopper's
+for_anyone           nothing is known of the shopper: it is near where the user tower starts
 ranker_unavailable   the ranker did not answer; the list is in retrieval order
 """
 
@@ -36,6 +37,7 @@ class Explainer:
         vectors = self._vectors[ranked.rows]  # float32[k, d]
         cosine = vectors @ self._vectors[state.items].T  # float32[k, H]
         raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
+        unknown = state.cold and not encoded.without
         items = []
         for at, row in enumerate(ranked.rows.tolist()):
             card = self._shelf.card(row)
@@ -44,7 +46,7 @@ class Explainer:
             reasons = ["similar_to_history"] if cause is not None and cause["cosine"] >= NEAR else []
             reasons += [f"fits_{name}" for name, by in raised.items() if by[at] >= RAISED]
             reasons += ["popular"] if source == "popular" else []
-            reasons = reasons or ["near_shopper"]
+            reasons = reasons or ["for_anyone" if unknown else "near_shopper"]
             reasons += [] if ranked.by_ranker else ["ranker_unavailable"]
             items.append(
                 {

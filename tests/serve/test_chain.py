@@ -64,10 +64,16 @@ def test_every_answer_keeps_its_promises(
     assert set(answer.milliseconds) == {"state", "user_tower", "retrieval", "ranking", "explanation", "total"}
 
 
+REASON_OF = {"ann": "for_anyone", "popular": "popular"}
+"""Why an unknown shopper is shown a candidate of each source."""
+
+
 def test_a_cold_shopper_gets_popular_products_too(chain: Chain) -> None:
     answer = chain.recommend(Request(k=40))
     assert {item["source"] for item in answer.items} == {"ann", "popular"}
-    assert all(("popular" in item["reasons"]) == (item["source"] == "popular") for item in answer.items)
+    assert all(item["reasons"] == [REASON_OF[item["source"]]] for item in answer.items), "no taste of theirs is claimed"
+    said = chain.recommend(Request(k=40, context="a linen dress for a beach wedding"))
+    assert not any("for_anyone" in item["reasons"] for item in said.items)
 
 
 def test_popular_products_pass_the_filter(chain: Chain) -> None:
