@@ -15,9 +15,17 @@ settings.register_profile("repository", deadline=None, derandomize=True)
 settings.load_profile("repository")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it."""
+    """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it.
+
+    pytest-xdist keeps what shares costly fixtures in one process: each folder, and all that look at one finished run.
+    """
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        shares = "finished" if "finished" in getattr(item, "fixturenames", ()) else item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(f"{shares}-slow" if slow else shares))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,6 @@
-"""The stage on real Ray Data, Postgres and model: live answers, cache, budget, imports, quarantine, kill."""
+"""The stage on real Ray Data, Postgres and model: live answers, cache, budget, imports, quarantine."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,52 +171,3 @@ def test_a_failed_call_is_counted_and_made_again(coats: Callable[..., Config], f
         assert sorted(a["value"] for a in made["std"] if a["source"] == "given") == ["red", "women"]
     with psycopg.connect(fresh) as connection:
         assert connection.execute("SELECT count(*) FROM llm_answers").fetchone() == (0,)
-
-
-def test_a_killed_job_repeats_no_call_and_ends_as_an_undisturbed_one(
-    coats: Callable[..., Config],
-    new_database: Callable[[str], str],
-    tmp_path: Path,
-    repository: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    overrides = ["enrich.answers=[]", "enrich.threads=1", "enrich.max_output_tokens=24"]
-    url = new_database("enrich_killed")
-    config = coats("enrich.max_output_tokens=24")
-    command = [sys.executable, "jobs/enrich.py", "--set", f"store={tmp_path}"]
-    command += [part for override in overrides for part in ("--set", override)]
-    environment = {**os.environ, "REC_DATABASE_URL": url}
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command, cwd=repository, env=environment, stdout=log, stderr=log)
-        wait_for_calls(url, job, 2)
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-    assert not config.at("enriched").exists()
-    before = calls(url)
-    assert len(before) < 4, "killed too late to prove anything"
-    subprocess.run(command, cwd=repository, env=environment, check=True, capture_output=True)
-    after = calls(url)
-    assert after[: len(before)] == before
-    assert len(after) == len(set(after)) == 4, "four distinct texts may be asked"
-    killed = artifact.peek(config.at("enriched"))
-
-    undisturbed = coats("enrich.max_output_tokens=24", "name=other")
-    monkeypatch.setenv("REC_DATABASE_URL", new_database("enrich_undisturbed"))
-    write_products(undisturbed, COATS)
-    stage.run(undisturbed)
-    other = artifact.peek(undisturbed.at("enriched"))
-    assert killed is not None
-    assert other is not None
-    assert killed.content_hash == other.content_hash
-
-
-def wait_for_calls(url: str, job: subprocess.Popen[bytes], least: int) -> None:
-    """Return as soon as the ledger has `least` calls."""
-    for _ in range(1_200):
-        assert job.poll() is None, "the job ended before it could be killed"
-        with psycopg.connect(url) as connection:
-            there = connection.execute("SELECT to_regclass('llm_calls')").fetchone()
-            if there is not None and there[0] is not None and len(calls(url)) >= least:
-                return
-        time.sleep(0.1)
-    pytest.fail("the job made no calls within two minutes")

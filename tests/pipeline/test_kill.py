@@ -1,7 +1,6 @@
 """`jobs/pipeline.py` killed with SIGKILL in every stage and started again gives what an undisturbed run gives."""
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -14,20 +13,22 @@ import psycopg
 import pytest
 
 from rec import artifact, pipeline, postgres
+from rec.train import ddp
 from tests.pipeline.conftest import Finished
 
 WAIT_S = 600
 """Longest wait for one moment, on a loaded machine."""
 
-WITHIN = {"pretrain": r"[\s\S]*epoch 1/", "train_user": r"[\s\S]*epoch 1/"}
-"""What is printed in the middle of a stage; the others are killed just after their start."""
-
 Moment = Callable[[Path, str], bool]
 """Whether to kill now, given the store and what the pipeline has printed so far."""
 
 
-def _said(pattern: str) -> Moment:
-    return lambda _store, printed: re.search(pattern, printed) is not None
+def _started(stage: str) -> Moment:
+    return lambda _store, printed: f"{stage}: start" in printed
+
+
+def _has_a_checkpoint(run: str) -> Moment:
+    return lambda store, _printed: any((store / "demo" / "runs").glob(f"{run}-*/{ddp.SNAPSHOT}"))
 
 
 def _has_an_answer(store: Path, printed: str) -> bool:
@@ -43,11 +44,15 @@ def _calls(store: Path) -> list[str]:
             return []
 
 
-NAMES = [stage.name for stage in pipeline.STAGES]
+WITHIN = {
+    "enrich": _has_an_answer,
+    "pretrain": _has_a_checkpoint("item_tower"),
+    "train_user": _has_a_checkpoint("user_tower"),
+    "train_ranker": _has_a_checkpoint("ranker"),
+}
+"""What has happened in the middle of a stage; the others are killed just after their start."""
 
-MOMENTS: list[Moment] = [
-    _has_an_answer if name == "enrich" else _said(f"{name}: start" + WITHIN.get(name, "")) for name in NAMES
-]
+MOMENTS = {stage.name: WITHIN.get(stage.name, _started(stage.name)) for stage in pipeline.STAGES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +100,11 @@ def test_killed_and_restarted_pipeline_equals_an_undisturbed_one(
     finished: Finished, tmp_path: Path, repository: Path, new_store: Callable[[], Path]
 ) -> None:
     killed = Pipeline(repository, finished.recipe, new_store())
-    for number, moment in enumerate(MOMENTS):
-        killed.kill_at(moment, tmp_path / f"killed{number}.log")
+    for stage, moment in MOMENTS.items():
+        killed.kill_at(moment, tmp_path / f"{stage}.log")
     assert killed.run(tmp_path / "killed.log") == finished.result["bundle"]
+    for follower in ("embed", "candidates", "evaluate"):
+        assert "going on after epoch" in (tmp_path / f"{follower}.log").read_text(), "the training started over"
     assert _hashes(killed.store / "demo") == _hashes(finished.config.root)
     calls = _calls(killed.store)
     assert len(calls) == len(set(calls)) > 0, "an answer was paid for twice"

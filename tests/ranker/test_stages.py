@@ -168,14 +168,14 @@ def test_the_first_contestant_is_the_retrieval_order(
 
 
 def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:
-    (shop.at("training") / "ranker-0123-inputs").mkdir()  # another option's run that was killed
+    (shop.at("runs") / "ranker-0123-inputs").mkdir()  # another option's run that was killed
     train = shop.ranker.train.model_copy(update={"max_failures": 7})
     text = shop.text.model_copy(update={"num_actors": 3})
     other = shop.model_copy(update={"text": text, "ranker": shop.ranker.model_copy(update={"train": train})})
     for given in (shop, other):
         assert samples.run(given)["skipped"]
         assert ranker.run(given)["skipped"]
-    assert not list(shop.at("training").iterdir())
+    assert not list(shop.at("runs").iterdir())
 
 
 def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
@@ -202,7 +202,7 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
         assert hashes[0] is not None
         assert hashes[1] is not None
         assert hashes[0].content_hash == hashes[1].content_hash, stage
-    assert not list(other.at("training").iterdir())
+    assert not list(other.at("runs").iterdir())
 
 
 def test_without_samples_the_error_names_the_job(shop: Config, tmp_path: Path) -> None:

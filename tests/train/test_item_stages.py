@@ -1,10 +1,5 @@
 """encode, pretrain and embed on a small catalogue, through real Ray Data and Ray Train."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +14,7 @@ from rec.models import item_tower, text_encoder
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
-from rec.train import ddp, item
+from rec.train import item
 from tests.item_tower import catalogue
 
 PRODUCTS = 96
@@ -118,37 +113,6 @@ def _twins_first(tower: ItemTower, items: ItemInputs, tree: Config) -> float:
             first, second = tower(views).chunk(2)
         shares.append(float(((first @ second.T).argmax(1) == torch.arange(PRODUCTS)).float().mean()))
     return sum(shares) / len(shares)
-
-
-def test_a_killed_job_goes_on_and_ends_with_the_same_tower(made: Config, tmp_path: Path, repository: Path) -> None:
-    """SIGKILL to `jobs/pretrain.py` after an epoch was saved; the next start ends with the bytes of the calm run."""
-    tree = catalogue.write(tmp_path, PRODUCTS)
-    encode.run(tree)
-    job = subprocess.Popen(
-        [sys.executable, repository / "jobs" / "pretrain.py", "--recipe", tmp_path / "catalogue.toml"],
-        cwd=repository,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for_checkpoint(tree.at("runs"), job)
-    finally:
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-    assert artifact.peek(tree.at("item_tower")) is None, "killed too late: the tower was already written"
-    item.run(tree)
-    found, calm = (artifact.peek(at.at("item_tower")) for at in (tree, made))
-    assert found is not None
-    assert calm is not None
-    assert found.content_hash == calm.content_hash
-
-
-def _wait_for_checkpoint(runs: Path, job: subprocess.Popen[bytes]) -> None:
-    for _ in range(2_400):
-        if any(runs.glob(f"*/{ddp.SNAPSHOT}")):
-            return
-        assert job.poll() is None, f"the job ended with {job.returncode} before its first checkpoint"
-        time.sleep(0.05)
-    pytest.fail("no checkpoint within two minutes")
 
 
 def test_titles_of_another_tokenizer_are_refused(made: Config, tmp_path: Path) -> None:

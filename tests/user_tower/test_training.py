@@ -118,12 +118,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config
 
 @pytest.mark.slow
 def test_the_stage_is_done_once_and_leaves_no_checkpoints(trained: Config) -> None:
-    (trained.at("training") / "user_tower-0123").mkdir()  # another option's run that was killed
+    (trained.at("runs") / "user_tower-0123").mkdir()  # another option's run that was killed
     train = trained.user_tower.train.model_copy(update={"max_failures": 7})
     other = trained.model_copy(update={"user_tower": trained.user_tower.model_copy(update={"train": train})})
     assert run(trained)["skipped"]
     assert run(other)["skipped"]
-    assert list(trained.at("training").iterdir()) == []
+    assert list(trained.at("runs").iterdir()) == []
 
 
 @pytest.mark.slow
