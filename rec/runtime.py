@@ -10,6 +10,8 @@ import ray.data
 from rec.errors import ConfigError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Data would start 32 processes to look into the one file of an artifact.
+os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
 
 
 def start(cpus: int) -> None:

