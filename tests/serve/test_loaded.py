@@ -63,7 +63,7 @@ def test_following_goes_on_after_what_nobody_foresaw(
 
     monkeypatch.setitem(following.__globals__, "FOLLOW_S", 0.001)
     monkeypatch.setitem(following.__globals__, "active", active)
-    monkeypatch.setattr(app.log, "propagate", True)
+    monkeypatch.setattr(app.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
     with caplog.at_level(logging.ERROR, logger="ray.serve"):
         assert asyncio.run(follow()) == "new"
     assert "staying with bundle old" in caplog.text
