@@ -30,6 +30,8 @@ ABLATIONS = [
 ]
 """Planted group of shoppers, and the configuration that lacks what shows it."""
 
+SHORTER = ["item_tower.train.epochs=25", "user_tower.train.epochs=15"]
+
 Hits = Mapping[str, NDArray[np.float64]]
 """Group → float64[U], 1 where the target of a shopper's last event is among the first CUTOFF retrieved."""
 
@@ -68,8 +70,8 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(new_store: Callable[[], Path], ray_local: None) -> Trained:
-    """The demo recipe up to the user tower, with the answers that are shipped and no live call."""
-    common = [f"store={new_store()}", "enrich.max_calls=0"]
+    """The demo recipe up to the user tower, trained for less, with the answers that are shipped and no live call."""
+    common = [f"store={new_store()}", "enrich.max_calls=0", *SHORTER]
     full = config.load("demo", common)
     for stage in (ingest.run, enrich.run, tensorize.run, encode.run):
         stage(full)
