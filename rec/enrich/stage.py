@@ -33,8 +33,8 @@ from rec.config import Config, Enrich
 from rec.enrich import cache, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
-from rec.enrich.prompt import PROMPT_VERSION
-from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
+from rec.enrich.pace import Pace
+from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, Weigh, cost, scan
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab import std
 from rec.vocab.std import StdVocabulary
@@ -54,6 +54,8 @@ class Plan:
     """Where imported answers come from; they are preferred to the model's own."""
     ask: list[int]
     """Rows of products to ask, in product order, identical texts once."""
+    keys: list[str]
+    """Keys of the model's own answers to all texts, each once."""
     cached: int
     """Products whose answer was in the cache."""
     over_budget: int
@@ -69,8 +71,8 @@ def run(config: Config) -> dict[str, Any]:
     inputs = {"products": products.content_hash}
     inputs |= {f"answers/{i}": artifact.hash_file(path) for i, path in enumerate(files)}
     branch = {
-        "enrich": config.enrich.model_dump(mode="json", exclude={"num_actors", "threads"}),
-        "prompt_version": PROMPT_VERSION,
+        "enrich": config.enrich.identity(),
+        "prompt_version": engine.form(config.enrich).version,
         "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
     target = config.at("enriched")
@@ -83,7 +85,8 @@ def run(config: Config) -> dict[str, Any]:
     with postgres.connect(database_url, autocommit=True) as connection:
         cache.prepare(connection)
         plan = _plan(config, files, vocabulary.version, connection)
-        failures = _ask(config, plan, database_url, run_id)
+        pace = _pace(config.enrich, cache.spent(connection, plan.keys))
+        failures, unpaid = _ask(config, plan, database_url, run_id, pace)
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
@@ -100,11 +103,48 @@ def run(config: Config) -> dict[str, Any]:
         "failed_calls": len(failures),
         "live_tokens_in": spent.tokens_in,
         "live_tokens_out": spent.tokens_out,
-        "over_budget": plan.over_budget,
+        "cost": round(cost(config.enrich, spent.tokens_in, spent.tokens_out), 6),
+        "over_budget": plan.over_budget + unpaid,
         "seconds": round(time.monotonic() - started, 1),
     }
     log.info("enriched %s", ", ".join(f"{name} {value}" for name, value in result.items() if name != "enriched"))
     return result
+
+
+PRIOR = cache.Habit(0, 0.25, 60.0)
+"""What a model is taken to do before it was asked once: four bytes a token, a short answer."""
+
+
+def estimate(config: Config) -> dict[str, Any]:
+    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from PRIOR.
+
+    Answers to import are put into the cache, as `run` would; nothing else is written.
+    """
+    vocabulary = StdVocabulary.load(None)
+    files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
+    products = dataset.read_manifest(config.at("products"), PRODUCTS).facts["rows"]
+    runtime.start(config.cpus)
+    with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
+        cache.prepare(connection)
+        plan = _plan(config, files, vocabulary.version, connection)
+        habit = cache.habit(connection, config.enrich.model, engine.form(config.enrich).version) or PRIOR
+        spent = cache.spent(connection, plan.keys)
+    weighed = ray.data.from_arrow(_to_ask(config, plan)).map_batches(
+        Weigh, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1), fn_constructor_args=(config.enrich,)
+    )
+    prompt_bytes = sum(batch["prompt_bytes"].to_numpy().sum() for batch in _tables(weighed)) if plan.ask else 0
+    tokens_in, tokens_out = prompt_bytes * habit.tokens_per_byte, len(plan.ask) * habit.tokens_out
+    return {
+        "products": products,
+        "cached": plan.cached,
+        "to_ask": len(plan.ask),
+        "over_budget": plan.over_budget,
+        "tokens_in": round(tokens_in),
+        "tokens_out": round(tokens_out),
+        "cost": round(cost(config.enrich, tokens_in, tokens_out), 6),
+        "spent": round(cost(config.enrich, spent.tokens_in, spent.tokens_out), 6),
+        "estimated_from_calls": habit.calls,
+    }
 
 
 def _short(facts: Any) -> dict[str, Any]:
@@ -115,9 +155,10 @@ def _short(facts: Any) -> dict[str, Any]:
 def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection: cache.Connection) -> Plan:
     ids, hashes, hostile = _scan(config)
     origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), vocab_version, connection)
-    own = Origin(config.enrich.model, PROMPT_VERSION)
+    own = Origin(config.enrich.model, engine.form(config.enrich).version)
     keys = [cache.answer_key(h, own.model, own.prompt_version, vocab_version) for h in hashes]
-    there = cache.known(connection, sorted(set(keys)), config.enrich.max_output_tokens)
+    distinct = sorted(set(keys))
+    there = cache.known(connection, distinct, config.enrich.max_output_tokens)
     budget = len(ids) if config.enrich.max_calls is None else config.enrich.max_calls
     cached = over_budget = 0
     allowed: set[str] = set()
@@ -133,7 +174,7 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
         allowed.add(key)
         if key not in there:
             ask.append(row)
-    return Plan([*(origin for origin in origins if origin != own), own], ask, cached, over_budget)
+    return Plan([*(origin for origin in origins if origin != own), own], ask, distinct, cached, over_budget)
 
 
 def _import(
@@ -206,13 +247,33 @@ def _descriptions(config: Config) -> dict[str, str]:
     return {product_id: text for product_id, text in pairs if text}
 
 
-def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> dict[str, str]:
-    """Ask the model for the plan's products. Returns when every answer is in the cache: the failures, by answer key."""
+def _pace(enrich: Enrich, spent: cache.Usage) -> Pace | None:
+    """What the workers share, when anything is limited. The budget counts what earlier runs spent on this catalogue."""
+    if (
+        enrich.requests_per_minute is enrich.tokens_per_minute is enrich.max_cost is None
+        and enrich.engine == "llamacpp"
+    ):
+        return None
+    left = None if enrich.max_cost is None else enrich.max_cost - cost(enrich, spent.tokens_in, spent.tokens_out)
+    return Pace(enrich.requests_per_minute, enrich.tokens_per_minute, left)
+
+
+def _to_ask(config: Config, plan: Plan) -> pa.Table:
+    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
+
+
+def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace | None) -> tuple[dict[str, str], int]:
+    """Ask the model for the plan's products. Returns when every answer is in the cache.
+
+    The failures, by answer key, and how many products the budget did not pay for.
+    """
     if not plan.ask:
-        return {}
+        return {}, 0
     engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
-    table = pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
-    rows = max(1, min(4, table.num_rows // (4 * config.enrich.num_actors)))
+    table = _to_ask(config, plan)
+    at_once = engine.concurrency(config.enrich)
+    most = 4 if at_once == 1 else 16 * at_once  # at a batch's end the engine waits for its last answers
+    rows = max(1, min(most, table.num_rows // (4 * config.enrich.num_actors)))
     blocks = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
     waiting = ray.data.from_arrow(blocks)
     waiting.context.enable_progress_bars = False
@@ -220,19 +281,23 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> dict[str
         Ask,
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=min(config.enrich.threads, config.cpus - 1),
+        num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
         compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-        fn_constructor_args=(config.enrich, database_url, run_id),
+        fn_constructor_args=(config.enrich, database_url, run_id, pace),
     )
     failures: dict[str, str] = {}
+    unpaid = 0
     with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
         for batch in _tables(asked):
             failed = batch.filter(batch["failure"].is_valid())
             failures |= dict(zip(failed["key"].to_pylist(), failed["failure"].to_pylist(), strict=True))
+            unpaid += batch["unpaid"].drop_null().length()
             bar.update(batch.num_rows)
     if failures:
         log.warning("%d calls failed, one of them: %s; the next run asks again", len(failures), min(failures.values()))
-    return failures
+    if unpaid:
+        log.warning("enrich.max_cost is reached: %d products were not asked", unpaid)
+    return failures, unpaid
 
 
 def _finished_batches(
@@ -282,7 +347,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     ids, hashes, _ = _scan(config)
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
     version = StdVocabulary.load(None).version
-    keys = [cache.answer_key(h, config.enrich.model, PROMPT_VERSION, version) for h in hashes]
+    keys = [cache.answer_key(h, config.enrich.model, engine.form(config.enrich).version, version) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)
         found = cache.fetch(connection, keys, config.enrich.max_output_tokens)

@@ -1,6 +1,8 @@
 """What runs on Ray Data's workers: plain functions and classes over Arrow batches, callable without Ray."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +13,17 @@ from rec.config import Enrich
 from rec.enrich import answers, cache, engine
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
-from rec.enrich.prompt import PROMPT_VERSION, body, open_keys, prompt, schema
+from rec.enrich.pace import Pace
+from rec.enrich.prompt import Form, Question
 from rec.enrich.text import Canonical, canonical, given
-from rec.errors import EngineError
+from rec.errors import EndpointError, EngineError
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
 
 COLUMNS = ["product_id", "title", "description", "html", "attributes"]
 """Columns of `products` that enrichment reads."""
 
-ASKED = pa.schema([("key", pa.string()), ("failure", pa.string())])
+ASKED = pa.schema([("key", pa.string()), ("failure", pa.string()), ("unpaid", pa.bool_())])
 
 NOT_ASKED = Outcome("partial", "no model was asked", [], [])
 
@@ -45,45 +48,98 @@ def scan(batch: pa.Table, max_chars: int) -> pa.Table:
     )
 
 
+def question(row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, form: Form) -> Question:
+    """What a model is asked about a product: shop and rules leave it the rest."""
+    shop, _ = from_shop(given(row), vocabulary, Report())
+    rules, _ = from_rules(text, vocabulary)
+    known = {a.evidence.casefold() for a in rules if a.evidence}
+    return form.ask(text, vocabulary, {a.key for a in (*shop, *rules)}, known)
+
+
+def cost(enrich: Enrich, tokens_in: float, tokens_out: float) -> float:
+    """Money for so many tokens."""
+    return (tokens_in * enrich.price_in + tokens_out * enrich.price_out) / 1e6
+
+
 class Ask:
     """An actor with the engine: asks about each product that has no answer yet and commits the answer.
 
-    A call that fails is no answer: it goes on as a row of its key and the reason, and the next run asks again.
+    As many products at once as the engine takes. A call that fails is no answer: it goes on as a row of its key and
+    the reason, and the next run asks again. A product that the budget does not pay for goes on as `unpaid`.
     """
 
-    def __init__(self, enrich: Enrich, database_url: str, run_id: str) -> None:
+    def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None = None) -> None:
         self._enrich = enrich
+        self._database_url = database_url
         self._run_id = run_id
+        self._pace = pace
         self._vocabulary = StdVocabulary.load(None)
-        self._connection = postgres.connect(database_url, autocommit=True)
-        self._engine = engine.load(enrich)
+        self._form = engine.form(enrich)
+        self._engine = engine.load(enrich, pace)
+        self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
+        self._local = threading.local()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """`key` and `failure` of each product; null where there is an answer now."""
-        return pa.Table.from_pylist([self._ask(row) for row in batch.to_pylist()], schema=ASKED)
+        """A row of ASKED for each product; `failure` is null where there is an answer now."""
+        try:
+            return pa.Table.from_pylist(list(self._threads.map(self._ask, batch.to_pylist())), schema=ASKED)
+        except EndpointError:
+            self._threads.shutdown(cancel_futures=True)  # what is in flight is still paid for and kept
+            raise
 
-    def _ask(self, row: dict[str, Any]) -> dict[str, str | None]:
+    def _connection(self) -> cache.Connection:
+        """One per thread: the lock of an answer belongs to a connection."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = postgres.connect(self._database_url, autocommit=True)
+        connection: cache.Connection = self._local.connection
+        return connection
+
+    def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
         text = canonical(row, self._enrich.max_text_chars)
-        key = cache.answer_key(text.content_hash, self._enrich.model, PROMPT_VERSION, self._vocabulary.version)
+        key = cache.answer_key(text.content_hash, self._enrich.model, self._form.version, self._vocabulary.version)
+        connection = self._connection()
         # The worker of a killed run outlives its driver by seconds and may be asking the same.
-        with cache.alone(self._connection, key):
-            if not cache.known(self._connection, [key], self._enrich.max_output_tokens):
-                started = time.monotonic()
-                try:
-                    answer = self._answer(row, text)
-                except EngineError as error:
-                    return {"key": key, "failure": str(error)[:200]}
-                cache.pay(self._connection, self._run_id, key, answer, time.monotonic() - started)
-        return {"key": key, "failure": None}
+        with cache.alone(connection, key):
+            if cache.known(connection, [key], self._enrich.max_output_tokens):
+                return {"key": key}
+            asked = question(row, text, self._vocabulary, self._form)
+            prompt_bytes = len(asked.prompt.encode())
+            most = cost(self._enrich, prompt_bytes, self._enrich.max_output_tokens)  # a token is at least one byte
+            if self._pace is not None and not self._pace.admit(most):
+                return {"key": key, "unpaid": True}
+            paid = 0.0
+            started = time.monotonic()
+            try:
+                raw = self._engine.complete(asked.prompt, asked.schema, self._enrich.max_output_tokens)
+                paid = cost(self._enrich, raw.tokens_in, raw.tokens_out)
+            except EndpointError:
+                raise
+            except EngineError as error:
+                return {"key": key, "failure": str(error)[:300]}
+            finally:
+                if self._pace is not None:
+                    self._pace.settle(most, paid)
+            state = "finished" if raw.finished else "cut"
+            body = self._form.body(raw.text)
+            answer = Answer(self._enrich.model, self._form.version, state, body, raw.tokens_in, raw.tokens_out)
+            cache.pay(connection, self._run_id, key, answer, time.monotonic() - started, prompt_bytes)
+        return {"key": key}
 
-    def _answer(self, row: dict[str, Any], text: Canonical) -> Answer:
-        shop, _ = from_shop(given(row), self._vocabulary, Report())
-        rules, _ = from_rules(text, self._vocabulary)
-        std_keys = open_keys(self._vocabulary, {a.key for a in (*shop, *rules)})
-        form = schema(text, self._vocabulary, std_keys, {a.evidence.casefold() for a in rules if a.evidence})
-        raw = self._engine.complete(prompt(text, std_keys), form, self._enrich.max_output_tokens)
-        state = "finished" if raw.finished else "cut"
-        return Answer(self._enrich.model, PROMPT_VERSION, state, body(raw.text), raw.tokens_in, raw.tokens_out)
+
+class Weigh:
+    """An actor that measures prompts without asking them."""
+
+    def __init__(self, enrich: Enrich) -> None:
+        self._enrich = enrich
+        self._vocabulary = StdVocabulary.load(None)
+        self._form = engine.form(enrich)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """`prompt_bytes` int64 of each product."""
+        rows = batch.to_pylist()
+        texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
+        asked = [question(row, text, self._vocabulary, self._form) for row, text in zip(rows, texts, strict=True)]
+        return pa.table({"prompt_bytes": pa.array([len(q.prompt.encode()) for q in asked], pa.int64())})
 
 
 class Finish:

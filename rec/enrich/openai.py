@@ -1,0 +1,150 @@
+"""Any OpenAI-compatible endpoint, through the `openai` SDK.
+
+The SDK repeats what may pass: lost connections, time-outs, 408, 409, 429 and 5xx, with jitter and exponential
+back-off. Below it, every attempt waits for the run's pace, and a Retry-After holds back all workers, not only the one
+that was told. An answer that does not fit its schema is sent back once with what is wrong. The key comes from
+REC_LLM_API_KEY and goes nowhere but into the header.
+"""
+
+import json
+import os
+import threading
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+
+from rec.config import Enrich
+from rec.enrich.completion import Completion
+from rec.enrich.pace import Pace
+from rec.errors import EndpointError, EngineError
+
+KEY_VARIABLE = "REC_LLM_API_KEY"
+
+MAX_FAILURES = 10
+"""Prompts in a row without an answer, each after all its repetitions: then the endpoint is taken for down."""
+BYTES_PER_TOKEN = 4
+"""For the pace only: what the tokens of a request are taken for before the endpoint counts them."""
+
+
+def require(base_url: str) -> None:
+    """Raise EngineError unless the SDK is installed and the key is set; a local endpoint may need none."""
+    _sdk()
+    if not base_url and not os.environ.get(KEY_VARIABLE):
+        raise EngineError(
+            f"{KEY_VARIABLE} is not set: export the key of the endpoint, or name another in enrich.base_url"
+        )
+
+
+def _sdk() -> ModuleType:
+    try:
+        return import_module("openai")
+    except ImportError as error:
+        raise EngineError("the package openai is not installed: `pip install 'shop-rec[openai]'`") from error
+
+
+class OpenAI:
+    """A client of one endpoint and model. `complete` may be called by many threads."""
+
+    def __init__(self, enrich: Enrich, pace: Pace | None) -> None:
+        self._sdk = _sdk()
+        self._enrich = enrich
+        self._pace = pace
+        self._key = os.environ.get(KEY_VARIABLE, "")
+        hooks = {"request": [self._wait], "response": [self._listen]}  # of every attempt, the SDK's repetitions too
+        self._client = self._sdk.OpenAI(
+            api_key=self._key or "none",
+            base_url=enrich.base_url or None,
+            max_retries=enrich.max_retries,
+            timeout=enrich.timeout_s,
+            http_client=self._sdk.DefaultHttpxClient(timeout=enrich.timeout_s, event_hooks=hooks),
+        )
+        self._where = f"{self._client.base_url.host}, model {enrich.model!r}"
+        self._failures = 0
+        self._lock = threading.Lock()
+
+    def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
+        """See `rec.enrich.engine.Engine`. The tokens of a repaired answer are those of both attempts."""
+        messages = [{"role": "user", "content": prompt}]
+        first = self._ask(messages, schema, max_tokens)
+        problem = misfit(first.text, schema) if first.finished else None
+        if problem is None:
+            return first
+        messages += [
+            {"role": "assistant", "content": first.text},
+            {
+                "role": "user",
+                "content": f"That does not fit the JSON schema: {problem}. Answer again, with JSON alone.",
+            },
+        ]
+        second = self._ask(messages, schema, max_tokens)
+        tokens = (first.tokens_in + second.tokens_in, first.tokens_out + second.tokens_out)
+        return Completion(second.text, second.finished, *tokens)
+
+    def _ask(self, messages: list[dict[str, str]], schema: dict[str, Any], max_tokens: int) -> Completion:
+        sdk, options = self._sdk, self._enrich
+        form = {"type": "json_schema", "json_schema": {"name": "attributes", "strict": True, "schema": schema}}
+        # OpenAI's own models refuse max_tokens, other servers may not know its successor and would write on
+        cap = {"max_tokens" if options.base_url else "max_completion_tokens": max_tokens}
+        try:
+            answer = self._client.chat.completions.create(
+                model=options.model, messages=messages, response_format=form, extra_body=options.request, **cap
+            )
+            choice = answer.choices[0]
+            tokens = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+            made = Completion(choice.message.content or "", choice.finish_reason != "length", *tokens)
+        except (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError) as error:
+            raise EndpointError(
+                f"the endpoint {self._where} refuses every call ({self._said(error)}): check {KEY_VARIABLE}, "
+                "enrich.base_url and enrich.model"
+            ) from None
+        except (sdk.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
+            # the last four: a body that is no chat completion
+            self._count_failure(error)
+            raise EngineError(f"the endpoint {self._where} gave no answer: {self._said(error)}") from None
+        self._failures = 0
+        return made
+
+    def _count_failure(self, error: Exception) -> None:
+        with self._lock:
+            self._failures += 1
+            if self._failures < MAX_FAILURES:
+                return
+        raise EndpointError(
+            f"the endpoint {self._where} gave no answer to {MAX_FAILURES} prompts in a row ({self._said(error)}): what "
+            "was answered is kept; run again when it is up, or check enrich.base_url and enrich.timeout_s"
+        ) from None
+
+    def _wait(self, request: Any) -> None:
+        if self._pace is not None:
+            self._pace.wait(len(request.content) // BYTES_PER_TOKEN + self._enrich.max_output_tokens)
+
+    def _listen(self, response: Any) -> None:
+        seconds = _retry_after(response.headers.get("retry-after"))
+        if self._pace is not None and seconds is not None:
+            self._pace.hold(seconds)
+
+    def _said(self, error: Exception) -> str:
+        """The error in one line, without the key, which some servers repeat."""
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return line.replace(self._key, "***") if self._key else line
+
+
+def misfit(text: str, schema: dict[str, Any]) -> str | None:
+    """What is wrong with an answer, in one line; None when it fits."""
+    try:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        return f"it is no JSON ({error})"
+    except jsonschema.ValidationError as error:
+        return f"{error.json_path}: {error.message}"[:300]
+    return None
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header; a date is left to the SDK."""
+    try:
+        return None if value is None else min(max(float(value), 0.0), 3_600.0)
+    except ValueError:
+        return None

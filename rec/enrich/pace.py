@@ -1,0 +1,73 @@
+"""What all workers of a run share: how fast they may ask, and how much they may spend.
+
+`Meter` is the arithmetic and runs as one Ray actor, `Pace` is what a worker holds of it. Requests and tokens are
+spaced evenly (the leaky bucket of GCRA without burst tolerance, ITU-T I.371): a limit of n per minute lets
+through one every 60/n seconds, so no minute sees more than n, whatever the number of workers.
+"""
+
+import time
+from typing import Any
+
+import ray
+
+
+class Meter:
+    """Times and money of one run."""
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, money: float | None) -> None:
+        """None is no limit."""
+        self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._request_at = self._token_at = 0.0
+        self._money = money
+
+    def reserve(self, tokens: int, now: float | None = None) -> float:
+        """Take the next free moment for a request of `tokens` tokens; returns the seconds until then."""
+        now = time.monotonic() if now is None else now
+        at = max(now, self._request_at, self._token_at)
+        self._request_at = at + self._seconds_per_request
+        self._token_at = at + tokens * self._seconds_per_token
+        return at - now
+
+    def hold(self, seconds: float, now: float | None = None) -> None:
+        """Let no request through for `seconds` seconds: the endpoint asked for that."""
+        now = time.monotonic() if now is None else now
+        self._request_at = max(self._request_at, now + seconds)
+
+    def admit(self, most: float) -> bool:
+        """Put `most` money aside for a call; False when that much is not left."""
+        if self._money is None:
+            return True
+        if most > self._money:
+            return False
+        self._money -= most
+        return True
+
+    def settle(self, most: float, spent: float) -> None:
+        """Give back what an admitted call did not spend."""
+        if self._money is not None:
+            self._money += most - spent
+
+
+class Pace:
+    """A worker's view of the run's meter. All methods may be called by several threads."""
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, money: float | None) -> None:
+        self._meter: Any = ray.remote(num_cpus=0)(Meter).remote(requests_per_minute, tokens_per_minute, money)
+
+    def wait(self, tokens: int) -> None:
+        """Return when a request of `tokens` tokens may go out."""
+        time.sleep(ray.get(self._meter.reserve.remote(tokens)))
+
+    def hold(self, seconds: float) -> None:
+        """See `Meter.hold`."""
+        ray.get(self._meter.hold.remote(seconds))
+
+    def admit(self, most: float) -> bool:
+        """See `Meter.admit`."""
+        admitted: bool = ray.get(self._meter.admit.remote(most))
+        return admitted
+
+    def settle(self, most: float, spent: float) -> None:
+        """See `Meter.settle`."""
+        ray.get(self._meter.settle.remote(most, spent))
