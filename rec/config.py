@@ -93,8 +93,8 @@ class Enrich(Branch):
     """CPU threads of one engine (`llamacpp`)."""
     base_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
     """Root of the API, such as http://localhost:8080/v1 (`openai`); empty for OpenAI's own."""
-    concurrency: int = Field(default=8, ge=1, le=256)
-    """Requests that one actor has in flight (`openai`)."""
+    concurrency: int = Field(default=8, ge=1, le=64)
+    """Requests that one actor has in flight, each with a connection to Postgres (`openai`)."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """Most requests of all actors together, evenly spaced (`openai`)."""
     tokens_per_minute: float | None = Field(default=None, gt=0)

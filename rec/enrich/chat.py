@@ -22,9 +22,9 @@ SHOWN_VALUES = 3
 
 _TASK = """You read the text of one product of a shop and take its attributes out of it.
 
-Answer with JSON alone. "found" lists what the text says: a key, and the phrase that says it, copied letter by letter,
-as short as it can be without losing what it says ("soft merino wool", not "made of soft merino wool"). A phrase may
-stand under several keys, a key may come several times, and what the text does not say is left out.
+Answer with JSON alone, on one line. "found" lists what the text says: a key, and the phrase that says it, copied letter
+by letter, as short as it can be without losing what it says ("soft merino wool", not "made of soft merino wool"). A
+phrase may stand under several keys, a key may come several times, and what the text does not say is left out.
 """
 _INFERRED = """The other fields are concluded from the whole text: one value of their list, or null unless it is plain.
 """

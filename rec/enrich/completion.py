@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+REPAIR_BYTES = 1_000
+"""The most that an engine adds to a prompt to have an answer repaired, the answer itself apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

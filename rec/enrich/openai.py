@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint, through the `openai` SDK.
 
-The SDK repeats what may pass: lost connections, time-outs, 408, 409, 429 and 5xx, with jitter and exponential
-back-off. Below it, every attempt waits for the run's pace, and a Retry-After holds back all workers, not only the one
+The SDK repeats what may pass: lost connections, time-outs, 408, 409, 429 and 5xx, with exponential back-off and
+jitter. Below it, every attempt waits for the run's pace, and a Retry-After holds back all workers, not only the one
 that was told. An answer that does not fit its schema is sent back once with what is wrong. The key comes from
 REC_LLM_API_KEY and goes nowhere but into the header.
 """
@@ -78,7 +78,10 @@ class OpenAI:
                 "content": f"That does not fit the JSON schema: {problem}. Answer again, with JSON alone.",
             },
         ]
-        second = self._ask(messages, schema, max_tokens)
+        try:
+            second = self._ask(messages, schema, max_tokens)
+        except EngineError:
+            return first  # it is paid for; whether the endpoint is down shows with the next product
         tokens = (first.tokens_in + second.tokens_in, first.tokens_out + second.tokens_out)
         return Completion(second.text, second.finished, *tokens)
 
@@ -92,13 +95,17 @@ class OpenAI:
                 model=options.model, messages=messages, response_format=form, extra_body=options.request, **cap
             )
             choice = answer.choices[0]
-            tokens = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
-            made = Completion(choice.message.content or "", choice.finish_reason != "length", *tokens)
+            text = choice.message.content or ""
+            used = answer.usage
+            tokens = (used.prompt_tokens, used.completion_tokens) if used else (_tokens(messages), len(text.encode()))
+            made = Completion(text, choice.finish_reason != "length", *tokens)
         except (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError) as error:
             raise EndpointError(
                 f"the endpoint {self._where} refuses every call ({self._said(error)}): check {KEY_VARIABLE}, "
                 "enrich.base_url and enrich.model"
             ) from None
+        except (sdk.BadRequestError, sdk.UnprocessableEntityError) as error:  # of this prompt, such as too long a text
+            raise EngineError(f"the endpoint {self._where} refuses this prompt: {self._said(error)}") from None
         except (sdk.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
             # the last four: a body that is no chat completion
             self._count_failure(error)
@@ -127,8 +134,13 @@ class OpenAI:
 
     def _said(self, error: Exception) -> str:
         """The error in one line, without the key, which some servers repeat."""
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return line.replace(self._key, "***") if self._key else line
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return (line.replace(self._key, "***") if self._key else line)[:200]
+
+
+def _tokens(messages: list[dict[str, str]]) -> int:
+    """The most tokens that messages can be, for a server that does not count: a byte each."""
+    return sum(len(message["content"].encode()) for message in messages)
 
 
 def misfit(text: str, schema: dict[str, Any]) -> str | None:

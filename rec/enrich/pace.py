@@ -18,13 +18,13 @@ class Meter:
         """None is no limit."""
         self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self._request_at = self._token_at = 0.0
+        self._request_at = self._token_at = self._held_until = 0.0
         self._money = money
 
     def reserve(self, tokens: int, now: float | None = None) -> float:
         """Take the next free moment for a request of `tokens` tokens; returns the seconds until then."""
         now = time.monotonic() if now is None else now
-        at = max(now, self._request_at, self._token_at)
+        at = max(now, self._request_at, self._token_at, self._held_until)
         self._request_at = at + self._seconds_per_request
         self._token_at = at + tokens * self._seconds_per_token
         return at - now
@@ -32,7 +32,11 @@ class Meter:
     def hold(self, seconds: float, now: float | None = None) -> None:
         """Let no request through for `seconds` seconds: the endpoint asked for that."""
         now = time.monotonic() if now is None else now
-        self._request_at = max(self._request_at, now + seconds)
+        self._held_until = max(self._held_until, now + seconds)
+
+    def held(self, now: float | None = None) -> float:
+        """Seconds for which nothing may go out, not even what has waited for its moment."""
+        return max(self._held_until - (time.monotonic() if now is None else now), 0.0)
 
     def admit(self, most: float) -> bool:
         """Put `most` money aside for a call; False when that much is not left."""
@@ -57,7 +61,10 @@ class Pace:
 
     def wait(self, tokens: int) -> None:
         """Return when a request of `tokens` tokens may go out."""
-        time.sleep(ray.get(self._meter.reserve.remote(tokens)))
+        left = ray.get(self._meter.reserve.remote(tokens))
+        while left > 0:
+            time.sleep(left)
+            left = ray.get(self._meter.held.remote())
 
     def hold(self, seconds: float) -> None:
         """See `Meter.hold`."""

@@ -13,6 +13,7 @@ from rec.config import Enrich
 from rec.enrich import answers, cache, engine
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
+from rec.enrich.completion import REPAIR_BYTES
 from rec.enrich.pace import Pace
 from rec.enrich.prompt import Form, Question
 from rec.enrich.text import Canonical, canonical, given
@@ -87,6 +88,11 @@ class Ask:
             self._threads.shutdown(cancel_futures=True)  # what is in flight is still paid for and kept
             raise
 
+    def _most(self, prompt_bytes: int) -> float:
+        """Money that a call can cost: a token is at least one byte, and a repair sends prompt and answer once more."""
+        longest = self._enrich.max_output_tokens
+        return cost(self._enrich, 2 * prompt_bytes + longest + REPAIR_BYTES, 2 * longest)
+
     def _connection(self) -> cache.Connection:
         """One per thread: the lock of an answer belongs to a connection."""
         if not hasattr(self._local, "connection"):
@@ -104,7 +110,7 @@ class Ask:
                 return {"key": key}
             asked = question(row, text, self._vocabulary, self._form)
             prompt_bytes = len(asked.prompt.encode())
-            most = cost(self._enrich, prompt_bytes, self._enrich.max_output_tokens)  # a token is at least one byte
+            most = self._most(prompt_bytes)
             if self._pace is not None and not self._pace.admit(most):
                 return {"key": key, "unpaid": True}
             paid = 0.0

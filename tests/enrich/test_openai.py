@@ -59,7 +59,7 @@ def test_what_may_pass_is_tried_again(fault: str) -> None:
 
 @pytest.mark.parametrize(
     "nonsense",
-    [b"<html>", b"null", b'"x"', b'{"choices": []}', b'{"choices": [{"message": null}], "usage": null}'],
+    [b"<html>", b"null", b'"x"', b'{"choices": []}', b'{"choices": [{"message": null}]}'],
 )
 def test_a_body_that_is_no_completion_is_a_failed_call(nonsense: bytes) -> None:
     with serve(lambda *_: Response(body=nonsense)) as endpoint, pytest.raises(EngineError, match="gave no answer"):
@@ -68,12 +68,13 @@ def test_a_body_that_is_no_completion_is_a_failed_call(nonsense: bytes) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_client_stops_at_once_and_keeps_its_key(status: int) -> None:
-    said = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
+    filler = "x" * 120  # the message is cut in the midst of the key
+    said = json.dumps({"error": {"message": f"{filler} Incorrect API key provided: {KEY}"}}).encode()
     with serve(lambda *_: Response(status, said)) as endpoint, pytest.raises(EndpointError) as refused:
         engine(endpoint).complete("?", SCHEMA, 10)
     assert len(endpoint.asked) == 1
     assert f"check {KEY_VARIABLE}, enrich.base_url and enrich.model" in str(refused.value)
-    assert KEY not in str(refused.value)
+    assert KEY[:12] not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -110,6 +111,28 @@ def test_an_answer_that_does_not_fit_is_repaired_once(wrong: str, named: str) ->
     with serve(lambda *_: chat(wrong)) as endpoint:
         assert engine(endpoint).complete("?", SCHEMA, 10).text == wrong
     assert len(endpoint.asked) == 2, "one attempt, not more"
+
+
+def test_a_failed_repair_leaves_the_first_answer() -> None:
+    with serve(lambda number, _: chat("no", "x" * 37) if number == 0 else Response(400, b"{}")) as endpoint:
+        answer = engine(endpoint).complete("?", SCHEMA, 10)
+    assert (answer.text, answer.tokens_in) == ("no", 10)
+
+
+def test_a_server_that_does_not_count_is_taken_for_the_most() -> None:
+    whole = json.loads(chat('{"a": 1}').body) | {"usage": None}
+    with serve(lambda *_: Response(body=json.dumps(whole).encode())) as endpoint:
+        answer = engine(endpoint).complete("how many?", SCHEMA, 10)
+    assert (answer.tokens_in, answer.tokens_out) == (len("how many?"), len('{"a": 1}'))
+
+
+def test_prompts_that_are_refused_do_not_make_the_endpoint_down() -> None:
+    with serve(lambda *_: Response(400, b'{"error": {"message": "too long"}}')) as endpoint:
+        client = engine(endpoint)
+        for _ in range(MAX_FAILURES + 1):
+            with pytest.raises(EngineError, match="refuses this prompt") as failed:
+                client.complete("?", SCHEMA, 10)
+            assert not isinstance(failed.value, EndpointError)
 
 
 def test_a_cut_answer_is_not_repaired() -> None:
@@ -236,13 +259,20 @@ def test_a_killed_job_asks_nothing_again_that_was_answered(
 
 @pytest.mark.slow
 def test_the_budget_is_hard_and_counts_earlier_runs(ask: Callable[..., Config]) -> None:
+    """Every answer needs a repair, the dearest case."""
     prices = ["enrich.price_in=1000", "enrich.price_out=2000", "enrich.max_output_tokens=64"]
-    with serve(sensible) as endpoint:
-        first = stage.run(ask(endpoint, shirts(12), *prices, "enrich.max_cost=4.0"))
-        assert 0 < first["cost"] <= 4.0
+
+    def clumsy(number: int, asked: dict[str, Any]) -> Response:
+        repair = len(asked["messages"]) > 1
+        said = sensible(number, asked) if repair else chat("x" * 200, asked["messages"][0]["content"])
+        return said
+
+    with serve(clumsy) as endpoint:
+        first = stage.run(ask(endpoint, shirts(12), *prices, "enrich.max_cost=12"))
+        assert 0 < first["cost"] <= 12
         assert 0 < first["live_calls"] < 12
         assert first["live_calls"] + first["over_budget"] == 12
-        config = ask(endpoint, shirts(12), *prices, "enrich.max_cost=4.01")
+        config = ask(endpoint, shirts(12), *prices, "enrich.max_cost=12.01")
         assert stage.run(config)["live_calls"] == 0
         assert set(statuses(config).values()) == {"ok", "partial"}
         rest = stage.run(ask(endpoint, shirts(12), *prices))

@@ -35,7 +35,8 @@ def test_a_hold_is_for_everyone() -> None:
     meter = Meter(None, None, None)
     meter.hold(7.0, now=1.0)
     assert meter.reserve(1, now=2.0) == pytest.approx(6.0)
-    assert meter.reserve(1, now=9.0) == 0.0
+    assert meter.held(now=2.0) == pytest.approx(6.0), "also for what had its moment already"
+    assert meter.held(now=9.0) == meter.reserve(1, now=9.0) == 0.0
 
 
 calls = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1)), max_size=60)
