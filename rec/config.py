@@ -91,6 +91,9 @@ class Enrich(Branch):
     answers: list[str] = []
     """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
     to source.folder, or `sample` for those shipped with the sample catalogue."""
+    corrections: str = ""
+    """JSONL file of corrections by people, relative to source.folder; they win over every other source. Empty for none;
+    see rec/enrich/corrections.py."""
 
 
 class Text(Branch):
