@@ -15,11 +15,15 @@ there is set aside with the reason, and the rest of the file counts; the product
 """
 
 import codecs
+import fcntl
 import hashlib
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,3 +238,30 @@ def load(name: str, folder: str, vocabulary: StdVocabulary) -> tuple[Corrections
             "or make an empty file to begin with"
         ) from None
     return Corrections(parse(content, path), vocabulary, path.name), hashlib.sha256(content).hexdigest()
+
+
+def append(path: Path, lines: Sequence[Line]) -> list[Line]:
+    """Add `lines` at the end, all or none, with an `at` later than any in the file; returns them as written.
+
+    Whole files are written and renamed: a kill at any moment leaves the file with all of the lines or with none, and
+    two that append wait for each other. Raises InputError when what the file holds now cannot be read.
+    """
+    path = path.resolve()  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        content = path.read_bytes() if path.exists() else b""
+        latest = [line.at + timedelta(microseconds=1) for line in parse(content, path).values() if line.at]
+        stamped = [line.model_copy(update={"at": max([datetime.now(UTC), *latest])}) for line in lines]
+        if content and not content.endswith(b"\n"):
+            content += b"\n"
+        content += b"".join(f"{line.dump()}\n".encode() for line in stamped)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    return stamped
