@@ -159,6 +159,7 @@ def listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # at once: the address is printed before the server is up
     except (OSError, OverflowError) as error:
         listener.close()
         raise ConfigError(f"port {port} on {HOST} cannot be had ({error}): choose another with --serve") from None
