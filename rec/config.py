@@ -77,10 +77,10 @@ EMBEDDED_MODELS = ("gemma3-270m",)
 class Enrich(Branch):
     """LLM enrichment."""
 
-    aside = frozenset({"num_actors", "threads", "concurrency", "base_url", "max_retries", "timeout_s"}) | {
-        "requests_per_minute",
-        "tokens_per_minute",
-    }
+    aside = frozenset(
+        "num_actors threads base_url concurrency requests_per_minute tokens_per_minute max_retries timeout_s "
+        "corrections".split()  # the file's content is an input
+    )
 
     engine: Literal["llamacpp", "openai"] = "llamacpp"
     """What answers prompts: `llamacpp` runs a GGUF model in the actor's process, `openai` asks any endpoint that is
@@ -122,6 +122,9 @@ class Enrich(Branch):
     answers: list[str] = []
     """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
     to source.folder, or `sample` for those shipped with the sample catalogue."""
+    corrections: str = ""
+    """JSONL file of corrections by people, relative to source.folder; they win over every other source. Empty for none;
+    see rec/enrich/corrections.py."""
 
 
 class Text(Branch):

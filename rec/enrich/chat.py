@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from rec.enrich.prompt import STD_PREFIX, Body, Form, Question, open_keys
+from rec.enrich.prompt import STD_PREFIX, Body, Form, Question, enclosed, open_keys
 from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
 
@@ -39,7 +39,7 @@ def question(text: Canonical, vocabulary: StdVocabulary, filled: Collection[str]
     inferred = open_keys(vocabulary, filled)
     keys = "".join(f"- {key} (such as {', '.join(vocabulary.values(key)[:SHOWN_VALUES])})\n" for key in vocabulary.keys)
     task = "".join([_TASK, _INFERRED if inferred else "", _DATA, keys])
-    return Question(f"{task}\n<<{text.fence}\n{text.text}\n{text.fence}>>\n", _schema(vocabulary, inferred))
+    return Question(f"{task}\n{enclosed(text)}", _schema(vocabulary, inferred))
 
 
 def _schema(vocabulary: StdVocabulary, inferred: list[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     scan     canonical text and content hash of every product
     import   answers produced elsewhere go into the cache (`rec.enrich.imports`)
     ask      products without an answer, through actors that hold the engine; each answer is committed at once
-    finish   given, rule and model values of every product, in product order
+    finish   given, rule, model and corrected values of every product, in product order
 
 The engine loads only when there is something to ask. `max_calls` is spent on products in product order and counts
 those that an earlier run of the same work already asked: a killed and restarted stage asks the same products
@@ -30,9 +30,10 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import cache, engine, imports
+from rec.enrich import cache, corrections, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.corrections import Correction, Corrections
 from rec.enrich.pace import Pace
 from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, Weigh, cost, scan
 from rec.schema import ENRICHED, PRODUCTS
@@ -70,6 +71,9 @@ def run(config: Config) -> dict[str, Any]:
     files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
     inputs = {"products": products.content_hash}
     inputs |= {f"answers/{i}": artifact.hash_file(path) for i, path in enumerate(files)}
+    human, corrections_hash = corrections.load(config.enrich.corrections, config.source.folder, vocabulary)
+    if corrections_hash is not None:
+        inputs["corrections"] = corrections_hash
     branch = {
         "enrich": config.enrich.identity(),
         "prompt_version": engine.form(config.enrich).version,
@@ -90,11 +94,11 @@ def run(config: Config) -> dict[str, Any]:
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
-    finish = (config.enrich, database_url, plan.origins, failures)
+    rejects = dataset.Rejects()
+    finish = (config.enrich, database_url, plan.origins, failures, human.by_product)
     batches = _finished_batches(config, finish, report, statuses, tokens, products.facts["rows"])
-    manifest = dataset.write(
-        target, ENRICHED, _then(batches, facts, report, statuses, tokens), inputs=inputs, config=branch, facts=facts
-    )
+    rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
+    manifest = dataset.write(target, ENRICHED, rows, inputs=inputs, config=branch, rejects=rejects, facts=facts)
     result = {
         "enriched": str(target),
         **_short(manifest.facts),
@@ -302,7 +306,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
 
 def _finished_batches(
     config: Config,
-    finish: tuple[Enrich, str, list[Origin], dict[str, str]],
+    finish: tuple[Enrich, str, list[Origin], dict[str, str], dict[str, Correction]],
     report: Report,
     statuses: Counter[str],
     tokens: Counter[str],
@@ -331,12 +335,17 @@ def _finished_batches(
 
 
 def _then(
-    batches: Iterator[pa.Table], facts: dict[str, Any], report: Report, statuses: Counter[str], tokens: Counter[str]
+    batches: Iterator[pa.Table],
+    facts: dict[str, Any],
+    report: Report,
+    statuses: Counter[str],
+    tokens: Counter[str],
+    human: Corrections,
 ) -> Iterator[pa.Table]:
     """`batches`, and after the last one the counts as `facts` for the manifest."""
     yield from batches
     facts["status"] = dict(sorted(statuses.items()))
-    facts |= {**tokens, **report.facts()}
+    facts |= {**tokens, **report.facts(), "corrections": human.facts()}
 
 
 def export(config: Config, path: Path, created_before: datetime | None = None) -> dict[str, Any]:

