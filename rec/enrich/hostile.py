@@ -1,9 +1,9 @@
 """Whether a product's text addresses the model instead of the customer.
 
-Shops do not tell a language model what to do, so a text that does is set aside whole. It is looked at as it stands and, where
-it differs, as it would read with look-alike letters, spelling by digits, encodings and spacing undone; only the
-finding is made on those readings, the product's text stays as it is. What asks for something without any
-of these words is left to the other fences: the schema, the grounding of values, and the closed vocabulary.
+Shops do not tell a language model what to do, so a text that does is set aside whole. It is looked at as it stands and,
+where it differs, as it would read with look-alike letters, spelling by digits, encodings and spacing undone; only
+the finding is made on those readings, the product's text stays as it is. What asks for something without any of
+these words is left to the other fences: the schema, the grounding of values, and the closed vocabulary.
 """
 
 import base64
@@ -17,7 +17,8 @@ from urllib.parse import unquote
 _RULES = r"(?:instruction|prompt|rule|guideline|direction|directive|command|constraint)s?"
 _WORDS = rf"""
     \b(?:ignore|disregard|forget|override|bypass)\b[^.\n]{{0,40}}\b{_RULES}\b
-    | \b(?:stop|don't|do\s+not|never|no\s+longer)\s+(?:follow|obey|heed)(?:ing)?\b[^.\n]{{0,30}}\b(?:instruction|prompt)s?\b
+    | \b(?:stop|don't|do\s+not|never|no\s+longer)\s+(?:follow|obey|heed)(?:ing)?\b
+      [^.\n]{{0,30}}\b(?:instruction|prompt)s?\b
     | \bpay\s+no\s+attention\s+to\b[^.\n]{{0,40}}\b{_RULES}\b
     | \b(?:ignore|disregard|forget)\s+(?:everything|anything|all\s+(?:of\s+)?(?:that|this)|what)\b[^.\n]{{0,25}}
       \b(?:above|before|earlier|told|said|previous(?:ly)?)\b
@@ -27,20 +28,26 @@ _WORDS = rf"""
     | \byou\s+are\s+(?:now\s+)?(?:an?\s+)?(?:\w+\s+)?(?:ai|assistant|language\s+model|chatbot|llm|gpt)\b
     | \byou\s+are\s+(?:now\s+)?(?:DAN|root|admin|jailbroken|unrestricted)\b
     | \b(?:developer|debug|admin|god|jailbreak)\s+mode\s+(?:is\s+)?(?:on|enabled|activated|engaged)\b
-    | \b(?:pretend|imagine)\s+(?:to\s+be|that\s+you|you\s+are)\b | \bact\s+as\s+(?:an?\s+)?(?:\w+\s+)?(?:ai|assistant|model|bot)\b
-    | \b(?:attention|dear|note\s+to|message\s+(?:to|for)|hey|hello)\W+(?:the\s+|any\s+)?(?:ai|llm|language\s+model|assistant|chatbot|gpt)\b
-    | \b(?:ai|llms?|language\s+models?)(?:\s+(?:models?|assistants?))?\s+(?:must|should|shall|has\s+to|have\s+to|reading)\b
-    | \b(?:respond|reply|answer|output|return|print|write|say)\s+(?:only\s+)?(?:with|in)?\s*(?:the\s+)?(?:following\s+)?json\b
+    | \b(?:pretend|imagine)\s+(?:to\s+be|that\s+you|you\s+are)\b
+    | \bact\s+as\s+(?:an?\s+)?(?:\w+\s+)?(?:ai|assistant|model|bot)\b
+    | \b(?:attention|dear|note\s+to|message\s+(?:to|for)|hey|hello)\W+(?:the\s+|any\s+)?
+      (?:ai|llm|language\s+model|assistant|chatbot|gpt)\b
+    | \b(?:ai|llms?|language\s+models?)(?:\s+(?:models?|assistants?))?\s+
+      (?:must|should|shall|has\s+to|have\s+to|reading)\b
+    | \b(?:respond|reply|answer|output|return|print|write|say)\s+(?:only\s+)?(?:with|in)?\s*
+      (?:the\s+)?(?:following\s+)?json\b
     | \b(?:respond|reply|answer|output)\s+(?:only|exactly|solely|nothing\s+but)\b
     | \b(?:classify|label|tag|categori[sz]e|mark|rate|rank|describe)\s+(?:this|the|every|all|each)\s+
       (?:product|item|garment|text|article|listing)s?\s+(?:as|first|highest)\b
-    | \b(?:set|change|write|put|fill)\s+(?:the\s+|every\s+|all\s+|each\s+)?(?:\w+\s+)?(?:key|field|attribute|label|categor(?:y|ies)|value|price)s?\s+
-      (?:to|as|with)\b
-    | \b(?:reveal|repeat|print|leak|show|display|output|tell\s+me)\b[^.\n]{{0,30}}\b(?:prompt|instructions?|api\s+key|password)\b
+    | \b(?:set|change|write|put|fill)\s+(?:the\s+|every\s+|all\s+|each\s+)?(?:\w+\s+)?
+      (?:key|field|attribute|label|categor(?:y|ies)|value|price)s?\s+(?:to|as|with)\b
+    | \b(?:reveal|repeat|print|leak|show|display|output|tell\s+me)\b[^.\n]{{0,30}}
+      \b(?:prompt|instructions?|api\s+key|password)\b
     | \b(?:execute|run)\s+(?:the\s+)?(?:following|this)\s+(?:code|command|script|instructions?)\b
     | (?:^|[.!?:]\s)\s*(?:system|assistant|시스템|어시스턴트|系统|助手)\s*[:\uff1a]
     | ^\s*(?:user|human|사용자|用户)\s*[:\uff1a](?:\s*\S+){{4}}
-    | (?:이전|앞선|앞의|위|모든|기존|지금까지)의?\s*(?:모든\s*)?(?:지시|명령|지침|프롬프트|규칙|내용)[^.\n]{{0,20}}(?:무시|잊|따르지)
+    | (?:이전|앞선|앞의|위|모든|기존|지금까지)의?\s*(?:모든\s*)?(?:지시|명령|지침|프롬프트|규칙|내용)
+      [^.\n]{{0,20}}(?:무시|잊|따르지)
     | (?:새로운|새)\s*(?:지시|명령|지침)\s*(?:사항)?\s*[:\uff1a]
     | 시스템\s*(?:프롬프트|메시지|지시|명령) | 프롬프트를\s*(?:보여|알려|출력|공개|반복)
     | (?:당신|너)(?:은|는)\s*(?:이제\s*)?(?:AI|인공지능|챗봇|어시스턴트|언어\s*모델)
@@ -49,9 +56,9 @@ _WORDS = rf"""
     | (?:忽略|无视|忘记|忽視|無視)[^。\n]{{0,12}}(?:指令|指示|提示|规则|說明|说明|要求)
     | (?:系统|系統)(?:提示|消息|指令|訊息) | 你现在是 | 你現在是
     | (?:指示|命令|指令|プロンプト|ルール)[^。\n]{{0,8}}(?:無視|忘れ|従わ) | システム(?:プロンプト|メッセージ)
-    | \b(?:ignora|ignore|ignorez|ignoriere|ignorieren|olvida|oublie|oubliez|vergiss|vergessen|esqueça|esquece|dimentica|negeer|
-      zignoruj|abaikan)\b[^.\n]{{0,40}}\b(?:instruc|instru[cç]|consigne|anweisung|vorgabe|istruzion|regeln|règles|reglas|regole|
-      instructie|instrukcj|arahan)\w*
+    | \b(?:ignora|ignore|ignorez|ignoriere|ignorieren|olvida|oublie|oubliez|vergiss|vergessen|esqueça|esquece|dimentica
+      |negeer|zignoruj|abaikan)\b[^.\n]{{0,40}}\b(?:instruc|instru[cç]|consigne|anweisung|vorgabe|istruzion|regeln|règles
+      |reglas|regole|instructie|instrukcj|arahan)\w*
     | (?:игнорируй|забудь|не\s+обращай)\w*[^.\n]{{0,40}}(?:инструкц|указани|правил|подсказк)
     | (?:تجاهل|انس)\w*[^.\n]{{0,40}}(?:التعليمات|الأوامر|القواعد)
     | (?:bỏ\s+qua|phớt\s+lờ)[^.\n]{{0,30}}(?:hướng\s+dẫn|chỉ\s+dẫn|lệnh)
@@ -69,23 +76,31 @@ _SHAPES = r"""
     | <\s*/?\s*(?:script|iframe|object|embed|svg|img)\b | \bjavascript\s*: | \bon(?:error|load|click|mouseover)\s*=
 """
 _TOKENS = r"""
-    <\s*[|｜][^<>\n]{0,40}[|｜]\s*> | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|human|endoftext|bos|eos|pad|unk|mask|
-      start_of_turn|end_of_turn|start_of_image|end_of_image|eot_id|tool_call|tool_response|think|unused\d+|
-      BOS_TOKEN|EOS_TOKEN|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|fim_(?:prefix|middle|suffix))\s*\|?>
+    <\s*[|｜][^<>\n]{0,40}[|｜]\s*>
+    | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|human|endoftext|bos|eos|pad|unk|mask|start_of_turn|end_of_turn
+      |start_of_image|end_of_image|eot_id|tool_call|tool_response|think|unused\d+|BOS_TOKEN|EOS_TOKEN
+      |START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|fim_(?:prefix|middle|suffix))\s*\|?>
     | \[\s*/?\s*(?:INST|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|SYSTEM_PROMPT|CLS|SEP|MASK|gMASK|multimodal|@BOS@)\s*\]
     | <<\s*/?\s*SYS\s*>> | <{3,} | >{3,}
 """
 _STEMS = """
-    ignor disregard forget overrid bypass instruct prompt |attention |task| directive |role| |job| |goal| |system |developer
-    |you|are| |debug |admin |god|mode |jailbr |pretend |imagine |act|as |ai| |llm language|model |assistant |chatbot |gpt| |json|
-    |respond |reply |answer |output |classif |label| |tag| |categori |category|to| |category|as| |category|with|
-    |mark| |rate| |rank| |describe| |key |field |attribute |value
-    |price |password |execut |script|  |code |command |user| |human| olvid oublie vergiss vergessen esquece dimentica negeer
-    abaikan |std |re| |end| |begin| |start| |stop| javascript onerror onload onclick onmouseover
+    ignor disregard forget overrid bypass instruct prompt |attention |task| directive |role| |job| |goal|
+    |system |developer |you|are| |debug |admin |god|mode |jailbr |pretend |imagine |act|as |ai| |llm language|model
+    |assistant |chatbot |gpt| |json| |respond |reply |answer |output |classif |label| |tag| |categori |category|to|
+    |category|as| |category|with| |mark| |rate| |rank| |describe| |key |field |attribute |value |price |password |execut |script|
+    |code |command |user| |human| olvid oublie vergiss vergessen esquece dimentica negeer abaikan |std |re| |end|
+    |begin| |start| |stop| javascript onerror onload onclick onmouseover
+"""
+_FOREIGN = """
+    ai 지시 명령 지침 무시 잊 따르지 프롬프트 메시지 시스템 인공지능 챗봇 어시스턴트 사용자 언어 분류 표시 출력 답
+    忽 无视 無視 忘 系统 系統 助手 用户 你现在是 你現在是 従わ システム
+    esque игнорир забуд обращай تجاهل انس bỏ|qua phớt|lờ निर्देश आदेश önceki
 """
 _STEM = [stem.replace("|", " ") for stem in _STEMS.split()]
+_ANYWHERE = [*_STEM, *(stem.replace("|", " ") for stem in _FOREIGN.split())]
 _SIGN = re.compile(r"[{}<>\[\]#`]|\"\"\"|'''")
-"""What an ASCII text must have one of, a stem or a sign, to match any of the above: these are found at once."""
+"""A text must have a stem (of an ASCII text: not one of the foreign ones) or a sign to match any of the above."""
+_BETWEEN = re.compile(r"[\s!-/:-@\[-`{-~\u2010-\u2027\u3000-\u3011\uff00-\uff0f\uff1a-\uff20]+")
 _FLAGS = re.IGNORECASE | re.VERBOSE | re.MULTILINE
 _TOKEN = re.compile(_TOKENS, _FLAGS)
 _ANY = re.compile(rf"{_WORDS} | {_SHAPES} | {_TOKENS} | </?\s*s\s*>", _FLAGS)
@@ -120,10 +135,11 @@ def find(text: str) -> str | None:
 
 
 def _may_match(reading: str) -> bool:
-    if not reading.isascii() or _SIGN.search(reading):
+    """Whether the slow search may find something: substrings are found ten times as fast."""
+    if _SIGN.search(reading):
         return True
-    words = f" {_NOT_LETTERS.sub(' ', reading)} ".casefold()
-    return any(stem in words for stem in _STEM)
+    words = f" {_BETWEEN.sub(' ', reading)} ".casefold()
+    return any(stem in words for stem in (_STEM if reading.isascii() else _ANYWHERE))
 
 
 def find_token(markup: str) -> str | None:

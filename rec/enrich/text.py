@@ -20,8 +20,8 @@ from rec.enrich.hostile import find, find_token
 
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
 _HIDDEN_TAGS = [
-    "script", "style", "noscript", "template", "iframe", "object", "svg", "head", "title", "textarea", "select", "button",
-    "audio", "video", "canvas", "math", "dialog",
+    "script", "style", "noscript", "template", "iframe", "object", "svg", "head", "title", "textarea", "select",
+    "button", "audio", "video", "canvas", "math", "dialog",
 ]  # fmt: skip
 _HIDDEN = "[hidden], [aria-hidden=true], [style]"
 """Elements that may be there for programs only; of those with a style, the ones that it hides."""

@@ -1,22 +1,26 @@
 """Hostile texts: none obeyed, none lost; ordinary ones are left alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from rec.config import load
+from rec import dataset
+from rec.config import Config, load
 from rec.data.sample import generate
+from rec.enrich import stage
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.hostile import find
 from rec.enrich.llamacpp import LlamaCpp
-from rec.enrich.prompt import Body, prompt, schema
+from rec.enrich.prompt import Body, body, prompt, schema
 from rec.enrich.text import Canonical, canonical
 from rec.enrich.workers import enriched_row
+from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
-from tests.enrich.hostile import CANARY, HOSTILE, PLAIN
+from tests.enrich.conftest import write_products
+from tests.enrich.hostile import CANARY, HOSTILE
 
 VOCABULARY = StdVocabulary.load()
 OBEDIENT = Answer("obedient", "1", "finished", Body(re={"fibre": [CANARY]}, std={"season": [CANARY]}).dump(), 1, 1)
@@ -120,32 +124,60 @@ def test_a_very_long_text_takes_time_in_proportion() -> None:
         find(piece * math.ceil(300_000 / len(piece)))
 
 
+@pytest.fixture(scope="module")
+def engine() -> LlamaCpp:
+    """The embedded model."""
+    return LlamaCpp("gemma3-270m", 2)
+
+
 @pytest.mark.slow
-def test_no_text_reaches_the_model_as_a_control_token() -> None:
-    """The engine reads such tokens anywhere in a prompt: one token instead of the many that spell it."""
-    engine = LlamaCpp("gemma3-270m", 1)
+def test_no_text_reaches_the_model_as_a_control_token(engine: LlamaCpp) -> None:
+    """The engine reads such tokens anywhere in a prompt, each as one token; spelt out they are two and more."""
 
     def length(text: str) -> int:
-        return engine.complete(text, {"type": "boolean"}, 4).tokens_in
+        return engine.complete(text, {"type": "boolean"}, 1).tokens_in
 
-    for token in ("<start_of_turn>", "<end_of_turn>", "<bos>", "<unused7>", "[multimodal]"):
-        raw = prompt(Canonical("warm", "warm", None), [])
-        asked = prompt(Canonical(token * 10, token, None), [])
-        assert length(raw + token * 10) - length(raw) == 10, "the engine knows the token"
-        assert length(asked) - length(raw) >= 30, f"{token} is spelt out"
+    plain = prompt(Canonical("warm", "warm", None), [])
+    base = length(plain)
+    for token in ("<start_of_turn>", "[multimodal]"):
+        assert length(plain + token * 10) - base == 10, "the engine knows the token"
+        assert length(prompt(Canonical(token * 10, token, None), [])) - base >= 15
 
 
 @pytest.mark.slow
-def test_the_model_s_own_answers_stay_within_the_text() -> None:
+def test_the_model_s_own_answers_stay_within_the_text(engine: LlamaCpp) -> None:
     """Texts that are not quarantined are asked about: the answer can say nothing that is not visible."""
-    engine = LlamaCpp("gemma3-270m", 1)
     asked = 0
-    for text in [*HOSTILE["HTML"][:5], *HOSTILE["encodings"][-1:], PLAIN[::-1]]:
+    for text in HOSTILE["HTML"][3:5]:
         product = next(products(text))
         seen = canonical(product, 1_200)
         if seen.hostile is None:
             asked += 1
             raw = engine.complete(prompt(seen, []), schema(seen, VOCABULARY, [], set()), 100)
-            assert CANARY not in raw.text
-            assert raw.finished
-    assert asked >= 3
+            answer = Answer("gemma3-270m", "1", "finished", body(raw.text), raw.tokens_in, raw.tokens_out)
+            row = made(product, answer)
+            assert row["status"] in ("ok", "partial")
+            assert not [text for text in told(row) if CANARY in text.casefold()]
+    assert asked == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local", "fresh")
+def test_all_of_them_pass_through_the_stage(coats: Callable[..., Config]) -> None:
+    """Ray, Postgres and parquet take every text; all rows come out, with what the shop gave, in the order they came."""
+    config = coats("enrich.max_calls=0")
+    rows = [
+        product | {"product_id": f"{kind} {number} {place}"}
+        for kind, number in CASES
+        for place, product in enumerate(products(HOSTILE[kind][number]))
+    ]
+    write_products(config, rows)
+    facts = stage.run(config)
+    assert set(facts["status"]) == {"quarantined", "partial"}
+    assert sum(facts["status"].values()) == len(rows)
+    enriched = dataset.read(config.at("enriched"), ENRICHED).to_pylist()
+    assert [row["product_id"] for row in enriched] == [row["product_id"] for row in rows]
+    for row in enriched:
+        assert row["reason"]
+        assert ("colour", "red", "given") in [(a["key"], a["value"], a["source"]) for a in row["std"]]
+        assert not [text for text in told(row) if CANARY in text.casefold()]
