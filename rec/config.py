@@ -78,8 +78,17 @@ class Enrich(Branch):
     """LLM enrichment."""
 
     aside = frozenset(
-        "num_actors threads base_url concurrency requests_per_minute tokens_per_minute max_retries timeout_s "
-        "corrections".split()  # the file's content is an input
+        [
+            "num_actors",
+            "threads",
+            "base_url",
+            "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "max_retries",
+            "timeout_s",
+            "corrections",
+        ]  # the file's content is an input
     )
 
     engine: Literal["llamacpp", "openai"] = "llamacpp"
