@@ -78,7 +78,7 @@ class Enrich(Branch):
     """LLM enrichment."""
 
     aside = frozenset(
-        [
+        {
             "num_actors",
             "threads",
             "base_url",
@@ -87,8 +87,8 @@ class Enrich(Branch):
             "tokens_per_minute",
             "max_retries",
             "timeout_s",
-            "corrections",
-        ]  # the file's content is an input
+            "corrections",  # the file's content is an input
+        }
     )
 
     engine: Literal["llamacpp", "openai"] = "llamacpp"
