@@ -77,8 +77,8 @@ _SHAPES = r"""
 """
 _TOKENS = r"""
     <\s*[|｜][^<>\n]{0,40}[|｜]\s*>
-    | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|human|endoftext|bos|eos|pad|unk|mask|start_of_turn|end_of_turn
-      |start_of_image|end_of_image|eot_id|tool_call|tool_response|think|unused\d+|BOS_TOKEN|EOS_TOKEN
+    | <\|?\s*/?\s*(?:im_start|im_end|system|assistant|user|human|endoftext|bos|eos|pad|unk|mask|start_of_turn
+      |end_of_turn|start_of_image|end_of_image|eot_id|tool_call|tool_response|think|unused\d+|BOS_TOKEN|EOS_TOKEN
       |START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|fim_(?:prefix|middle|suffix))\s*\|?>
     | \[\s*/?\s*(?:INST|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|SYSTEM_PROMPT|CLS|SEP|MASK|gMASK|multimodal|@BOS@)\s*\]
     | <<\s*/?\s*SYS\s*>> | <{3,} | >{3,}
@@ -87,9 +87,9 @@ _STEMS = """
     ignor disregard forget overrid bypass instruct prompt |attention |task| directive |role| |job| |goal|
     |system |developer |you|are| |debug |admin |god|mode |jailbr |pretend |imagine |act|as |ai| |llm language|model
     |assistant |chatbot |gpt| |json| |respond |reply |answer |output |classif |label| |tag| |categori |category|to|
-    |category|as| |category|with| |mark| |rate| |rank| |describe| |key |field |attribute |value |price |password |execut |script|
-    |code |command |user| |human| olvid oublie vergiss vergessen esquece dimentica negeer abaikan |std |re| |end|
-    |begin| |start| |stop| javascript onerror onload onclick onmouseover
+    |category|as| |category|with| |mark| |rate| |rank| |describe| |key |field |attribute |value |price |password |execut
+    |script| |code |command |user| |human| olvid oublie vergiss vergessen esquece dimentica negeer abaikan |std |re|
+    |end| |begin| |start| |stop| javascript onerror onload onclick onmouseover
 """
 _FOREIGN = """
     ai 지시 명령 지침 무시 잊 따르지 프롬프트 메시지 시스템 인공지능 챗봇 어시스턴트 사용자 언어 분류 표시 출력 답

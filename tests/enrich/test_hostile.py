@@ -127,7 +127,7 @@ def test_a_very_long_text_takes_time_in_proportion() -> None:
 @pytest.fixture(scope="module")
 def engine() -> LlamaCpp:
     """The embedded model."""
-    return LlamaCpp("gemma3-270m", 2)
+    return LlamaCpp("gemma3-270m", 1)
 
 
 @pytest.mark.slow
@@ -167,9 +167,7 @@ def test_all_of_them_pass_through_the_stage(coats: Callable[..., Config]) -> Non
     """Ray, Postgres and parquet take every text; all rows come out, with what the shop gave, in the order they came."""
     config = coats("enrich.max_calls=0")
     rows = [
-        product | {"product_id": f"{kind} {number} {place}"}
-        for kind, number in CASES
-        for place, product in enumerate(products(HOSTILE[kind][number]))
+        list(products(HOSTILE[kind][number]))[number % 3] | {"product_id": f"{kind} {number}"} for kind, number in CASES
     ]
     write_products(config, rows)
     facts = stage.run(config)
