@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     run_id = uuid.uuid4().hex
     with postgres.connect(database_url, autocommit=True) as connection:
         cache.prepare(connection)
-        plan = _plan(config, files, vocabulary.version, connection)
+        plan = _plan(config, files, vocabulary.asked, connection)
         failures = _ask(config, plan, database_url, run_id)
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
@@ -281,7 +281,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     """
     ids, hashes, _ = _scan(config)
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
-    version = StdVocabulary.load(None).version
+    version = StdVocabulary.load(None).asked
     keys = [cache.answer_key(h, config.enrich.model, PROMPT_VERSION, version) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)

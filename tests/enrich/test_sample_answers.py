@@ -29,7 +29,7 @@ def test_every_shipped_answer_is_a_hit_and_the_demo_has_something_left_to_ask() 
             texts[found.product_id].content_hash,
             config.enrich.model,
             PROMPT_VERSION,
-            StdVocabulary.load().version,
+            StdVocabulary.load().asked,
         )
         then = (found.content_hash, found.answer.model, found.answer.prompt_version, found.vocab_version)
         assert then == now, f"{found.product_id}: {REMEDY}"
