@@ -70,7 +70,7 @@ class StdVocabulary:
         self.version = file.version
         """Changes when keys or values come; aliases may come within a version."""
         self.asked = file.asked or file.version
-        """Version of what a model is shown, the inferable keys and their values: what it answered stays good as long."""
+        """Version of what a model is shown, the inferable keys and their values: what it said stays good as long."""
         self.keys: list[str] = sorted(file.keys, key=lambda name: file.keys[name].id)
         """Key names in the order of their ids."""
         self.num_keys = 1 + max(key.id for key in file.keys.values())
