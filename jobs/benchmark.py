@@ -2,7 +2,8 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
-extraction   what the enrichment engine reads out of OA-Mine titles; their file lies in source.folder
+extraction   what the enrichment engine reads out of OA-Mine titles, and which share of the AI Hub garments' attribute
+             values the vocabulary knows; their files lie in source.folder
 """
 
 import argparse
@@ -14,7 +15,8 @@ from rec import pipeline
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError
-from rec.evaluate import benchmark
+from rec.evaluate import benchmark, coverage
+from rec.vocab.std import StdVocabulary
 
 QUICK_PRODUCTS = 20_000
 QUICK_USERS = 3_000
@@ -42,6 +44,16 @@ def shortened(config: Config) -> Config:
     return Config.model_validate(less)
 
 
+def covered(config: Config) -> tuple[benchmark.Figures, dict[str, Any]]:
+    """STD coverage of the AI Hub garments and the values that are not covered; nothing where their file is missing."""
+    garments = coverage.read(Path(config.source.folder))
+    if garments is None:
+        log.warning("%s lies not in source.folder %r: std.coverage is left out", coverage.FILE, config.source.folder)
+        return {}, {}
+    found = coverage.measure(garments, StdVocabulary.load())
+    return coverage.figures(found), {"unmapped": coverage.unmapped(found)}
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
@@ -49,13 +61,15 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
         )
+    lists: dict[str, Any] = {}
     if options.name == "extraction":
-        figures = benchmark.extraction(config, quick=options.quick, test=options.test_split)
+        figures, lists = covered(config)
+        figures |= benchmark.extraction(config, quick=options.quick, test=options.test_split)
     else:
         chosen = shortened(config) if options.quick else config
         prepare(chosen)
         figures = benchmark.retrieval(chosen)
-    result = benchmark.envelope(options.name, figures, quick=options.quick)
+    result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
     return result

@@ -50,10 +50,11 @@ class Columns(Branch):
 class Source(Branch):
     """Where products, users and events come from."""
 
-    kind: Literal["sample", "hm", "files"] = "sample"
-    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `files`: any csv, jsonl or parquet."""
+    kind: Literal["sample", "hm", "aihub", "kfashion", "files"] = "sample"
+    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `aihub`, `kfashion`: AI Hub's JSON files of
+    의류 통합 데이터 and of K-Fashion 이미지; `files`: any csv, jsonl or parquet."""
     folder: str = ""
-    """Folder of the files (`hm`, `files`); relative to the working directory."""
+    """Folder of the files (all but `sample`); relative to the working directory."""
     products: str = ""
     """Name of the products file (`files`)."""
     users: str = ""

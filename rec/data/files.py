@@ -200,12 +200,12 @@ def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Ite
                 if not checked:
                     _check_columns(file, mapping, list(present))
                 checked = True
-                yield _renamed(file, np.array(positions), _table(records, wanted), mapping)
+                yield _renamed(file, np.array(positions), table(records, wanted), mapping)
                 records, positions = [], []
     if records:
         if not checked:
             _check_columns(file, mapping, list(present))
-        yield _renamed(file, np.array(positions), _table(records, wanted), mapping)
+        yield _renamed(file, np.array(positions), table(records, wanted), mapping)
 
 
 def _objects(file: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -223,7 +223,7 @@ def _objects(file: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tup
             rejects.add(source=file.name, row=position, reason="the line is no JSON object", record={"line": line})
 
 
-def _table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Table:
+def table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Table:
     """Columns of text, or of lists of text where any value is a list."""
     made = {}
     for column in columns:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import clean, files, hm, sample
+from rec.data import aihub, clean, files, hm, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
@@ -39,7 +39,8 @@ class Reader:
     config: dict[str, Any]
     """What of the configuration determines the rows."""
     products: Callable[[Rejects], Iterator[Raw]]
-    events: Callable[[Rejects], Iterator[Raw]]
+    events: Callable[[Rejects], Iterator[Raw]] | None
+    """None for a source that has no events."""
     users: Callable[[Rejects, pa.Array], Iterator[Raw]]
     """Takes the distinct user ids of the events as well."""
 
@@ -65,6 +66,8 @@ def open_source(source: Source, seed: int) -> Reader:
     """The reader of `source`; `seed` draws the shoppers of the sample. Raises InputError where files are missing."""
     if source.kind == "sample":
         return _sample(source, seed)
+    if source.kind in ("aihub", "kfashion"):
+        return _aihub(source)
     if source.kind == "hm":
         found = hm.find(Path(source.folder))
         paths, kept = found.all(), {"kind", "currency", "limit"}
@@ -95,6 +98,18 @@ def _sample(source: Source, seed: int) -> Reader:
     )
 
 
+def _aihub(source: Source) -> Reader:
+    folder = Path(source.folder)
+    read = aihub.garments if source.kind == "aihub" else aihub.photographs
+    return Reader(
+        inputs={"products": aihub.content_hash(folder)},
+        config=source.model_dump(mode="json", include={"kind", "currency", "limit"}),
+        products=lambda rejects: files.first(read(folder, rejects), source.limit),
+        events=None,
+        users=lambda _, __: iter(()),
+    )
+
+
 def _rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Raw]:
     """Typed rows as one raw table; a map becomes one column per key."""
     flat = []
@@ -112,12 +127,14 @@ def _write(config: Config, reader: Reader, identity: Mapping[str, Mapping[str, A
     limit = config.source.limit
     raws = log.progress(reader.products(rejects["products"]), total=None, what="products", unit="batch")
     products = clean.products(raws, rejects["products"], currency=config.source.currency)
-    raws = log.progress(reader.events(rejects["events"]), total=None, what="events", unit="batch")
-    ids = products.column("product_id").combine_chunks()
-    events, left_out = clean.events(
-        raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None
-    )
-    buyers = events.column("user_id").unique().dictionary_decode()
+    events, left_out = clean.EVENT_TABLE.empty_table(), 0
+    if reader.events is not None:
+        raws = log.progress(reader.events(rejects["events"]), total=None, what="events", unit="batch")
+        ids = products.column("product_id").combine_chunks()
+        events, left_out = clean.events(
+            raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None
+        )
+    buyers = events.column("user_id").unique().cast(pa.string())
     raws = log.progress(reader.users(rejects["users"], buyers), total=None, what="users", unit="batch")
     users = clean.users(raws, rejects["users"], in_events=buyers)
     batches: dict[str, Iterable[pa.Table]] = {

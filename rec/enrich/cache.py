@@ -1,8 +1,9 @@
 """The answer cache and the call ledger, both in Postgres.
 
 An answer is found by the hash of what determines it: the canonical product text, the model, the prompt version
-and the vocabulary version. It is committed before its row is emitted, together with the ledger's entry of
-the call that paid for it, so that a job killed at any moment neither repeats a call nor loses count of one.
+and the version of what the vocabulary shows a model. It is committed before its row is emitted, together with the
+ledger's entry of the call that paid for it, so that a job killed at any moment neither repeats a call nor loses
+count of one.
 
 An answer that the token budget cut is of use only while the budget is not raised: then it counts as absent, and
 the next one takes its place. Calls that failed leave nothing here.

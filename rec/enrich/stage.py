@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, Any]:
     run_id = uuid.uuid4().hex
     with postgres.connect(database_url, autocommit=True) as connection:
         cache.prepare(connection)
-        plan = _plan(config, files, vocabulary.version, connection)
+        plan = _plan(config, files, vocabulary.asked, connection)
         pace = _pace(config.enrich, cache.spent(connection, plan.keys))
         failures, unpaid = _ask(config, plan, database_url, run_id, pace)
         spent = cache.usage(connection, run_id)
@@ -130,7 +130,7 @@ def estimate(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)
-        plan = _plan(config, files, vocabulary.version, connection)
+        plan = _plan(config, files, vocabulary.asked, connection)
         habit = cache.habit(connection, config.enrich.model, engine.form(config.enrich).version) or PRIOR
         spent = cache.spent(connection, plan.keys)
     weighed = ray.data.from_arrow(_to_ask(config, plan)).map_batches(
@@ -355,7 +355,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     """
     ids, hashes, _ = _scan(config)
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
-    version = StdVocabulary.load(None).version
+    version = StdVocabulary.load(None).asked
     keys = [cache.answer_key(h, config.enrich.model, engine.form(config.enrich).version, version) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)

@@ -104,7 +104,7 @@ class Ask:
 
     def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
         text = canonical(row, self._enrich.max_text_chars)
-        key = cache.answer_key(text.content_hash, self._enrich.model, self._form.version, self._vocabulary.version)
+        key = cache.answer_key(text.content_hash, self._enrich.model, self._form.version, self._vocabulary.asked)
         connection = self._connection()
         # The worker of a killed run outlives its driver by seconds and may be asking the same.
         with cache.alone(connection, key):
@@ -171,7 +171,7 @@ class Finish:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
-        version = self._vocabulary.version
+        version = self._vocabulary.asked
         rows = batch.to_pylist()
         texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
         keys = [

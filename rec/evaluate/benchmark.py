@@ -149,6 +149,7 @@ th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; heig
 <p>$machine<br>commit $commit</p>
 $plots
 <table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>goal</th><th>unit</th></tr>$rows</table>
+$unmapped
 </body></html>
 """)
 
@@ -173,7 +174,17 @@ def page(result: dict[str, Any]) -> str:
             for unit in units
         ),
         rows="".join(rows),
+        unmapped=_unmapped(result["unmapped"]) if "unmapped" in result else "",
     )
+
+
+def _unmapped(values: list[dict[str, Any]]) -> str:
+    """The attribute values without an STD value, which `extraction` has beside its figures."""
+    if not values:
+        return "<h2>values without an STD value</h2><p>none: every given value is mapped</p>"
+    rows = [f"<tr><td>{escape(v['key'])}</td><td>{escape(v['value'])}</td><td>{v['count']}</td></tr>" for v in values]
+    head = "<tr><th>key</th><th>value</th><th>products</th></tr>"
+    return f"<h2>values without an STD value</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _bounds(ci95: list[float] | None) -> str:

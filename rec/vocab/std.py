@@ -47,6 +47,7 @@ class _Key(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     version: str
+    asked: str | None = None
     next_id: int
     keys: dict[str, _Key]
 
@@ -68,6 +69,8 @@ class StdVocabulary:
         _check_ids(file, origin)
         self.version = file.version
         """Changes when keys or values come; aliases may come within a version."""
+        self.asked = file.asked or file.version
+        """Version of what a model is shown, the inferable keys and their values: what it said stays good as long."""
         self.keys: list[str] = sorted(file.keys, key=lambda name: file.keys[name].id)
         """Key names in the order of their ids."""
         self.num_keys = 1 + max(key.id for key in file.keys.values())
@@ -100,6 +103,19 @@ class StdVocabulary:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigError(f"vocabulary {origin}: {where}: {first['msg']}") from None
+
+    def check_keeps(self, older: "StdVocabulary", origin: str) -> None:
+        """Raise ConfigError unless every id of `older`, which `origin` holds, means here what it means there."""
+        for key in older.keys:
+            if key not in self._keys or self.key_id(key) != older.key_id(key):
+                raise ConfigError(f"the vocabulary lacks key {key!r} of {origin}, or gives it another id: put it back")
+            for value in (UNKNOWN, *older.values(key)):
+                id = older.id_of(key, value)
+                if (value != UNKNOWN and value not in self._keys[key].values) or self.id_of(key, value) != id:
+                    raise ConfigError(
+                        f"the vocabulary lacks {key} {value!r} (id {id}) of {origin}, or gives it another id: put it "
+                        "back; ids never change, a value that is no longer wanted stays"
+                    )
 
     def key_id(self, key: str) -> int:
         """1-based id of a key."""
@@ -198,7 +214,7 @@ def _key_names(file: _File, origin: str) -> Mapping[str, str]:
 
 
 def _check_ids(file: _File, origin: str) -> None:
-    """Ids are unique and below `next_id`, key ids are 1..n, no value is called `unknown`."""
+    """Ids are 1..next_id - 1, each once, key ids are 1..n, no value is called `unknown`."""
     if not file.keys:
         raise ConfigError(f"vocabulary {origin} has no keys")
     if sorted(key.id for key in file.keys.values()) != list(range(1, len(file.keys) + 1)):
@@ -213,3 +229,9 @@ def _check_ids(file: _File, origin: str) -> None:
             if id in owner:
                 raise ConfigError(f"vocabulary {origin}: id {id} is used by {owner[id]} and {name} {value!r}")
             owner[id] = f"{name} {value!r}"
+    removed = sorted(set(range(1, file.next_id)) - owner.keys())
+    if removed:
+        raise ConfigError(
+            f"vocabulary {origin}: id {removed[0]} is missing: ids are never removed, put its value back "
+            "(a value that is no longer wanted stays)"
+        )

@@ -111,6 +111,8 @@ def _grow(config: Config, inputs: dict[str, str], files: Files) -> artifact.Mani
     begin = target if artifact.peek(target) is not None else Path(config.vocab.extend) if config.vocab.extend else None
     hashed = None if begin is None else manifest(begin).content_hash
     shipped = StdVocabulary.load()
+    if begin is not None:
+        shipped.check_keeps(StdVocabulary.load(begin / "std.toml"), str(begin / "std.toml"))
     old = ReVocabulary([], []) if begin is None else ReVocabulary.load(begin / "re.json")
     _check(files, shipped)
     counts = _count(files)

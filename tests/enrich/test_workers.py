@@ -52,7 +52,7 @@ def test_a_second_worker_waits_for_the_first_and_asks_nothing(fresh: str, monkey
     monkeypatch.setattr(engine, "LlamaCpp", Engine)
     enrich = load("demo").enrich
     text = canonical(ROW, enrich.max_text_chars)
-    key = cache.answer_key(text.content_hash, enrich.model, PROMPT_VERSION, StdVocabulary.load(None).version)
+    key = cache.answer_key(text.content_hash, enrich.model, PROMPT_VERSION, StdVocabulary.load(None).asked)
     answer = Answer(enrich.model, PROMPT_VERSION, "finished", '{"re": {}, "std": {}}', 1, 1)
     with postgres.connect(fresh, autocommit=True) as first:
         cache.prepare(first)

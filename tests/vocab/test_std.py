@@ -20,6 +20,27 @@ VOCABULARY = StdVocabulary.load()
 IDS_OF_FASHION_1 = "f4e4572471d4133cb8f4879a8387196eeceab431a05d9905d4bf323c13265426"
 """SHA-256 over `id key value` of the 516 ids that the first version gave."""
 
+ASKED = {"fashion-1": "9a600dec9ce8d77af44a3a657f5b383de948d74adaa92b9c68ec9e7b794e2717"}
+"""Version of what a model is shown → SHA-256 over `key: values`. A change of it needs a new version in `asked`."""
+
+KFASHION = {
+    "category": "코트 재킷 점퍼 패딩 베스트 가디건 짚업 탑 블라우스 티셔츠 니트웨어 "
+    "셔츠 브라탑 후드티 청바지 팬츠 스커트 레깅스 래깅스 조거팬츠 드레스 점프수트",
+    "colour": "블랙 화이트 그레이 레드 핑크 오렌지 베이지 브라운 옐로우 그린 카키 민트 블루 네이비 "
+    "스카이블루 퍼플 라벤더 와인 네온 골드 실버",
+    "length": "크롭 노멀 하프 롱 미니 니렝스 미디 발목 맥시",
+    "sleeve": "없음 민소매 반팔 캡 7부소매 긴팔",
+    "neck": "라운드넥 유넥 브이넥 홀터넥 오프숄더 원_숄더 스퀘어넥 노카라 후드 터틀넥 "
+    "보트넥 스위트하트 없음 셔츠칼라 보우칼라 세일러칼라 숄칼라 폴로칼라 피터팬칼라 너치드칼라 차이나칼라 테일러드칼라 "
+    "밴드칼라",
+    "fit": "노멀 루즈 오버사이즈 스키니 와이드 타이트 벨보텀",
+    "pattern": "페이즐리 하트 지그재그 깅엄 하운즈_투스 도트 레터링 믹스 뱀피 해골 체크 무지 "
+    "카무플라쥬 그라데이션 스트라이프 호피 아가일 그래픽 지브라 타이다이 플로럴",
+    "style": "클래식 프레피 로맨틱 히피 웨스턴 오리엔탈 모던 아방가르드 컨트리 리조트 "
+    "스포티 레트로 키치/키덜트 힙합 펑크 밀리터리 스트리트 페미닌",
+}
+"""Words of AI Hub's K-Fashion labels that one field of them says of one key (`_` for a space)."""
+
 SMALL = """
 version = "t-1"
 next_id = 6
@@ -63,6 +84,34 @@ AIHUB = {
 def test_ids_once_given_never_change() -> None:
     lines = [" ".join((str(id), *names(VOCABULARY)[id])) for id in range(1, 517)]
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == IDS_OF_FASHION_1
+
+
+def test_what_a_model_is_shown_changes_only_with_the_version_of_it() -> None:
+    shown = [f"{key}: {VOCABULARY.values(key)}" for key in VOCABULARY.keys if VOCABULARY.inferable(key)]
+    assert ASKED[VOCABULARY.asked] == hashlib.sha256("\n".join(shown).encode()).hexdigest()
+
+
+def test_an_id_of_an_older_file_that_is_gone_or_another_is_named() -> None:
+    older = StdVocabulary.parse(SMALL.format(blue="", fit_id=2, slim_id=5), "older")
+    more = SMALL.format(blue="", fit_id=2, slim_id=5).replace("next_id = 6", "next_id = 7") + "tall = { id = 6 }\n"
+    StdVocabulary.parse(more, "newer").check_keeps(older, "older")
+    swapped = SMALL.format(blue="", fit_id=2, slim_id=3).replace("blue = { id = 3", "blue = { id = 5")
+    with pytest.raises(ConfigError, match=r"colour 'blue' \(id 3\) of older"):
+        StdVocabulary.parse(swapped, "newer").check_keeps(older, "older")
+    renamed = SMALL.format(blue="", fit_id=2, slim_id=5).replace("slim", "narrow")
+    with pytest.raises(ConfigError, match=r"fit 'slim' \(id 5\) of older"):
+        StdVocabulary.parse(renamed, "newer").check_keeps(older, "older")
+    with pytest.raises(ConfigError, match="key 'fit' of older"):
+        StdVocabulary.parse(more.replace("keys.fit", "keys.cut"), "newer").check_keeps(older, "older")
+
+
+@pytest.mark.parametrize("key", KFASHION)
+def test_every_word_of_kfashion_maps(key: str) -> None:
+    for word in KFASHION[key].split():
+        found = VOCABULARY.normalise(key, word.replace("_", " "))
+        assert found.values, word
+        assert not found.unmapped, word
+        assert "unknown" not in found.values, word
 
 
 def test_every_id_names_one_value_and_back() -> None:
@@ -169,6 +218,8 @@ def test_folding_twice_is_folding_once(text: str) -> None:
         (SMALL.format(blue="", fit_id=2, slim_id=3), "id 3 is used by"),
         (SMALL.format(blue="", fit_id=2, slim_id=9), "id 9 is not in"),
         (SMALL.format(blue="", fit_id=1, slim_id=5), "ids of keys"),
+        (SMALL.format(blue="", fit_id=2, slim_id=5).replace("red = { id = 2", "# red = { id = 2"), "id 2 is missing"),
+        (SMALL.format(blue="", fit_id=2, slim_id=5) + "slim = { id = 5 }\n", "not TOML"),
         (SMALL.format(blue=', en = ["Scarlet"]', fit_id=2, slim_id=5), "'scarlet' means 'red' and 'blue'"),
         (SMALL.format(blue=', en = ["!"]', fit_id=2, slim_id=5), "empty word"),
         (SMALL.format(blue=', alias = ["azure"]', fit_id=2, slim_id=5), "alias"),
