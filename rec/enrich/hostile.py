@@ -40,7 +40,7 @@ _WORDS = rf"""
     | \b(?:classify|label|tag|categori[sz]e|mark|rate|rank|describe)\s+(?:this|the|every|all|each)\s+
       (?:product|item|garment|text|article|listing)s?\s+(?:as|first|highest)\b
     | \b(?:set|change|write|put|fill)\s+(?:the\s+|every\s+|all\s+|each\s+)?(?:\w+\s+)?
-      (?:key|field|attribute|label|categor(?:y|ies)|value|price)s?\s+(?:to|as|with)\b
+      (?:(?:key|field|attribute|label|value|price)s?|category|categories)\s+(?:to|as|with)\b
     | \b(?:reveal|repeat|print|leak|show|display|output|tell\s+me)\b[^.\n]{{0,30}}
       \b(?:prompt|instructions?|api\s+key|password)\b
     | \b(?:execute|run)\s+(?:the\s+)?(?:following|this)\s+(?:code|command|script|instructions?)\b
@@ -86,14 +86,14 @@ _TOKENS = r"""
 _STEMS = """
     ignor disregard forget overrid bypass instruct prompt |attention |task| directive |role| |job| |goal|
     |system |developer |you|are| |debug |admin |god|mode |jailbr |pretend |imagine |act|as |ai| |llm language|model
-    |assistant |chatbot |gpt| |json| |respond |reply |answer |output |classif |label| |tag| |categori |category|to|
+    |assistant |chatbot |gpt| json |respond |reply |answer |output |classif |label |tag| |categori |category|to|
     |category|as| |category|with| |mark| |rate| |rank| |describe| |key |field |attribute |value |price |password |execut
     |script| |code |command |user| |human| olvid oublie vergiss vergessen esquece dimentica negeer abaikan |std |re|
     |end| |begin| |start| |stop| javascript onerror onload onclick onmouseover
 """
 _FOREIGN = """
-    ai 지시 명령 지침 무시 잊 따르지 프롬프트 메시지 시스템 인공지능 챗봇 어시스턴트 사용자 언어 분류 표시 출력 답
-    忽 无视 無視 忘 系统 系統 助手 用户 你现在是 你現在是 従わ システム
+    ai llm gpt assistant chatbot 지시 명령 지침 무시 잊 따르지 프롬프트 메시지 시스템 인공지능 챗봇 어시스턴트
+    사용자 언어 분류 표시 출력 답 忽 无视 無視 忘 系统 系統 助手 用户 你现在是 你現在是 従わ システム
     esque игнорир забуд обращай تجاهل انس bỏ|qua phớt|lờ निर्देश आदेश önceki
 """
 _STEM = [stem.replace("|", " ") for stem in _STEMS.split()]

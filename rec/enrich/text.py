@@ -1,8 +1,8 @@
 """Product text as the model sees it: one canonical form, its hash, its fence, and the words that ground a value.
 
-Product text is data, never instruction. HTML goes through a real parser, control and invisible characters
-are removed, the length is capped, and the prompt encloses it in a fence that depends on the content, so that
-no text can contain its own fence. Nothing named by a URL in the text is fetched.
+Product text is data, never instruction. HTML, in descriptions too, goes through a real parser and loses what it hides;
+control and invisible characters are removed, the length is capped, and the prompt encloses it in a fence that depends
+on the content, so that no text can contain its own fence. Nothing named by a URL in the text is fetched.
 """
 
 import hashlib

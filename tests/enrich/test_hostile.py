@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from rec import dataset
 from rec.config import Config, load
 from rec.data.sample import generate
-from rec.enrich import stage
+from rec.enrich import hostile, stage
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.hostile import find
 from rec.enrich.llamacpp import LlamaCpp
 from rec.enrich.prompt import Body, body, prompt, schema
-from rec.enrich.text import Canonical, canonical
+from rec.enrich.text import Canonical, canonical, clean
 from rec.enrich.workers import enriched_row
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
@@ -179,3 +180,11 @@ def test_all_of_them_pass_through_the_stage(coats: Callable[..., Config]) -> Non
         assert row["reason"]
         assert ("colour", "red", "given") in [(a["key"], a["value"], a["source"]) for a in row["std"]]
         assert not [text for text in told(row) if CANARY in text.casefold()]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
+@given(strategies.from_regex(hostile._ANY, fullmatch=True))
+def test_the_quick_look_misses_nothing_that_the_patterns_match(text: str) -> None:
+    for around in (text, f"Warm coat {text} lined"):
+        seen = "\n".join(map(clean, around.split("\n")))
+        assert find(seen) is not None or hostile._ANY.search(seen) is None
