@@ -32,13 +32,22 @@ def require(enrich: Enrich) -> None:
             openai.require(enrich.base_url)
 
 
-def load(enrich: Enrich, pace: Pace | None = None) -> Engine:
-    """The engine with its model loaded; `pace` is that of all workers of the run."""
+def key(enrich: Enrich) -> str:
+    """The secret that the engine needs, as the job's environment has it; empty for none."""
+    match enrich.engine:
+        case "llamacpp":
+            return ""
+        case "openai":
+            return openai.key()
+
+
+def load(enrich: Enrich, pace: Pace | None = None, key: str = "") -> Engine:
+    """The engine with its model loaded; `pace` is that of all workers of the run, `key` what `key` gave the job."""
     match enrich.engine:
         case "llamacpp":
             return LlamaCpp(enrich.model, enrich.threads)
         case "openai":
-            return OpenAI(enrich, pace)
+            return OpenAI(enrich, pace, key)
 
 
 def form(enrich: Enrich) -> Form:

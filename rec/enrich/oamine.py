@@ -99,7 +99,7 @@ def counts(path: Path, enrich: Enrich, per_category: int, *, test: bool) -> tupl
     attributes = {c: sorted({name for s in shots for name in s.gold}) for c, shots in by_category.items()}
     chosen = [t for c in sorted(by_category) for t in [d for d in titles if d.category == c][:per_category]]
     engine.require(enrich)
-    model = engine.load(enrich)
+    model = engine.load(enrich, key=engine.key(enrich))
     made = np.zeros((len(chosen), 3), np.int64)
     started = time.perf_counter()
     for row, title in enumerate(progress(chosen, total=len(chosen), what=f"oamine {enrich.model}", unit="title")):

@@ -31,10 +31,15 @@ BYTES_PER_TOKEN = 4
 def require(base_url: str) -> None:
     """Raise EngineError unless the SDK is installed and the key is set; a local endpoint may need none."""
     _sdk()
-    if not base_url and not os.environ.get(KEY_VARIABLE):
+    if not base_url and not key():
         raise EngineError(
             f"{KEY_VARIABLE} is not set: export the key of the endpoint, or name another in enrich.base_url"
         )
+
+
+def key() -> str:
+    """The endpoint's key, empty for none: read where the job runs, workers have an environment of their own."""
+    return os.environ.get(KEY_VARIABLE, "")
 
 
 def _sdk() -> ModuleType:
@@ -47,11 +52,11 @@ def _sdk() -> ModuleType:
 class OpenAI:
     """A client of one endpoint and model. `complete` may be called by many threads."""
 
-    def __init__(self, enrich: Enrich, pace: Pace | None) -> None:
+    def __init__(self, enrich: Enrich, pace: Pace | None, key: str) -> None:
         self._sdk = _sdk()
         self._enrich = enrich
         self._pace = pace
-        self._key = os.environ.get(KEY_VARIABLE, "")
+        self._key = key
         hooks = {"request": [self._wait], "response": [self._listen]}  # of every attempt, the SDK's repetitions too
         self._client = self._sdk.OpenAI(
             api_key=self._key or "none",

@@ -10,6 +10,9 @@ from typing import Any
 
 import ray
 
+PATIENCE_S = 300.0
+POLL_S = 0.2
+
 
 class Meter:
     """Times and money of one run."""
@@ -20,6 +23,7 @@ class Meter:
         self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self._request_at = self._token_at = self._held_until = 0.0
         self._money = money
+        self._open = 0
 
     def reserve(self, tokens: int, now: float | None = None) -> float:
         """Take the next free moment for a request of `tokens` tokens; returns the seconds until then."""
@@ -38,19 +42,24 @@ class Meter:
         """Seconds for which nothing may go out, not even what has waited for its moment."""
         return max(self._held_until - (time.monotonic() if now is None else now), 0.0)
 
-    def admit(self, most: float) -> bool:
-        """Put `most` money aside for a call; False when that much is not left."""
+    def admit(self, most: float) -> bool | None:
+        """Put `most` money aside for a call; False when that much is not left.
+
+        None when calls in flight may still give back enough: ask again.
+        """
         if self._money is None:
             return True
         if most > self._money:
-            return False
+            return None if self._open else False
         self._money -= most
+        self._open += 1
         return True
 
     def settle(self, most: float, spent: float) -> None:
         """Give back what an admitted call did not spend."""
         if self._money is not None:
             self._money += most - spent
+            self._open -= 1
 
 
 class Pace:
@@ -71,9 +80,13 @@ class Pace:
         ray.get(self._meter.hold.remote(seconds))
 
     def admit(self, most: float) -> bool:
-        """See `Meter.admit`."""
-        admitted: bool = ray.get(self._meter.admit.remote(most))
-        return admitted
+        """See `Meter.admit`; waits for calls in flight, at most PATIENCE_S: a worker may have died in one."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            admitted: bool | None = ray.get(self._meter.admit.remote(most))
+            if admitted is not None or time.monotonic() > until:
+                return bool(admitted)
+            time.sleep(POLL_S)
 
     def settle(self, most: float, spent: float) -> None:
         """See `Meter.settle`."""

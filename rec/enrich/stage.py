@@ -287,7 +287,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
         batch_size=None,
         num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
         compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-        fn_constructor_args=(config.enrich, database_url, run_id, pace),
+        fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
     )
     failures: dict[str, str] = {}
     unpaid = 0

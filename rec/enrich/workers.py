@@ -71,14 +71,14 @@ class Ask:
     the reason, and the next run asks again. A product that the budget does not pay for goes on as `unpaid`.
     """
 
-    def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None = None) -> None:
+    def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None = None, key: str = "") -> None:
         self._enrich = enrich
         self._database_url = database_url
         self._run_id = run_id
         self._pace = pace
         self._vocabulary = StdVocabulary.load(None)
         self._form = engine.form(enrich)
-        self._engine = engine.load(enrich, pace)
+        self._engine = engine.load(enrich, pace, key)
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
 

@@ -55,3 +55,13 @@ def test_a_budget_is_never_overspent(budget: float, made: list[tuple[float, floa
         if len(open_calls) > 3:
             meter.settle(*open_calls.pop(0))
     assert spent <= budget + 1e-9
+
+
+def test_what_is_in_flight_may_still_give_back() -> None:
+    meter = Meter(None, None, 1.0)
+    assert meter.admit(0.8) is True
+    assert meter.admit(0.8) is None
+    meter.settle(0.8, 0.1)
+    assert meter.admit(0.8) is True
+    meter.settle(0.8, 0.8)
+    assert meter.admit(0.8) is False
