@@ -10,6 +10,9 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+COSTLY = {"finished", "helps"}
+"""Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job."""
+
 # A loaded machine is slow, not wrong; and the same commit always tries the same examples.
 settings.register_profile("repository", deadline=None, derandomize=True)
 settings.load_profile("repository")
@@ -19,12 +22,13 @@ settings.load_profile("repository")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it.
 
-    pytest-xdist keeps what shares costly fixtures in one process: each folder, and all that look at one finished run.
+    pytest-xdist keeps in one process what shares costly fixtures: each file, and all that need one of COSTLY.
     """
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     for item in items:
         slow = item.get_closest_marker("slow") is not None
-        shares = "finished" if "finished" in getattr(item, "fixturenames", ()) else item.path.parent.name
+        needed = COSTLY.intersection(getattr(item, "fixturenames", ()))
+        shares = min(needed) if needed else f"{item.path.parent.name}-{item.path.stem}"
         item.add_marker(pytest.mark.xdist_group(f"{shares}-slow" if slow else shares))
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rec import artifact
-from tests.pipeline.conftest import Finished
+from rec import artifact, encode
+from tests.item_tower import catalogue
 
 START_S = 90
 
@@ -86,13 +86,23 @@ def _tower_hash(store: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
 def test_pretrain_runs_three_ways_with_the_same_result(
-    finished: Finished, checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
+    checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
 ) -> None:
+    tree = catalogue.write(tmp_path, 96)
+    encode.run(tree)
+    made = (
+        (tmp_path / "catalogue.toml")
+        .read_text()
+        .replace(f'store = "{tmp_path}"', "")
+        .replace("epochs = 30", "epochs = 2")
+    )
+    (checkout / "rec" / "recipes" / "demo.toml").write_text(made.replace('name = "catalogue"', 'name = "demo"'))
     plain, packed, literal = tmp_path / "plain", tmp_path / "packed", checkout / ".rec"
     for store in (plain, packed, literal):
-        for name in ("products", "enriched", "vocabulary", "tensors", "text_states"):
-            shutil.copytree(finished.config.at(name), store / "demo" / name)
+        for name in ("vocabulary", "tensors", "text_states"):
+            shutil.copytree(tree.at(name), store / "demo" / name)
     job = ["python", "jobs/pretrain.py"]
     alone = {**environment_of_jobs, "PYTHONPATH": str(checkout)}
 
@@ -104,7 +114,5 @@ def test_pretrain_runs_three_ways_with_the_same_result(
         _ended_well(["ray", "job", "submit", "--working-dir", ".", "--", *job, *options], checkout, cluster)
         _ended_well(["ray", "job", "submit", "jobs/pretrain.py"], checkout, cluster)
 
-    made = artifact.peek(finished.config.at("item_tower"))
-    assert made is not None
-    assert [_tower_hash(store) for store in (plain, packed, literal)] == [made.content_hash] * 3
+    assert len({_tower_hash(store) for store in (plain, packed, literal)}) == 1
     assert os.access(checkout / "jobs" / "pretrain.py", os.X_OK)
