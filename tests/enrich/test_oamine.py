@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made = Engine()
     made.asked = []
     monkeypatch.setattr(engine, "require", lambda _: None)
-    monkeypatch.setattr(engine, "load", lambda _: made)
+    monkeypatch.setattr(engine, "load", lambda *_, **__: made)
     return made.asked
 
 
