@@ -3,7 +3,8 @@
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
 extraction   what the enrichment engine reads out of OA-Mine titles, and which share of the AI Hub garments' attribute
-             values the vocabulary knows; their files lie in source.folder
+             values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones; their files
+             lie in source.folder
 """
 
 import argparse
@@ -15,7 +16,8 @@ from rec import pipeline
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, coverage
+from rec.evaluate import benchmark, coverage, zero_shot
+from rec.models import text_encoder
 from rec.vocab.std import StdVocabulary
 
 QUICK_PRODUCTS = 20_000
@@ -45,13 +47,19 @@ def shortened(config: Config) -> Config:
 
 
 def covered(config: Config) -> tuple[benchmark.Figures, dict[str, Any]]:
-    """STD coverage of the AI Hub garments and the values that are not covered; nothing where their file is missing."""
+    """STD coverage and zero-shot tokens of the AI Hub garments, and values not covered; nothing without their file."""
     garments = coverage.read(Path(config.source.folder))
     if garments is None:
-        log.warning("%s lies not in source.folder %r: std.coverage is left out", coverage.FILE, config.source.folder)
+        log.warning(
+            "%s lies not in source.folder %r: std.coverage and zeroshot are left out",
+            coverage.FILE,
+            config.source.folder,
+        )
         return {}, {}
     found = coverage.measure(garments, StdVocabulary.load())
-    return coverage.figures(found), {"unmapped": coverage.unmapped(found)}
+    encoder = text_encoder.load(config.text)
+    tokens = zero_shot.figures(garments, encoder, config.item_tower, config.seed, config.evaluate.bootstrap)
+    return coverage.figures(found) | tokens, {"unmapped": coverage.unmapped(found)}
 
 
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:

@@ -161,12 +161,19 @@ class Text(Branch):
 class Vocab(Branch):
     """RE vocabulary growth; the STD vocabulary is fixed and shipped."""
 
+    aside = frozenset({"max_unknown", "max_dead"})
+
     min_count: int = Field(default=2, ge=1)
     """A word token enters the RE vocabulary when this many products carry it."""
     max_re_tokens: int = Field(default=64, ge=1)
     """RE tokens kept per product."""
     extend: str = ""
     """Folder of a `vocabulary` artifact whose RE tokens keep their ids in a store that has none yet; empty for none."""
+    max_unknown: float | None = Field(default=None, ge=0, le=1)
+    """The job fails, and publishes no vocabulary, when of the products with a value under some STD key a larger share
+    has a value that the vocabulary lacks; None to never fail."""
+    max_dead: float | None = Field(default=None, ge=0, le=1)
+    """The same for the share of the earlier RE tokens that no product carries any more."""
 
 
 class Train(Branch):

@@ -4,6 +4,7 @@
     ├── ConfigError          recipe, option or environment
     ├── InputError           a file or a column the user gave
     ├── ArtifactError        a stage's output is missing, damaged or of another version
+    ├── DriftError           products have drifted from the vocabulary further than the recipe allows
     ├── DatabaseError        Postgres or pgvector
     └── EngineError          the LLM that answers enrichment prompts
         └── EndpointError    it answers no prompt at all
@@ -26,6 +27,10 @@ class InputError(RecError):
 
 class ArtifactError(RecError):
     """A stage's output is missing, damaged, or written by another version."""
+
+
+class DriftError(RecError):
+    """Products have drifted from the vocabulary further than the recipe allows."""
 
 
 class DatabaseError(RecError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rec.errors import DriftError
 from rec.vocab.re import UNKNOWN_ID, ReVocabulary
 from rec.vocab.std import UNKNOWN
 
@@ -75,9 +76,27 @@ def report(counts: Counts, keys: Sequence[str], vocabulary: ReVocabulary, previo
         "re": _re(counts.re, keys, vocabulary),
         "tokens": len(vocabulary.tokens),
         "new_tokens": {"count": len(grown), "first": grown[:LISTED]},
-        "dead_tokens": {"count": len(dead), "first": dead[:LISTED]},
+        "dead_tokens": {"count": len(dead), "first": dead[:LISTED], "share": _rate(len(dead), len(previous.tokens))},
         "rare_tokens": {"count": len(outside), "most_frequent": _most(outside, counts.tokens)},
     }
+
+
+def check(report: Mapping[str, Any], *, max_unknown: float | None, max_dead: float | None) -> None:
+    """Raise DriftError when a rate of the report is above its limit; None is no limit."""
+    key, worst = max(((key, rates["unknown"]) for key, rates in report["std"].items()), key=lambda pair: pair[1])
+    if max_unknown is not None and worst > max_unknown:
+        raise DriftError(
+            f"vocabulary drift: {worst:.2%} of the products with a {key} have one that the vocabulary lacks, more than "
+            f"vocab.max_unknown {max_unknown:.2%}: add aliases for the `unmapped` values in enriched's manifest or "
+            "raise the limit; no vocabulary was published"
+        )
+    dead = report["dead_tokens"]
+    if max_dead is not None and dead["share"] > max_dead:
+        raise DriftError(
+            f"vocabulary drift: {dead['share']:.2%} of the earlier RE tokens ({dead['count']}, as {dead['first'][:3]}) "
+            f"occur in no product, more than vocab.max_dead {max_dead:.2%}: check that the catalogue is whole or raise "
+            "the limit; no vocabulary was published"
+        )
 
 
 def _std(counts: Counts, key: str) -> dict[str, float]:

@@ -119,6 +119,7 @@ def _grow(config: Config, inputs: dict[str, str], files: Files) -> artifact.Mani
     _check_values(counts, shipped)
     new = old.grow(counts.tokens, config.vocab.min_count, shipped.keys)
     report = drift.report(counts, shipped.keys, new, old)
+    drift.check(report, max_unknown=config.vocab.max_unknown, max_dead=config.vocab.max_dead)
     with artifact.write(target, **_vocabulary_work(config, inputs, hashed)) as draft:
         (draft.path / "std.toml").write_text(std.shipped(), encoding="utf-8")
         new.save(draft.path / "re.json")

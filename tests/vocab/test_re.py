@@ -151,6 +151,6 @@ def test_the_drift_report_counts_products_and_pairs() -> None:
     }
     assert report["re"]["vibe"] == {"pairs": 4, "unknown": 0.25}
     assert report["new_tokens"] == {"count": 1, "first": ["soft"]}
-    assert report["dead_tokens"] == {"count": 1, "first": ["velvety"]}
+    assert report["dead_tokens"] == {"count": 1, "first": ["velvety"], "share": 1.0}
     assert report["rare_tokens"] == {"count": 1, "most_frequent": ["gorp"]}
     assert json.loads(json.dumps(report)) == report

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rec import artifact, dataset
 from rec.config import Config, load
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, DriftError
 from rec.models import text_encoder
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.vocab import groups, tensorize
@@ -202,7 +202,7 @@ def test_a_vocabulary_is_extended_and_drift_is_reported(copy: Path, tmp_path: Pa
     drifted = json.loads((config.at("vocabulary") / "drift.json").read_text(encoding="utf-8"))
     assert grown.tokens == [*old.tokens, "aaa", "aab"]
     assert drifted["new_tokens"] == {"count": 2, "first": ["aaa", "aab"]}
-    assert drifted["dead_tokens"] == {"count": 2, "first": ["merino", "wool"]}
+    assert drifted["dead_tokens"] == {"count": 2, "first": ["merino", "wool"], "share": 0.666667}
     assert facts["new_tokens"] == 2
     before = _hashes(config)
     assert tensorize.run(config)["skipped"] is True
@@ -212,6 +212,31 @@ def test_a_vocabulary_is_extended_and_drift_is_reported(copy: Path, tmp_path: Pa
     _write(other, CATALOGUE)
     tensorize.run(other)
     assert ReVocabulary.load(other.at("vocabulary") / "re.json").tokens == grown.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        (
+            "vocab.max_unknown=0.4",
+            r"50\.00% of the products with a colour have one that the vocabulary lacks, .* 40\.00%",
+        ),
+        ("vocab.max_dead=0.6", r"66\.67% of the earlier RE tokens \(2, as \['merino', 'wool'\]\) .* 60\.00%"),
+    ],
+)
+def test_too_much_drift_fails_and_publishes_nothing(copy: Path, limit: str, says: str) -> None:
+    drifted: list[Product] = [
+        ("q1", "Cape", None, [("colour", "unknown")], [("vibe", "soft")]),
+        ("q2", "Cape", None, [("colour", "red")], []),
+    ]
+    _write(_config(copy), drifted)
+    before = _hashes(_config(copy))
+    with pytest.raises(DriftError, match=says):
+        tensorize.run(_config(copy, limit))
+    assert _hashes(_config(copy)) == before
+    tensorize.run(_config(copy, "vocab.max_unknown=0.5", "vocab.max_dead=0.7"))
+    assert _hashes(_config(copy)) != before
 
 
 @pytest.mark.slow

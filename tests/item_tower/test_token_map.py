@@ -1,0 +1,78 @@
+"""The map from words to rows of the RE table: its ridge against the plain formula, and what it does with little."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rec.config import load
+from rec.errors import ArtifactError
+from rec.models import text_encoder, token_map
+from rec.models.item_tower import ItemTower, Shape
+from rec.vocab.re import ReVocabulary
+from rec.vocab.std import StdVocabulary
+
+
+def _planted(n: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, 12)).astype(np.float32)
+    weight = rng.standard_normal((12, 5)).astype(np.float32)
+    rows = 3.0 + vectors @ weight + noise * rng.standard_normal((n, 5))
+    return vectors, rows.astype(np.float32), weight
+
+
+def test_a_linear_relation_is_found() -> None:
+    vectors, rows, _ = _planted(60, 0.0)
+    made = token_map.fit(vectors[:50], rows[:50])(vectors[50:])
+    assert np.abs(made - rows[50:]).max() < 0.05
+
+
+def test_the_ridge_is_the_one_of_least_leave_one_out_error() -> None:
+    vectors, rows, _ = _planted(20, 2.0)
+    x, y = vectors.astype(np.float64), rows.astype(np.float64)
+
+    def predict(x: np.ndarray, y: np.ndarray, new: np.ndarray, ridge: float) -> np.ndarray:
+        centred = x - x.mean(0)
+        weight = np.linalg.solve(centred.T @ centred + ridge * np.eye(12), centred.T @ (y - y.mean(0)))
+        return y.mean(0) + (new - x.mean(0)) @ weight
+
+    unit = np.mean(np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2)
+    errors = []
+    for strength in token_map.STRENGTHS:
+        left = [predict(np.delete(x, i, 0), np.delete(y, i, 0), x[i], strength * unit) - y[i] for i in range(20)]
+        errors.append(np.mean(np.square(left)))
+    best = token_map.STRENGTHS[int(np.argmin(errors))]
+    assert token_map.STRENGTHS[0] < best < token_map.STRENGTHS[-1]
+    new = np.random.default_rng(1).standard_normal((4, 12)).astype(np.float32)
+    made = token_map.fit(vectors, rows)(new)
+    assert made == pytest.approx(predict(x, y, new, best * unit), abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_that_are_all_alike_give_the_mean(n: int) -> None:
+    rows = np.arange(5 * n, dtype=np.float32).reshape(n, 5)
+    made = token_map.fit(np.ones((n, 12), np.float32), rows)(np.zeros((2, 12), np.float32))
+    assert made == pytest.approx(np.tile(rows.mean(0), (2, 1)))
+
+
+def test_a_tower_meets_tokens_and_values_that_came_after_its_training(shape: Shape) -> None:
+    std, encoder = StdVocabulary.load(), text_encoder.load(load("demo").text)
+    old = ReVocabulary(std.keys, ["wool", "cotton", "red", "blue", "long", "short"])
+    new = ReVocabulary(std.keys, [*old.tokens, "woollen", "navy"])
+    newest = next(key for key in std.keys if std.num_ids - 1 in {std.id_of(key, value) for value in std.values(key)})
+    before = replace(shape, num_std_ids=std.num_ids - 1, num_re_tokens=old.num_tokens)
+    tower = ItemTower(before).eval()
+    assert token_map.grown(ItemTower(replace(before, num_std_ids=std.num_ids)), std, old, encoder).shape == replace(
+        before, num_std_ids=std.num_ids
+    )
+    made = token_map.grown(tower, std, new, encoder)
+    assert (made.shape.num_re_tokens, made.shape.num_std_ids) == (new.num_tokens, std.num_ids)
+    for name, weight in tower.state_dict().items():
+        assert torch.equal(made.state_dict()[name][: len(weight)], weight), name
+    trained = tower.re_table.weight.detach().numpy()[2:]
+    expected = token_map.fit(encoder.embed(old.tokens), trained)(encoder.embed(["woollen", "navy"]))
+    np.testing.assert_allclose(made.re_table.weight.detach().numpy()[-2:], expected, atol=1e-5)
+    assert torch.equal(made.std_table.weight[-1], tower.std_table.weight[std.unknown_id(newest)])
+    with pytest.raises(ArtifactError, match=r"of another vocabulary, run `python jobs/pretrain\.py` again"):
+        token_map.grown(made, std, old, encoder)
