@@ -1,4 +1,4 @@
-"""The tagger: what it is taught, what it reads back, and that it is the same after a round trip through its artifact."""
+"""The tagger: what it is taught, what it reads back, and that its artifact gives back the same."""
 
 from pathlib import Path
 
