@@ -101,7 +101,13 @@ def equal_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]
 
 
 def load(text: Text) -> TextEncoder:
-    """The encoder that `text.encoder` names, in float32 on the CPU.
+    """The frozen encoder that `text.encoder` names; see `parts`."""
+    tokenizer, model = parts(text)
+    return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
+
+
+def parts(text: Text) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model that `text.encoder` names, in float32 on the CPU.
 
     Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub.
     """
@@ -111,7 +117,7 @@ def load(text: Text) -> TextEncoder:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer, model = _from_pretrained(source, local=Path(source).is_dir() or _cached(source))
+        return _from_pretrained(source, local=Path(source).is_dir() or _cached(source))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"text.encoder {text.encoder!r} cannot be loaded ({type(error).__name__}): give {MINILM!r}, a local folder "
@@ -120,7 +126,6 @@ def load(text: Text) -> TextEncoder:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-    return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
 
 
 def _from_pretrained(source: str, *, local: bool) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":

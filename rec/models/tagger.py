@@ -1,0 +1,232 @@
+"""The tagger: a small fine-tuned text encoder that reads attribute values out of product text as spans.
+
+One label per word: outside, or begin / inside of an attribute. The attributes open to a text are those of its
+group (a product category); all others are masked, and the group's name is read before the text. Of an attribute's
+runs the surest one is the answer, copied from the text, so that a value always has its evidence.
+The encoder is uncased: each word's shape (capitals, digits) and whether a space precedes it come in beside it.
+
+B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rec import artifact
+
+KIND = "tagger"
+VERSION = 1
+WEIGHTS = "tagger.safetensors"
+SHAPE = "tagger.json"
+ENCODER = "encoder"
+MADE_BY = "rec.train.tagger.save"
+MAX_TOKENS = 128
+NUM_SHAPES = 14
+BATCH = 64
+IGNORED = -100
+"""Label of a word that carries no loss."""
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """Group → its attributes, in a fixed order."""
+
+    groups: dict[str, list[str]]
+
+    @property
+    def attributes(self) -> list[str]:
+        """All attributes; that of number k has the labels 1 + 2k (begin) and 2 + 2k (inside)."""
+        return sorted({name for names in self.groups.values() for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word or a punctuation mark of a text: text[start:end]."""
+
+    start: int
+    end: int
+    shape: int
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text in order."""
+    return [Word(m.start(), m.end(), _shape(text, m.start(), m.group())) for m in WORD.finditer(text)]
+
+
+def _shape(text: str, start: int, word: str) -> int:
+    """1 … NUM_SHAPES - 1: kind of the word's characters, and whether it stands directly behind another word."""
+    if not (word[0].isalnum() or word[0] == "_"):
+        kind = 0
+    elif word.isdigit():
+        kind = 1
+    elif any(c.isdigit() for c in word):
+        kind = 2
+    elif word.isupper():
+        kind = 3
+    elif word[0].isupper():
+        kind = 4
+    else:
+        kind = 5
+    return 1 + 2 * kind + int(start > 0 and not text[start - 1].isspace())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of B texts."""
+
+    ids: torch.Tensor
+    """int64[B, T], 0 is padding."""
+    mask: torch.Tensor
+    """int64[B, T]."""
+    first: torch.Tensor
+    """int64[B, W]: position of each word's first token; 0 where there is none."""
+    shapes: torch.Tensor
+    """int64[B, W], 0 is padding."""
+    closed: torch.Tensor
+    """bool[B, L]: labels that the text's group does not have."""
+
+
+class Tagger(nn.Module):
+    """Encoder, word shapes, one linear layer to the labels."""
+
+    def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, schema: Schema) -> None:
+        super().__init__()
+        self.schema = schema
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        width, shapes = encoder.config.hidden_size, 32
+        self.shapes = nn.Embedding(NUM_SHAPES, shapes, padding_idx=0)
+        self.context = nn.LSTM(width + shapes, width // 2, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(0.2)
+        self.labels = nn.Linear(width, 1 + 2 * len(schema.attributes))
+
+    def batch(self, groups: Sequence[str], texts: Sequence[str]) -> Batch:
+        """Tensors of texts; words beyond MAX_TOKENS tokens are not read."""
+        split = [words(text) for text in texts]
+        encoded = self.tokenizer(
+            list(groups),
+            [" ".join(text[w.start : w.end] for w in row) for text, row in zip(texts, split, strict=True)],
+            truncation="only_second",
+            max_length=MAX_TOKENS,
+            padding=True,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+        )
+        width = max((len(row) for row in split), default=0) or 1
+        first = torch.zeros(len(texts), width, dtype=torch.long)
+        shapes = torch.zeros_like(first)
+        for row, found in enumerate(split):
+            at = _first_tokens(found, encoded["offset_mapping"][row].tolist(), encoded.sequence_ids(row))
+            first[row, : len(at)] = torch.tensor(at, dtype=torch.long)
+            shapes[row, : len(at)] = torch.tensor([w.shape for w in found[: len(at)]], dtype=torch.long)
+        closed = torch.stack([self._closed(group) for group in groups])
+        return Batch(encoded["input_ids"], encoded["attention_mask"], first, shapes, closed)
+
+    def _closed(self, group: str) -> torch.Tensor:
+        """bool[L] of one group."""
+        open_ = self.schema.groups[group]
+        return torch.tensor([False, *(name not in open_ for name in self.schema.attributes for _ in "BI")])
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """float32[B, W, L]: logits of each word's labels, those not of the group at -1e4."""
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        rows = torch.arange(len(batch.first))[:, None]
+        seen = torch.cat([hidden[rows, batch.first], self.shapes(batch.shapes)], dim=-1)
+        lengths = (batch.shapes > 0).sum(dim=1).clamp(min=1)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(seen.float()), lengths, batch_first=True, enforce_sorted=False
+        )
+        mixed, _ = nn.utils.rnn.pad_packed_sequence(
+            self.context(packed)[0], batch_first=True, total_length=batch.first.shape[1]
+        )
+        logits: torch.Tensor = self.labels(self.dropout(mixed + hidden[rows, batch.first].float()))
+        return logits.float().masked_fill(batch.closed[:, None], -1e4)
+
+    @torch.inference_mode()
+    def read(self, groups: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+        """Attribute → value of each text; what a text does not say is left out. A blank text says nothing."""
+        self.eval()
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
+        found: list[dict[str, str]] = [{} for _ in texts]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            batch = self.batch([groups[row] for row in rows], [texts[row] for row in rows])
+            best, label = self(batch).log_softmax(dim=-1).max(dim=-1)
+            for row, scores, chosen, shapes in zip(
+                rows, best.tolist(), label.tolist(), batch.shapes.tolist(), strict=True
+            ):
+                used = sum(shape > 0 for shape in shapes)
+                found[row] = self._values(texts[row], chosen[:used], scores[:used])
+        return found
+
+    def _values(self, text: str, labels: list[int], scores: list[float]) -> dict[str, str]:
+        """The surest run of each attribute: the highest mean log-probability."""
+        at, names = words(text), self.schema.attributes
+        best: dict[str, tuple[float, str]] = {}
+        for key, start, end in runs(labels):
+            score = sum(scores[start:end]) / (end - start)
+            if names[key] not in best or score > best[names[key]][0]:
+                best[names[key]] = score, text[at[start].start : at[end - 1].end]
+        return {name: value for name, (_, value) in best.items()}
+
+
+def runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(attribute number, first word, end) of each run; an inside label behind another attribute begins a run."""
+    found: list[tuple[int, int, int]] = []
+    for word, label in enumerate(labels):
+        if label == 0:
+            continue
+        key, inside = divmod(label - 1, 2)
+        if inside and found and found[-1][0] == key and found[-1][2] == word:
+            found[-1] = key, found[-1][1], word + 1
+        else:
+            found.append((key, word, word + 1))
+    return found
+
+
+def _first_tokens(found: list[Word], offsets: list[list[int]], sides: list[int | None]) -> list[int]:
+    """Position of each word's first token, as far as the tokens reach; words are joined by one space."""
+    starts: dict[int, int] = {}
+    for at, ((begin, _), side) in enumerate(zip(offsets, sides, strict=True)):
+        if side == 1:
+            starts.setdefault(begin, at)
+    last = max(starts, default=-1)
+    positions: list[int] = []
+    begin = 0
+    for word in found:
+        if begin not in starts:
+            # A character the tokenizer drops has no token: the separator's state stands for it.
+            if begin > last:
+                break
+            positions.append(0)
+        else:
+            positions.append(starts[begin])
+        begin += word.end - word.start + 1
+    return positions
+
+
+def write(model: Tagger, folder: Path) -> None:
+    """Weights, schema, encoder configuration and tokenizer as files of an artifact."""
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    artifact.write_json(folder / SHAPE, asdict(model.schema))
+    model.encoder.config.save_pretrained(folder / ENCODER)
+    model.tokenizer.save_pretrained(folder / ENCODER)
+
+
+def load(folder: Path) -> Tagger:
+    """The tagger of an artifact, ready to read. Raises ArtifactError when `folder` holds none."""
+    artifact.read(folder, kind=KIND, version=VERSION, made_by=MADE_BY)
+    schema = Schema(**json.loads((folder / SHAPE).read_text(encoding="utf-8")))
+    encoder = AutoModel.from_config(AutoConfig.from_pretrained(folder / ENCODER, local_files_only=True))
+    model = Tagger(encoder, AutoTokenizer.from_pretrained(folder / ENCODER, local_files_only=True), schema)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()

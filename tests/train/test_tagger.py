@@ -1,0 +1,72 @@
+"""The tagger: what it is taught, what it reads back, and that its artifact gives back the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rec.config import Text
+from rec.errors import ArtifactError, InputError
+from rec.models import tagger
+from rec.train import tagger as training
+from rec.train.tagger import Example
+
+BRANDS, COLORS = ["Acme", "Bolt", "Crux"], ["red", "blue", "green"]
+EXAMPLES = [
+    Example("Shoes", f"{brand} Runner, {color}", {"Brand": [brand], "Color": [color.title()]})
+    for brand in BRANDS
+    for color in COLORS
+] + [Example("Tea", f"{brand} tea", {"Brand": [brand]}) for brand in BRANDS]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tagger.Tagger:
+    return training.fit(EXAMPLES, Text(), epochs=12)
+
+
+def test_values_become_labels_at_word_boundaries_longest_first() -> None:
+    example = Example("Shoes", "Redwing Red Patent red", {"Color": ["Red", "red patent"]})
+    assert training.align(example, ["Brand", "Color"]) == [0, 3, 4, 3]
+
+
+def test_a_run_ends_where_another_attribute_or_another_begin_comes() -> None:
+    assert tagger.runs([1, 2, 1, 4, 0, 2]) == [(0, 0, 2), (0, 2, 3), (1, 3, 4), (0, 5, 6)]
+
+
+def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagger) -> None:
+    read = trained.read([e.group for e in EXAMPLES], [e.text for e in EXAMPLES])
+    said = [{k: v.casefold() for k, v in row.items()} for row in read]
+    assert said == [{k: v[0].casefold() for k, v in e.values.items()} for e in EXAMPLES]
+    assert all(value in e.text for e, row in zip(EXAMPLES, read, strict=True) for value in row.values())
+
+
+def test_a_group_is_not_given_attributes_of_another(trained: tagger.Tagger) -> None:
+    (found,) = trained.read(["Tea"], ["Acme Runner, red"])
+    assert set(found) <= {"Brand"}
+
+
+def test_a_blank_text_says_nothing_and_a_long_one_is_read_from_its_start(trained: tagger.Tagger) -> None:
+    blank, long = trained.read(["Shoes", "Shoes"], ["  ", "Acme Runner, red" + " and more" * 300])
+    assert blank == {}
+    assert long.get("Brand") == "Acme"
+
+
+def test_characters_without_a_token_move_no_word(trained: tagger.Tagger) -> None:
+    batch = trained.batch(["Tea"], ["Acme \u200d tea"])
+    assert int((batch.shapes > 0).sum()) == len(tagger.words("Acme \u200d tea"))
+
+
+def test_it_is_the_same_after_its_artifact(trained: tagger.Tagger, tmp_path: Path) -> None:
+    training.save(trained, tmp_path / "tagger", inputs={}, examples=len(EXAMPLES))
+    back = tagger.load(tmp_path / "tagger")
+    batch = trained.batch(["Shoes"], ["Bolt Runner, blue"])
+    with torch.inference_mode():
+        assert torch.equal(trained.eval()(batch), back(batch))
+    assert back.schema == trained.schema
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 examples carry no attribute value"):
+        training.fit([Example("Tea", "tea", {})], Text())
+    with pytest.raises(ArtifactError, match="holds no finished tagger"):
+        tagger.load(tmp_path / "none")
