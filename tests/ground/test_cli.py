@@ -99,7 +99,8 @@ def test_unknown_flag_is_exit_code_2_too(tmp_path: Path) -> None:
 def test_a_users_mistake_found_in_a_worker_ends_the_same_way(tmp_path: Path, how: str) -> None:
     done = _job(tmp_path, how, code=IN_A_WORKER)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: file 'x.csv' does not exist: check source.products"
+    # not always the last line: Ray forwards what its workers print, such as of a cancelled task, when it comes
+    assert "error: file 'x.csv' does not exist: check source.products" in done.stderr.splitlines()
 
 
 def test_a_bug_is_a_traceback(tmp_path: Path) -> None:
