@@ -307,7 +307,7 @@ def llama() -> Iterator[str]:
     params.model.path = str(llamacpp.model_path("gemma3-270m"))
     params.n_ctx = 4096
     params.n_parallel = 2
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.api_keys = [KEY]
     params.verbosity = 0
     server = xllamacpp.Server(params)
