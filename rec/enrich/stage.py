@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -33,18 +33,17 @@ from rec.config import Config, Enrich
 from rec.enrich import cache, corrections, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
-from rec.enrich.corrections import Correction, Corrections
+from rec.enrich.corrections import Corrections
 from rec.enrich.pace import Pace
-from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, Weigh, cost, scan
+from rec.enrich.workers import BATCH_ROWS, COLUMNS, Ask, Origin, cost, finish, read, scan, weigh
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab import std
 from rec.vocab.std import StdVocabulary
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 512
-FINISH_ACTORS = 2
-"""Most actors of the last pass; it starts with one."""
+FINISH_TASKS = 2
+"""Row groups that the last pass finishes at once; each holds a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,15 @@ def run(config: Config) -> dict[str, Any]:
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
     rejects = dataset.Rejects()
-    finish = (config.enrich, database_url, plan.origins, failures, human.by_product)
-    batches = _finished_batches(config, finish, report, statuses, tokens, products.facts["rows"])
+    task = partial(
+        finish,
+        enrich=config.enrich,
+        database_url=database_url,
+        origins=plan.origins,
+        failures=failures,
+        corrections=human.by_product,
+    )
+    batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
     manifest = dataset.write(target, ENRICHED, rows, inputs=inputs, config=branch, rejects=rejects, facts=facts)
     result = {
@@ -134,7 +140,7 @@ def estimate(config: Config) -> dict[str, Any]:
         habit = cache.habit(connection, config.enrich.model, engine.form(config.enrich).version) or PRIOR
         spent = cache.spent(connection, plan.keys)
     weighed = ray.data.from_arrow(_to_ask(config, plan)).map_batches(
-        Weigh, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1), fn_constructor_args=(config.enrich,)
+        partial(weigh, enrich=config.enrich), batch_format="pyarrow", batch_size=BATCH_ROWS
     )
     prompt_bytes = sum(batch["prompt_bytes"].to_numpy().sum() for batch in _tables(weighed)) if plan.ask else 0
     tokens_in, tokens_out = prompt_bytes * habit.tokens_per_byte, len(plan.ask) * habit.tokens_out
@@ -215,11 +221,20 @@ def _import(
 
 
 def _dataset(config: Config) -> ray.data.Dataset:
-    """The products, streamed in product order."""
-    products = ray.data.read_parquet(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS)
+    """The products, streamed in product order, a task for each row group.
+
+    Ray Data's own reader would first start a process to look into the one file.
+    """
+    numbers = ray.data.range(_row_groups(config), override_num_blocks=max(1, _row_groups(config)))
+    path = dataset.part(config.at("products"), PRODUCTS)
+    products = numbers.map_batches(partial(read, path=path), batch_format="pyarrow", batch_size=None)
     products.context.execution_options.preserve_order = True
     products.context.enable_progress_bars = False
     return products
+
+
+def _row_groups(config: Config) -> int:
+    return pq.ParquetFile(dataset.part(config.at("products"), PRODUCTS)).num_row_groups
 
 
 def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
@@ -306,22 +321,19 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
 
 def _finished_batches(
     config: Config,
-    finish: tuple[Enrich, str, list[Origin], dict[str, str], dict[str, Correction]],
+    task: Callable[[pa.Table], Iterator[pa.Table]],
     report: Report,
     statuses: Counter[str],
     tokens: Counter[str],
     total: int,
 ) -> Iterator[pa.Table]:
-    """Enriched rows in product order, made by actors Finish(*finish).
+    """Enriched rows in product order, made by `task`.
 
     Counts go to `report`, `statuses` and `tokens` on the way.
     """
+    tasks = max(1, min(FINISH_TASKS, _row_groups(config)))
     finished = _dataset(config).map_batches(
-        Finish,
-        batch_format="pyarrow",
-        batch_size=BATCH_ROWS,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=FINISH_ACTORS),
-        fn_constructor_args=finish,
+        task, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(tasks)
     )
     with progress.bar(total=total, what="enrich") as bar:
         for batch in _tables(finished):
