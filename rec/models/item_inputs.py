@@ -168,7 +168,8 @@ class ItemInputs:
         told = torch.sparse_coo_tensor(places, ones, (num_tokens, len(vectors)), check_invariants=True)
         sums: NDArray[np.float32] = (told @ torch.from_numpy(vectors)).numpy()
         sums[carried == 0] = vectors[self._text_of_item].mean(0) if count else 0.0
-        return sums / np.maximum(carried, 1)[:, None].astype(np.float32), carried
+        sums /= np.maximum(carried, 1)[:, None]
+        return sums, carried
 
     def _text_vectors(self) -> NDArray[np.float32]:
         """Mean state of each text, L2-normalised as `TextEncoder.embed` does: float32[D, text_width]; blank is zero."""
@@ -180,5 +181,5 @@ class ItemInputs:
             if len(said):
                 states = self._states[bounds[0] : bounds[-1]].astype(np.float32)
                 vectors[start + said] = np.add.reduceat(states, bounds[said] - bounds[0])
-        norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norms, 1e-12)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
