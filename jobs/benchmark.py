@@ -3,8 +3,8 @@
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
 extraction   what the enrichment engine reads out of OA-Mine titles, and which share of the AI Hub garments' attribute
-             values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones; their files
-             lie in source.folder
+             values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on H&M
+             articles; the files of both lie in source.folder
 """
 
 import argparse
@@ -47,19 +47,28 @@ def shortened(config: Config) -> Config:
 
 
 def covered(config: Config) -> tuple[benchmark.Figures, dict[str, Any]]:
-    """STD coverage and zero-shot tokens of the AI Hub garments, and values not covered; nothing without their file."""
+    """STD coverage of the AI Hub garments, and the values not covered; nothing without their file."""
     garments = coverage.read(Path(config.source.folder))
     if garments is None:
-        log.warning(
-            "%s lies not in source.folder %r: std.coverage and zeroshot are left out",
-            coverage.FILE,
-            config.source.folder,
-        )
+        log.warning("%s lies not in source.folder %r: std.coverage is left out", coverage.FILE, config.source.folder)
         return {}, {}
     found = coverage.measure(garments, StdVocabulary.load())
-    encoder = text_encoder.load(config.text)
-    tokens = zero_shot.figures(garments, encoder, config.item_tower, config.seed, config.evaluate.bootstrap)
-    return coverage.figures(found) | tokens, {"unmapped": coverage.unmapped(found)}
+    return coverage.figures(found), {"unmapped": coverage.unmapped(found)}
+
+
+def new_tokens(config: Config) -> benchmark.Figures:
+    """Zero-shot tokens of H&M articles; nothing without their files."""
+    folder = Path(config.source.folder)
+    articles = zero_shot.read(folder, StdVocabulary.load(), zero_shot.COUNT, config.seed)
+    if articles is None:
+        log.warning(
+            "%s and %s lie not in source.folder %r: zeroshot is left out",
+            zero_shot.ARTICLES,
+            zero_shot.ANSWERS,
+            config.source.folder,
+        )
+        return {}
+    return zero_shot.figures(articles, text_encoder.load(config.text), config)
 
 
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
@@ -72,6 +81,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     lists: dict[str, Any] = {}
     if options.name == "extraction":
         figures, lists = covered(config)
+        figures |= new_tokens(config)
         figures |= benchmark.extraction(config, quick=options.quick, test=options.test_split)
     else:
         chosen = shortened(config) if options.quick else config

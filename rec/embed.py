@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from rec import artifact, dataset, log, runtime
-from rec.config import Config, Text, Train
-from rec.models import item_tower, text_encoder, token_map
+from rec.config import Config, Train
+from rec.models import item_tower, token_map
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
@@ -31,12 +31,12 @@ class Embed:
     """An actor with the tower and all inputs. In: `id`, numbers of blocks of item rows. Out: `row`, `vector`."""
 
     def __init__(
-        self, tower: Path, vocabulary: Path, tensors: Path, text_states: Path, text: Text, train: Train, block_rows: int
+        self, tower: Path, vocabulary: Path, tensors: Path, text_states: Path, train: Train, block_rows: int
     ) -> None:
         torch.set_num_threads(train.cpus_per_worker)
         self._device = torch.device("cuda" if train.use_gpu else "cpu")
-        self._tower = _tower(tower, vocabulary, text).to(self._device)
         self._items = ItemInputs.load(tensors, text_states)
+        self._tower = _tower(tower, vocabulary, self._items).to(self._device)
         self._block_rows = block_rows
 
     @torch.inference_mode()
@@ -53,13 +53,10 @@ class Embed:
         return made
 
 
-def _tower(folder: Path, vocabulary: Path, text: Text) -> ItemTower:
+def _tower(folder: Path, vocabulary: Path, items: ItemInputs) -> ItemTower:
     """The trained tower, with rows for what the vocabulary got since."""
     std, re = StdVocabulary.load(vocabulary / "std.toml"), ReVocabulary.load(vocabulary / "re.json")
-    tower = item_tower.load(folder)
-    if (tower.shape.num_std_ids, tower.shape.num_re_tokens) == (std.num_ids, re.num_tokens):
-        return tower
-    return token_map.grown(tower, std, re, text_encoder.load(text))
+    return token_map.grown(item_tower.load(folder), std, re, items)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def _embedded(config: Config, count: int) -> Iterator[tuple[NDArray[np.int64], N
         num_cpus=train.cpus_per_worker,
         num_gpus=int(train.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=train.num_workers),
-        fn_constructor_args=(*paths, config.text, train, BLOCK_ROWS),
+        fn_constructor_args=(*paths, train, BLOCK_ROWS),
     )
     embedded.context.enable_progress_bars = False
     for batch in embedded.iter_batches(batch_format="pyarrow", batch_size=None):

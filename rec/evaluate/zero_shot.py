@@ -1,78 +1,127 @@
 """Zero-shot tokens: is the mapped row of an RE token near the one that training would have given it?
 
-On AI Hub garments with RE words: a tower is trained without a fifth of the tokens, and `rec.models.token_map` gives
-them rows. Then their rows alone are trained, from zero, the tower fixed, on the garments that carry them: the
-later-trained rows. Compared is the cosine to them of the mapped row, of the mean of the trained rows and of a random
-one. On all 6,425 garments (60 s): mapped .116, mean .113, random -.017; mapped - mean .003 [-.005, .011]. The map is no
-better than the mean there: twins are told apart by any rows that differ, so a row holds little of its word's meaning.
-Neither smaller rows at the start nor rows that start from the words' vectors changed that.
+On H&M articles with the words that an LLM read from their descriptions: a tower is trained without a fifth of the
+tokens, and `rec.models.token_map` gives them rows. Then their rows alone are trained, from zero and by the same loss,
+the tower fixed, on the articles that carry them: the later-trained rows. Compared with them are the mapped row, the
+mean of what the trained rows learned and a random one, by cosine and by squared distance.
+
+8,000 articles, 900 tokens, 60 CPU s:
+
+    cosine             mapped .477   mean .069   random .011   mapped - mean .408 [.377, .439]
+    squared distance   mapped .808   mean 1.00   random 2.19   mean - mapped .192 [.151, .236]
+
+The views hide more than a recipe's. Where every third key and every fifth title token is hidden, an article is found
+by its title in 99.6 % of all cases and no row of an RE token has to say anything: two runs that differ in the seed
+alone train later rows of cosine .31 (.66 where much is hidden), and the mean is not beaten (-.048 [-.072, -.023]).
 """
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from rec.config import Config
 from rec.config import ItemTower as Options
+from rec.enrich import imports
 from rec.evaluate.bootstrap import interval, resampled_means
 from rec.models import token_map
 from rec.models.item_inputs import IntArray, ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.text_encoder import TextEncoder
-from rec.train.item import contrast
+from rec.train import schedule
+from rec.train.item import WARMUP, contrast
 from rec.vocab.re import ReVocabulary, split_words
 from rec.vocab.std import StdVocabulary
 
-RE_KEYS = {
-    "category": "category",
-    "season": "season",
-    "fit.vibe": "fit",
-    "silhouette.shape": "silhouette",
-    "length.feeling": "length",
-    "fabric.feature": "fabric",
-    "structural.geometry": "detail",
+ARTICLES, ANSWERS = "hm_articles.parquet", "hm_llm_tokens_dotblossom.parquet"
+STD_COLUMNS = {
+    "category": "product_type_name",
+    "pattern": "graphical_appearance_name",
+    "colour": "colour_group_name",
+    "gender": "index_group_name",
 }
-"""Name in `re_json` → key."""
+"""Key → column of the articles."""
+COUNT = 8_000
+"""Articles drawn, no two of one description: about 900 tokens."""
 MIN_COUNT = 5
-"""Garments that carry a token; a rarer one has no row to speak of."""
+"""Articles that carry a token; a rarer one has no row to speak of."""
 HELD_OUT = 0.2
+HIDDEN = {"feature_dropout": 0.6, "token_dropout": 0.8}
 WIDTH, HEADS = 64, 4
 EPOCHS, BATCH, RATE = 8, 256, 2e-3
+
 Pairs = list[tuple[str, str]]
+Article = tuple[str, Pairs, Pairs]
+"""Title, (key, value) of STD, (key, token) of RE."""
 
 
-def figures(table: pa.Table, encoder: TextEncoder, options: Options, seed: int, resamples: int) -> dict[str, Any]:
-    """Cosines to the later-trained rows with intervals over tokens, and the paired gains, whose goal is above 0."""
-    std, vocabulary = StdVocabulary.load(), ReVocabulary([], [])
-    garments = [(_std(row, std), _re(row)) for row in table.to_pylist() if row["re_json"]]
-    counts = _counts(garments)
-    vocabulary = vocabulary.grow(counts, MIN_COUNT, std.keys)
-    ids = np.arange(vocabulary.num_tokens - len(vocabulary.tokens), vocabulary.num_tokens)
+def read(folder: Path, std: StdVocabulary, count: int, seed: int) -> list[Article] | None:
+    """`count` articles that have LLM answers, drawn by `seed`; None where the files do not lie in `folder`."""
+    if not (folder / ARTICLES).is_file() or not (folder / ANSWERS).is_file():
+        return None
+    table = pq.read_table(folder / ARTICLES, columns=["prod_name", "detail_desc", *STD_COLUMNS.values()])
+    first: dict[str, int] = {}
+    for row in np.random.default_rng(seed).permutation(table.num_rows).tolist():
+        description = table["detail_desc"][row].as_py()
+        if description is not None:
+            first.setdefault(description, row)
+    descriptions = {str(row): description for description, row in first.items()}
+    articles: list[Article] = []
+    for found in imports.read(folder / ANSWERS, descriptions):
+        article = {name: table[name][int(found.product_id)].as_py() for name in table.column_names}
+        articles.append((article["prod_name"] or "", _std(article, std), _re(found.answer.body)))
+        if len(articles) == count:
+            break
+    return articles
+
+
+def figures(articles: Sequence[Article], encoder: TextEncoder, config: Config) -> dict[str, Any]:
+    """Cosines and distances to the later-trained rows with intervals over tokens, and the paired gains (goal 0)."""
+    std, seed = StdVocabulary.load(), config.seed
+    counts = _counts(articles)
+    re = ReVocabulary([], []).grow(counts, MIN_COUNT, std.keys)
+    ids = np.arange(re.num_tokens - len(re.tokens), re.num_tokens)
     rng = np.random.default_rng(seed)
     held = np.sort(rng.choice(ids, max(1, int(HELD_OUT * len(ids))), replace=False))
     known = np.setdiff1d(ids, held)
-    options = options.model_copy(update={"width": WIDTH, "heads": HEADS, "inputs": ["std", "re"]})
-    tower = _tower(std, vocabulary, options, encoder.width, seed)
-    _train(tower, _items(garments, std, vocabulary, encoder.width, set(held.tolist())), options, seed)
-    vectors = encoder.embed(vocabulary.tokens)
-    start = int(ids[0])
-    rows = tower.re_table.weight.detach().numpy().copy()
-    mapped = token_map.fit(vectors[known - start], rows[known])(vectors[held - start])
-    later = _later(tower, garments, std, vocabulary, held, options, seed)
-    spread = float(rows[known].std())
-    others = {"mean": np.tile(rows[known].mean(0), (len(held), 1)), "random": rng.normal(0, spread, mapped.shape)}
-    cosines = {name: _cosine(made, later) for name, made in {"mapped": mapped, **others}.items()}
-    columns: dict[str, tuple[NDArray[np.float64], float | None, str]] = {
-        f"zeroshot.{name}": (values, None, "cosine") for name, values in cosines.items()
+    options = config.item_tower.model_copy(
+        update={"width": WIDTH, "heads": HEADS, "inputs": ["std", "re", "title"], **HIDDEN}
+    )
+    titles = _states([title for title, _, _ in articles], encoder, config)
+    tower = _tower(std, re, options, encoder.width, seed)
+    _train(tower, _items(articles, titles, std, re, set(held.tolist())), options, seed)
+    rows = (tower.re_table.weight.detach() - tower.re_start).numpy()
+    vectors, _ = _items(articles, titles, std, re, set()).texts_of_tokens(re.num_tokens)
+    made = {
+        "mapped": token_map.fit(vectors[known], rows[known])(vectors[held]),
+        "mean": np.tile(rows[known].mean(0), (len(held), 1)),
+        "random": rng.normal(0, rows[known].std(), (len(held), WIDTH)),
     }
-    columns |= {
-        f"zeroshot.mapped.minus.{name}": (cosines["mapped"] - cosines[name], 0.0, "difference") for name in others
+    carrying = [place for place, (_, _, pairs) in enumerate(articles) if {re.token_id(t) for _, t in pairs} & set(held)]
+    some = [articles[place] for place in carrying], [titles[place] for place in carrying]
+    later = _later(tower, _items(*some, std, re, set()), held, options, seed + 1)
+    return _summary(made, later, config)
+
+
+def _summary(made: dict[str, NDArray[Any]], later: NDArray[np.float32], config: Config) -> dict[str, Any]:
+    """Mean and interval of each comparison, over tokens; distances in units of the later rows' mean square."""
+    square = float((later**2).sum(1).mean())
+    cosine = {name: _cosine(rows, later) for name, rows in made.items()}
+    distance = {name: ((rows - later) ** 2).sum(1) / square for name, rows in made.items()}
+    others = [name for name in made if name != "mapped"]
+    columns: dict[str, tuple[NDArray[np.float64], float | None, str]] = {
+        **{f"zeroshot.{name}": (values, None, "cosine") for name, values in cosine.items()},
+        **{f"zeroshot.mapped.minus.{n}": (cosine["mapped"] - cosine[n], 0.0, "difference") for n in others},
+        **{f"zeroshot.distance.{name}": (values, None, "squared distance") for name, values in distance.items()},
+        **{f"zeroshot.nearer.than.{n}": (distance[n] - distance["mapped"], 0.0, "difference") for n in others},
     }
     values = np.stack([values for values, _, _ in columns.values()], axis=1)
-    bounds = interval(resampled_means(values, resamples, seed))
+    bounds = interval(resampled_means(values, config.evaluate.bootstrap, config.seed))
     return {
         name: {
             "value": round(float(column.mean()), 4),
@@ -84,46 +133,50 @@ def figures(table: pa.Table, encoder: TextEncoder, options: Options, seed: int, 
     }
 
 
-def _std(row: dict[str, Any], std: StdVocabulary) -> Pairs:
-    named = [(std.key_of(name), raw) for name, raw in row.items() if isinstance(raw, str)]
-    return [(key, value) for key, raw in named if key is not None for value in std.normalise(key, raw).values]
+def _std(article: dict[str, Any], std: StdVocabulary) -> Pairs:
+    given = [(key, article[column]) for key, column in STD_COLUMNS.items()]
+    return [(key, value) for key, raw in given if raw for value in std.normalise(key, raw).values]
 
 
-def _re(row: dict[str, Any]) -> Pairs:
-    """(key, token) of the words of `re_json`, each once."""
-    found: dict[tuple[str, str], None] = {}
-    for name, value in json.loads(row["re_json"]).items():
-        for text in value.values() if isinstance(value, dict) else [value]:
-            found |= dict.fromkeys((RE_KEYS[name], word) for word in split_words(str(text)))
-    return list(found)
+def _re(answer: str) -> Pairs:
+    """(key, token) of the words of an answer, each once."""
+    found: dict[str, list[str]] = json.loads(answer)["re"]
+    words = ((key, word) for key, values in found.items() for value in values for word in split_words(value))
+    return list(dict.fromkeys(words))
 
 
-def _counts(garments: list[tuple[Pairs, Pairs]]) -> dict[str, int]:
+def _counts(articles: Sequence[Article]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for _, pairs in garments:
+    for _, _, pairs in articles:
         for token in {token for _, token in pairs}:
             counts[token] = counts.get(token, 0) + 1
     return counts
 
 
+def _states(titles: Sequence[str], encoder: TextEncoder, config: Config) -> list[NDArray[np.float16]]:
+    return encoder.token_states(encoder.tokenize(titles, config.text.max_tokens), config.text.batch_size)
+
+
 def _items(
-    garments: list[tuple[Pairs, Pairs]], std: StdVocabulary, re: ReVocabulary, text_width: int, hidden: set[int]
+    articles: Sequence[Article],
+    titles: Sequence[NDArray[np.float16]],
+    std: StdVocabulary,
+    re: ReVocabulary,
+    hidden: set[int],
 ) -> ItemInputs:
-    """The garments without titles, and without the RE tokens `hidden`."""
-    standard = [[(std.key_id(key), std.id_of(key, value)) for key, value in pairs] for pairs, _ in garments]
-    open_ = [[(std.key_id(key), re.token_id(token)) for key, token in pairs] for _, pairs in garments]
+    """The articles with the token states of their titles, without the RE tokens `hidden`."""
+    standard = [[(std.key_id(key), std.id_of(key, value)) for key, value in pairs] for _, pairs, _ in articles]
+    open_ = [[(std.key_id(key), re.token_id(token)) for key, token in pairs] for _, _, pairs in articles]
     open_ = [[(key, id) for key, id in pairs if id not in hidden] for pairs in open_]
-    alike: dict[tuple[Any, ...], int] = {}
-    seen = [(tuple(sorted(a)), tuple(sorted(b))) for a, b in zip(standard, open_, strict=True)]
     return ItemInputs(
         std_key=_ragged([[key for key, _ in pairs] for pairs in standard]),
         std_id=_ragged([[id for _, id in pairs] for pairs in standard]),
         re_key=_ragged([[key for key, _ in pairs] for pairs in open_]),
         re_id=_ragged([[id for _, id in pairs] for pairs in open_]),
-        groups=np.array([alike.setdefault(key, len(alike)) for key in seen]),
-        text_of_item=np.zeros(len(garments), dtype=np.int64),
-        state_offsets=np.zeros(2, dtype=np.int64),
-        states=np.empty((0, text_width), dtype=np.float16),
+        groups=np.arange(len(articles)),  # no two have one description
+        text_of_item=np.arange(len(articles)),
+        state_offsets=np.cumsum([0, *map(len, titles)], dtype=np.int64),
+        states=np.concatenate(titles),
     )
 
 
@@ -149,18 +202,8 @@ def _tower(std: StdVocabulary, re: ReVocabulary, options: Options, text_width: i
     )
 
 
-def _later(
-    tower: ItemTower,
-    garments: list[tuple[Pairs, Pairs]],
-    std: StdVocabulary,
-    re: ReVocabulary,
-    held: IntArray,
-    options: Options,
-    seed: int,
-) -> NDArray[np.float32]:
+def _later(tower: ItemTower, items: ItemInputs, held: IntArray, options: Options, seed: int) -> NDArray[np.float32]:
     """Rows float32[len(held), d] of the tokens `held`, trained from zero in the trained tower, which stays as it is."""
-    tokens = {re.tokens[id - (re.num_tokens - len(re.tokens))] for id in held.tolist()}
-    carrying = [garment for garment in garments if any(token in tokens for _, token in garment[1])]
     tower.requires_grad_(False)
     table = tower.re_table.weight.requires_grad_(True)
     only = torch.zeros(len(table), 1)
@@ -168,7 +211,7 @@ def _later(
     with torch.no_grad():
         table[held] = 0.0
     table.register_hook(lambda grad: grad * only)  # AdamW without decay moves no row whose gradient is always 0
-    _train(tower, _items(carrying, std, re, tower.shape.text_width, set()), options, seed + 1)
+    _train(tower, items, options, seed)
     trained: NDArray[np.float32] = table.detach()[held].numpy()
     return trained
 
@@ -178,12 +221,13 @@ def _train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> 
     parameters = [parameter for parameter in tower.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     tower.train()
+    steps = -(-len(items) // BATCH)
     for epoch in range(EPOCHS):
-        order = np.random.default_rng([seed, epoch]).permutation(len(items))
-        for step in range(-(-len(order) // BATCH)):
-            rows = order[step * BATCH : (step + 1) * BATCH]
-            if len(rows) < 2:
-                continue
+        for step, rows in enumerate(
+            np.array_split(np.random.default_rng([seed, epoch]).permutation(len(items)), steps)
+        ):
+            rate = RATE * schedule.rate(epoch * steps + step, EPOCHS * steps, warmup=WARMUP)
+            optimizer.param_groups[0]["lr"] = rate
             rng = np.random.default_rng([seed, epoch, step])
             loss, _ = contrast(tower, items, rows, tower.shape.num_keys, options, rng)
             optimizer.zero_grad()

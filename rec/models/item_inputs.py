@@ -17,6 +17,9 @@ from rec.schema import TENSORS
 TEXT_STATES = "text_states"
 TEXT_STATES_VERSION = 1
 
+_BLOCK_TEXTS = 1_024
+"""Texts whose states are in memory at once."""
+
 IntArray = NDArray[np.int64]
 
 
@@ -148,3 +151,35 @@ class ItemInputs:
         title_mask = torch.from_numpy(mask)
         title[title_mask] = torch.from_numpy(self._states[where]).float()
         return ItemBatch(std_key, std_id, re_key, re_id, title, title_mask)
+
+    def texts_of_tokens(self, num_tokens: int) -> tuple[NDArray[np.float32], IntArray]:
+        """What the text encoder says of the items that carry each RE token, and how many items that are.
+
+        float32[num_tokens, text_width], the mean of their texts' vectors, and int64[num_tokens]. A token that no item
+        carries has the mean of all items.
+        """
+        re_id, count = self._ids[3], len(self)
+        owner = np.repeat(np.arange(count), np.diff(re_id.offsets))
+        token, item = np.divmod(np.unique(re_id.values * count + owner), max(count, 1))  # once under several keys
+        carried = np.bincount(token, minlength=num_tokens)
+        vectors = self._text_vectors()
+        places = torch.from_numpy(np.stack([token, self._text_of_item[item]]))
+        ones = torch.ones(len(token))
+        told = torch.sparse_coo_tensor(places, ones, (num_tokens, len(vectors)), check_invariants=True)
+        sums: NDArray[np.float32] = (told @ torch.from_numpy(vectors)).numpy()
+        sums[carried == 0] = vectors[self._text_of_item].mean(0) if count else 0.0
+        sums /= np.maximum(carried, 1)[:, None]
+        return sums, carried
+
+    def _text_vectors(self) -> NDArray[np.float32]:
+        """Mean state of each text, L2-normalised as `TextEncoder.embed` does: float32[D, text_width]; blank is zero."""
+        offsets = self._state_offsets
+        vectors = np.zeros((len(offsets) - 1, self.text_width), dtype=np.float32)
+        for start in range(0, len(vectors), _BLOCK_TEXTS):
+            bounds = offsets[start : start + _BLOCK_TEXTS + 1]
+            said = np.flatnonzero(np.diff(bounds))
+            if len(said):
+                states = self._states[bounds[0] : bounds[-1]].astype(np.float32)
+                vectors[start + said] = np.add.reduceat(states, bounds[said] - bounds[0])
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors

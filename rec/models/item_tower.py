@@ -23,7 +23,7 @@ from rec import artifact
 from rec.models.item_inputs import ItemBatch
 
 KIND = "item_tower"
-VERSION = 1
+VERSION = 2
 WEIGHTS = "item_tower.safetensors"
 SHAPE = "item_tower.json"
 
@@ -100,7 +100,14 @@ class Mlp(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """Inputs of items to unit vectors."""
+    """Inputs of items to unit vectors.
+
+    The drawn start of the RE rows stays beside them: it tells tokens apart but means nothing, and of a row of norm 1
+    training adds some 0.2. What was learned is the difference, from which `rec.models.token_map` makes new rows.
+    """
+
+    re_start: torch.Tensor
+    """float32[num_re_tokens, d]"""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -115,6 +122,7 @@ class ItemTower(nn.Module):
         for table in (self.std_table, self.re_table, self.key_table):
             with torch.no_grad():
                 table.weight[1:].normal_(std=width**-0.5)
+        self.register_buffer("re_start", self.re_table.weight.detach().clone())
         self.self_attention = Attention(width, heads, dropout)
         self.self_mlp = Mlp(width, dropout)
         self.context_norm = nn.LayerNorm(width)

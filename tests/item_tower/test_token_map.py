@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rec.config import load
 from rec.errors import ArtifactError
-from rec.models import text_encoder, token_map
+from rec.models import token_map
+from rec.models.item_inputs import ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
@@ -57,22 +57,54 @@ def test_tokens_that_are_all_alike_give_the_mean(n: int) -> None:
 
 
 def test_a_tower_meets_tokens_and_values_that_came_after_its_training(shape: Shape) -> None:
-    std, encoder = StdVocabulary.load(), text_encoder.load(load("demo").text)
-    old = ReVocabulary(std.keys, ["wool", "cotton", "red", "blue", "long", "short"])
-    new = ReVocabulary(std.keys, [*old.tokens, "woollen", "navy"])
+    std, tokens = StdVocabulary.load(), ["wool", "cotton", "red", "blue", "long", "short"]
+    old, new = ReVocabulary(std.keys, tokens), ReVocabulary(std.keys, [*tokens, "woollen", "navy"])
     newest = next(key for key in std.keys if std.num_ids - 1 in {std.id_of(key, value) for value in std.values(key)})
     before = replace(shape, num_std_ids=std.num_ids - 1, num_re_tokens=old.num_tokens)
     tower = ItemTower(before).eval()
-    assert token_map.grown(ItemTower(replace(before, num_std_ids=std.num_ids)), std, old, encoder).shape == replace(
-        before, num_std_ids=std.num_ids
-    )
-    made = token_map.grown(tower, std, new, encoder)
+    with torch.no_grad():
+        tower.re_table.weight[2:] += torch.arange(6.0)[:, None]  # what training would have added
+    carried = [[2], [3, 8], [4], [5], [6, 8], [9]]  # by no item: "short"
+    items = _items(carried, np.random.default_rng(5).standard_normal((6, 4)).astype(np.float16))
+    same = ItemTower(replace(before, num_std_ids=std.num_ids))
+    assert token_map.grown(same, std, old, items).shape == same.shape
+    made = token_map.grown(tower, std, new, items)
     assert (made.shape.num_re_tokens, made.shape.num_std_ids) == (new.num_tokens, std.num_ids)
     for name, weight in tower.state_dict().items():
         assert torch.equal(made.state_dict()[name][: len(weight)], weight), name
-    trained = tower.re_table.weight.detach().numpy()[2:]
-    expected = token_map.fit(encoder.embed(old.tokens), trained)(encoder.embed(["woollen", "navy"]))
+    vectors, count = items.texts_of_tokens(new.num_tokens)
+    assert count.tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 2, 1]
+    learned = np.repeat(np.arange(5, dtype=np.float32)[:, None], shape.width, axis=1)  # the random start is left out
+    expected = token_map.fit(vectors[2:7], learned)(vectors[8:])
     np.testing.assert_allclose(made.re_table.weight.detach().numpy()[-2:], expected, atol=1e-5)
     assert torch.equal(made.std_table.weight[-1], tower.std_table.weight[std.unknown_id(newest)])
+    assert token_map.grown(made, std, ReVocabulary(std.keys, [*new.tokens, "grey"]), items).shape.num_re_tokens == 11
     with pytest.raises(ArtifactError, match=r"of another vocabulary, run `python jobs/pretrain\.py` again"):
-        token_map.grown(made, std, old, encoder)
+        token_map.grown(made, std, old, items)
+
+
+def test_the_texts_of_a_token_are_those_of_the_items_that_carry_it() -> None:
+    states = np.array([[3, 4], [5, 12], [0, 0], [1, 0]], np.float16)
+    items = _items([[2, 2, 3], [3], [4], []], states)
+    vectors, count = items.texts_of_tokens(6)
+    unit = np.array([[0.6, 0.8], [5 / 13, 12 / 13], [0, 0], [1, 0]])
+    assert count.tolist() == [0, 0, 1, 2, 1, 0]
+    np.testing.assert_allclose(vectors[2:], [unit[0], (unit[0] + unit[1]) / 2, unit[2], unit.mean(0)], atol=1e-3)
+
+
+def _items(carried: list[list[int]], states: np.ndarray) -> ItemInputs:
+    """Items with the RE tokens `carried`, each with a text of one token state."""
+    offsets = np.cumsum([0, *map(len, carried)], dtype=np.int64)
+    tokens = Ragged(np.array([id for ids in carried for id in ids], dtype=np.int64), offsets)
+    none = Ragged(np.zeros(0, np.int64), np.zeros(len(carried) + 1, np.int64))
+    rows = np.arange(len(carried))
+    return ItemInputs(
+        std_key=none,
+        std_id=none,
+        re_key=Ragged(np.ones_like(tokens.values), offsets),
+        re_id=tokens,
+        groups=rows,
+        text_of_item=rows,
+        state_offsets=np.arange(len(carried) + 1),
+        states=states,
+    )
