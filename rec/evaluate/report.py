@@ -4,11 +4,10 @@ import io
 from collections.abc import Sequence
 from html import escape
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+if TYPE_CHECKING:  # imported where a plot is drawn: a finished evaluation draws none
+    from matplotlib.figure import Figure
 
 SYSTEMS = {
     "final": "final list",
@@ -120,6 +119,8 @@ def _plot(found: dict[str, Any], metric: str) -> str:
     """Inline SVG: the metric of every system in every slice, with intervals."""
     if not found:
         return ""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 1.2 + 0.75 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(SYSTEMS)
@@ -145,8 +146,11 @@ def _plot(found: dict[str, Any], metric: str) -> str:
     return svg(figure)
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """The figure as an SVG element; the same figure gives the same text."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "rec", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})

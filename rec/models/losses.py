@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning.losses import SupConLoss
-from pytorch_metric_learning.reducers import MeanReducer
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -27,6 +25,9 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, groups: torch.Tensor, tem
     content groups, global numbers. B must be the same on every worker. Averaging the workers' gradients, as
     data-parallel training does, gives the gradient of one worker on the whole batch.
     """
+    from pytorch_metric_learning.losses import SupConLoss  # a second, for scipy: paid by who trains
+    from pytorch_metric_learning.reducers import MeanReducer
+
     first, second, groups = _everyone(first), _everyone(second), _everyone(groups)
     views = torch.cat([first, second])  # float32[2B, d]
     loss = SupConLoss(temperature=temperature, reducer=MeanReducer())

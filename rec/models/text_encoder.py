@@ -7,7 +7,7 @@ AMX and moves a state by up to 0.03 with its batch mates. A blank text has no to
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,23 +33,11 @@ FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
 
 
-class TextEncoder:
-    """A frozen transformer with its tokenizer."""
+class TextTokenizer:
+    """The tokenizer of an encoder, which loads in a third of the encoder's time."""
 
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int, batch_size: int
-    ) -> None:
-        self.width: int = model.config.hidden_size
-        """Floats of a token state."""
-        self._model = model.requires_grad_(False)  # from_pretrained gives it in eval mode
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
-        self._batch_size = batch_size
-
-    def to(self, device: torch.device) -> "TextEncoder":
-        """Move the model; returns self."""
-        self._model.to(device)  # type: ignore[arg-type]  # the stub binds `self` wrongly
-        return self
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut to `max_tokens`, not padded; blank texts give []."""
@@ -62,6 +50,25 @@ class TextEncoder:
             for index, row in zip(said, encoded, strict=True):
                 ids[index] = list(row)
         return ids
+
+
+class TextEncoder(TextTokenizer):
+    """A frozen transformer with its tokenizer."""
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int, batch_size: int
+    ) -> None:
+        super().__init__(tokenizer)
+        self.width: int = model.config.hidden_size
+        """Floats of a token state."""
+        self._model = model.requires_grad_(False)  # from_pretrained gives it in eval mode
+        self._max_tokens = max_tokens
+        self._batch_size = batch_size
+
+    def to(self, device: torch.device) -> "TextEncoder":
+        """Move the model; returns self."""
+        self._model.to(device)  # type: ignore[arg-type]  # the stub binds `self` wrongly
+        return self
 
     def token_states(self, ids: Sequence[Sequence[int]], batch_size: int) -> list[HalfArray]:
         """Last hidden states, one float16[T_i, width] per row of `ids`, in the order given."""
@@ -101,17 +108,50 @@ def equal_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]
 
 
 def load(text: Text) -> TextEncoder:
-    """The encoder that `text.encoder` names, in float32 on the CPU.
+    """The frozen encoder that `text.encoder` names; see `parts`."""
+    tokenizer, model = parts(text)
+    return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
+
+
+def load_tokenizer(text: Text) -> TextTokenizer:
+    """The tokenizer alone of the encoder that `text.encoder` names. Raises what `parts` raises."""
+    with _source(text) as (source, local):
+        return TextTokenizer(_tokenizer(source, local))
+
+
+def parts(text: Text) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """Tokenizer and model that `text.encoder` names, in float32 on the CPU.
 
     Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub.
     """
+    with _source(text) as (source, local):
+        from transformers import AutoModel
+
+        tokenizer = _tokenizer(source, local)
+        model = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, use_safetensors=True)
+        return tokenizer, model
+
+
+def _tokenizer(source: str, local: bool) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    return tokenizer
+
+
+@contextmanager
+def _source(text: Text) -> Iterator[tuple[str, bool]]:
+    """Where to load from and whether that is on this machine; without progress bars, a failure as ConfigError."""
     from transformers.utils import logging as transformers_logging
 
     source = _minilm_folder() if text.encoder == MINILM else text.encoder
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer, model = _from_pretrained(source, local=Path(source).is_dir() or _cached(source))
+        local = Path(source).is_dir() or _cached(source)
+        if not local:
+            _reach_hub()
+        yield source, local
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"text.encoder {text.encoder!r} cannot be loaded ({type(error).__name__}): give {MINILM!r}, a local folder "
@@ -120,17 +160,6 @@ def load(text: Text) -> TextEncoder:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-    return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
-
-
-def _from_pretrained(source: str, *, local: bool) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-    from transformers import AutoModel, AutoTokenizer
-
-    if not local:
-        _reach_hub()
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    model = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, use_safetensors=True)
-    return tokenizer, model
 
 
 def _reach_hub() -> None:

@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -70,7 +71,7 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
     _check_resources(train)
     _drop_torn(storage / name)
     resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
-    trainer = (_LocalTrainer if _local() else TorchTrainer)(
+    trainer = (_LocalTrainer if _local() else _Trainer)(
         partial(_work, loop, train.cpus_per_worker),
         train_loop_config=loop_config,
         scaling_config=ScalingConfig(
@@ -111,7 +112,18 @@ def sweep(storage: Path, kind: str, keep: str | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _LocalTrainer(TorchTrainer):
+class _Trainer(TorchTrainer):
+    """Without Ray Train's manager of data sets, a process of its own for every start: our loops read artifacts."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return self._without(DatasetsCallback)
+
+    def _without(self, *unwanted: type) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
+        return [callback for callback in callbacks if not isinstance(callback, unwanted)]
+
+
+class _LocalTrainer(_Trainer):
     """For a Ray that `rec.runtime` started: without its dashboard two watchers of Ray Train fail, one every second.
 
     They tidy up after a lost node or driver, which a Ray on one machine does not outlive.
@@ -123,8 +135,7 @@ class _LocalTrainer(TorchTrainer):
         super().__init__(*arguments, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return self._without(DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def _local() -> bool:

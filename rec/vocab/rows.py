@@ -22,7 +22,7 @@ class Tensorize:
         self._re = re
         self._max_re_tokens = max_re_tokens
         self._text = text
-        self._encoder = text_encoder.load(text)
+        self._tokenizer = text_encoder.load_tokenizer(text)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of TENSORS without `group`, but with `re_cut` int32 (RE tokens left out)."""
@@ -42,7 +42,7 @@ class Tensorize:
                 "std_id": pa.array([[id for _, id in ids] for ids in std], INTS),
                 "re_key": pa.array([[key for key, _ in ids] for ids in kept], INTS),
                 "re_id": pa.array([[id for _, id in ids] for ids in kept], INTS),
-                "title_id": pa.array(self._encoder.tokenize(joined, self._text.max_tokens), INTS),
+                "title_id": pa.array(self._tokenizer.tokenize(joined, self._text.max_tokens), INTS),
                 "re_cut": pa.array([len(ids) - len(cut) for ids, cut in zip(re, kept, strict=True)], pa.int32()),
             }
         )

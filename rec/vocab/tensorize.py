@@ -83,7 +83,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _start(config: Config) -> None:
-    text_encoder.load(config.text)  # in this process first: a wrong option must fail before any actor starts
+    text_encoder.load_tokenizer(config.text)  # in this process first: a wrong option must fail before any actor starts
     runtime.start(config.cpus)
 
 
