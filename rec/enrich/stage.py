@@ -16,7 +16,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -29,21 +29,20 @@ import ray
 
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
-from rec.config import Config, Enrich
+from rec.config import Config
 from rec.enrich import cache, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.prompt import PROMPT_VERSION
-from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, scan
+from rec.enrich.workers import BATCH_ROWS, COLUMNS, Ask, Origin, finish, read, scan
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab import std
 from rec.vocab.std import StdVocabulary
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 512
-FINISH_ACTORS = 2
-"""Most actors of the last pass; it starts with one."""
+FINISH_TASKS = 2
+"""Row groups that the last pass finishes at once; each holds a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,8 @@ def run(config: Config) -> dict[str, Any]:
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
-    finish = (config.enrich, database_url, plan.origins, failures)
-    batches = _finished_batches(config, finish, report, statuses, tokens, products.facts["rows"])
+    task = partial(finish, enrich=config.enrich, database_url=database_url, origins=plan.origins, failures=failures)
+    batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     manifest = dataset.write(
         target, ENRICHED, _then(batches, facts, report, statuses, tokens), inputs=inputs, config=branch, facts=facts
     )
@@ -170,11 +169,20 @@ def _import(
 
 
 def _dataset(config: Config) -> ray.data.Dataset:
-    """The products, streamed in product order."""
-    products = ray.data.read_parquet(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS)
+    """The products, streamed in product order, a task for each row group.
+
+    Ray Data's own reader would first start a process to look into the one file.
+    """
+    numbers = ray.data.range(_row_groups(config), override_num_blocks=max(1, _row_groups(config)))
+    path = dataset.part(config.at("products"), PRODUCTS)
+    products = numbers.map_batches(partial(read, path=path), batch_format="pyarrow", batch_size=None)
     products.context.execution_options.preserve_order = True
     products.context.enable_progress_bars = False
     return products
+
+
+def _row_groups(config: Config) -> int:
+    return pq.ParquetFile(dataset.part(config.at("products"), PRODUCTS)).num_row_groups
 
 
 def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
@@ -237,22 +245,19 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str) -> dict[str
 
 def _finished_batches(
     config: Config,
-    finish: tuple[Enrich, str, list[Origin], dict[str, str]],
+    task: Callable[[pa.Table], Iterator[pa.Table]],
     report: Report,
     statuses: Counter[str],
     tokens: Counter[str],
     total: int,
 ) -> Iterator[pa.Table]:
-    """Enriched rows in product order, made by actors Finish(*finish).
+    """Enriched rows in product order, made by `task`.
 
     Counts go to `report`, `statuses` and `tokens` on the way.
     """
+    tasks = max(1, min(FINISH_TASKS, _row_groups(config)))
     finished = _dataset(config).map_batches(
-        Finish,
-        batch_format="pyarrow",
-        batch_size=BATCH_ROWS,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=FINISH_ACTORS),
-        fn_constructor_args=finish,
+        task, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(tasks)
     )
     with progress.bar(total=total, what="enrich") as bar:
         for batch in _tables(finished):

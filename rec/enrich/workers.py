@@ -1,10 +1,12 @@
 """What runs on Ray Data's workers: plain functions and classes over Arrow batches, callable without Ray."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rec import postgres
 from rec.config import Enrich
@@ -22,6 +24,9 @@ COLUMNS = ["product_id", "title", "description", "html", "attributes"]
 
 ASKED = pa.schema([("key", pa.string()), ("failure", pa.string())])
 
+BATCH_ROWS = 512
+"""Products that are cut, hashed or finished at once."""
+
 NOT_ASKED = Outcome("partial", "no model was asked", [], [])
 
 
@@ -31,6 +36,11 @@ class Origin:
 
     model: str
     prompt_version: str
+
+
+def read(groups: pa.Table, path: str) -> pa.Table:
+    """COLUMNS of the row groups of the parquet file `path` whose numbers are in column `id`."""
+    return pq.ParquetFile(path).read_row_groups(groups["id"].to_pylist(), columns=COLUMNS)
 
 
 def scan(batch: pa.Table, max_chars: int) -> pa.Table:
@@ -89,13 +99,15 @@ class Ask:
 class Finish:
     """Builds the rows of `enriched` from the product, the rules and the cached answer, if any."""
 
-    def __init__(self, enrich: Enrich, database_url: str, origins: list[Origin], failures: dict[str, str]) -> None:
+    def __init__(
+        self, enrich: Enrich, connection: cache.Connection, origins: list[Origin], failures: dict[str, str]
+    ) -> None:
         """`failures`: key of an answer → why the call for it failed in this run."""
         self._enrich = enrich
         self._failures = failures
         self._origins = origins
         self._vocabulary = StdVocabulary.load(None)
-        self._connection = postgres.connect(database_url, autocommit=True)
+        self._connection = connection
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
@@ -117,6 +129,19 @@ class Finish:
         table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
         notes = [report.to_json(), *[None] * (len(made) - 1)]
         return table.append_column("report", pa.array(notes, pa.string()))
+
+
+def finish(
+    products: pa.Table, enrich: Enrich, database_url: str, origins: list[Origin], failures: dict[str, str]
+) -> Iterator[pa.Table]:
+    """What Finish makes of a row group, BATCH_ROWS at a time.
+
+    A task and no actor: it starts in a process that is warm from the scan.
+    """
+    with postgres.connect(database_url, autocommit=True) as connection:
+        finished = Finish(enrich, connection, origins, failures)
+        for start in range(0, products.num_rows, BATCH_ROWS):
+            yield finished(products.slice(start, BATCH_ROWS))
 
 
 def enriched_row(
