@@ -13,6 +13,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COSTLY = {"finished", "helps"}
 """Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job."""
 
+LONGEST = [
+    "finished",
+    "pipeline/test_planted.py",
+    "pipeline/test_ray_jobs.py",
+    "train/test_ddp.py",
+    "serve/test_shop.py",
+    "train/test_item_stages.py",
+    "ranker/test_stages.py",
+    "enrich/test_stage.py",
+    "user_tower/test_training.py",
+    "vocab/test_tensorize.py",
+]
+"""Groups of slow tests that take most of a minute or more, longest first: two processes that are handed the long ones
+first end at about the same time."""
+
 # A loaded machine is slow, not wrong; and the same commit always tries the same examples.
 settings.register_profile("repository", deadline=None, derandomize=True)
 settings.load_profile("repository")
@@ -20,16 +35,23 @@ settings.load_profile("repository")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it.
+    """Fast tests first: a broken invariant shows within seconds, the slow chain runs after it, longest groups first.
 
     pytest-xdist keeps in one process what shares costly fixtures: each file, and all that need one of COSTLY.
     """
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    groups = {item: _group(item) for item in items}
+    items.sort(key=lambda item: (_slow(item), LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST)))
     for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        needed = COSTLY.intersection(getattr(item, "fixturenames", ()))
-        shares = min(needed) if needed else f"{item.path.parent.name}-{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(f"{shares}-slow" if slow else shares))
+        item.add_marker(pytest.mark.xdist_group(f"{groups[item]}-slow" if _slow(item) else groups[item]))
+
+
+def _slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _group(item: pytest.Item) -> str:
+    needed = COSTLY.intersection(getattr(item, "fixturenames", ()))
+    return min(needed) if needed else f"{item.path.parent.name}/{item.path.name}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,10 @@ kind = "sample"
 [enrich]
 answers = ["sample"]
 max_calls = 2
+threads = 1  # several wait for each other busily, and other tests run meanwhile
+
+[text]
+cpus_per_actor = 1
 
 [item_tower.train]
 epochs = 2

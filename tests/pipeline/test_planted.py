@@ -31,6 +31,8 @@ ABLATIONS = [
 """Planted group of shoppers, and the configuration that lacks what shows it."""
 
 SHORTER = ["item_tower.train.epochs=25"]
+ONE_CPU = ["text.cpus_per_actor=1"]
+"""A second thread waits busily while other tests run."""
 
 Hits = Mapping[str, NDArray[np.float64]]
 """Group → float64[U], 1 where the target of a shopper's last event is among the first CUTOFF retrieved."""
@@ -71,7 +73,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(new_store: Callable[[], Path], ray_local: None) -> Trained:
     """The demo recipe up to the user tower, the item tower trained for less, with the shipped answers alone."""
-    common = [f"store={new_store()}", "enrich.max_calls=0", *SHORTER]
+    common = [f"store={new_store()}", "enrich.max_calls=0", *SHORTER, *ONE_CPU]
     full = config.load("demo", common)
     for stage in (ingest.run, enrich.run, tensorize.run, encode.run):
         stage(full)
