@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares: one Ray session, one embedded Postgres, slow tests last."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ LONGEST = [
 ]
 """Groups of slow tests that take most of a minute or more, longest first: two processes that are handed the long ones
 first end at about the same time."""
+
+# Before torch is imported: threads that wait for each other do it busily, and the suite's two processes fill two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A loaded machine is slow, not wrong; and the same commit always tries the same examples.
 settings.register_profile("repository", deadline=None, derandomize=True)

@@ -23,14 +23,10 @@ def test_every_shipped_answer_is_a_hit_and_the_demo_has_something_left_to_ask() 
     path = imports.locate(imports.SAMPLE, config.source.folder)
     shipped = list(imports.read(path, {}))
     assert len({found.product_id for found in shipped}) == len(shipped)
+    version = StdVocabulary.load().version
     for found in shipped:
         assert found.product_id in texts, REMEDY
-        now = (
-            texts[found.product_id].content_hash,
-            config.enrich.model,
-            PROMPT_VERSION,
-            StdVocabulary.load().version,
-        )
+        now = (texts[found.product_id].content_hash, config.enrich.model, PROMPT_VERSION, version)
         then = (found.content_hash, found.answer.model, found.answer.prompt_version, found.vocab_version)
         assert then == now, f"{found.product_id}: {REMEDY}"
         assert found.answer.tokens_out > 0
