@@ -106,7 +106,7 @@ def load(text: Text) -> TextEncoder:
     return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
 
 
-def parts(text: Text) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def parts(text: Text) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     """Tokenizer and model that `text.encoder` names, in float32 on the CPU.
 
     Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub.
