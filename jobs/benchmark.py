@@ -2,9 +2,9 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
-extraction   what the enrichment engine reads out of OA-Mine titles, and which share of the AI Hub garments' attribute
-             values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on H&M
-             articles; the files of both lie in source.folder
+extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, which share
+             of the AI Hub garments' attribute values the vocabulary knows, and how near mapped rows of new RE tokens
+             are to trained ones on H&M articles; their files lie in source.folder
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import Any
 from rec import pipeline
 from rec.cli import main, parser
 from rec.config import Config
+from rec.enrich import oamine
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, coverage, zero_shot
+from rec.evaluate import benchmark, coverage, tagging, zero_shot
 from rec.models import text_encoder
 from rec.vocab.std import StdVocabulary
 
@@ -71,6 +72,14 @@ def new_tokens(config: Config) -> benchmark.Figures:
     return zero_shot.figures(articles, text_encoder.load(config.text), config)
 
 
+def tagged(config: Config, options: argparse.Namespace, llm_seconds_per_title: float) -> benchmark.Figures:
+    """The tagger, trained here, on the same titles' split as the engine."""
+    seconds = tagging.QUICK_SECONDS if options.quick else tagging.SECONDS
+    path = Path(config.source.folder) / oamine.FILE
+    found = tagging.measure(path, config.text, test=options.test_split, seconds=seconds)
+    return tagging.figures(found, llm_seconds_per_title, resamples=config.evaluate.bootstrap, seed=config.seed)
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
@@ -83,6 +92,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures, lists = covered(config)
         figures |= new_tokens(config)
         figures |= benchmark.extraction(config, quick=options.quick, test=options.test_split)
+        figures |= tagged(config, options, figures["oamine.llm.seconds_per_title"]["value"])
     else:
         chosen = shortened(config) if options.quick else config
         prepare(chosen)

@@ -51,12 +51,12 @@ def retrieval(config: Config) -> Figures:
     for part, prefix in SLICES.items():
         for system, values in report["slices"][part]["figures"].items():
             for metric in [metric for metric in SHORT if metric in values]:
-                figures[f"{recipe}.{prefix}{system}.{SHORT[metric]}"] = _figure(**values[metric], unit="ratio")
+                figures[f"{recipe}.{prefix}{system}.{SHORT[metric]}"] = figure(**values[metric], unit="ratio")
     for system, values in report["slices"]["all"]["differences"].items():
         if "ndcg@10" in values:
-            figures[f"{recipe}.final.minus.{system}.n10"] = _figure(**values["ndcg@10"], goal=0.0, unit="difference")
+            figures[f"{recipe}.final.minus.{system}.n10"] = figure(**values["ndcg@10"], goal=0.0, unit="difference")
     for system, share in report["coverage@10"].items():
-        figures[f"{recipe}.{system}.coverage10"] = _figure(value=share, unit="ratio")
+        figures[f"{recipe}.{system}.coverage10"] = figure(value=share, unit="ratio")
     figures["user_tower.ms"] = _tower_latency(config)
     return figures
 
@@ -69,21 +69,22 @@ def extraction(config: Config, *, quick: bool, test: bool) -> Figures:
     per_category = QUICK_TITLES if quick else TITLES
     counts, seconds = oamine.counts(Path(config.source.folder) / oamine.FILE, config.enrich, per_category, test=test)
     drawn = resampled_means(counts.astype(np.float64), config.evaluate.bootstrap, config.seed)
-    bounds = interval(_scores(drawn))
+    bounds = interval(scores(drawn))
     figures = {
-        f"oamine.llm.{name}": _figure(round(value, 4), "ratio", [round(float(b), 4) for b in bounds[:, column]])
-        for column, (name, value) in enumerate(zip(SCORES, _scores(counts.sum(axis=0)[None])[0].tolist(), strict=True))
+        f"oamine.llm.{name}": figure(round(value, 4), "ratio", [round(float(b), 4) for b in bounds[:, column]])
+        for column, (name, value) in enumerate(zip(SCORES, scores(counts.sum(axis=0)[None])[0].tolist(), strict=True))
     }
-    return {**figures, "oamine.llm.seconds_per_title": _figure(round(seconds, 2), "s")}
+    return {**figures, "oamine.llm.seconds_per_title": figure(round(seconds, 2), "s")}
 
 
-def _scores(counts: np.ndarray) -> np.ndarray:
+def scores(counts: np.ndarray) -> np.ndarray:
     """float64[N, 3] in the order of SCORES, of counts [N, 3] of correct, predicted and gold values."""
     correct, predicted, gold = counts.T.astype(np.float64)
     return np.stack([correct / np.maximum(low, 1e-9) for low in (predicted, gold, (predicted + gold) / 2)], axis=1)
 
 
-def _figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
+def figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
+    """One figure of the JSON object."""
     return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
 
 
@@ -101,7 +102,7 @@ def _tower_latency(config: Config) -> dict[str, Any]:
         times.append((time.perf_counter() - started) * 1e3)
     drawn = np.random.default_rng(config.seed).choice(times, (config.evaluate.bootstrap, len(times)))
     low, high = interval(np.median(drawn, axis=1)[:, None])[:, 0]
-    return _figure(
+    return figure(
         round(float(np.median(times)), 3), "ms", [round(float(low), 3), round(float(high), 3)], goal=TOWER_GOAL_MS
     )
 

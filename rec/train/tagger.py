@@ -6,6 +6,7 @@ longer value claims its words before a shorter one; a value that the text does n
 
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,13 @@ def align(example: Example, attributes: Sequence[str]) -> list[int]:
     return labels
 
 
-def fit(examples: Sequence[Example], text: Text, *, epochs: int = EPOCHS, seed: int = 17) -> Tagger:
-    """A tagger trained on `examples` in this process. Raises InputError when there is nothing to learn."""
+def fit(
+    examples: Sequence[Example], text: Text, *, epochs: int = EPOCHS, seconds: float = float("inf"), seed: int = 17
+) -> Tagger:
+    """A tagger trained on `examples` in this process. Raises InputError when there is nothing to learn.
+
+    Where `seconds` end before the epochs do, the learning rates fall to 0 with the time instead of with the steps.
+    """
     schema = schema_of(examples)
     if not schema.attributes:
         raise InputError(f"{len(examples)} examples carry no attribute value: the tagger needs answered texts")
@@ -77,12 +83,20 @@ def fit(examples: Sequence[Example], text: Text, *, epochs: int = EPOCHS, seed: 
         [{"params": encoder.parameters(), "lr": ENCODER_LR}, {"params": head, "lr": HEAD_LR}], weight_decay=0.01
     )
     steps = epochs * -(-len(examples) // BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    begun = time.monotonic()
+
+    def done(step: int) -> float:
+        return max(step / steps, (time.monotonic() - begun) / seconds)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(done(step)))
     for epoch in range(epochs):
         model.train()
         total = 0.0
         order = rng.permutation(len(examples)).tolist()
         for start in range(0, len(order), BATCH):
+            if time.monotonic() - begun >= seconds:
+                log.info("tagger: time is up in epoch %d/%d", epoch + 1, epochs)
+                return model.eval()
             rows = order[start : start + BATCH]
             loss = _loss(model, [examples[row] for row in rows], [targets[row] for row in rows])
             optimizer.zero_grad()
@@ -95,9 +109,8 @@ def fit(examples: Sequence[Example], text: Text, *, epochs: int = EPOCHS, seed: 
     return model.eval()
 
 
-def _rate(step: int, steps: int) -> float:
-    """Factor of the learning rates: linear up over WARM_UP of the steps, then linear down to 0."""
-    done = step / steps
+def _rate(done: float) -> float:
+    """Factor of the learning rates at a share of the training: linear up over WARM_UP, then linear down to 0."""
     return done / WARM_UP if done < WARM_UP else max(0.0, (1 - done) / (1 - WARM_UP))
 
 
