@@ -5,6 +5,8 @@ and the version of what the vocabulary shows a model. It is committed before its
 ledger's entry of the call that paid for it, so that a job killed at any moment neither repeats a call nor loses
 count of one.
 
+Which keys of an answer to an older prompt or vocabulary are still good is worked out by `rec.enrich.backfill`.
+
 An answer that the token budget cut is of use only while the budget is not raised: then it counts as absent, and
 the next one takes its place. Calls that failed leave nothing here.
 """
@@ -46,7 +48,14 @@ CREATE TABLE IF NOT EXISTS llm_calls (
     called_at timestamptz NOT NULL DEFAULT now()
 );
 ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_version text;
-ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_bytes integer
+ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_bytes integer;
+ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS share real;
+CREATE TABLE IF NOT EXISTS llm_editions (
+    prompt_version text NOT NULL,
+    vocab_version text NOT NULL,
+    parts jsonb NOT NULL,
+    PRIMARY KEY (prompt_version, vocab_version)
+)
 """
 
 _THERE = "key = ANY(%s) AND (state = 'finished' OR (state = 'cut' AND tokens_out >= %s))"
@@ -130,30 +139,33 @@ def alone(connection: Connection, key: str) -> Iterator[None]:
         connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (key,))
 
 
-def pay(
-    connection: Connection, run_id: str, key: str, answer: Answer, seconds: float, prompt_bytes: int | None = None
-) -> None:
-    """Commit one live answer, in place of one that was cut, and its ledger entry together."""
-    with connection.transaction():
-        connection.execute(
-            "INSERT INTO llm_answers (key, model, prompt_version, state, body, tokens_in, tokens_out) "
-            f"VALUES (%s, %s, %s, %s, %s, %s, %s) {_REPLACE}",
-            (key, answer.model, answer.prompt_version, answer.state, answer.body, answer.tokens_in, answer.tokens_out),
-        )
-        connection.execute(
-            "INSERT INTO llm_calls (run_id, key, model, prompt_version, tokens_in, tokens_out, seconds, prompt_bytes) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-            (
-                run_id,
-                key,
-                answer.model,
-                answer.prompt_version,
-                answer.tokens_in,
-                answer.tokens_out,
-                seconds,
-                prompt_bytes,
-            ),
-        )
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the ledger notes of a call that was answered."""
+
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    prompt_bytes: int | None = None
+    share: float = 1.0
+    """Of the parts of a whole question, how many were asked."""
+
+
+def pay(connection: Connection, run_id: str, key: str, answer: Answer, call: Call) -> None:
+    """Commit one live answer, in place of one that was cut, and the ledger's entry of the `call` for it together.
+
+    One statement: a process that is killed between the arrival of an answer and its commit loses what was paid for.
+    The connection commits by itself.
+    """
+    connection.execute(
+        "WITH entry AS ("
+        "INSERT INTO llm_calls "
+        "(run_id, key, model, prompt_version, tokens_in, tokens_out, seconds, prompt_bytes, share) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)) "
+        "INSERT INTO llm_answers (key, model, prompt_version, state, body, tokens_in, tokens_out) "
+        f"VALUES (%s, %s, %s, %s, %s, %s, %s) {_REPLACE}",
+        (run_id, key, answer.model, answer.prompt_version, *astuple(call), key, *astuple(answer)),
+    )
 
 
 def usage(connection: Connection, run_id: str) -> Usage:
@@ -181,14 +193,19 @@ class Habit:
     tokens_per_byte: float
     """Prompt tokens for a byte of the prompt's UTF-8."""
     tokens_out: float
-    """Mean length of an answer."""
+    """Mean length of an answer to a whole question."""
+
+
+PRIOR = Habit(0, 0.25, 60.0)
+"""What a model is taken to do before it was asked once: four bytes a token, a short answer."""
 
 
 def habit(connection: Connection, model: str, prompt_version: str, latest: int = 500) -> Habit | None:
     """The habit of the `latest` calls, or None when there was none."""
     row = connection.execute(
-        "SELECT count(*), sum(tokens_in)::float8 / sum(prompt_bytes), avg(tokens_out)::float8 FROM ("
-        "SELECT tokens_in, tokens_out, prompt_bytes FROM llm_calls "
+        "SELECT count(*), sum(tokens_in)::float8 / sum(prompt_bytes), "
+        "sum(tokens_out)::float8 / sum(coalesce(share, 1)) FROM ("
+        "SELECT tokens_in, tokens_out, prompt_bytes, share FROM llm_calls "
         "WHERE model = %s AND prompt_version = %s AND prompt_bytes > 0 ORDER BY called_at DESC LIMIT %s) AS latest",
         (model, prompt_version, latest),
     ).fetchone()

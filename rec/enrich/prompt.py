@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +20,10 @@ from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
 
 PROMPT_VERSION = "1"
-"""Changes with any change of the prompt, the examples, the schema or `body`: cached answers are asked again."""
+"""Changes with any change of the prompt, the examples, the schema or `body`. Which keys of cached answers are then
+asked again: those whose part (`Form.parts`) changed; all, when FRAME or what the parts share (`Form.frame`) did."""
+FRAME = "1"
+"""Changes when the schema or `body` change in a way that leaves older answers to no key good."""
 
 RE_KEYS = {"fibre": 2, "detail": 3, "occasion": 1, "vibe": 2}
 """RE keys that the model fills, with the most phrases of each."""
@@ -28,6 +31,8 @@ MAX_PHRASES = 400
 """Phrases offered to the model; a longer text offers its first ones."""
 STD_PREFIX = "std."
 """Before the name of an STD key in the answer, which may also be an RE key."""
+RE_PREFIX = "re."
+"""Before the name of an RE key in the name of its part of a question."""
 
 
 class Body(BaseModel):
@@ -52,9 +57,36 @@ class Question:
     prompt: str
     schema: dict[str, Any]
     """JSON schema that the answer fits."""
+    share: float = 1.0
+    """Of the parts of the whole question about this product, how many are asked."""
 
 
-Asker = Callable[[Canonical, StdVocabulary, Collection[str], Collection[str]], Question]
+class Asker(Protocol):
+    """Writes questions."""
+
+    def __call__(
+        self,
+        text: Canonical,
+        vocabulary: StdVocabulary,
+        filled: Collection[str],
+        known: Collection[str],
+        wanted: Collection[str] | None = None,
+    ) -> Question:
+        """A question about a text.
+
+        `filled`: STD keys that need no answer. `known`: casefolded words that gave one by rule. `wanted`: the names of
+        the parts to ask, None for all.
+        """
+
+
+class Reader(Protocol):
+    """Brings raw answers into the form of the cache."""
+
+    def __call__(self, raw: str, wanted: Collection[str] | None = None) -> str:
+        """Text of a `Body`, of the answer to a question about the parts `wanted` (None: all).
+
+        What is none in this form is kept as it came, and reading it finds it invalid.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +96,11 @@ class Form:
     version: str
     """Part of the cache key: it changes with any change of what the form asks or keeps."""
     ask: Asker
-    """(text, vocabulary, STD keys that need no answer, casefolded words that gave one by rule) → question."""
-    body: Callable[[str], str]
-    """Raw answer → text of a `Body`; what is none in this form is kept as it came, and reading finds it invalid."""
+    body: Reader
+    frame: str
+    """What all parts share: the text around them, and the version of how answers are read."""
+    parts: Callable[[StdVocabulary], dict[str, str]]
+    """Name of a part (RE_PREFIX or STD_PREFIX and a key) → all that a model is shown for this key alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +138,13 @@ def open_keys(vocabulary: StdVocabulary, filled: Collection[str]) -> list[str]:
     return [key for key in vocabulary.keys if vocabulary.inferable(key) and key not in filled]
 
 
-def prompt(text: Canonical, std_keys: list[str]) -> str:
+def prompt(text: Canonical, std_keys: list[str], re_keys: Collection[str] = RE_KEYS) -> str:
     """The prompt for one product."""
     parts = [_TASK]
     for example in _EXAMPLES:
+        re = {key: phrases for key, phrases in example.re.items() if key in re_keys}
         std = {f"{STD_PREFIX}{key}": example.std.get(key) for key in std_keys}
-        answer = json.dumps({**example.re, **std}, ensure_ascii=False, separators=(",", ":"))
+        answer = json.dumps({**re, **std}, ensure_ascii=False, separators=(",", ":"))
         parts.append(f"{_fenced(example.fence, example.text)}{answer}\n\n")
     return "".join([*parts, enclosed(text)])
 
@@ -128,16 +163,22 @@ def _fenced(fence: str, text: str) -> str:
     return f"<<{fence}\n{text}\n{fence}>>\n"
 
 
-def schema(text: Canonical, vocabulary: StdVocabulary, std_keys: list[str], known: Collection[str]) -> dict[str, Any]:
+def schema(
+    text: Canonical,
+    vocabulary: StdVocabulary,
+    std_keys: list[str],
+    known: Collection[str],
+    re_keys: Collection[str] = RE_KEYS,
+) -> dict[str, Any]:
     """JSON schema of the answer: phrases of the text under RE keys, then one vocabulary value or null per STD key.
 
     `known` are casefolded words that gave an STD value by rule; a single one of them is no RE phrase.
     """
     phrases = [p for p in text.phrases if " " in p or p.casefold() not in known][:MAX_PHRASES]
     properties: dict[str, Any] = {}
-    for key, most in RE_KEYS.items():
+    for key in re_keys:
         items = {"$ref": "#/$defs/phrase"}
-        properties[key] = {"type": "array", "items": items, "maxItems": most if phrases else 0}
+        properties[key] = {"type": "array", "items": items, "maxItems": RE_KEYS[key] if phrases else 0}
     for key in std_keys:
         properties[f"{STD_PREFIX}{key}"] = {"enum": [*vocabulary.values(key), None]}
     return {
@@ -149,7 +190,7 @@ def schema(text: Canonical, vocabulary: StdVocabulary, std_keys: list[str], know
     }
 
 
-def body(raw: str) -> str:
+def body(raw: str, wanted: Collection[str] | None = None) -> str:
     """The body of a raw answer, for the cache.
 
     A phrase says one thing: the model likes to repeat (parts of) a phrase under later keys, where it is left out.
@@ -163,7 +204,7 @@ def body(raw: str) -> str:
         return raw
     re: dict[str, list[str]] = {}
     told: list[str] = []
-    for key in RE_KEYS:
+    for key in _re_keys(wanted):
         new = [phrase for phrase in dict.fromkeys(fields[key]) if not any(f" {phrase} " in other for other in told)]
         told += [f" {phrase} " for phrase in new]
         if new:
@@ -172,10 +213,32 @@ def body(raw: str) -> str:
     return Body(re=re, std=std).dump()
 
 
-def _question(text: Canonical, vocabulary: StdVocabulary, filled: Collection[str], known: Collection[str]) -> Question:
-    std_keys = open_keys(vocabulary, filled)
-    return Question(prompt(text, std_keys), schema(text, vocabulary, std_keys, known))
+def _re_keys(wanted: Collection[str] | None) -> list[str]:
+    return [key for key in RE_KEYS if wanted is None or RE_PREFIX + key in wanted]
 
 
-COMPLETION = Form(PROMPT_VERSION, _question, body)
+def _question(
+    text: Canonical,
+    vocabulary: StdVocabulary,
+    filled: Collection[str],
+    known: Collection[str],
+    wanted: Collection[str] | None = None,
+) -> Question:
+    re_keys = _re_keys(wanted)
+    std_keys = [key for key in open_keys(vocabulary, filled) if wanted is None or STD_PREFIX + key in wanted]
+    return Question(prompt(text, std_keys, re_keys), schema(text, vocabulary, std_keys, known, re_keys))
+
+
+def _parts(vocabulary: StdVocabulary) -> dict[str, str]:
+    shown: dict[str, Any] = {}
+    for key, most in RE_KEYS.items():
+        shown[RE_PREFIX + key] = [most, *(example.re.get(key) for example in _EXAMPLES)]
+    for key in open_keys(vocabulary, ()):
+        shown[STD_PREFIX + key] = [vocabulary.values(key), *(example.std.get(key) for example in _EXAMPLES)]
+    return {name: json.dumps(part, ensure_ascii=False) for name, part in shown.items()}
+
+
+_FRAME_TEXT = "".join([FRAME, _TASK, *(_fenced(example.fence, example.text) for example in _EXAMPLES)])
+
+COMPLETION = Form(PROMPT_VERSION, _question, body, _FRAME_TEXT, _parts)
 """For a small model that continues a text."""

@@ -30,9 +30,10 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import cache, corrections, engine, imports
+from rec.enrich import backfill, cache, corrections, engine, imports
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.backfill import Backfill
 from rec.enrich.corrections import Corrections
 from rec.enrich.pace import Pace
 from rec.enrich.workers import BATCH_ROWS, COLUMNS, Ask, Origin, cost, finish, read, scan, weigh
@@ -55,7 +56,7 @@ class Plan:
     ask: list[int]
     """Rows of products to ask, in product order, identical texts once."""
     keys: list[str]
-    """Keys of the model's own answers to all texts, each once."""
+    """Keys of the model's own answers to all texts, each once, and of those older ones that are partly good."""
     cached: int
     """Products whose answer was in the cache."""
     over_budget: int
@@ -86,8 +87,8 @@ def run(config: Config) -> dict[str, Any]:
     database_url = postgres.url(config.store)
     run_id = uuid.uuid4().hex
     with postgres.connect(database_url, autocommit=True) as connection:
-        cache.prepare(connection)
-        plan = _plan(config, files, vocabulary.asked, connection)
+        older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
+        plan = _plan(config, files, older, connection)
         pace = _pace(config.enrich, cache.spent(connection, plan.keys))
         failures, unpaid = _ask(config, plan, database_url, run_id, pace)
         spent = cache.usage(connection, run_id)
@@ -121,12 +122,8 @@ def run(config: Config) -> dict[str, Any]:
     return result
 
 
-PRIOR = cache.Habit(0, 0.25, 60.0)
-"""What a model is taken to do before it was asked once: four bytes a token, a short answer."""
-
-
 def estimate(config: Config) -> dict[str, Any]:
-    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from PRIOR.
+    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from cache.PRIOR.
 
     Answers to import are put into the cache, as `run` would; nothing else is written.
     """
@@ -134,20 +131,24 @@ def estimate(config: Config) -> dict[str, Any]:
     files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
     products = dataset.read_manifest(config.at("products"), PRODUCTS).facts["rows"]
     runtime.start(config.cpus)
-    with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
-        cache.prepare(connection)
-        plan = _plan(config, files, vocabulary.asked, connection)
-        habit = cache.habit(connection, config.enrich.model, engine.form(config.enrich).version) or PRIOR
+    database_url = postgres.url(config.store)
+    with postgres.connect(database_url, autocommit=True) as connection:
+        older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
+        plan = _plan(config, files, older, connection)
+        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or cache.PRIOR
         spent = cache.spent(connection, plan.keys)
     weighed = ray.data.from_arrow(_to_ask(config, plan)).map_batches(
-        partial(weigh, enrich=config.enrich), batch_format="pyarrow", batch_size=BATCH_ROWS
+        partial(weigh, enrich=config.enrich, database_url=database_url), batch_format="pyarrow", batch_size=BATCH_ROWS
     )
-    prompt_bytes = sum(batch["prompt_bytes"].to_numpy().sum() for batch in _tables(weighed)) if plan.ask else 0
-    tokens_in, tokens_out = prompt_bytes * habit.tokens_per_byte, len(plan.ask) * habit.tokens_out
+    prompts = [batch.to_pydict() for batch in _tables(weighed)] if plan.ask else []
+    shares = [share for batch in prompts for share in batch["share"] if share > 0]
+    tokens_in = sum(sum(batch["prompt_bytes"]) for batch in prompts) * habit.tokens_per_byte
+    tokens_out = sum(shares) * habit.tokens_out
     return {
         "products": products,
         "cached": plan.cached,
-        "to_ask": len(plan.ask),
+        "to_ask": len(shares),
+        "backfill": sum(share < 1 for share in shares),
         "over_budget": plan.over_budget,
         "tokens_in": round(tokens_in),
         "tokens_out": round(tokens_out),
@@ -162,11 +163,11 @@ def _short(facts: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in ("unmapped", "unknown_keys", "ungrounded")}
 
 
-def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection: cache.Connection) -> Plan:
+def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: cache.Connection) -> Plan:
     ids, hashes, hostile = _scan(config)
-    origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), vocab_version, connection)
-    own = Origin(config.enrich.model, engine.form(config.enrich).version)
-    keys = [cache.answer_key(h, own.model, own.prompt_version, vocab_version) for h in hashes]
+    origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), older, connection)
+    own = Origin(older.model, older.now.prompt_version)
+    keys = [older.now.key(h, own.model) for h in hashes]
     distinct = sorted(set(keys))
     there = cache.known(connection, distinct, config.enrich.max_output_tokens)
     budget = len(ids) if config.enrich.max_calls is None else config.enrich.max_calls
@@ -184,16 +185,20 @@ def _plan(config: Config, files: Sequence[Path], vocab_version: str, connection:
         allowed.add(key)
         if key not in there:
             ask.append(row)
-    return Plan([*(origin for origin in origins if origin != own), own], ask, distinct, cached, over_budget)
+    ever = {e.key(h, own.model) for e in older.older for h in hashes}
+    return Plan([*(o for o in origins if o != own), own], ask, [*distinct, *sorted(ever)], cached, over_budget)
 
 
 def _import(
-    config: Config, files: Sequence[Path], hashes: dict[str, str], vocab_version: str, connection: cache.Connection
+    config: Config, files: Sequence[Path], hashes: dict[str, str], older: Backfill, connection: cache.Connection
 ) -> tuple[list[Origin], set[str]]:
     """Put the answers of `files` into the cache. Returns their origins and the texts, as content hashes, they are for.
 
-    `hashes`: product id → content hash.
+    `hashes`: product id → content hash. Answers of the configured model in an older edition that shares parts with
+    the present one are there to be completed, and count for no text.
     """
+    vocab_version = older.now.vocab_version
+    editions = {(older.model, e.prompt_version, e.vocab_version): e for e in older.older}
     origins: dict[Origin, None] = {}
     imported: set[str] = set()
     for path in files:
@@ -201,8 +206,11 @@ def _import(
         stale = foreign = repeated = 0
         for found in imports.read(path, _descriptions(config)):
             answer, now = found.answer, hashes.get(found.product_id)
+            edition = editions.get((answer.model, answer.prompt_version, found.vocab_version or ""))
             if now is None:
                 foreign += 1
+            elif edition is not None and found.content_hash == now:
+                entries.setdefault(edition.key(now, answer.model), answer)
             elif found.content_hash not in (None, now) or found.vocab_version not in (None, vocab_version):
                 stale += 1
             else:
@@ -367,8 +375,8 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     """
     ids, hashes, _ = _scan(config)
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
-    version = StdVocabulary.load(None).asked
-    keys = [cache.answer_key(h, config.enrich.model, engine.form(config.enrich).version, version) for h in hashes]
+    now = backfill.edition(engine.form(config.enrich), StdVocabulary.load(None))
+    keys = [now.key(h, config.enrich.model) for h in hashes]
     with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)
         found = cache.fetch(connection, keys, config.enrich.max_output_tokens)
@@ -382,7 +390,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
                 continue
             if created_before is not None and (at is None or at >= created_before):
                 continue
-            line = imports.line(product_id, answer, content_hash, version)
+            line = imports.line(product_id, answer, content_hash, now.vocab_version)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             written += 1
     temporary.replace(path)

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 
 from rec import postgres
 from rec.config import Enrich
-from rec.enrich import answers, cache, engine
+from rec.enrich import answers, backfill, cache, engine
 from rec.enrich.answers import Answer, Outcome
 from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
-from rec.enrich.completion import REPAIR_BYTES
+from rec.enrich.backfill import Kept
+from rec.enrich.completion import REPAIR_BYTES, Completion
 from rec.enrich.corrections import Correction
 from rec.enrich.pace import Pace
-from rec.enrich.prompt import Form, Question
+from rec.enrich.prompt import STD_PREFIX, Form, Question
 from rec.enrich.text import Canonical, canonical, given
 from rec.errors import EndpointError, EngineError
 from rec.schema import ENRICHED
@@ -60,12 +61,30 @@ def scan(batch: pa.Table, max_chars: int) -> pa.Table:
     )
 
 
-def question(row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, form: Form) -> Question:
-    """What a model is asked about a product: shop and rules leave it the rest."""
+def question(
+    row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, form: Form, missing: Collection[str] | None = None
+) -> Question | None:
+    """What a model is asked about a product: shop and rules leave it the rest.
+
+    `missing`: the parts that an older answer lacks, None without one. None when nothing is left to ask.
+    """
     shop, _ = from_shop(given(row), vocabulary, Report())
     rules, _ = from_rules(text, vocabulary)
     known = {a.evidence.casefold() for a in rules if a.evidence}
-    return form.ask(text, vocabulary, {a.key for a in (*shop, *rules)}, known)
+    filled = {a.key for a in (*shop, *rules)}
+    if missing is None:
+        return form.ask(text, vocabulary, filled, known)
+    whole = unfilled(form.parts(vocabulary), filled)
+    wanted = [part for part in whole if part in missing]
+    if not wanted:
+        return None
+    return replace(form.ask(text, vocabulary, filled, known, wanted), share=len(wanted) / len(whole))
+
+
+def unfilled(parts: Collection[str], filled: Collection[str]) -> list[str]:
+    """The parts of a question that are asked where shop and rules filled these STD keys."""
+    known = {STD_PREFIX + key for key in filled}
+    return [part for part in parts if part not in known]
 
 
 def cost(enrich: Enrich, tokens_in: float, tokens_out: float) -> float:
@@ -87,6 +106,8 @@ class Ask:
         self._pace = pace
         self._vocabulary = StdVocabulary.load(None)
         self._form = engine.form(enrich)
+        with postgres.connect(database_url, autocommit=True) as connection:
+            self._backfill = backfill.load(connection, enrich.model, self._form, self._vocabulary)
         self._engine = engine.load(enrich, pace, key)
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
@@ -113,13 +134,19 @@ class Ask:
 
     def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
         text = canonical(row, self._enrich.max_text_chars)
-        key = cache.answer_key(text.content_hash, self._enrich.model, self._form.version, self._vocabulary.asked)
+        key = self._backfill.now.key(text.content_hash, self._enrich.model)
         connection = self._connection()
         # The worker of a killed run outlives its driver by seconds and may be asking the same.
         with cache.alone(connection, key):
             if cache.known(connection, [key], self._enrich.max_output_tokens):
                 return {"key": key}
-            asked = question(row, text, self._vocabulary, self._form)
+            hashes = [text.content_hash]
+            kept = self._backfill.find(connection, hashes, self._enrich.max_output_tokens).get(text.content_hash)
+            asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
+            if asked is None:
+                assert kept is not None
+                cache.put(connection, [(key, self._backfill.merged(kept, (), None))])
+                return {"key": key}
             prompt_bytes = len(asked.prompt.encode())
             most = self._most(prompt_bytes)
             if self._pace is not None and not self._pace.admit(most):
@@ -136,20 +163,41 @@ class Ask:
             finally:
                 if self._pace is not None:
                     self._pace.settle(most, paid)
-            state = "finished" if raw.finished else "cut"
-            body = self._form.body(raw.text)
-            answer = Answer(self._enrich.model, self._form.version, state, body, raw.tokens_in, raw.tokens_out)
-            cache.pay(connection, self._run_id, key, answer, time.monotonic() - started, prompt_bytes)
+            answer = self._answer(raw, kept)
+            call = cache.Call(
+                raw.tokens_in, raw.tokens_out, time.monotonic() - started, prompt_bytes, round(asked.share, 4)
+            )
+            cache.pay(connection, self._run_id, key, answer, call)
         return {"key": key}
 
+    def _answer(self, raw: Completion, kept: Kept | None) -> Answer:
+        """The answer to the whole question, of which a part may be known from before."""
+        state = "finished" if raw.finished else "cut"
+        wanted = kept.missing if kept else None
+        body = self._form.body(raw.text, wanted)
+        version = self._backfill.now.prompt_version
+        answer = Answer(self._enrich.model, version, state, body, raw.tokens_in, raw.tokens_out)
+        return answer if kept is None else self._backfill.merged(kept, kept.missing, answer)
 
-def weigh(batch: pa.Table, enrich: Enrich) -> pa.Table:
-    """`prompt_bytes` int64 of what a model would be asked about each product."""
+
+def weigh(batch: pa.Table, enrich: Enrich, database_url: str) -> pa.Table:
+    """`prompt_bytes` of what a model would be asked about each product, and its `share` of a whole question.
+
+    Both are 0 where an older answer leaves nothing to ask.
+    """
     vocabulary, form = StdVocabulary.load(None), engine.form(enrich)
     rows = batch.to_pylist()
     texts = [canonical(row, enrich.max_text_chars) for row in rows]
-    asked = [question(row, text, vocabulary, form) for row, text in zip(rows, texts, strict=True)]
-    return pa.table({"prompt_bytes": pa.array([len(q.prompt.encode()) for q in asked], pa.int64())})
+    with postgres.connect(database_url, autocommit=True) as connection:
+        older = backfill.load(connection, enrich.model, form, vocabulary)
+        found = older.find(connection, [text.content_hash for text in texts], enrich.max_output_tokens)
+    prompt_bytes, shares = [], []
+    for row, text in zip(rows, texts, strict=True):
+        kept = found.get(text.content_hash)
+        asked = question(row, text, vocabulary, form, kept.missing if kept else None)
+        prompt_bytes.append(len(asked.prompt.encode()) if asked else 0)
+        shares.append(asked.share if asked else 0.0)
+    return pa.table({"prompt_bytes": pa.array(prompt_bytes, pa.int64()), "share": pa.array(shares, pa.float64())})
 
 
 class Finish:
@@ -170,10 +218,11 @@ class Finish:
         self._origins = origins
         self._vocabulary = StdVocabulary.load(None)
         self._connection = connection
+        self._backfill = backfill.load(connection, enrich.model, engine.form(enrich), self._vocabulary)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
-        version = self._vocabulary.asked
+        version = self._backfill.now.vocab_version
         rows = batch.to_pylist()
         texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
         keys = [
@@ -182,12 +231,18 @@ class Finish:
         ]
         every = [key for some in keys for key in some]
         found = cache.fetch(self._connection, every, self._enrich.max_output_tokens)
+        waiting = [
+            text.content_hash for text, wanted in zip(texts, keys, strict=True) if found.keys().isdisjoint(wanted)
+        ]
+        older = self._backfill.find(self._connection, waiting, self._enrich.max_output_tokens)
         report = Report()
         made = []
         for row, text, wanted in zip(rows, texts, keys, strict=True):
-            answer = next((found[key] for key in wanted if key in found), None)
+            kept = older.get(text.content_hash)
+            answer = next((found[key] for key in wanted if key in found), kept.answer if kept else None)
             failure = next((self._failures[key] for key in wanted if key in self._failures), None)
-            machine = enriched_row(row, text, answer, failure, self._vocabulary, report)
+            missing = kept.missing if kept else ()
+            machine = enriched_row(row, text, answer, failure, self._vocabulary, report, missing)
             human = self._corrections.get(row["product_id"])
             made.append(machine if human is None else human.apply(machine, text))
         table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
@@ -220,8 +275,12 @@ def enriched_row(
     failure: str | None,
     vocabulary: StdVocabulary,
     report: Report,
+    missing: Collection[str] = (),
 ) -> dict[str, Any]:
-    """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it."""
+    """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it.
+
+    `missing`: the parts of the question that `answer`, an older one, does not answer.
+    """
     shop_std, shop_re = from_shop(given(row), vocabulary, report)
     rule_std: list[Attribute] = []
     rule_re: list[Attribute] = []
@@ -231,6 +290,10 @@ def enriched_row(
         rule_std, rule_re = from_rules(text, vocabulary)
         unanswered = NOT_ASKED if failure is None else Outcome("refused", failure, [], [])
         outcome = unanswered if answer is None else answers.read(answer, text, vocabulary, report)
+        left = unfilled(missing, {a.key for a in (*shop_std, *rule_std)})
+        if left:
+            status, why = ("partial", "not asked") if failure is None else ("refused", failure)
+            outcome = replace(outcome, status=status, reason=f"{', '.join(left)} of an older answer: {why}"[:300])
     return {
         "product_id": row["product_id"],
         "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),

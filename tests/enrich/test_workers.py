@@ -58,7 +58,7 @@ def test_a_second_worker_waits_for_the_first_and_asks_nothing(fresh: str, monkey
         cache.prepare(first)
         ask = workers.Ask(enrich, fresh, "second")
         with cache.alone(first, key), _waiting(fresh, ask, pa.Table.from_pylist([ROW])) as thread:
-            cache.pay(first, "first", key, answer, 0.1)
+            cache.pay(first, "first", key, answer, cache.Call(1, 1, 0.1))
         thread.join(30)
         assert not thread.is_alive()
         assert asked == []
