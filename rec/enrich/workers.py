@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -229,8 +229,9 @@ def enriched_row(
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
     else:
         rule_std, rule_re = from_rules(text, vocabulary)
-        unanswered = NOT_ASKED if failure is None else Outcome("refused", failure, [], [])
-        outcome = unanswered if answer is None else answers.read(answer, text, vocabulary, report)
+        outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
+        if failure is not None:  # the tagger's labels, if any, stand in until the next run
+            outcome = replace(outcome, status="refused", reason=failure)
     return {
         "product_id": row["product_id"],
         "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),

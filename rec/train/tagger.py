@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,10 +127,8 @@ def _loss(model: Tagger, examples: Sequence[Example], targets: Sequence[list[int
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
 
 
-def save(model: Tagger, target: Path, *, inputs: Mapping[str, str], examples: int) -> None:
-    """Write the tagger as an artifact."""
-    with artifact.write(
-        target, kind=tagger.KIND, version=tagger.VERSION, inputs=inputs, config={"epochs": EPOCHS}
-    ) as draft:
+def save(model: Tagger, target: Path, *, inputs: Mapping[str, str], config: Mapping[str, Any], examples: int) -> None:
+    """Write the tagger as an artifact; `config` is what else determined it."""
+    with artifact.write(target, kind=tagger.KIND, version=tagger.VERSION, inputs=inputs, config=config) as draft:
         tagger.write(model, draft.path)
         draft.note(examples=examples, attributes=len(model.schema.attributes))

@@ -40,6 +40,16 @@ def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagge
     assert all(value in e.text for e, row in zip(EXAMPLES, read, strict=True) for value in row.values())
 
 
+def test_a_reading_has_every_value_in_order_and_is_surer_of_what_was_taught(trained: tagger.Tagger) -> None:
+    taught, new, blank = trained.readings(
+        ["Shoes"] * 3, ["Acme Runner, red", "Acme Zephyr quilted over red and blue", ""]
+    )
+    assert [(name, value) for name, value, _ in taught.spans] == [("Brand", "Acme"), ("Color", "red")]
+    assert all(0 < sureness <= 1 for *_, sureness in (*taught.spans, *new.spans))
+    assert 1 >= taught.confidence > new.confidence >= 0
+    assert (blank.spans, blank.confidence) == ([], 0.0)
+
+
 def test_a_group_is_not_given_attributes_of_another(trained: tagger.Tagger) -> None:
     (found,) = trained.read(["Tea"], ["Acme Runner, red"])
     assert set(found) <= {"Brand"}
@@ -57,7 +67,7 @@ def test_characters_without_a_token_move_no_word(trained: tagger.Tagger) -> None
 
 
 def test_it_is_the_same_after_its_artifact(trained: tagger.Tagger, tmp_path: Path) -> None:
-    training.save(trained, tmp_path / "tagger", inputs={}, examples=len(EXAMPLES))
+    training.save(trained, tmp_path / "tagger", inputs={}, config={}, examples=len(EXAMPLES))
     back = tagger.load(tmp_path / "tagger")
     batch = trained.batch(["Shoes"], ["Bolt Runner, blue"])
     with torch.inference_mode():
