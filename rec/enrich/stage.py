@@ -268,7 +268,9 @@ def _pace(enrich: Enrich, spent: cache.Usage) -> Pace | None:
 
 
 def _rows(config: Config, rows: Sequence[int]) -> pa.Table:
-    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(rows)
+    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(
+        pa.array(rows, pa.int64())
+    )
 
 
 def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace | None) -> tuple[dict[str, str], int]:

@@ -1,6 +1,7 @@
 """The tagger in the stage: it labels what has no answer, and what it is unsure of is asked."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -9,8 +10,14 @@ import pytest
 from rec import artifact, dataset
 from rec.config import Config, load
 from rec.enrich import stage
+from rec.enrich.answers import Answer
+from rec.enrich.attributes import Report
+from rec.enrich.prompt import Body
+from rec.enrich.text import canonical
+from rec.enrich.workers import enriched_row
 from rec.models import tagger
 from rec.schema import ENRICHED
+from rec.vocab.std import StdVocabulary
 from tests.enrich.conftest import write_products
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -68,3 +75,21 @@ def test_it_labels_the_rest_and_the_least_sure_is_asked(tmp_path: Path, fresh: s
     assert stage.run(config)["skipped"]
     with psycopg.connect(fresh) as connection:
         assert connection.execute("SELECT count(*) FROM llm_calls").fetchone() == (1,)
+
+
+def test_answers_that_say_too_little_teach_nothing_and_lose_nothing(
+    coats: Callable[..., Config], fresh: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = coats("enrich.max_calls=0", "enrich.tagger.enabled=true")
+    facts = stage.run(config)
+    assert "0 of 0 answers have a value in the text, at least 20 are needed" in caplog.text
+    assert facts["rows"] == 6
+    assert not config.at("tagger").exists()
+
+
+def test_where_a_call_failed_the_labels_stand_in_and_the_next_run_asks_again() -> None:
+    product = {"product_id": "N1", "title": "Vera", "description": "Made of raw silk.", "html": None, "attributes": []}
+    labels = Answer("tagger", "abc", "finished", Body(re={"fibre": ["raw silk"]}).dump(), 0, 0)
+    row = enriched_row(product, canonical(product, 1_200), labels, "429", StdVocabulary.load(None), Report())
+    assert (row["status"], row["reason"], row["model"]) == ("refused", "429", "tagger")
+    assert ("fibre", "raw silk", "tagger") in [(a["key"], a["value"], a["source"]) for a in row["re"]]
