@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,19 @@ def trained() -> tagger.Tagger:
 def test_values_become_labels_at_word_boundaries_longest_first() -> None:
     example = Example("Shoes", "Redwing Red Patent red", {"Color": ["Red", "red patent"]})
     assert training.align(example, ["Brand", "Color"]) == [0, 3, 4, 3]
+
+
+def test_exchanged_values_keep_their_labels_and_join_no_word() -> None:
+    attributes = ["Brand", "Color"]
+    values = {("Shoes", 0): ["Old Mill"], ("Shoes", 1): ["sea green"]}
+    labels = training.align(EXAMPLES[0], attributes)
+    rng = np.random.default_rng(1)
+    text, made = training.exchange("Shoes", EXAMPLES[0].text, labels, values, rng, 1.0)
+    assert (text, made) == ("Old Mill Runner, sea green", [1, 2, 0, 0, 3, 4])
+    assert training.pool(["Shoes"], [text], [made]) == values
+    assert training.exchange("Shoes", EXAMPLES[0].text, labels, values, rng, 0.0) == (EXAMPLES[0].text, labels)
+    joined = training.exchange("Shoes", "$5", [1, 0], {("Shoes", 0): ["Mill"]}, rng, 1.0)
+    assert joined == ("$5", [1, 0])
 
 
 def test_a_run_ends_where_another_attribute_or_another_begin_comes() -> None:
