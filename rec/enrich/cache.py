@@ -129,6 +129,14 @@ def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
     return added.rowcount
 
 
+def forget(connection: Connection, model: str, but: str) -> None:
+    """Drop answers of `model` to all prompt versions `but` one, unless they are of today: a run may be using these."""
+    connection.execute(
+        "DELETE FROM llm_answers WHERE model = %s AND prompt_version <> %s AND created_at < now() - interval '1 day'",
+        (model, but),
+    )
+
+
 @contextmanager
 def alone(connection: Connection, key: str) -> Iterator[None]:
     """Hold the answer `key`: whoever else wants it waits, and the server lets go when the connection ends."""

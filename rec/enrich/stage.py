@@ -1,8 +1,10 @@
-"""The enrichment stage: products → enriched, in four passes over Ray Data.
+"""The enrichment stage: products → enriched, in passes over Ray Data.
 
     scan     canonical text and content hash of every product
     import   answers produced elsewhere go into the cache (`rec.enrich.imports`)
     ask      products without an answer, through actors that hold the engine; each answer is committed at once
+    label    with `enrich.tagger`: the tagger learns from the answers to a sample and labels the other products
+             (`rec.enrich.tag`); those it is unsure of are asked
     finish   given, rule, model and corrected values of every product, in product order
 
 The engine loads only when there is something to ask. `max_calls` is spent on products in product order and counts
@@ -17,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
 from rec.enrich.corrections import Corrections
 from rec.enrich.pace import Pace
+from rec.enrich.plan import Plan, choose
 from rec.enrich.workers import BATCH_ROWS, COLUMNS, Ask, Origin, cost, finish, read, scan, weigh
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab import std
@@ -45,22 +48,6 @@ log = logging.getLogger(__name__)
 
 FINISH_TASKS = 2
 """Row groups that the last pass finishes at once; each holds a connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run has to do."""
-
-    origins: list[Origin]
-    """Where imported answers come from; they are preferred to the model's own."""
-    ask: list[int]
-    """Rows of products to ask, in product order, identical texts once."""
-    keys: list[str]
-    """Keys of the model's own answers to all texts, each once, and of those older ones that are partly good."""
-    cached: int
-    """Products whose answer was in the cache."""
-    over_budget: int
-    """Products left unasked by `max_calls`."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -79,6 +66,8 @@ def run(config: Config) -> dict[str, Any]:
         "prompt_version": engine.form(config.enrich).version,
         "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
+    if config.enrich.tagger.enabled:
+        branch["encoder"] = config.text.encoder
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
     if done is not None and "refused" not in done.facts["status"]:  # calls that failed are made again
@@ -91,6 +80,10 @@ def run(config: Config) -> dict[str, Any]:
         plan = _plan(config, files, older, connection)
         pace = _pace(config.enrich, cache.spent(connection, plan.keys))
         failures, unpaid = _ask(config, plan, database_url, run_id, pace)
+        if config.enrich.tagger.enabled and plan.rest:
+            plan = _label(config, plan, connection, database_url)
+            more, more_unpaid = _ask(config, plan, database_url, run_id, pace)
+            failures, unpaid = failures | more, unpaid + more_unpaid
         spent = cache.usage(connection, run_id)
     report, statuses, tokens = Report(), Counter[str](), Counter[str]()
     facts: dict[str, Any] = {}
@@ -137,7 +130,7 @@ def estimate(config: Config) -> dict[str, Any]:
         plan = _plan(config, files, older, connection)
         habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or cache.PRIOR
         spent = cache.spent(connection, plan.keys)
-    weighed = ray.data.from_arrow(_to_ask(config, plan)).map_batches(
+    weighed = ray.data.from_arrow(_rows(config, plan.ask)).map_batches(
         partial(weigh, enrich=config.enrich, database_url=database_url), batch_format="pyarrow", batch_size=BATCH_ROWS
     )
     prompts = [batch.to_pydict() for batch in _tables(weighed)] if plan.ask else []
@@ -168,25 +161,23 @@ def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: ca
     origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), older, connection)
     own = Origin(older.model, older.now.prompt_version)
     keys = [older.now.key(h, own.model) for h in hashes]
-    distinct = sorted(set(keys))
-    there = cache.known(connection, distinct, config.enrich.max_output_tokens)
-    budget = len(ids) if config.enrich.max_calls is None else config.enrich.max_calls
-    cached = over_budget = 0
-    allowed: set[str] = set()
-    ask: list[int] = []
-    for row, (content_hash, key) in enumerate(zip(hashes, keys, strict=True)):
-        if content_hash in imported or key in there:
-            cached += 1
-        if content_hash in imported or hostile[row] or key in allowed:
-            continue
-        if len(allowed) >= budget:
-            over_budget += key not in there
-            continue
-        allowed.add(key)
-        if key not in there:
-            ask.append(row)
+    there = cache.known(connection, sorted(set(keys)), config.enrich.max_output_tokens)
+    every = [*(origin for origin in origins if origin != own), own]
+    plan = choose(config.enrich, every, hashes, keys, hostile, imported, there)
     ever = {e.key(h, own.model) for e in older.older for h in hashes}
-    return Plan([*(o for o in origins if o != own), own], ask, [*distinct, *sorted(ever)], cached, over_budget)
+    return replace(plan, keys=[*plan.keys, *sorted(ever)])
+
+
+def _label(config: Config, plan: Plan, connection: cache.Connection, database_url: str) -> Plan:
+    """Let the tagger label what was not asked. Returns what is to ask then."""
+    from rec.enrich import tag  # loads transformers, which takes seconds
+
+    sample = tag.Sample(_rows(config, plan.taught), plan.origins)
+    labels = tag.run(config, sample, _dataset(config), database_url)
+    if labels is None:
+        return replace(plan, ask=[])
+    there = cache.known(connection, list(labels.unsure), config.enrich.max_output_tokens)
+    return plan.then(labels.origin, labels.unsure, there)
 
 
 def _import(
@@ -285,8 +276,10 @@ def _pace(enrich: Enrich, spent: cache.Usage) -> Pace | None:
     return Pace(enrich.requests_per_minute, enrich.tokens_per_minute, left)
 
 
-def _to_ask(config: Config, plan: Plan) -> pa.Table:
-    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(plan.ask)
+def _rows(config: Config, rows: Sequence[int]) -> pa.Table:
+    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(
+        pa.array(rows, pa.int64())
+    )
 
 
 def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace | None) -> tuple[dict[str, str], int]:
@@ -297,7 +290,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
     if not plan.ask:
         return {}, 0
     engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
-    table = _to_ask(config, plan)
+    table = _rows(config, plan.ask)
     at_once = engine.concurrency(config.enrich)
     most = 4 if at_once == 1 else 16 * at_once  # at a batch's end the engine waits for its last answers
     rows = max(1, min(most, table.num_rows // (4 * config.enrich.num_actors)))

@@ -288,12 +288,15 @@ def enriched_row(
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
     else:
         rule_std, rule_re = from_rules(text, vocabulary)
-        unanswered = NOT_ASKED if failure is None else Outcome("refused", failure, [], [])
-        outcome = unanswered if answer is None else answers.read(answer, text, vocabulary, report)
+        outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
         left = unfilled(missing, {a.key for a in (*shop_std, *rule_std)})
-        if left:
-            status, why = ("partial", "not asked") if failure is None else ("refused", failure)
-            outcome = replace(outcome, status=status, reason=f"{', '.join(left)} of an older answer: {why}"[:300])
+        if failure is not None:  # an older answer, or the tagger's labels, stand in until the next run
+            why = f"{', '.join(left)} of an older answer: {failure}" if left else failure
+            outcome = replace(outcome, status="refused", reason=why[:300])
+        elif left:
+            outcome = replace(
+                outcome, status="partial", reason=f"{', '.join(left)} of an older answer: not asked"[:300]
+            )
     return {
         "product_id": row["product_id"],
         "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),

@@ -1,14 +1,15 @@
 """The tagger: a small fine-tuned text encoder that reads attribute values out of product text as spans.
 
 One label per word: outside, or begin / inside of an attribute. The attributes open to a text are those of its
-group (a product category); all others are masked, and the group's name is read before the text. Of an attribute's
-runs the surest one is the answer, copied from the text, so that a value always has its evidence.
+group (a product category); all others are masked, and the group's name is read before the text. A run of an
+attribute's labels is a value, copied from the text, so that a value always has its evidence.
 The encoder is uncased: each word's shape (capitals, digits) and whether a space precedes it come in beside it.
 
 B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ WEIGHTS = "tagger.safetensors"
 SHAPE = "tagger.json"
 ENCODER = "encoder"
 MADE_BY = "rec.train.tagger.save"
-MAX_TOKENS = 128
+MAX_TOKENS = 256
 NUM_SHAPES = 14
 BATCH = 64
 IGNORED = -100
@@ -77,6 +78,17 @@ def _shape(text: str, start: int, word: str) -> int:
     else:
         kind = 5
     return 1 + 2 * kind + int(start > 0 and not text[start - 1].isspace())
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text says."""
+
+    spans: list[tuple[str, str, float]]
+    """(attribute, value, sureness) in text order; the sureness is the geometric mean of its words' probabilities."""
+    confidence: float
+    """Share, by the model's own probabilities, that the words it gave an attribute have of these and of those it
+    missed: 1 is certain, 0 is a text of which it reads nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,32 +163,40 @@ class Tagger(nn.Module):
         logits: torch.Tensor = self.labels(self.dropout(mixed + hidden[rows, batch.first].float()))
         return logits.float().masked_fill(batch.closed[:, None], -1e4)
 
-    @torch.inference_mode()
     def read(self, groups: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
-        """Attribute → value of each text; what a text does not say is left out. A blank text says nothing."""
+        """Attribute → its surest value in each text; what a text does not say is left out."""
+        found: list[dict[str, str]] = []
+        for reading in self.readings(groups, texts):
+            by_sureness = sorted(reading.spans, key=lambda span: span[2])
+            found.append({name: value for name, value, _ in by_sureness})
+        return found
+
+    @torch.inference_mode()
+    def readings(self, groups: Sequence[str], texts: Sequence[str]) -> list[Reading]:
+        """All that each text says. A blank text says nothing."""
         self.eval()
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
-        found: list[dict[str, str]] = [{} for _ in texts]
+        found = [Reading([], 0.0)] * len(texts)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             batch = self.batch([groups[row] for row in rows], [texts[row] for row in rows])
-            best, label = self(batch).log_softmax(dim=-1).max(dim=-1)
-            for row, scores, chosen, shapes in zip(
-                rows, best.tolist(), label.tolist(), batch.shapes.tolist(), strict=True
-            ):
-                used = sum(shape > 0 for shape in shapes)
-                found[row] = self._values(texts[row], chosen[:used], scores[:used])
+            scores = self(batch).log_softmax(dim=-1)
+            for row, used, values in zip(rows, (batch.shapes > 0).sum(dim=1).tolist(), scores, strict=True):
+                found[row] = self._reading(texts[row], values[:used])
         return found
 
-    def _values(self, text: str, labels: list[int], scores: list[float]) -> dict[str, str]:
-        """The surest run of each attribute: the highest mean log-probability."""
+    def _reading(self, text: str, scores: torch.Tensor) -> Reading:
+        """`scores`: float32[words, L], log-probabilities."""
+        best, labels = scores.max(dim=-1)
+        said = labels > 0
+        right = float((best.exp() * said).sum())
+        missed = float(((1 - best.exp()) * ~said).sum())
         at, names = words(text), self.schema.attributes
-        best: dict[str, tuple[float, str]] = {}
-        for key, start, end in runs(labels):
-            score = sum(scores[start:end]) / (end - start)
-            if names[key] not in best or score > best[names[key]][0]:
-                best[names[key]] = score, text[at[start].start : at[end - 1].end]
-        return {name: value for name, (_, value) in best.items()}
+        spans = [
+            (names[key], text[at[first].start : at[end - 1].end], math.exp(float(best[first:end].mean())))
+            for key, first, end in runs(labels.tolist())
+        ]
+        return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0)
 
 
 def runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:

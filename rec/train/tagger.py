@@ -2,14 +2,20 @@
 
 Values are aligned weakly: all places where the text says the value, at word boundaries and case-insensitively. A
 longer value claims its words before a shorter one; a value that the text does not say teaches nothing.
+
+Against learning few texts by heart, values are exchanged for others of their attribute and group, and tokens hidden.
+On a fifth of OA-Mine's train titles, trained on the others, micro F1 was .761 without (12 epochs) and .778 with both
+(14), one seed each. Of the quarter of the titles that it was least confident of, the F1 without was .56, of the next
+quarter .72.
 """
 
 import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +25,22 @@ from rec import artifact
 from rec.config import Text
 from rec.errors import InputError
 from rec.models import tagger, text_encoder
-from rec.models.tagger import IGNORED, Schema, Tagger
+from rec.models.tagger import IGNORED, Batch, Schema, Tagger
 
 EPOCHS = 15
 BATCH = 16
 ENCODER_LR = 1.5e-4
 HEAD_LR = 2e-3
 WARM_UP = 0.1
+VARIED = 0.7
+"""Share of the texts of an epoch in which values are exchanged."""
+EXCHANGED = 0.3
+"""Share of the values of such a text that are."""
+HIDDEN = 0.1
+"""Share of the tokens that are masked."""
+
+Pool = dict[tuple[str, int], list[str]]
+"""(group, attribute number) → its values, as often as texts say them."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +92,10 @@ def fit(
     rng = np.random.default_rng(seed)
     tokenizer, encoder = text_encoder.parts(text)
     model = Tagger(encoder, tokenizer, schema)
+    texts = [example.text for example in examples]
+    groups = [example.group for example in examples]
     targets = [align(example, schema.attributes) for example in examples]
+    values = pool(groups, texts, targets)
     head = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     optimizer = torch.optim.AdamW(
         [{"params": encoder.parameters(), "lr": ENCODER_LR}, {"params": head, "lr": HEAD_LR}], weight_decay=0.01
@@ -98,7 +116,11 @@ def fit(
                 log.info("tagger: time is up in epoch %d/%d", epoch + 1, epochs)
                 return model.eval()
             rows = order[start : start + BATCH]
-            loss = _loss(model, [examples[row] for row in rows], [targets[row] for row in rows])
+            varied = [
+                exchange(groups[row], texts[row], targets[row], values, rng, EXCHANGED * (rng.random() < VARIED))
+                for row in rows
+            ]
+            loss = _loss(model, [groups[row] for row in rows], varied)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -114,11 +136,51 @@ def _rate(done: float) -> float:
     return done / WARM_UP if done < WARM_UP else max(0.0, (1 - done) / (1 - WARM_UP))
 
 
-def _loss(model: Tagger, examples: Sequence[Example], targets: Sequence[list[int]]) -> torch.Tensor:
-    """Mean cross-entropy over the words; bfloat16 inside the encoder."""
-    batch = model.batch([e.group for e in examples], [e.text for e in examples])
+def pool(groups: Sequence[str], texts: Sequence[str], targets: Sequence[list[int]]) -> Pool:
+    """The labelled runs of all texts."""
+    values: Pool = {}
+    for group, text, labels in zip(groups, texts, targets, strict=True):
+        at = tagger.words(text)
+        for key, first, end in tagger.runs(labels):
+            values.setdefault((group, key), []).append(text[at[first].start : at[end - 1].end])
+    return values
+
+
+def exchange(
+    group: str, text: str, labels: list[int], values: Pool, rng: np.random.Generator, share: float
+) -> tuple[str, list[int]]:
+    """The text with a `share` of its labelled runs replaced by other values of their attribute, and its labels."""
+    at = tagger.words(text)
+    pieces: list[str] = []
+    made: list[int] = []
+    said = labelled = 0
+    for key, first, end in tagger.runs(labels):
+        if rng.random() >= share:
+            continue
+        choices = values[group, key]
+        value = choices[rng.integers(len(choices))]
+        pieces += [text[said : at[first].start], value]
+        made += [*labels[labelled:first], 1 + 2 * key] + [2 + 2 * key] * (len(tagger.words(value)) - 1)
+        said, labelled = at[end - 1].end, end
+    new, new_labels = "".join([*pieces, text[said:]]), [*made, *labels[labelled:]]
+    # A value beside a letter without a space would join its word: that text stays as it is.
+    return (new, new_labels) if len(tagger.words(new)) == len(new_labels) else (text, labels)
+
+
+def _hide(model: Tagger, batch: Batch) -> Batch:
+    """The batch with HIDDEN of its tokens masked, where the tokenizer has a mask."""
+    mask = model.tokenizer.mask_token_id
+    if mask is None:
+        return batch
+    special = torch.isin(batch.ids, torch.tensor(model.tokenizer.all_special_ids))
+    return replace(batch, ids=batch.ids.masked_fill((torch.rand(batch.ids.shape) < HIDDEN) & ~special, mask))
+
+
+def _loss(model: Tagger, groups: Sequence[str], labelled: Sequence[tuple[str, list[int]]]) -> torch.Tensor:
+    """Mean cross-entropy over the words of (text, labels); bfloat16 inside the encoder."""
+    batch = _hide(model, model.batch(groups, [text for text, _ in labelled]))
     wanted = torch.full_like(batch.shapes, IGNORED)
-    for row, labels in enumerate(targets):
+    for row, (_, labels) in enumerate(labelled):
         read = int((batch.shapes[row] > 0).sum())
         wanted[row, :read] = torch.tensor(labels[:read], dtype=torch.long)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -126,10 +188,8 @@ def _loss(model: Tagger, examples: Sequence[Example], targets: Sequence[list[int
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
 
 
-def save(model: Tagger, target: Path, *, inputs: Mapping[str, str], examples: int) -> None:
-    """Write the tagger as an artifact."""
-    with artifact.write(
-        target, kind=tagger.KIND, version=tagger.VERSION, inputs=inputs, config={"epochs": EPOCHS}
-    ) as draft:
+def save(model: Tagger, target: Path, *, inputs: Mapping[str, str], config: Mapping[str, Any], examples: int) -> None:
+    """Write the tagger as an artifact; `config` is what else determined it."""
+    with artifact.write(target, kind=tagger.KIND, version=tagger.VERSION, inputs=inputs, config=config) as draft:
         tagger.write(model, draft.path)
         draft.note(examples=examples, attributes=len(model.schema.attributes))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,19 @@ def test_values_become_labels_at_word_boundaries_longest_first() -> None:
     assert training.align(example, ["Brand", "Color"]) == [0, 3, 4, 3]
 
 
+def test_exchanged_values_keep_their_labels_and_join_no_word() -> None:
+    attributes = ["Brand", "Color"]
+    values = {("Shoes", 0): ["Old Mill"], ("Shoes", 1): ["sea green"]}
+    labels = training.align(EXAMPLES[0], attributes)
+    rng = np.random.default_rng(1)
+    text, made = training.exchange("Shoes", EXAMPLES[0].text, labels, values, rng, 1.0)
+    assert (text, made) == ("Old Mill Runner, sea green", [1, 2, 0, 0, 3, 4])
+    assert training.pool(["Shoes"], [text], [made]) == values
+    assert training.exchange("Shoes", EXAMPLES[0].text, labels, values, rng, 0.0) == (EXAMPLES[0].text, labels)
+    joined = training.exchange("Shoes", "$5", [1, 0], {("Shoes", 0): ["Mill"]}, rng, 1.0)
+    assert joined == ("$5", [1, 0])
+
+
 def test_a_run_ends_where_another_attribute_or_another_begin_comes() -> None:
     assert tagger.runs([1, 2, 1, 4, 0, 2]) == [(0, 0, 2), (0, 2, 3), (1, 3, 4), (0, 5, 6)]
 
@@ -38,6 +52,16 @@ def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagge
     said = [{k: v.casefold() for k, v in row.items()} for row in read]
     assert said == [{k: v[0].casefold() for k, v in e.values.items()} for e in EXAMPLES]
     assert all(value in e.text for e, row in zip(EXAMPLES, read, strict=True) for value in row.values())
+
+
+def test_a_reading_has_every_value_in_order_and_is_surer_of_what_was_taught(trained: tagger.Tagger) -> None:
+    taught, new, blank = trained.readings(
+        ["Shoes"] * 3, ["Acme Runner, red", "Acme Zephyr quilted over red and blue", ""]
+    )
+    assert [(name, value) for name, value, _ in taught.spans] == [("Brand", "Acme"), ("Color", "red")]
+    assert all(0 < sureness <= 1 for *_, sureness in (*taught.spans, *new.spans))
+    assert 1 >= taught.confidence > new.confidence >= 0
+    assert (blank.spans, blank.confidence) == ([], 0.0)
 
 
 def test_a_group_is_not_given_attributes_of_another(trained: tagger.Tagger) -> None:
@@ -57,7 +81,7 @@ def test_characters_without_a_token_move_no_word(trained: tagger.Tagger) -> None
 
 
 def test_it_is_the_same_after_its_artifact(trained: tagger.Tagger, tmp_path: Path) -> None:
-    training.save(trained, tmp_path / "tagger", inputs={}, examples=len(EXAMPLES))
+    training.save(trained, tmp_path / "tagger", inputs={}, config={}, examples=len(EXAMPLES))
     back = tagger.load(tmp_path / "tagger")
     batch = trained.batch(["Shoes"], ["Bolt Runner, blue"])
     with torch.inference_mode():
