@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rec import bundle, postgres
+from rec import assemble, bundle, postgres
 from rec.config import Config
 from rec.index import load, promote
 
@@ -12,7 +12,7 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     """Publish; a bundle below the recipe's floor is made but neither loaded nor promoted unless `force`."""
     started = time.monotonic()
     known = bundle.names(config.store)
-    made = bundle.create(config)
+    made = assemble.create(config)
     promote.check_floor(made, force=force)
     url = postgres.url(config.store)
     loaded = load.vectors(url, made, config.index)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rec import artifact, bundle
+from rec import artifact, assemble, bundle
 from rec.bundle import Bundle
 from rec.config import Config, Text
 from rec.errors import ArtifactError
@@ -29,7 +29,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def made(recipe: Config) -> Bundle:
     """Its bundle."""
-    return bundle.create(recipe)
+    return assemble.create(recipe)
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def test_id_is_the_hash_of_the_manifest_and_every_file_is_listed(made: Bundle) -
     assert artifact.hash_file(made.path / "manifest.json")[:12] == made.id
     present = {p.relative_to(made.path).as_posix() for p in made.path.rglob("*") if p.is_file()}
     assert set(made.files) == present - {"manifest.json"}
-    assert {Path(name).suffix for name in made.files} <= set(bundle.SUFFIXES)
+    assert {Path(name).suffix for name in made.files} <= set(assemble.SUFFIXES)
     bundle.verify(made)
 
 
 def test_creating_twice_changes_nothing(recipe: Config, made: Bundle) -> None:
     before = {p: p.stat().st_mtime_ns for p in made.path.rglob("*")}
-    again = bundle.create(recipe)
+    again = assemble.create(recipe)
     assert again.id == made.id
     assert {p: p.stat().st_mtime_ns for p in made.path.rglob("*")} == before
     assert bundle.names(recipe.store) == [made.id]
@@ -57,11 +57,11 @@ def test_creating_twice_changes_nothing(recipe: Config, made: Bundle) -> None:
 
 
 def test_id_does_not_depend_on_the_store(made: Bundle, tmp_path: Path) -> None:
-    assert bundle.create(tiny.make(tiny.config(tmp_path))).id == made.id
+    assert assemble.create(tiny.make(tiny.config(tmp_path))).id == made.id
 
 
 def test_another_weight_is_another_bundle(made: Bundle, tmp_path: Path) -> None:
-    assert bundle.create(tiny.make(tiny.config(tmp_path, seed=18))).id != made.id
+    assert assemble.create(tiny.make(tiny.config(tmp_path, seed=18))).id != made.id
 
 
 def test_opened_bundle_says_what_it_holds(recipe: Config, made: Bundle) -> None:
@@ -75,9 +75,9 @@ def test_opened_bundle_says_what_it_holds(recipe: Config, made: Bundle) -> None:
 
 
 def test_products_are_shown_without_markup(made: Bundle) -> None:
-    assert bundle._snippet("<p>Soft &amp; warm</p><script>alert(1)</script> coat") == "Soft & warm coat"
-    long = bundle._snippet("word " * 200)
-    assert len(long) <= bundle.SNIPPET_CHARS + 1
+    assert assemble._snippet("<p>Soft &amp; warm</p><script>alert(1)</script> coat") == "Soft & warm coat"
+    long = assemble._snippet("word " * 200)
+    assert len(long) <= assemble.SNIPPET_CHARS + 1
     assert long.endswith("word…")
     row = made.products().slice(0, 1).to_pylist()[0]
     assert row["category"] == [tiny.category(0)]
@@ -86,7 +86,7 @@ def test_products_are_shown_without_markup(made: Bundle) -> None:
 
 def test_a_secret_never_enters_a_bundle(recipe: Config, made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REC_DATABASE_URL", "postgresql://u:hunter2@db/x")
-    again = bundle.create(recipe)
+    again = assemble.create(recipe)
     assert again.id == made.id
     assert not [p for p in again.path.rglob("*.json") if "hunter2" in p.read_text(encoding="utf-8")]
 
@@ -137,16 +137,16 @@ def test_a_part_of_another_version_is_refused_when_made_and_when_read(
     recipe = tiny.make(tiny.config(tmp_path / "new"))
     monkeypatch.setattr(fused, "VERSION", 99)
     with pytest.raises(ArtifactError, match=r"ranker holds ranker version .*reads version 99.*jobs/pipeline[.]py"):
-        bundle.create(recipe)
+        assemble.create(recipe)
     assert list((tmp_path / "new" / "bundles").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "ranker/ranker.json"])
 def test_a_damaged_bundle_is_made_anew(tmp_path: Path, made: Bundle, name: str) -> None:
     recipe = tiny.make(tiny.config(tmp_path))
-    damaged = bundle.create(recipe).path / name
+    damaged = assemble.create(recipe).path / name
     damaged.write_text("{}", encoding="utf-8")
-    again = bundle.create(recipe)
+    again = assemble.create(recipe)
     assert again.id == made.id
     bundle.verify(again)
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == [made.id]
@@ -156,7 +156,7 @@ def test_what_another_process_is_assembling_is_left_alone(tmp_path: Path) -> Non
     recipe = tiny.make(tiny.config(tmp_path))
     theirs = tmp_path / "bundles" / ".theirs.tmp"
     theirs.mkdir(parents=True)
-    mine = threading.Thread(target=bundle.create, args=(recipe,))
+    mine = threading.Thread(target=assemble.create, args=(recipe,))
     folder = os.open(theirs.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # as the other process does
@@ -180,7 +180,7 @@ def test_a_missing_stage_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     recipe = tiny.make(tiny.config(tmp_path))
     shutil.rmtree(recipe.at("ranker"))
     with pytest.raises(ArtifactError, match=r"ranker.*jobs/pipeline[.]py"):
-        bundle.create(recipe)
+        assemble.create(recipe)
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
@@ -193,7 +193,7 @@ def test_artifacts_of_different_runs_make_no_bundle(tmp_path: Path, name: str, s
     with artifact.write(recipe.at(name), kind=name, version=1, inputs={source: "of before"}, config={}):
         pass
     with pytest.raises(ArtifactError, match=f"{name} was made of another {source} than .*pipeline.py --recipe tiny`"):
-        bundle.create(recipe)
+        assemble.create(recipe)
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
@@ -216,7 +216,7 @@ def test_a_bundle_states_the_options_it_was_made_with(
     assert manifest is not None
     artifact.write_json(recipe.at(name) / artifact.MANIFEST, {**asdict(manifest), "config": made_with})
     with pytest.raises(ArtifactError, match=f"{name} was made with {option} is to be published.*pipeline.py"):
-        bundle.create(recipe)
+        assemble.create(recipe)
 
 
 def test_options_that_agree_and_other_facts_of_the_work_are_no_matter(recipe: Config, made: Bundle) -> None:
@@ -224,7 +224,7 @@ def test_options_that_agree_and_other_facts_of_the_work_are_no_matter(recipe: Co
     assert manifest is not None
     agreed = {"ranker": recipe.ranker.identity(), "temperature": recipe.user_tower.temperature, "prompt_version": "9"}
     artifact.write_json(recipe.at("ranker") / artifact.MANIFEST, {**asdict(manifest), "config": agreed})
-    assert bundle.create(recipe).id == made.id
+    assert assemble.create(recipe).id == made.id
 
 
 def test_inputs_that_are_no_artifacts_of_the_store_are_passed_over(recipe: Config, made: Bundle) -> None:
@@ -232,7 +232,7 @@ def test_inputs_that_are_no_artifacts_of_the_store_are_passed_over(recipe: Confi
     assert manifest is not None
     inputs = {"features": artifact.hash_folder(recipe.at("features")), "previous": "a vocabulary that is gone"}
     artifact.write_json(recipe.at("ranker") / artifact.MANIFEST, {**asdict(manifest), "inputs": inputs})
-    assert bundle.create(recipe).id == made.id
+    assert assemble.create(recipe).id == made.id
 
 
 def test_a_configuration_of_another_program_is_named(copy: Path, made: Bundle) -> None:
@@ -246,12 +246,12 @@ def test_a_foreign_file_type_is_refused(tmp_path: Path) -> None:
     with artifact.write(recipe.at("ranker"), kind=fused.KIND, version=fused.VERSION, inputs={}, config={}) as draft:
         (draft.path / "ranker.pt").write_bytes(b"\x80\x04")
     with pytest.raises(ArtifactError, match=r"ranker\.pt is not one of"):
-        bundle.create(recipe)
+        assemble.create(recipe)
 
 
 @pytest.mark.parametrize(("floor", "met"), [(0.0, True), (0.2, True), (0.21, False)])
 def test_the_manifest_says_whether_the_floor_is_met(tmp_path: Path, floor: float, met: bool) -> None:
-    made = bundle.create(tiny.make(tiny.config(tmp_path, floor=floor), ndcg10=0.2))
+    made = assemble.create(tiny.make(tiny.config(tmp_path, floor=floor), ndcg10=0.2))
     written = json.loads((made.path / "manifest.json").read_text(encoding="utf-8"))["evaluation"]
     assert written == {"ndcg10": 0.2, "floor": floor, "floor_met": met}
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rec import bundle, postgres, publish
+from rec import assemble, bundle, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Bundle:
 
 def published(recipe: Config, url: str) -> Bundle:
     """The bundle of a recipe, loaded and made the active one of the database at `url`."""
-    found = bundle.create(recipe)
+    found = assemble.create(recipe)
     load.vectors(url, found, recipe.index)
     promote.promote(url, found, recipe.root, force=False)
     return found
@@ -320,7 +320,7 @@ promote.promote(url, made, made.config.root, force=False)
 
 def test_a_killed_load_leaves_nothing_and_is_repeated(tmp_path: Path, database_url: str) -> None:
     recipe = tiny.make(tiny.config(tmp_path, name="killed", seed=3))
-    found = bundle.create(recipe)
+    found = assemble.create(recipe)
     # held where its vectors are in and it is about to say so
     with held(recipe, database_url, "bundles") as loader:
         os.kill(loader.pid, signal.SIGKILL)
@@ -338,7 +338,7 @@ def test_a_killed_load_leaves_nothing_and_is_repeated(tmp_path: Path, database_u
 @contextmanager
 def held(recipe: Config, url: str, table: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that publishes the bundle of `recipe` and that waits before its first row of `table`."""
-    name = bundle.create(recipe).id
+    name = assemble.create(recipe).id
     with postgres.connect(url) as blocker:
         blocker.execute(psycopg.sql.SQL("LOCK TABLE {} IN SHARE MODE").format(psycopg.sql.Identifier(table)))
         loader = subprocess.Popen([sys.executable, "-c", LOADER, recipe.store, url, name])
@@ -435,7 +435,7 @@ class TestPromotion:
             assert publish.rollback(recipe) == {"bundle": first}
             assert loader.poll() is None
         assert loader.wait(60) == 0
-        assert self.active() == bundle.create(tiny.config(tmp_path, seed=3)).id
+        assert self.active() == assemble.create(tiny.config(tmp_path, seed=3)).id
 
     def test_who_is_held_up_says_so(self, recipe: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tables, "SWITCH_WAIT_MS", 200)
@@ -481,7 +481,7 @@ class TestPromotion:
         assert self.active() == last
 
     def test_nothing_is_pruned_where_nothing_is_active(self, recipe: Config) -> None:
-        made = bundle.create(recipe)
+        made = assemble.create(recipe)
         with pytest.raises(DatabaseError, match="no bundle is active"):
             publish.prune(recipe)
         bundle.verify(made)

@@ -20,6 +20,7 @@ STAGES = {
     "train",
     "samples",
     "evaluate",
+    "assemble",
     "bundle",
     "index",
     "recommend",

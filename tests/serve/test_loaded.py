@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rec import bundle
+from rec import assemble
 from rec.bundle import Bundle
 from serve import app
 from serve.loaded import KEPT, Loaded
@@ -16,7 +16,7 @@ from tests.bundle import tiny
 
 
 def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None:
-    first, second, third = (bundle.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in (1, 2, 3))
+    first, second, third = (assemble.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in (1, 2, 3))
     built: list[str] = []
 
     def build(opened: Bundle) -> str:
