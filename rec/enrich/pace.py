@@ -24,6 +24,7 @@ class Meter:
         self._request_at = self._token_at = self._held_until = 0.0
         self._money = money
         self._open = 0
+        self._refused = 0
 
     def reserve(self, tokens: int, now: float | None = None) -> float:
         """Take the next free moment for a request of `tokens` tokens; returns the seconds until then."""
@@ -42,15 +43,18 @@ class Meter:
         """Seconds for which nothing may go out, not even what has waited for its moment."""
         return max(self._held_until - (time.monotonic() if now is None else now), 0.0)
 
-    def admit(self, most: float) -> bool | None:
+    def admit(self, most: float, wait: bool = True) -> bool | None:
         """Put `most` money aside for a call; False when that much is not left.
 
-        None when calls in flight may still give back enough: ask again.
+        None when calls in flight may still give back enough, and the caller can `wait`: ask again.
         """
         if self._money is None:
             return True
         if most > self._money:
-            return None if self._open else False
+            if wait and self._open:
+                return None
+            self._refused += 1
+            return False
         self._money -= most
         self._open += 1
         return True
@@ -60,6 +64,10 @@ class Meter:
         if self._money is not None:
             self._money += most - spent
             self._open -= 1
+
+    def refused(self) -> int:
+        """Calls that were not admitted."""
+        return self._refused
 
 
 class Pace:
@@ -79,11 +87,11 @@ class Pace:
         """See `Meter.hold`."""
         ray.get(self._meter.hold.remote(seconds))
 
-    def admit(self, most: float) -> bool:
+    def admit(self, most: float, wait: bool = True) -> bool:
         """See `Meter.admit`; waits for calls in flight, at most PATIENCE_S: a worker may have died in one."""
         until = time.monotonic() + PATIENCE_S
         while True:
-            admitted: bool | None = ray.get(self._meter.admit.remote(most))
+            admitted: bool | None = ray.get(self._meter.admit.remote(most, wait))
             if admitted is not None or time.monotonic() > until:
                 return bool(admitted)
             time.sleep(POLL_S)
@@ -91,3 +99,8 @@ class Pace:
     def settle(self, most: float, spent: float) -> None:
         """See `Meter.settle`."""
         ray.get(self._meter.settle.remote(most, spent))
+
+    def refused(self) -> int:
+        """See `Meter.refused`."""
+        count: int = ray.get(self._meter.refused.remote())
+        return count

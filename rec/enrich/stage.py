@@ -32,7 +32,7 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import backfill, cache, corrections, engine, imports
+from rec.enrich import backfill, cache, corrections, engine, imports, stream
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
@@ -267,10 +267,7 @@ def _descriptions(config: Config) -> dict[str, str]:
 
 def _pace(enrich: Enrich, spent: cache.Usage) -> Pace | None:
     """What the workers share, when anything is limited. The budget counts what earlier runs spent on this catalogue."""
-    if (
-        enrich.requests_per_minute is enrich.tokens_per_minute is enrich.max_cost is None
-        and enrich.engine == "llamacpp"
-    ):
+    if enrich.requests_per_minute is enrich.tokens_per_minute is enrich.max_cost is None and enrich.engine != "openai":
         return None
     left = None if enrich.max_cost is None else enrich.max_cost - cost(enrich, spent.tokens_in, spent.tokens_out)
     return Pace(enrich.requests_per_minute, enrich.tokens_per_minute, left)
@@ -297,22 +294,26 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
     blocks = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
     waiting = ray.data.from_arrow(blocks)
     waiting.context.enable_progress_bars = False
-    asked = waiting.map_batches(
-        Ask,
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
-        compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-        fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
-    )
+    if config.enrich.engine == "vllm":
+        asked = stream.ask(waiting, config.enrich, database_url, run_id, pace)
+    else:
+        actors = waiting.map_batches(
+            Ask,
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
+            compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
+            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
+        )
+        asked = _tables(actors)
     failures: dict[str, str] = {}
     unpaid = 0
     with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
-        for batch in _tables(asked):
-            failed = batch.filter(batch["failure"].is_valid())
+        for answers in asked:
+            failed = answers.filter(answers["failure"].is_valid())
             failures |= dict(zip(failed["key"].to_pylist(), failed["failure"].to_pylist(), strict=True))
-            unpaid += batch["unpaid"].drop_null().length()
-            bar.update(batch.num_rows)
+            unpaid += answers["unpaid"].drop_null().length()
+            bar.update(answers.num_rows)
     if failures:
         log.warning("%d calls failed, one of them: %s; the next run asks again", len(failures), min(failures.values()))
     if unpaid:

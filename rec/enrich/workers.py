@@ -92,6 +92,86 @@ def cost(enrich: Enrich, tokens_in: float, tokens_out: float) -> float:
     return (tokens_in * enrich.price_in + tokens_out * enrich.price_out) / 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A product that is to be asked, its money put aside."""
+
+    key: str
+    content_hash: str
+    question: Question
+    prompt_bytes: int
+    kept: Kept | None
+    most: float
+
+
+class Asking:
+    """All of asking but the model: what is asked about a product, what it may cost, and the commit of its answer."""
+
+    def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None) -> None:
+        self._enrich = enrich
+        self._run_id = run_id
+        self._pace = pace
+        self._vocabulary = StdVocabulary.load(None)
+        self._form = engine.form(enrich)
+        with postgres.connect(database_url, autocommit=True) as connection:
+            self._backfill = backfill.load(connection, enrich.model, self._form, self._vocabulary)
+
+    def key(self, text: Canonical) -> str:
+        """Key of the answer about a text."""
+        return self._backfill.now.key(text.content_hash, self._enrich.model)
+
+    def kept(self, connection: cache.Connection, content_hash: str) -> Kept | None:
+        """What is still good of an older answer about a text."""
+        return self._backfill.find(connection, [content_hash], self._enrich.max_output_tokens).get(content_hash)
+
+    def open(
+        self, connection: cache.Connection, row: dict[str, Any], text: Canonical, wait: bool = True
+    ) -> Opened | dict[str, Any]:
+        """What to ask about a product, or its row of ASKED when there is nothing to ask or no money left for it.
+
+        `wait`: for calls in flight, which may give money back.
+        """
+        key = self.key(text)
+        if cache.known(connection, [key], self._enrich.max_output_tokens):
+            return {"key": key}
+        kept = self.kept(connection, text.content_hash)
+        asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
+        if asked is None:
+            assert kept is not None
+            cache.put(connection, [(key, self._backfill.merged(kept, (), None))])
+            return {"key": key}
+        prompt_bytes = len(asked.prompt.encode())
+        most = self._most(prompt_bytes)
+        if self._pace is not None and not self._pace.admit(most, wait):
+            return {"key": key, "unpaid": True}
+        return Opened(key, text.content_hash, asked, prompt_bytes, kept, most)
+
+    def settle(self, most: float, raw: Completion | None) -> None:
+        """Give back what of `most` was not spent on an answer; None is a call that failed."""
+        if self._pace is not None:
+            self._pace.settle(most, cost(self._enrich, raw.tokens_in, raw.tokens_out) if raw else 0.0)
+
+    def commit(
+        self, connection: cache.Connection, key: str, kept: Kept | None, raw: Completion, call: cache.Call
+    ) -> None:
+        """Put the answer into the cache, and the call for it into the ledger."""
+        cache.pay(connection, self._run_id, key, self._answer(raw, kept), call)
+
+    def _most(self, prompt_bytes: int) -> float:
+        """Money that a call can cost: a token is at least one byte, and a repair sends prompt and answer once more."""
+        longest = self._enrich.max_output_tokens
+        return cost(self._enrich, 2 * prompt_bytes + longest + REPAIR_BYTES, 2 * longest)
+
+    def _answer(self, raw: Completion, kept: Kept | None) -> Answer:
+        """The answer to the whole question, of which a part may be known from before."""
+        state = "finished" if raw.finished else "cut"
+        wanted = kept.missing if kept else None
+        body = self._form.body(raw.text, wanted)
+        version = self._backfill.now.prompt_version
+        answer = Answer(self._enrich.model, version, state, body, raw.tokens_in, raw.tokens_out)
+        return answer if kept is None else self._backfill.merged(kept, kept.missing, answer)
+
+
 class Ask:
     """An actor with the engine: asks about each product that has no answer yet and commits the answer.
 
@@ -102,12 +182,7 @@ class Ask:
     def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None = None, key: str = "") -> None:
         self._enrich = enrich
         self._database_url = database_url
-        self._run_id = run_id
-        self._pace = pace
-        self._vocabulary = StdVocabulary.load(None)
-        self._form = engine.form(enrich)
-        with postgres.connect(database_url, autocommit=True) as connection:
-            self._backfill = backfill.load(connection, enrich.model, self._form, self._vocabulary)
+        self._asking = Asking(enrich, database_url, run_id, pace)
         self._engine = engine.load(enrich, pace, key)
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
@@ -120,11 +195,6 @@ class Ask:
             self._threads.shutdown(cancel_futures=True)  # what is in flight is still paid for and kept
             raise
 
-    def _most(self, prompt_bytes: int) -> float:
-        """Money that a call can cost: a token is at least one byte, and a repair sends prompt and answer once more."""
-        longest = self._enrich.max_output_tokens
-        return cost(self._enrich, 2 * prompt_bytes + longest + REPAIR_BYTES, 2 * longest)
-
     def _connection(self) -> cache.Connection:
         """One per thread: the lock of an answer belongs to a connection."""
         if not hasattr(self._local, "connection"):
@@ -134,50 +204,28 @@ class Ask:
 
     def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
         text = canonical(row, self._enrich.max_text_chars)
-        key = self._backfill.now.key(text.content_hash, self._enrich.model)
+        key = self._asking.key(text)
         connection = self._connection()
         # The worker of a killed run outlives its driver by seconds and may be asking the same.
         with cache.alone(connection, key):
-            if cache.known(connection, [key], self._enrich.max_output_tokens):
-                return {"key": key}
-            hashes = [text.content_hash]
-            kept = self._backfill.find(connection, hashes, self._enrich.max_output_tokens).get(text.content_hash)
-            asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
-            if asked is None:
-                assert kept is not None
-                cache.put(connection, [(key, self._backfill.merged(kept, (), None))])
-                return {"key": key}
-            prompt_bytes = len(asked.prompt.encode())
-            most = self._most(prompt_bytes)
-            if self._pace is not None and not self._pace.admit(most):
-                return {"key": key, "unpaid": True}
-            paid = 0.0
+            opened = self._asking.open(connection, row, text)
+            if not isinstance(opened, Opened):
+                return opened
+            asked, raw = opened.question, None
             started = time.monotonic()
             try:
                 raw = self._engine.complete(asked.prompt, asked.schema, self._enrich.max_output_tokens)
-                paid = cost(self._enrich, raw.tokens_in, raw.tokens_out)
             except EndpointError:
                 raise
             except EngineError as error:
                 return {"key": key, "failure": str(error)[:300]}
             finally:
-                if self._pace is not None:
-                    self._pace.settle(most, paid)
-            answer = self._answer(raw, kept)
+                self._asking.settle(opened.most, raw)
             call = cache.Call(
-                raw.tokens_in, raw.tokens_out, time.monotonic() - started, prompt_bytes, round(asked.share, 4)
+                raw.tokens_in, raw.tokens_out, time.monotonic() - started, opened.prompt_bytes, round(asked.share, 4)
             )
-            cache.pay(connection, self._run_id, key, answer, call)
+            self._asking.commit(connection, key, opened.kept, raw, call)
         return {"key": key}
-
-    def _answer(self, raw: Completion, kept: Kept | None) -> Answer:
-        """The answer to the whole question, of which a part may be known from before."""
-        state = "finished" if raw.finished else "cut"
-        wanted = kept.missing if kept else None
-        body = self._form.body(raw.text, wanted)
-        version = self._backfill.now.prompt_version
-        answer = Answer(self._enrich.model, version, state, body, raw.tokens_in, raw.tokens_out)
-        return answer if kept is None else self._backfill.merged(kept, kept.missing, answer)
 
 
 def weigh(batch: pa.Table, enrich: Enrich, database_url: str) -> pa.Table:
