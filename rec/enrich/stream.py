@@ -26,7 +26,7 @@ from rec.enrich.pace import Pace
 from rec.enrich.text import canonical
 from rec.enrich.vllm import ERROR, QUESTION
 from rec.enrich.workers import ASKED, Asking, Opened
-from rec.errors import EngineError, RecError
+from rec.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +82,11 @@ def _tables(data: ray.data.Dataset, enrich: Enrich) -> Iterator[pa.Table]:
         for batch in data.iter_batches(batch_format="pyarrow", batch_size=None):
             assert isinstance(batch, pa.Table)
             yield batch
-    except RecError:
-        raise
-    except ray.exceptions.RayError as error:
-        line = " ".join(str(error).split())[-300:]
+    except ray.exceptions.RayActorError as error:  # most often an engine that did not start
+        line = str(error).strip().splitlines()[-1][:300]
         raise EngineError(
-            f"vLLM with enrich.model={enrich.model!r} ended ({line}): what was answered is kept; check the model's "
-            "name and access to it, and whether it fits the GPU (enrich.vllm)"
+            f"an actor ended that asks enrich.model={enrich.model!r} ({line}): what was answered is kept; check the "
+            "model's name and access to it, and whether it fits the GPU (enrich.vllm)"
         ) from error
 
 

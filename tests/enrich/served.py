@@ -26,6 +26,8 @@ class Asks(StatefulStageUDF):
 
     def __init__(self, data_column: str, expected_input_keys: list[str], url: str, key: str) -> None:
         super().__init__(data_column, expected_input_keys)
+        if not url:
+            raise OSError("it is not a local folder and is not a valid model identifier")
         self._url, self._key = url, key
 
     async def udf(self, rows: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
@@ -60,7 +62,10 @@ class Asks(StatefulStageUDF):
 
 
 def by(url: str, key: str = "") -> Callable[[Enrich], vllm.Processor]:
-    """What takes the place of `vllm.processor`: what that makes, with the endpoint at `url` for its GPU."""
+    """What takes the place of `vllm.processor`: what that makes, with the endpoint at `url` for its GPU.
+
+    An empty `url` is a model that does not load.
+    """
     build = vllm.processor
 
     def processor(enrich: Enrich) -> vllm.Processor:

@@ -267,6 +267,12 @@ def test_budgets_of_calls_and_money_hold(run: Callable[..., Any], fresh: str, ra
     assert sum(row["model"] is not None for row in rows.values()) in (1, 2), "A4 and A5 have the same text"
 
 
+@pytest.mark.slow
+def test_a_model_that_does_not_load_is_named(run: Callable[..., Any], ray_local: None) -> None:
+    with pytest.raises(EngineError, match="model' .OSError: it is not a local folder.*check the model's name"):
+        run("")
+
+
 @pytest.fixture
 def llama() -> Iterator[str]:
     """llama.cpp's own server with the embedded model."""
