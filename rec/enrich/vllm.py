@@ -41,6 +41,10 @@ QUESTION = pa.schema(
 """A row that goes in, and comes out again with its answer. `first` is an answer to repair, `problem` what is wrong with
 it; `most` the money put aside. No name may be one that Ray's stages write to, such as `prompt`."""
 
+STAGE_CPUS = 0.5
+"""Of an actor around the engine. With a whole CPU each, all would not fit a small GPU node: the last would start when
+the first has ended, and what lies between them would be the whole data set."""
+
 Processor = Callable[[ray.data.Dataset], ray.data.Dataset]
 
 
@@ -89,7 +93,9 @@ def processor(enrich: Enrich) -> Processor:
         batch_size=options.batch_size,
         should_continue_on_error=True,  # a prompt that is too long is its row's failure and nobody else's
         log_engine_metrics=False,  # they need a metrics port, which `rec.runtime` does not open
-        chat_template_stage={"chat_template_kwargs": options.chat_template_kwargs or None},
+        chat_template_stage={"chat_template_kwargs": options.chat_template_kwargs or None, "num_cpus": STAGE_CPUS},
+        tokenize_stage={"num_cpus": STAGE_CPUS},
+        detokenize_stage={"num_cpus": STAGE_CPUS},
     )
     return llm.build_processor(config, preprocess=partial(request, enrich=enrich), postprocess=answered)
 

@@ -269,7 +269,7 @@ def test_budgets_of_calls_and_money_hold(run: Callable[..., Any], fresh: str, ra
 
 @pytest.mark.slow
 def test_a_model_that_does_not_load_is_named(run: Callable[..., Any], ray_local: None) -> None:
-    with pytest.raises(EngineError, match="model' .OSError: it is not a local folder.*check the model's name"):
+    with pytest.raises(EngineError, match=r"/model' \(OSError: it is not a local folder.*check the model's name"):
         run("")
 
 
