@@ -24,7 +24,7 @@ from rec.enrich import cache, vllm
 from rec.enrich.completion import Completion
 from rec.enrich.pace import Pace
 from rec.enrich.text import canonical
-from rec.enrich.vllm import ERROR, QUESTION
+from rec.enrich.vllm import ERROR, QUESTION, STEP_CPUS
 from rec.enrich.workers import ASKED, Asking, Opened
 from rec.errors import EngineError
 
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 
 COMMITTED = pa.schema([*ASKED, *(field for field in QUESTION if field.name != "key")])
 """A row of ASKED; where the answer is to be repaired, with the question to ask then."""
-
-WORKER_CPUS = 0.25
-"""Of an actor that opens or commits: it waits for Postgres and for the engine."""
 
 
 def ask(
@@ -52,7 +49,7 @@ def ask(
             worker,
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=WORKER_CPUS,
+            num_cpus=STEP_CPUS,
             compute=actors,
             fn_constructor_args=arguments,
         )

@@ -41,15 +41,17 @@ QUESTION = pa.schema(
 """A row that goes in, and comes out again with its answer. `first` is an answer to repair, `problem` what is wrong with
 it; `most` the money put aside. No name may be one that Ray's stages write to, such as `prompt`."""
 
-STAGE_CPUS = 0.5
-"""Of an actor around the engine. With a whole CPU each, all would not fit a small GPU node: the last would start when
-the first has ended, and what lies between them would be the whole data set."""
+STEP_CPUS = 0.25
+"""Of each step around the engine, ours too: all of them run at once. With Ray's whole CPU each they do not fit a small
+GPU node, and what has started waits for ever for what has not."""
+NEEDED_CPUS = 2
+"""Of all steps together, beside one for each GPU."""
 
 Processor = Callable[[ray.data.Dataset], ray.data.Dataset]
 
 
 def require(options: Vllm) -> None:
-    """Raise EngineError unless vLLM is installed and the cluster, to which this process is connected, has the GPUs."""
+    """Raise EngineError unless vLLM is installed and the cluster, to which this process is connected, can run it."""
     if importlib.util.find_spec("vllm") is None:
         raise EngineError(
             "the package vllm is not installed: `pip install '.[vllm]'` here and on the GPU nodes, or serve the model "
@@ -62,6 +64,12 @@ def require(options: Vllm) -> None:
             f"vLLM needs {options.gpus} GPUs (enrich.vllm.tensor_parallel_size={options.tensor_parallel_size} times "
             f"pipeline_parallel_size={options.pipeline_parallel_size}), the Ray cluster has {gpus}: start GPU nodes, "
             "with autoscaling at least those of one engine, or set RAY_ADDRESS to a cluster that has them"
+        )
+    cpus = int(there.get("CPU", 0))
+    if cpus < options.gpus + NEEDED_CPUS:
+        raise EngineError(
+            f"vLLM on {options.gpus} GPUs needs {options.gpus + NEEDED_CPUS} CPUs, the Ray cluster has {cpus}: start "
+            "larger nodes, or raise cpus where Ray runs on this machine"
         )
     kind = options.accelerator_type
     if kind and f"accelerator_type:{kind}" not in there:
@@ -85,6 +93,7 @@ def processor(enrich: Enrich) -> Processor:
     }
     if options.quantization:
         arguments["quantization"] = options.quantization
+    step = {"num_cpus": STEP_CPUS}
     config = llm.vLLMEngineProcessorConfig(
         model_source=enrich.model,
         engine_kwargs=arguments,
@@ -93,11 +102,17 @@ def processor(enrich: Enrich) -> Processor:
         batch_size=options.batch_size,
         should_continue_on_error=True,  # a prompt that is too long is its row's failure and nobody else's
         log_engine_metrics=False,  # they need a metrics port, which `rec.runtime` does not open
-        chat_template_stage={"chat_template_kwargs": options.chat_template_kwargs or None, "num_cpus": STAGE_CPUS},
-        tokenize_stage={"num_cpus": STAGE_CPUS},
-        detokenize_stage={"num_cpus": STAGE_CPUS},
+        chat_template_stage={"chat_template_kwargs": options.chat_template_kwargs or None, **step},
+        tokenize_stage=step,
+        detokenize_stage=step,
     )
-    return llm.build_processor(config, preprocess=partial(request, enrich=enrich), postprocess=answered)
+    return llm.build_processor(
+        config,
+        preprocess=partial(request, enrich=enrich),
+        postprocess=answered,
+        preprocess_map_kwargs=step,
+        postprocess_map_kwargs=step,
+    )
 
 
 def request(row: dict[str, Any], enrich: Enrich) -> dict[str, Any]:

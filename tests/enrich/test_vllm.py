@@ -134,8 +134,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"CPU": 4.0}, "tensor_parallel_size=1", r"needs 1 GPUs .* has 0: start GPU nodes"),
         ({"GPU": 1.0}, "tensor_parallel_size=2", r"needs 2 GPUs .*tensor_parallel_size=2 .* has 1"),
-        ({"GPU": 4.0, "accelerator_type:L4": 1.0}, 'accelerator_type="H100"', "'H100': the Ray cluster has L4"),
-        ({"GPU": 4.0, "accelerator_type:L4": 1.0}, 'accelerator_type="L4"', None),
+        ({"GPU": 4.0, "CPU": 2.0}, "tensor_parallel_size=1", "1 GPUs needs 3 CPUs, the Ray cluster has 2"),
+        (
+            {"GPU": 4.0, "CPU": 4.0, "accelerator_type:L4": 1.0},
+            'accelerator_type="H100"',
+            "'H100': the Ray cluster has L4",
+        ),
+        ({"GPU": 4.0, "CPU": 4.0, "accelerator_type:L4": 1.0}, 'accelerator_type="L4"', None),
     ],
 )
 def test_a_cluster_without_the_gpus_is_refused(
@@ -186,6 +191,11 @@ def test_the_options_reach_rays_processor(model: str, ray_local: None) -> None:
         }.items()
     )
     assert given["fn_constructor_kwargs"]["should_continue_on_error"]
+    around = [made.get_stage_by_name(f"{name}Stage").map_batches_kwargs for name in ("ChatTemplate", "Tokenize")]
+    around += [made.get_stage_by_name("DetokenizeStage").map_batches_kwargs]
+    around += [made.preprocess_map_kwargs, made.postprocess_map_kwargs]
+    ours = 2 * vllm.STEP_CPUS
+    assert ours + sum(step["num_cpus"] for step in around) <= vllm.NEEDED_CPUS, "all steps run at once"
     assert (given["batch_size"], given["accelerator_type"], given["compute"].max_size) == (16, "H100", 3)
 
 
@@ -194,7 +204,7 @@ def run(
     coats: Callable[..., Config], fresh: str, model: str, installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
     """Runs the stage with the endpoint at a URL for a GPU. Returns its result, and its rows by product id."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 4.0})
 
     def make(
         url: str, *more: str, rows: list[dict[str, Any]] = COATS, key: str = ""
