@@ -21,7 +21,6 @@ import ray
 from rec import postgres
 from rec.config import Enrich
 from rec.enrich import cache, vllm
-from rec.enrich.completion import Completion
 from rec.enrich.pace import Pace
 from rec.enrich.text import canonical
 from rec.enrich.vllm import ERROR, QUESTION, STEP_CPUS
@@ -129,22 +128,19 @@ class Commit(_Worker):
         return pa.Table.from_pylist([self._commit(row) for row in batch.to_pylist()], schema=COMMITTED)
 
     def _commit(self, row: dict[str, Any]) -> dict[str, Any]:
-        first = None
-        if row["first"] is not None:
-            first = Completion(row["first"], True, row["first_tokens_in"], row["first_tokens_out"])
-        if row.get(ERROR):
-            self._asking.settle(row["most"], first)
+        if row.get(ERROR):  # its money stays aside: a batch may come twice, and must not give back twice
             return {"key": row["key"], "failure": row[ERROR][:300]}
         raw, problem = vllm.completion(row, self._enrich.max_output_tokens)
         call = cache.Call(raw.tokens_in, raw.tokens_out, row["seconds"], row["prompt_bytes"], round(row["share"], 4))
-        if first is not None:
-            both = (first.tokens_in + raw.tokens_in, first.tokens_out + raw.tokens_out)
-            raw = replace(raw, tokens_in=both[0], tokens_out=both[1])
+        if row["first"] is not None:
+            both = (row["first_tokens_in"] + raw.tokens_in, row["first_tokens_out"] + raw.tokens_out)
+            raw, problem = replace(raw, tokens_in=both[0], tokens_out=both[1]), None
         kept = self._asking.kept(self._connection, row["content_hash"])
-        self._asking.commit(self._connection, row["key"], kept, raw, call)
-        if problem is None or first is not None:
+        new = self._asking.commit(self._connection, row["key"], kept, raw, call, once=True)
+        if problem is not None:
+            question = {name: row[name] for name in QUESTION.names}
+            tokens = {"first_tokens_in": raw.tokens_in, "first_tokens_out": raw.tokens_out}
+            return {**question, "first": raw.text, "problem": problem, **tokens}
+        if new:
             self._asking.settle(row["most"], raw)
-            return {"key": row["key"]}
-        question = {name: row[name] for name in QUESTION.names}
-        tokens = {"first_tokens_in": raw.tokens_in, "first_tokens_out": raw.tokens_out}
-        return {**question, "first": raw.text, "problem": problem, **tokens}
+        return {"key": row["key"]}

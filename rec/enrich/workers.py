@@ -152,10 +152,24 @@ class Asking:
             self._pace.settle(most, cost(self._enrich, raw.tokens_in, raw.tokens_out) if raw else 0.0)
 
     def commit(
-        self, connection: cache.Connection, key: str, kept: Kept | None, raw: Completion, call: cache.Call
-    ) -> None:
-        """Put the answer into the cache, and the call for it into the ledger."""
-        cache.pay(connection, self._run_id, key, self._answer(raw, kept), call)
+        self,
+        connection: cache.Connection,
+        key: str,
+        kept: Kept | None,
+        raw: Completion,
+        call: cache.Call,
+        once: bool = False,
+    ) -> bool:
+        """Put the answer into the cache, and the call for it into the ledger.
+
+        `once`: but not where this very answer is already, for Ray repeats the batch of an actor that died. Returns
+        whether it was put there.
+        """
+        answer = self._answer(raw, kept)
+        if once and cache.fetch(connection, [key], self._enrich.max_output_tokens).get(key) == answer:
+            return False
+        cache.pay(connection, self._run_id, key, answer, call)
+        return True
 
     def _most(self, prompt_bytes: int) -> float:
         """Money that a call can cost: a token is at least one byte, and a repair sends prompt and answer once more."""

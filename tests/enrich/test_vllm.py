@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 import ray
 
-from rec import dataset
+from rec import dataset, postgres
 from rec.config import Config, load
-from rec.enrich import engine, llamacpp, stage, vllm
+from rec.enrich import backfill, engine, llamacpp, stage, stream, vllm
 from rec.enrich.completion import REPAIR_BYTES, Completion
+from rec.enrich.pace import Meter
 from rec.enrich.text import canonical
 from rec.enrich.workers import question
 from rec.errors import ConfigError, EngineError
@@ -161,6 +162,34 @@ def model(tmp_path: Path) -> str:
     folder = tmp_path / "model"
     folder.mkdir()
     return str(folder)
+
+
+def test_a_batch_that_ray_repeats_is_paid_once(fresh: str) -> None:
+    """As after the death of the actor that commits; no Ray here. The prices are 0: all money comes back, but once."""
+    enrich = load("demo", VLLM).enrich
+    with postgres.connect(fresh, autocommit=True) as connection:
+        backfill.prepare(connection, enrich.model, engine.form(enrich), StdVocabulary.load(None))
+    row = {"content_hash": "h", "prompt_bytes": 9, "share": 1.0, "most": 4.0, "seconds": 0.1, vllm.ERROR: ""}
+    rows = [
+        {**asked_of(COATS[0]), **row, "text": '{"found": 1}', "tokens_in": 7, "tokens_out": 3},
+        {**asked_of(COATS[1]), **row, "text": '{"found": []', "tokens_in": 7, "tokens_out": 600},
+    ]
+    money: Any = Meter(None, None, 10.0)
+    assert money.admit(4.0)
+    assert money.admit(4.0)
+    commit = stream.Commit(enrich, fresh, "run", money)
+    first = commit(pa.Table.from_pylist(rows))
+    assert first["first"].to_pylist() == ['{"found": 1}', None], "one is to be repaired, one is cut"
+    assert commit(pa.Table.from_pylist(rows)) == first
+    assert ledger(fresh) == [(7, 3), (7, 600)]
+    assert not money.admit(6.1, wait=False), "of what was put aside, only the cut answer's is back"
+    repaired = {**first.to_pylist()[0], "seconds": 0.1, vllm.ERROR: "", "tokens_in": 9, "tokens_out": 4}
+    inferred = dict.fromkeys(json.loads(repaired["schema"])["required"])
+    repair = pa.Table.from_pylist([{**repaired, "text": json.dumps({**inferred, "found": []})}])
+    assert commit(repair) == commit(repair)
+    assert ledger(fresh) == [(7, 3), (7, 600), (9, 4)]
+    assert money.admit(10.0, wait=False)
+    assert not money.admit(0.1, wait=False)
 
 
 @pytest.mark.slow
