@@ -2,7 +2,8 @@
 
 One label per word: outside, or begin / inside of an attribute. The attributes open to a text are those of its
 group (a product category); all others are masked, and the group's name is read before the text. A run of an
-attribute's labels is a value, copied from the text, so that a value always has its evidence.
+attribute's labels is a value, copied from the text, so that a value always has its evidence. The labels of a text are
+its likeliest sequence in which an inside label continues its own attribute.
 The encoder is uncased: each word's shape (capitals, digits) and whether a space precedes it come in beside it.
 
 B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
@@ -180,23 +181,49 @@ class Tagger(nn.Module):
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             batch = self.batch([groups[row] for row in rows], [texts[row] for row in rows])
+            used = batch.shapes > 0
             scores = self(batch).log_softmax(dim=-1)
-            for row, used, values in zip(rows, (batch.shapes > 0).sum(dim=1).tolist(), scores, strict=True):
-                found[row] = self._reading(texts[row], values[:used])
+            labels = best_path(scores, used)
+            sure = scores.gather(2, labels[..., None])[..., 0]
+            for row, count, said, values in zip(rows, used.sum(dim=1).tolist(), labels, sure, strict=True):
+                found[row] = self._reading(texts[row], said[:count], values[:count])
         return found
 
-    def _reading(self, text: str, scores: torch.Tensor) -> Reading:
-        """`scores`: float32[words, L], log-probabilities."""
-        best, labels = scores.max(dim=-1)
+    def _reading(self, text: str, labels: torch.Tensor, sure: torch.Tensor) -> Reading:
+        """`sure`: float32[words], log-probability of each word's label."""
         said = labels > 0
-        right = float((best.exp() * said).sum())
-        missed = float(((1 - best.exp()) * ~said).sum())
+        right = float((sure.exp() * said).sum())
+        missed = float(((1 - sure.exp()) * ~said).sum())
         at, names = words(text), self.schema.attributes
         spans = [
-            (names[key], text[at[first].start : at[end - 1].end], math.exp(float(best[first:end].mean())))
+            (names[key], text[at[first].start : at[end - 1].end], math.exp(float(sure[first:end].mean())))
             for key, first, end in runs(labels.tolist())
         ]
         return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0)
+
+
+def best_path(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """int64[B, W]: the likeliest labels of each text in which an inside label stands only behind its own attribute's.
+
+    `scores`: float32[B, W, L], log-probabilities; `used`: bool[B, W], the words that a text has.
+    """
+    begin, inside = slice(1, None, 2), slice(2, None, 2)
+    scores = scores.masked_fill(~used[..., None], -torch.inf)
+    scores[..., 0].masked_fill_(~used, 0.0)
+    numbers = torch.arange(scores.shape[2])
+    total = scores[:, 0].clone()
+    total[:, inside] = -torch.inf
+    before: list[torch.Tensor] = []
+    for word in range(1, scores.shape[1]):
+        reached, came = (part.expand_as(total).clone() for part in total.max(dim=1, keepdim=True))
+        came[:, inside] = torch.where(total[:, inside] > total[:, begin], numbers[inside], numbers[begin])
+        reached[:, inside] = torch.maximum(total[:, inside], total[:, begin])
+        before.append(came)
+        total = reached + scores[:, word]
+    path = [total.argmax(dim=1)]
+    for came in reversed(before):
+        path.append(came.gather(1, path[-1][:, None])[:, 0])
+    return torch.stack(path[::-1], dim=1)
 
 
 def runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:

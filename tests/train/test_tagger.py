@@ -47,6 +47,21 @@ def test_a_run_ends_where_another_attribute_or_another_begin_comes() -> None:
     assert tagger.runs([1, 2, 1, 4, 0, 2]) == [(0, 0, 2), (0, 2, 3), (1, 3, 4), (0, 5, 6)]
 
 
+def test_an_inside_label_continues_its_own_attribute_where_the_whole_sequence_is_likelier() -> None:
+    scores = torch.log(
+        torch.tensor(
+            [
+                # A likelier begin of attribute 0 behind an outside word, before a sure inside of attribute 1.
+                [[0.9, 0.0, 0.0, 0.1, 0.0], [0.1, 0.4, 0.1, 0.3, 0.1], [0.0, 0.0, 0.1, 0.0, 0.9]],
+                # One word, whose inside label has nothing to continue; what follows is padding.
+                [[0.3, 0.2, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0]],
+            ]
+        )
+    )
+    used = torch.tensor([[True, True, True], [True, False, False]])
+    assert tagger.best_path(scores, used).tolist() == [[0, 3, 4], [0, 0, 0]]
+
+
 def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagger) -> None:
     read = trained.read([e.group for e in EXAMPLES], [e.text for e in EXAMPLES])
     said = [{k: v.casefold() for k, v in row.items()} for row in read]
