@@ -12,7 +12,7 @@ B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -182,7 +182,8 @@ class Tagger(nn.Module):
             rows = order[start : start + BATCH]
             batch = self.batch([groups[row] for row in rows], [texts[row] for row in rows])
             used = batch.shapes > 0
-            scores = self(batch).log_softmax(dim=-1)
+            with reduced():
+                scores = self(batch).log_softmax(dim=-1)
             labels = best_path(scores, used)
             sure = scores.gather(2, labels[..., None])[..., 0]
             for row, count, said, values in zip(rows, used.sum(dim=1).tolist(), labels, sure, strict=True):
@@ -200,6 +201,13 @@ class Tagger(nn.Module):
             for key, first, end in runs(labels.tolist())
         ]
         return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0)
+
+
+def reduced() -> torch.autocast:
+    """bfloat16 for what is read within, on a CPU that computes in it; on others it is slower than float32."""
+    # A torch without `get_capabilities` does not tell.
+    known: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(known.get("avx512_bf16")))
 
 
 def best_path(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:

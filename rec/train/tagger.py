@@ -177,13 +177,13 @@ def _hide(model: Tagger, batch: Batch) -> Batch:
 
 
 def _loss(model: Tagger, groups: Sequence[str], labelled: Sequence[tuple[str, list[int]]]) -> torch.Tensor:
-    """Mean cross-entropy over the words of (text, labels); bfloat16 inside the encoder."""
+    """Mean cross-entropy over the words of (text, labels)."""
     batch = _hide(model, model.batch(groups, [text for text, _ in labelled]))
     wanted = torch.full_like(batch.shapes, IGNORED)
     for row, (_, labels) in enumerate(labelled):
         read = int((batch.shapes[row] > 0).sum())
         wanted[row, :read] = torch.tensor(labels[:read], dtype=torch.long)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with tagger.reduced():
         logits = model(batch)
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
 
