@@ -86,7 +86,7 @@ class Tagger(Branch):
     """Passes over the sample."""
     min_confidence: float = Field(default=0.85, ge=0, le=1)
     """Products that it reads with less confidence are asked as far as `enrich.max_calls` goes, the least sure first;
-    the others keep what it read. On product titles, .85 sends the worst fifth on (rec/README.md)."""
+    the others keep what it read. On product titles, .85 sends the worst 29 % on (rec/README.md)."""
 
 
 class Vllm(Branch):

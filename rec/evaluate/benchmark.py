@@ -68,13 +68,20 @@ def extraction(config: Config, *, quick: bool, test: bool) -> Figures:
     """
     per_category = QUICK_TITLES if quick else TITLES
     counts, seconds = oamine.counts(Path(config.source.folder) / oamine.FILE, config.enrich, per_category, test=test)
-    drawn = resampled_means(counts.astype(np.float64), config.evaluate.bootstrap, config.seed)
-    bounds = interval(scores(drawn))
-    figures = {
-        f"oamine.llm.{name}": figure(round(value, 4), "ratio", [round(float(b), 4) for b in bounds[:, column]])
-        for column, (name, value) in enumerate(zip(SCORES, scores(counts.sum(axis=0)[None])[0].tolist(), strict=True))
-    }
+    figures = micro("oamine.llm", counts, resamples=config.evaluate.bootstrap, seed=config.seed)
     return {**figures, "oamine.llm.seconds_per_title": figure(round(seconds, 2), "s")}
+
+
+def micro(name: str, counts: np.ndarray, *, resamples: int, seed: int, f1_goal: float | None = None) -> Figures:
+    """Micro scores with intervals over titles, strictly and as published, of decisions int64[titles, 4]."""
+    figures: Figures = {}
+    drawn = resampled_means(counts.astype(np.float64), resamples, seed)
+    for prefix, columns in ((name, oamine.STRICT), (f"{name}.published", oamine.PUBLISHED)):
+        bounds = interval(scores(drawn[:, columns])).round(4).tolist()
+        values = scores(counts.sum(axis=0)[None, columns])[0].round(4).tolist()
+        for score, value, low, high in zip(SCORES, values, *bounds, strict=True):
+            figures[f"{prefix}.{score}"] = figure(value, "ratio", [low, high], f1_goal if score == "f1" else None)
+    return figures
 
 
 def scores(counts: np.ndarray) -> np.ndarray:

@@ -14,8 +14,7 @@ import numpy as np
 from rec.config import Text
 from rec.enrich import oamine
 from rec.enrich.oamine import Title
-from rec.evaluate.benchmark import SCORES, Figures, figure, scores
-from rec.evaluate.bootstrap import interval, resampled_means
+from rec.evaluate.benchmark import SCORES, Figures, figure, micro, scores
 from rec.train import tagger as training
 from rec.train.tagger import Example
 
@@ -28,11 +27,11 @@ SECONDS, QUICK_SECONDS = 900.0, 120.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the tagger read: the counts are correct, predicted and gold values."""
+    """What the tagger read."""
 
     attributes: list[str]
     counts: np.ndarray
-    """int64[titles, attributes, 3]."""
+    """int64[titles, attributes, 4], decisions."""
     seconds_per_title: float
 
 
@@ -57,29 +56,18 @@ def measure(path: Path, text: Text, *, test: bool, seconds: float, epochs: int =
     spent = time.perf_counter() - started
     said = {(t.category, t.text): values for t, values in zip(readable, read, strict=True)}
     attributes = sorted({*model.schema.attributes, *(name for t in asked for name in t.gold)})
-    counts = np.zeros((len(asked), len(attributes), 3), np.int64)
+    counts = np.zeros((len(asked), len(attributes), 4), np.int64)
     for row, title in enumerate(asked):
         values = said.get((title.category, title.text), {})
         for column, name in enumerate(attributes):
-            value, gold = values.get(name), [g.casefold() for g in title.gold.get(name, [])]
-            counts[row, column] = value is not None and value.casefold() in gold, value is not None, bool(gold)
+            counts[row, column] = oamine.decision(values.get(name), title.gold.get(name, []))
     return Measured(attributes, counts, spent / max(len(readable), 1))
 
 
 def figures(measured: Measured, llm_seconds_per_title: float, *, resamples: int, seed: int) -> Figures:
     """Micro scores with intervals over titles, F1 of each attribute, and products/s over those of the engine."""
-    titles = measured.counts.sum(axis=1)
-    bounds = interval(scores(resampled_means(titles.astype(np.float64), resamples, seed)))
-    made = {
-        f"oamine.tagger.{name}": figure(
-            round(float(value), 4),
-            "ratio",
-            [round(float(b), 4) for b in bounds[:, column]],
-            F1_GOAL if name == "f1" else None,
-        )
-        for column, (name, value) in enumerate(zip(SCORES, scores(titles.sum(axis=0)[None])[0], strict=True))
-    }
-    f1 = scores(measured.counts.sum(axis=0))[:, SCORES.index("f1")]
+    made = micro("oamine.tagger", measured.counts.sum(axis=1), resamples=resamples, seed=seed, f1_goal=F1_GOAL)
+    f1 = scores(measured.counts.sum(axis=0)[:, oamine.STRICT])[:, SCORES.index("f1")]
     for name, value in zip(measured.attributes, f1, strict=True):
         made[f"oamine.tagger.attribute.{name}.f1"] = figure(round(float(value), 4), "ratio")
     ratio = llm_seconds_per_title / max(measured.seconds_per_title, 1e-9)

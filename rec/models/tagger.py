@@ -2,7 +2,9 @@
 
 One label per word: outside, or begin / inside of an attribute. The attributes open to a text are those of its
 group (a product category); all others are masked, and the group's name is read before the text. A run of an
-attribute's labels is a value, copied from the text, so that a value always has its evidence.
+attribute's labels is a value, copied from the text, so that a value always has its evidence. The labels of a text are
+its likeliest sequence in which an inside label continues its own attribute.
+Networks that were trained apart from each other read a text together.
 The encoder is uncased: each word's shape (capitals, digits) and whether a space precedes it come in beside it.
 
 B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
@@ -11,7 +13,7 @@ B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from rec import artifact
 
 KIND = "tagger"
-VERSION = 1
+VERSION = 2
 WEIGHTS = "tagger.safetensors"
 SHAPE = "tagger.json"
 ENCODER = "encoder"
@@ -47,6 +49,10 @@ class Schema:
     def attributes(self) -> list[str]:
         """All attributes; that of number k has the labels 1 + 2k (begin) and 2 + 2k (inside)."""
         return sorted({name for names in self.groups.values() for name in names})
+
+    @property
+    def num_labels(self) -> int:
+        return 1 + 2 * len(self.attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +113,42 @@ class Batch:
     """bool[B, L]: labels that the text's group does not have."""
 
 
-class Tagger(nn.Module):
-    """Encoder, word shapes, one linear layer to the labels."""
+class Network(nn.Module):
+    """Encoder, word shapes, a recurrent layer over the words, one linear layer to the labels."""
 
-    def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, schema: Schema) -> None:
+    def __init__(self, encoder: PreTrainedModel, labels: int) -> None:
         super().__init__()
-        self.schema = schema
         self.encoder = encoder
-        self.tokenizer = tokenizer
         width, shapes = encoder.config.hidden_size, 32
         self.shapes = nn.Embedding(NUM_SHAPES, shapes, padding_idx=0)
         self.context = nn.LSTM(width + shapes, width // 2, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(0.2)
-        self.labels = nn.Linear(width, 1 + 2 * len(schema.attributes))
+        self.labels = nn.Linear(width, labels)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """float32[B, W, L]: logits of each word's labels, those not of the group at -1e4."""
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        rows = torch.arange(len(batch.first))[:, None]
+        seen = torch.cat([hidden[rows, batch.first], self.shapes(batch.shapes)], dim=-1)
+        lengths = (batch.shapes > 0).sum(dim=1).clamp(min=1)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(seen.float()), lengths, batch_first=True, enforce_sorted=False
+        )
+        mixed, _ = nn.utils.rnn.pad_packed_sequence(
+            self.context(packed)[0], batch_first=True, total_length=batch.first.shape[1]
+        )
+        logits: torch.Tensor = self.labels(self.dropout(mixed + hidden[rows, batch.first].float()))
+        return logits.float().masked_fill(batch.closed[:, None], -1e4)
+
+
+class Tagger(nn.Module):
+    """Networks over one schema; the tokenizer is that of their encoders."""
+
+    def __init__(self, networks: Sequence[Network], tokenizer: PreTrainedTokenizerBase, schema: Schema) -> None:
+        super().__init__()
+        self.schema = schema
+        self.networks = nn.ModuleList(networks)
+        self.tokenizer = tokenizer
 
     def batch(self, groups: Sequence[str], texts: Sequence[str]) -> Batch:
         """Tensors of texts; words beyond MAX_TOKENS tokens are not read."""
@@ -149,19 +178,9 @@ class Tagger(nn.Module):
         return torch.tensor([False, *(name not in open_ for name in self.schema.attributes for _ in "BI")])
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """float32[B, W, L]: logits of each word's labels, those not of the group at -1e4."""
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        rows = torch.arange(len(batch.first))[:, None]
-        seen = torch.cat([hidden[rows, batch.first], self.shapes(batch.shapes)], dim=-1)
-        lengths = (batch.shapes > 0).sum(dim=1).clamp(min=1)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.dropout(seen.float()), lengths, batch_first=True, enforce_sorted=False
-        )
-        mixed, _ = nn.utils.rnn.pad_packed_sequence(
-            self.context(packed)[0], batch_first=True, total_length=batch.first.shape[1]
-        )
-        logits: torch.Tensor = self.labels(self.dropout(mixed + hidden[rows, batch.first].float()))
-        return logits.float().masked_fill(batch.closed[:, None], -1e4)
+        """float32[B, W, L]: the normalised mean of the networks' log-probabilities of each word's labels."""
+        logs = [network(batch).log_softmax(dim=-1) for network in self.networks]
+        return torch.stack(logs).mean(dim=0).log_softmax(dim=-1)
 
     def read(self, groups: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
         """Attribute → its surest value in each text; what a text does not say is left out."""
@@ -180,23 +199,57 @@ class Tagger(nn.Module):
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             batch = self.batch([groups[row] for row in rows], [texts[row] for row in rows])
-            scores = self(batch).log_softmax(dim=-1)
-            for row, used, values in zip(rows, (batch.shapes > 0).sum(dim=1).tolist(), scores, strict=True):
-                found[row] = self._reading(texts[row], values[:used])
+            used = batch.shapes > 0
+            with reduced():
+                scores = self(batch)
+            labels = best_path(scores, used)
+            sure = scores.gather(2, labels[..., None])[..., 0]
+            for row, count, said, values in zip(rows, used.sum(dim=1).tolist(), labels, sure, strict=True):
+                found[row] = self._reading(texts[row], said[:count], values[:count])
         return found
 
-    def _reading(self, text: str, scores: torch.Tensor) -> Reading:
-        """`scores`: float32[words, L], log-probabilities."""
-        best, labels = scores.max(dim=-1)
+    def _reading(self, text: str, labels: torch.Tensor, sure: torch.Tensor) -> Reading:
+        """`sure`: float32[words], log-probability of each word's label."""
         said = labels > 0
-        right = float((best.exp() * said).sum())
-        missed = float(((1 - best.exp()) * ~said).sum())
+        right = float((sure.exp() * said).sum())
+        missed = float(((1 - sure.exp()) * ~said).sum())
         at, names = words(text), self.schema.attributes
         spans = [
-            (names[key], text[at[first].start : at[end - 1].end], math.exp(float(best[first:end].mean())))
+            (names[key], text[at[first].start : at[end - 1].end], math.exp(float(sure[first:end].mean())))
             for key, first, end in runs(labels.tolist())
         ]
         return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0)
+
+
+def reduced() -> torch.autocast:
+    """bfloat16 for what is read within, on a CPU that computes in it; on others it is slower than float32."""
+    # A torch without `get_capabilities` does not tell.
+    known: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(known.get("avx512_bf16")))
+
+
+def best_path(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """int64[B, W]: the likeliest labels of each text in which an inside label stands only behind its own attribute's.
+
+    `scores`: float32[B, W, L], log-probabilities; `used`: bool[B, W], the words that a text has.
+    """
+    begin, inside = slice(1, None, 2), slice(2, None, 2)
+    scores = scores.masked_fill(~used[..., None], -torch.inf)
+    scores[..., 0].masked_fill_(~used, 0.0)
+    numbers = torch.arange(scores.shape[2])
+    total = scores[:, 0].clone()
+    total[:, inside] = -torch.inf
+    before: list[torch.Tensor] = []
+    for word in range(1, scores.shape[1]):
+        reached, came = (part.expand_as(total).clone() for part in total.max(dim=1, keepdim=True))
+        came[:, inside] = torch.where(total[:, inside] > total[:, begin], numbers[inside], numbers[begin])
+        reached[:, inside] = torch.maximum(total[:, inside], total[:, begin])
+        before.append(came)
+        total = reached + scores[:, word]
+    path = [total.argmax(dim=1)]
+    for came in reversed(before):
+        path.append(came.gather(1, path[-1][:, None])[:, 0])
+    return torch.stack(path[::-1], dim=1)
 
 
 def runs(labels: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -237,16 +290,20 @@ def _first_tokens(found: list[Word], offsets: list[list[int]], sides: list[int |
 def write(model: Tagger, folder: Path) -> None:
     """Weights, schema, encoder configuration and tokenizer as files of an artifact."""
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-    artifact.write_json(folder / SHAPE, asdict(model.schema))
-    model.encoder.config.save_pretrained(folder / ENCODER)
+    artifact.write_json(folder / SHAPE, {"networks": len(model.networks), **asdict(model.schema)})
+    first = model.networks[0]
+    assert isinstance(first, Network)
+    first.encoder.config.save_pretrained(folder / ENCODER)
     model.tokenizer.save_pretrained(folder / ENCODER)
 
 
 def load(folder: Path) -> Tagger:
     """The tagger of an artifact, ready to read. Raises ArtifactError when `folder` holds none."""
     artifact.read(folder, kind=KIND, version=VERSION, made_by=MADE_BY)
-    schema = Schema(**json.loads((folder / SHAPE).read_text(encoding="utf-8")))
-    encoder = AutoModel.from_config(AutoConfig.from_pretrained(folder / ENCODER, local_files_only=True))
-    model = Tagger(encoder, AutoTokenizer.from_pretrained(folder / ENCODER, local_files_only=True), schema)
+    shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    schema = Schema(groups=shape["groups"])
+    config = AutoConfig.from_pretrained(folder / ENCODER, local_files_only=True)
+    networks = [Network(AutoModel.from_config(config), schema.num_labels) for _ in range(shape["networks"])]
+    model = Tagger(networks, AutoTokenizer.from_pretrained(folder / ENCODER, local_files_only=True), schema)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()

@@ -63,6 +63,7 @@ def test_scores_are_micro_and_have_intervals(tmp_path: Path, asked: list[str]) -
     assert figures["oamine.llm.precision"]["value"] == 0.75
     assert figures["oamine.llm.recall"]["value"] == 1.0
     assert figures["oamine.llm.f1"]["value"] == pytest.approx(6 / 7, abs=1e-4)
+    assert figures["oamine.llm.published.precision"]["value"] == 1.0, "no title has a gold flavour to be wrong about"
     low, high = figures["oamine.llm.f1"]["ci95"]
     assert (low, high) == (pytest.approx(2 / 3, abs=1e-4), 1.0)
 

@@ -53,7 +53,7 @@ def test_it_labels_the_rest_and_the_least_sure_is_asked(tmp_path: Path, fresh: s
             "enrich.max_calls=1",
             "enrich.tagger.enabled=true",
             "enrich.tagger.min_confidence=1",
-            "enrich.tagger.epochs=12",
+            "enrich.tagger.epochs=7",
         ],
     )
     _catalogue(config, tmp_path)

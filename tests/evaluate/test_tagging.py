@@ -30,12 +30,19 @@ def test_no_title_is_trained_on_and_read(tmp_path: Path, test: bool, sizes: tupl
     assert any(t.text == "Kept tea" for t in asked) is test
 
 
-def test_scores_are_micro_and_per_attribute_and_speed_is_a_ratio() -> None:
-    counts = np.array([[[1, 1, 1], [0, 1, 1]], [[1, 1, 1], [0, 0, 1]]])
+def test_scores_are_micro_and_per_attribute_and_as_published_pass_over_unlabelled_attributes() -> None:
+    said = [
+        [("Acme", ["acme"]), ("Mint", ["Lemon"])],
+        [("Bolt", ["Bolt"]), (None, ["Lemon"])],
+        [("Oak", []), (None, [])],
+    ]
+    counts = np.array([[oamine.decision(value, gold) for value, gold in title] for title in said])
     made = tagging.figures(Measured(["brand", "flavour"], counts, 0.01), 3.0, resamples=50, seed=1)
-    assert made["oamine.tagger.precision"]["value"] == pytest.approx(2 / 3, abs=1e-4)
-    assert made["oamine.tagger.recall"]["value"] == 0.5
-    assert made["oamine.tagger.f1"]["value"] == pytest.approx(4 / 7, abs=1e-4)
-    assert made["oamine.tagger.attribute.brand.f1"]["value"] == 1.0
+    assert made["oamine.tagger.precision"]["value"] == 0.5
+    assert made["oamine.tagger.recall"]["value"] == made["oamine.tagger.published.recall"]["value"] == 0.5
+    assert made["oamine.tagger.f1"]["value"] == 0.5
+    assert made["oamine.tagger.published.precision"]["value"] == pytest.approx(2 / 3, abs=1e-4)
+    assert made["oamine.tagger.published.f1"]["value"] == pytest.approx(4 / 7, abs=1e-4)
+    assert made["oamine.tagger.attribute.brand.f1"]["value"] == 0.8
     assert made["oamine.tagger.attribute.flavour.f1"]["value"] == 0.0
     assert made["tagger.over.llm"]["value"] == 300.0

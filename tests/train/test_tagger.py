@@ -22,7 +22,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def trained() -> tagger.Tagger:
-    return training.fit(EXAMPLES, Text(), epochs=12)
+    return training.fit(EXAMPLES, Text(), epochs=8)
 
 
 def test_values_become_labels_at_word_boundaries_longest_first() -> None:
@@ -47,11 +47,35 @@ def test_a_run_ends_where_another_attribute_or_another_begin_comes() -> None:
     assert tagger.runs([1, 2, 1, 4, 0, 2]) == [(0, 0, 2), (0, 2, 3), (1, 3, 4), (0, 5, 6)]
 
 
+def test_an_inside_label_continues_its_own_attribute_where_the_whole_sequence_is_likelier() -> None:
+    scores = torch.log(
+        torch.tensor(
+            [
+                # A likelier begin of attribute 0 behind an outside word, before a sure inside of attribute 1.
+                [[0.9, 0.0, 0.0, 0.1, 0.0], [0.1, 0.4, 0.1, 0.3, 0.1], [0.0, 0.0, 0.1, 0.0, 0.9]],
+                # One word, whose inside label has nothing to continue; what follows is padding.
+                [[0.3, 0.2, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0, 1.0]],
+            ]
+        )
+    )
+    used = torch.tensor([[True, True, True], [True, False, False]])
+    assert tagger.best_path(scores, used).tolist() == [[0, 3, 4], [0, 0, 0]]
+
+
 def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagger) -> None:
     read = trained.read([e.group for e in EXAMPLES], [e.text for e in EXAMPLES])
     said = [{k: v.casefold() for k, v in row.items()} for row in read]
     assert said == [{k: v[0].casefold() for k, v in e.values.items()} for e in EXAMPLES]
     assert all(value in e.text for e, row in zip(EXAMPLES, read, strict=True) for value in row.values())
+
+
+def test_networks_learn_apart_from_each_other_and_read_together(trained: tagger.Tagger) -> None:
+    batch = trained.batch(["Shoes"], ["Acme Runner, red"])
+    with torch.inference_mode():
+        first, second = (network.eval()(batch).log_softmax(dim=-1) for network in trained.networks)
+        together = trained.eval()(batch)
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert torch.allclose(together, ((first + second) / 2).log_softmax(dim=-1), atol=1e-5)
 
 
 def test_a_reading_has_every_value_in_order_and_is_surer_of_what_was_taught(trained: tagger.Tagger) -> None:
