@@ -17,7 +17,7 @@ from rec.config import UserTower as UserTowerOptions
 from rec.features import items as item_features
 from rec.features.items import ItemFeatures
 from rec.histories import Histories
-from rec.models import user_tower
+from rec.models import item_tower, user_tower
 from rec.models.user_tower import Shape, UserTower
 from rec.retrieval import Candidates
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
@@ -132,7 +132,9 @@ def _attributes(root: Path, vocabulary: StdVocabulary, rng: np.random.Generator)
         (draft.path / "std.toml").write_text(shipped(), encoding="utf-8")
         words = [f"word{n}" for n in range(RE_ROWS - 2)]
         ReVocabulary(vocabulary.keys, words).save(draft.path / "re.json")
-    with artifact.write(root / "item_tower", kind="item_tower", version=1, inputs={}, config={}) as draft:
+    with artifact.write(
+        root / "item_tower", kind=item_tower.KIND, version=item_tower.VERSION, inputs={}, config={}
+    ) as draft:
         tables = {
             "std_table.weight": rng.normal(size=(vocabulary.num_ids, WIDTH)).astype(np.float32),
             "re_table.weight": rng.normal(size=(RE_ROWS, WIDTH)).astype(np.float32),
