@@ -44,14 +44,14 @@ def choose(
     origins: list[Origin],
     hashes: Sequence[str],
     keys: Sequence[str],
-    hostile: Sequence[bool],
+    askable: Sequence[bool],
     imported: Set[str],
     there: Set[str],
 ) -> Plan:
     """The plan for products in product order.
 
-    `hashes`: of their texts; `keys`: of the model's own answers; `imported`: hashes of texts with an imported answer;
-    `there`: keys whose answer is in the cache.
+    `hashes`: of their texts; `keys`: of the model's own answers; `askable`: whether a model may be asked; `imported`:
+    hashes of texts with an imported answer; `there`: keys whose answer is in the cache.
     """
     most = len(hashes) if enrich.max_calls is None else enrich.max_calls
     order: Sequence[int] = range(len(hashes))
@@ -68,7 +68,7 @@ def choose(
         content_hash, key = hashes[row], keys[row]
         if content_hash in imported or key in there:
             cached += 1
-        if hostile[row] or key in allowed:
+        if not askable[row] or key in allowed:
             continue
         if content_hash in imported:
             taught.append(row)

@@ -157,13 +157,13 @@ def _short(facts: Any) -> dict[str, Any]:
 
 
 def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: cache.Connection) -> Plan:
-    ids, hashes, hostile = _scan(config)
+    ids, hashes, askable = _scan(config)
     origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), older, connection)
     own = Origin(older.model, older.now.prompt_version)
     keys = [older.now.key(h, own.model) for h in hashes]
     there = cache.known(connection, sorted(set(keys)), config.enrich.max_output_tokens)
     every = [*(origin for origin in origins if origin != own), own]
-    plan = choose(config.enrich, every, hashes, keys, hostile, imported, there)
+    plan = choose(config.enrich, every, hashes, keys, askable, imported, there)
     ever = {e.key(h, own.model) for e in older.older for h in hashes}
     return replace(plan, keys=[*plan.keys, *sorted(ever)])
 
@@ -244,19 +244,19 @@ def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def _scan(config: Config) -> tuple[list[str], list[str], list[bool]]:
-    """Product ids, content hashes and whether the text is hostile, in product order."""
+    """Product ids, content hashes and whether a model may be asked, in product order."""
     ids: list[str] = []
     hashes: list[str] = []
-    hostile: list[bool] = []
+    askable: list[bool] = []
     cut = partial(scan, max_chars=config.enrich.max_text_chars)
     scanned = _dataset(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS)
     with progress.bar(total=None, what="scan product text") as bar:
         for batch in _tables(scanned):
             ids += batch["product_id"].to_pylist()
             hashes += batch["content_hash"].to_pylist()
-            hostile += batch["hostile"].to_pylist()
+            askable += batch["askable"].to_pylist()
             bar.update(batch.num_rows)
-    return ids, hashes, hostile
+    return ids, hashes, askable
 
 
 def _descriptions(config: Config) -> dict[str, str]:

@@ -212,7 +212,7 @@ class Label:
 
     def _open(self, texts: Sequence[Canonical]) -> list[Canonical]:
         """Those to label, identical texts once."""
-        distinct = {text.content_hash: text for text in texts if text.hostile is None}
+        distinct = {text.content_hash: text for text in texts if text.askable}
         told = _told(self._connection, list(distinct), self._imported, self._vocabulary, self._enrich)
         return [text for content_hash, text in distinct.items() if content_hash not in told]
 

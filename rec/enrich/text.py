@@ -71,6 +71,11 @@ class Canonical:
     hostile: str | None
     """The words that try to instruct the model, else None."""
 
+    @property
+    def askable(self) -> bool:
+        """Whether a model may be asked: there is a text, and it is not hostile."""
+        return self.hostile is None and bool(self.text)
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of the text."""

@@ -34,6 +34,7 @@ BATCH_ROWS = 512
 """Products that are cut, hashed or finished at once."""
 
 NOT_ASKED = Outcome("partial", "no model was asked", [], [])
+NO_TEXT = Outcome("partial", "the product has no text", [], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,13 @@ def read(groups: pa.Table, path: str) -> pa.Table:
 
 
 def scan(batch: pa.Table, max_chars: int) -> pa.Table:
-    """product_id, content_hash and whether the text is hostile."""
+    """product_id, content_hash and whether a model may be asked."""
     texts = [canonical(row, max_chars) for row in batch.to_pylist()]
     return pa.table(
         {
             "product_id": batch["product_id"],
             "content_hash": [text.content_hash for text in texts],
-            "hostile": [text.hostile is not None for text in texts],
+            "askable": [text.askable for text in texts],
         }
     )
 
@@ -348,6 +349,8 @@ def enriched_row(
     rule_re: list[Attribute] = []
     if text.hostile is not None:
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
+    elif not text.askable:
+        answer, outcome = None, NO_TEXT
     else:
         rule_std, rule_re = from_rules(text, vocabulary)
         outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)

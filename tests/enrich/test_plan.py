@@ -17,8 +17,8 @@ def plan(
     """A plan for HASHES and once more the first text; keys are `k` and the hash; product 1 is hostile."""
     hashes = [*HASHES, HASHES[0]]
     enrich = Enrich(max_calls=max_calls, tagger=Tagger(enabled=tagger, sample=20))
-    hostile = [row == 1 for row in range(len(hashes))]
-    return choose(enrich, [OWN], hashes, [f"k{h}" for h in hashes], hostile, set(imported), set(there))
+    askable = [row != 1 for row in range(len(hashes))]
+    return choose(enrich, [OWN], hashes, [f"k{h}" for h in hashes], askable, set(imported), set(there))
 
 
 def test_without_the_tagger_the_budget_goes_by_product_order() -> None:

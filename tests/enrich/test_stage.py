@@ -69,6 +69,16 @@ def test_hostile_products_keep_what_the_shop_gave_and_are_never_asked(coats: Cal
     assert calls(fresh) == []
 
 
+def test_a_product_without_text_is_kept_and_never_asked(coats: Callable[..., Config], fresh: str) -> None:
+    config = coats("enrich.max_calls=9")
+    blank = {"product_id": "N1", "title": "\u200b", "description": " ", "html": "<p> </p><script>x</script>"}
+    write_products(config, [blank])
+    facts = stage.run(config)
+    assert (facts["live_calls"], facts["over_budget"], facts["status"]) == (0, 0, {"partial": 1})
+    made = rows(config)["N1"]
+    assert (made["reason"], made["std"], made["re"], made["model"]) == ("the product has no text", [], [], None)
+
+
 def test_what_the_vocabulary_lacks_is_counted_and_kept(coats: Callable[..., Config], fresh: str) -> None:
     config = coats("enrich.max_calls=0")
     stage.run(config)
