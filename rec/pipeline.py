@@ -5,27 +5,21 @@ killed at any moment is continued by starting it again and ends with the same by
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 from rec import embed, encode, publish, samples
 from rec.config import Config
 from rec.data import ingest
 from rec.enrich import stage as enrich
 from rec.evaluate import stage as evaluate
+from rec.memory import PeakMemory
 from rec.train import item, ranker, user
 from rec.vocab import tensorize
 
 log = logging.getLogger(__name__)
-
-SAMPLE_SECONDS = 0.5
-"""How often memory is looked at; a peak shorter than this may be missed."""
 
 Run = Callable[[Config], Mapping[str, Any]]
 
@@ -52,42 +46,6 @@ STAGES = (
     Stage("publish", publish.run),
 )
 """The whole chain, in order; each stage is also a job of the same name."""
-
-
-class PeakMemory:
-    """Highest sum of resident bytes over this process and all its descendants, sampled in a thread.
-
-    Shared pages count once per process that maps them, so the figure is an upper bound.
-    """
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._done = threading.Event()
-
-    @contextmanager
-    def watch(self) -> Iterator["PeakMemory"]:
-        """Sample until the block ends."""
-        thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._done.set()
-            thread.join()
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while True:
-            self.bytes = max(self.bytes, sum(map(_resident, [me, *me.children(recursive=True)])))
-            if self._done.wait(SAMPLE_SECONDS):
-                return
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime"}
+GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime", "memory"}
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "postgres"}
 STAGES = {
     "data",

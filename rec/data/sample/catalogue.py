@@ -68,12 +68,12 @@ def catalogue() -> Catalogue:
     products, roles = [], {}
     for number, (role, garment) in enumerate(draw.some(made, len(made)), start=1):
         product_id = f"S{number:04d}"
-        products.append(_row(product_id, role, garment, draw))
+        products.append(row_of(product_id, role, garment, draw))
         roles[product_id] = role
     return Catalogue(products, roles)
 
 
-def _garment(draw: Draw, category: words.Category, name: str | None = None) -> Garment:
+def drawn(draw: Draw, category: words.Category, name: str | None = None) -> Garment:
     """A garment of `category` with everything else drawn at random."""
     accessory = category.name[0] in words.ACCESSORIES
     return Garment(
@@ -108,7 +108,7 @@ def _tastes(draw: Draw) -> list[tuple[Role, Garment]]:
     made = []
     for taste in words.TASTES:
         for i, category in enumerate(_spread(draw, tuple(words.COMMON), WARM + HELD)):
-            garment = _garment(draw, category).but(detail=(taste, taste), detail_in_html=i % 2 == 0)
+            garment = drawn(draw, category).but(detail=(taste, taste), detail_in_html=i % 2 == 0)
             made.append((Role("re_taste", taste, held=i >= WARM), garment))
     return made
 
@@ -117,7 +117,7 @@ def _series(draw: Draw) -> list[tuple[Role, Garment]]:
     made = []
     for series in words.SERIES:
         for i, category in enumerate(_spread(draw, tuple(words.COMMON), WARM + HELD)):
-            made.append((Role("title", series, held=i >= WARM), _garment(draw, category, series)))
+            made.append((Role("title", series, held=i >= WARM), drawn(draw, category, series)))
     return made
 
 
@@ -126,7 +126,7 @@ def _cuts(draw: Draw) -> list[tuple[Role, Garment]]:
     legwear = [words.COMMON[name] for name in ("jeans", "trousers", "leggings")]
     made = []
     for i in range(STYLES_WITH_CUTS):
-        style = _garment(draw, legwear[i % 3])
+        style = drawn(draw, legwear[i % 3])
         for cut in words.CUTS:
             made.append((Role("size", cut), style.but(cut=cut, fit=None)))
     return made
@@ -134,7 +134,7 @@ def _cuts(draw: Draw) -> list[tuple[Role, Garment]]:
 
 def _accessories(draw: Draw) -> list[tuple[Role, Garment]]:
     return [
-        (Role("accessory", name), _garment(draw, category).but(gender="unisex"))
+        (Role("accessory", name), drawn(draw, category).but(gender="unisex"))
         for name, category in words.ACCESSORIES.items()
         for _ in range(4)
     ]
@@ -142,7 +142,7 @@ def _accessories(draw: Draw) -> list[tuple[Role, Garment]]:
 
 def _niches(draw: Draw) -> list[tuple[Role, Garment]]:
     return [
-        (Role("launch", name, new=i >= OLD), _garment(draw, category))
+        (Role("launch", name, new=i >= OLD), drawn(draw, category))
         for name, category in words.NICHE.items()
         for i in range(OLD + NEW)
     ]
@@ -150,7 +150,7 @@ def _niches(draw: Draw) -> list[tuple[Role, Garment]]:
 
 def _occasions(draw: Draw) -> list[tuple[Role, Garment]]:
     return [
-        (Role("context", occasion.name[0]), _garment(draw, category).but(occasion=occasion.name))
+        (Role("context", occasion.name[0]), drawn(draw, category).but(occasion=occasion.name))
         for occasion in words.OCCASIONS
         for category in _spread(draw, occasion.categories, PER_OCCASION)
     ]
@@ -159,12 +159,12 @@ def _occasions(draw: Draw) -> list[tuple[Role, Garment]]:
 def _plain(draw: Draw) -> list[tuple[Role, Garment]]:
     made = []
     for i, category in enumerate(_spread(draw, tuple(words.COMMON), PLAIN)):
-        garment = _garment(draw, category).but(group_id=f"G{i:02d}")
+        garment = drawn(draw, category).but(group_id=f"G{i:02d}")
         made += [(Role("plain", category.name[0]), garment)] * 2
     return made
 
 
-def _row(product_id: str, role: Role, garment: Garment, draw: Draw) -> dict[str, Any]:
+def row_of(product_id: str, role: Role, garment: Garment, draw: Draw) -> dict[str, Any]:
     """The product as a row of the contract `products`."""
     category = garment.category
     measurements: dict[str, float] = {}
