@@ -278,6 +278,11 @@ class ItemTower(Branch):
     """Probability that a title token is hidden in a view."""
     temperature: float = Field(default=0.07, gt=0)
     """Softmax temperature of the contrastive loss."""
+    chunk_size: int | None = Field(default=None, ge=1)
+    """Products of one worker that go through the network at once, so that a batch may be larger than memory; None:
+    the worker's whole share of the batch, which takes a third less time."""
+    same_category: float = Field(default=0.0, ge=0, le=1)
+    """Share of a batch that stands in runs of one category, whose other styles are the harder negatives."""
     train: Train = Train(epochs=20)
     """Its Ray Train run."""
 

@@ -5,6 +5,7 @@
     ├── InputError           a file or a column the user gave
     ├── ArtifactError        a stage's output is missing, damaged or of another version
     ├── DriftError           products have drifted from the vocabulary further than the recipe allows
+    ├── TrainingError        a training went wrong: its loss is no number
     ├── DatabaseError        Postgres or pgvector
     └── EngineError          the LLM that answers enrichment prompts
         └── EndpointError    it answers no prompt at all
@@ -31,6 +32,10 @@ class ArtifactError(RecError):
 
 class DriftError(RecError):
     """Products have drifted from the vocabulary further than the recipe allows."""
+
+
+class TrainingError(RecError):
+    """A training cannot go on; what its last checkpoint holds is good."""
 
 
 class DatabaseError(RecError):

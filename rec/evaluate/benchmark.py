@@ -25,8 +25,8 @@ from rec import histories
 from rec.config import Config
 from rec.enrich import oamine
 from rec.evaluate.bootstrap import interval, resampled_means
-from rec.evaluate.report import svg
 from rec.models import user_tower
+from rec.svg import svg
 
 LATENCY_CALLS = 300
 TOWER_GOAL_MS = 2.0

@@ -1,13 +1,14 @@
 """The report as one self-contained HTML page: tables with intervals, plots as inline SVG. Same report, same bytes."""
 
-import io
 from collections.abc import Sequence
 from html import escape
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from rec.svg import svg
+
 if TYPE_CHECKING:  # imported where a plot is drawn: a finished evaluation draws none
-    from matplotlib.figure import Figure
+    pass
 
 SYSTEMS = {
     "final": "final list",
@@ -144,15 +145,3 @@ def _plot(found: dict[str, Any], metric: str) -> str:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
-
-
-def svg(figure: "Figure") -> str:
-    """The figure as an SVG element; the same figure gives the same text."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "rec", "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]

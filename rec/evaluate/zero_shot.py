@@ -33,8 +33,8 @@ from rec.models import token_map
 from rec.models.item_inputs import IntArray, ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.text_encoder import TextEncoder
-from rec.train import schedule
-from rec.train.item import WARMUP, contrast
+from rec.train import contrast, schedule
+from rec.train.item import WARMUP
 from rec.vocab.re import ReVocabulary, split_words
 from rec.vocab.std import StdVocabulary
 
@@ -229,9 +229,8 @@ def _train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> 
             rate = RATE * schedule.rate(epoch * steps + step, EPOCHS * steps, warmup=WARMUP)
             optimizer.param_groups[0]["lr"] = rate
             rng = np.random.default_rng([seed, epoch, step])
-            loss, _ = contrast(tower, items, rows, tower.shape.num_keys, options, rng)
             optimizer.zero_grad()
-            loss.backward()
+            contrast.step(tower, items, rows, tower.shape.num_keys, options, rng)
             optimizer.step()
     tower.eval()
 

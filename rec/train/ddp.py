@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -212,6 +212,8 @@ class Epoch:
     """Seeded by (seed, epoch): the same on every worker, for orders and masks that must agree."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the loop measured; reported with the checkpoint."""
+    earlier: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of the epochs before."""
 
     def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[T]:
         """Yield `steps`; worker 0 logs how far it is, every ten seconds."""
@@ -241,18 +243,21 @@ def checkpointed_epochs(module: nn.Module, optimizer: torch.optim.Optimizer, epo
     `epoch.metrics` (those of worker 0) are saved. Every worker must go through all epochs.
     """
     first = 0
+    history: list[dict[str, float]] = []
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:
             first = load_checkpoint(Path(folder), module, optimizer)
+            history = history_of(Path(folder))
         if rank() == 0:
             logger.info("going on after epoch %d of %d", first, epochs)
     for number in range(first, epochs):
         torch.manual_seed(_seed(seed, number, rank()))
-        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]))
+        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]), earlier=list(history))
         started = time.monotonic()
         yield epoch
         _report(module, optimizer, epoch, time.monotonic() - started)
+        history.append(epoch.metrics)
 
 
 def _seed(*parts: int) -> int:
@@ -267,12 +272,14 @@ def _report(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: Epoch, s
     shown = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
     logger.info("epoch %d/%d done in %.0f s: %s", epoch.number + 1, epoch.total, seconds, shown)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), module, optimizer, epoch.number + 1, epoch.metrics)
+        save_checkpoint(Path(folder), module, optimizer, epoch.number + 1, [*epoch.earlier, epoch.metrics])
         ray.train.report(epoch.metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def batches(rows: int, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """This worker's part of each global batch of one epoch, in a shuffled order of `rows` rows.
+def batches(
+    rows: int, batch_size: int, rng: np.random.Generator, order: NDArray[np.int64] | None = None
+) -> list[NDArray[np.int64]]:
+    """This worker's part of each global batch of one epoch, in a shuffled order of `rows` rows, or in `order`.
 
     Global batches have one size, at most `batch_size` but at least one row a worker; the few rows that do not
     fill one are left out, others each epoch. Raises ConfigError when there are fewer rows than workers.
@@ -284,15 +291,15 @@ def batches(rows: int, batch_size: int, rng: np.random.Generator) -> list[NDArra
     count = -(-each // max(1, batch_size // workers))
     share = each // count
     size = share * workers
-    order = rng.permutation(rows)
+    order = rng.permutation(rows) if order is None else order
     first = rank() * share
     return [order[start + first : start + first + share] for start in range(0, count * size, size)]
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, metrics: Mapping[str, float]
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, history: Sequence[dict[str, float]]
 ) -> None:
-    """Write weights, optimizer state and `epoch`, the number of epochs done, into `folder`."""
+    """Write weights, optimizer state, `epoch`, the number of epochs done, and their metrics into `folder`."""
     save_file({name: value.contiguous() for name, value in plain(module).state_dict().items()}, folder / MODEL)
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
@@ -306,7 +313,7 @@ def save_checkpoint(
     save_file(tensors, folder / OPTIMIZER)
     artifact.write_json(
         folder / STATE,
-        {"epoch": epoch, "metrics": dict(metrics), "groups": state["param_groups"], "numbers": numbers},
+        {"epoch": epoch, "history": list(history), "groups": state["param_groups"], "numbers": numbers},
     )
 
 
@@ -333,5 +340,10 @@ def _group(values: dict[str, Any]) -> dict[str, Any]:
 
 def metrics_of(folder: Path) -> dict[str, float]:
     """The metrics of the checkpoint's last epoch."""
+    return history_of(folder)[-1]
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """The metrics of all epochs of the checkpoint, oldest first."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return dict(state["metrics"])
+    return list(state["history"])

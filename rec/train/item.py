@@ -5,26 +5,31 @@ each other among the views of all other products of the batch. Content only: no 
 that arrived this morning is as well placed as any.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rec import artifact, dataset, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
-from rec.models import losses
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, text_states_manifest
+from rec.errors import TrainingError
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.schema import TENSORS
-from rec.train import ddp, schedule
+from rec.train import contrast, curves, ddp, schedule
+from rec.train.probe import Probe
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
+CATEGORY = "category"
+CHECK_STEPS = 20
+NAMED = 5
+"""Products of a bad batch that are named."""
 WARMUP = 0.1
 """Share of all steps over which the learning rate rises."""
 
@@ -48,6 +53,7 @@ def run(config: Config) -> dict[str, Any]:
         "text_states": str(config.at(TEXT_STATES)),
         "shape": shape,
         "options": config.item_tower.model_dump(mode="json"),
+        "category": _category_key(config),
         "seed": config.seed,
     }
     checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
@@ -61,6 +67,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     with artifact.write(target, **work) as draft:
         tower.save(draft.path)
+        curves.write(draft.path, f"the item tower of {config.name}", ddp.history_of(checkpoint))
         draft.note(**facts)
     ddp.sweep(storage, KIND)
     return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
@@ -92,17 +99,28 @@ def _shape(config: Config) -> Shape:
     )
 
 
+def _category_key(config: Config) -> int:
+    """Id of the key whose values are the kinds of products."""
+    return StdVocabulary.load(config.at("vocabulary") / "std.toml").key_id(CATEGORY)
+
+
 def loop(config: dict[str, Any]) -> None:
     """What every worker runs."""
     options = Options.model_validate(config["options"])
     items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]))
     torch.manual_seed(config["seed"])
     tower = ItemTower(config["shape"])
-    train(tower, items, options, config["seed"])
+    train(tower, items, items.first_std(config["category"]), options, config["seed"], Path(config["tensors"]))
 
 
-def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> None:
-    """All epochs that are still to do, on the worker that calls it."""
+def train(
+    tower: ItemTower, items: ItemInputs, categories: IntArray, options: Options, seed: int, tensors: Path
+) -> None:
+    """All epochs that are still to do, on the worker that calls it.
+
+    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors.
+    """
+    probe = Probe(items, categories, options, seed) if ddp.rank() == 0 else None
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
         (parameter for parameter in model.parameters() if parameter.requires_grad),
@@ -111,41 +129,67 @@ def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> N
     )
     model.train()
     for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
-        steps = ddp.batches(len(items), options.train.batch_size, epoch.rng)
-        total = torch.zeros(2, dtype=torch.float64)
+        order = contrast.order(categories, options.same_category, epoch.rng)
+        steps = ddp.batches(len(items), options.train.batch_size, epoch.rng, order)
+        watch = Watch(epoch.number, tensors)
         for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = rate * options.train.learning_rate
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
-            loss, hits = contrast(model, items, rows, tower.shape.num_keys, options, rng)
             optimizer.zero_grad()
-            loss.backward()
+            loss, hits = contrast.step(model, items, rows, tower.shape.num_keys, options, rng)
             optimizer.step()
-            total += torch.stack([loss.detach(), hits]).double().cpu()
-        epoch.metrics |= {"loss": float(total[0]) / len(steps), "twin_first": float(total[1]) / len(steps)}
+            watch.add(rows, loss, hits)
+        loss_mean, hits_mean = watch.means()
+        epoch.metrics |= {"loss": loss_mean, "twin_first": hits_mean}
+        if probe is not None:
+            epoch.metrics |= probe.measure(tower)
 
 
-def contrast(
-    model: nn.Module, items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of one step, and the share of this worker's products whose second view is nearest to their first.
+class Watch:
+    """Losses of an epoch; one that is no number ends the training with the name of its batch.
 
-    Both views go through the model in one pass, so that data-parallel training sees one forward per step.
+    It looks at them every CHECK_STEPS steps: to look is to wait for the GPU. Nothing of the epoch is kept then, and the
+    checkpoint of the one before stays.
     """
-    device = next(model.parameters()).device
-    twice = two_views(items.batch(rows), num_keys, options, rng).to(device)
-    first, second = model(twice).chunk(2)
-    groups = torch.from_numpy(items.groups[rows]).to(device)
-    loss = losses.nt_xent(first, second, groups, options.temperature)
-    nearest = (first.detach() @ second.detach().T).argmax(1)
-    return loss, (groups[nearest] == groups).float().mean()
 
+    def __init__(self, epoch: int, tensors: Path) -> None:
+        """`epoch` is 0-based; `tensors` is the dataset whose products the rows are."""
+        self._epoch = epoch
+        self._tensors = tensors
+        self._steps = 0
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._waiting: list[tuple[IntArray, torch.Tensor]] = []
 
-def two_views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
-    """First all products, then all once more, each time without some keys in STD, others in RE, and some tokens."""
-    hidden = torch.from_numpy(rng.random((2, 2, len(batch), num_keys + 1)) < options.feature_dropout)
-    tokens = torch.from_numpy(rng.random((2, *batch.title_mask.shape)) < options.token_dropout)  # bool[2, B, T]
-    std = hidden[0].gather(2, batch.std_key.expand(2, -1, -1))  # bool[2, B, S]
-    re = hidden[1].gather(2, batch.re_key.expand(2, -1, -1))  # bool[2, B, R]
-    return batch.views(std=std, re=re, title=tokens)
+    def add(self, rows: IntArray, loss: torch.Tensor, hits: torch.Tensor) -> None:
+        """Note a step on item rows int64[B]."""
+        self._waiting.append((rows, torch.stack([loss, hits])))
+        if len(self._waiting) == CHECK_STEPS:
+            self._look()
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and share of hits of all steps."""
+        self._look()
+        loss, hits = (self._sums / max(self._steps, 1)).tolist()
+        return loss, hits
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        told = torch.stack([both for _, both in self._waiting]).double().cpu()  # float64[steps, 2]
+        for (rows, _), loss in zip(self._waiting, told[:, 0].tolist(), strict=True):
+            self._steps += 1
+            if not math.isfinite(loss):
+                raise TrainingError(self._message(rows, loss))
+        self._sums += told.sum(0)
+        self._waiting = []
+
+    def _message(self, rows: IntArray, loss: float) -> str:
+        ids = dataset.read(self._tensors, TENSORS, ["product_id"])["product_id"].take(rows[:NAMED]).to_pylist()
+        kept = f"the checkpoint after epoch {self._epoch} is kept" if self._epoch else "no epoch was finished"
+        return (
+            f"the loss of epoch {self._epoch + 1}, step {self._steps} is {loss}, on the {len(rows)} products "
+            f"{', '.join(ids)}, ...: lower item_tower.train.learning_rate or raise item_tower.temperature, and look at "
+            f"these products' text; {kept}"
+        )

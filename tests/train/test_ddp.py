@@ -72,11 +72,12 @@ def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) ->
 
     model, optimizer = make()
     step(model, optimizer)
-    ddp.save_checkpoint(tmp_path, model, optimizer, 7, {"loss": 0.5})
+    ddp.save_checkpoint(tmp_path, model, optimizer, 7, [{"loss": 0.9}, {"loss": 0.5}])
     step(model, optimizer)
     other, restored = make()
     assert ddp.load_checkpoint(tmp_path, other, restored) == 7
     assert ddp.metrics_of(tmp_path) == {"loss": 0.5}
+    assert ddp.history_of(tmp_path) == [{"loss": 0.9}, {"loss": 0.5}]
     assert restored.param_groups[0]["betas"] == (0.8, 0.9)
     step(other, restored)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

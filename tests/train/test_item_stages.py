@@ -14,7 +14,7 @@ from rec.models import item_tower, text_encoder
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
-from rec.train import item
+from rec.train import contrast, item
 from tests.item_tower import catalogue
 
 PRODUCTS = 96
@@ -108,7 +108,7 @@ def _twins_first(tower: ItemTower, items: ItemInputs, tree: Config) -> float:
     shares = []
     for seed in range(5):
         batch = items.batch(np.arange(PRODUCTS))
-        views = item.two_views(batch, tower.shape.num_keys, tree.item_tower, np.random.default_rng(100 + seed))
+        views = contrast.two_views(batch, tower.shape.num_keys, tree.item_tower, np.random.default_rng(100 + seed))
         with torch.inference_mode():
             first, second = tower(views).chunk(2)
         shares.append(float(((first @ second.T).argmax(1) == torch.arange(PRODUCTS)).float().mean()))

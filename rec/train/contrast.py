@@ -1,0 +1,124 @@
+"""One step of contrastive training: two views of each product, and the gradient of a batch of any size.
+
+A contrastive batch need not fit into memory at once (gradient caching: Gao, Zhang, Han, Callan, "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983):
+
+    1. the vectors of every chunk without a graph, the state of the random numbers kept before each
+    2. the loss of all vectors together, and its gradient on them
+    3. every chunk once more, now with a graph and the same dropout, and its vectors' gradient through it
+
+Two passes forward instead of one; what a graph holds is that of one chunk.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rec.config import ItemTower as Options
+from rec.models import losses
+from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
+
+RUN = 16
+"""Products of one category that stand together."""
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def step(
+    model: nn.Module, items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the gradient of one step on the model's parameters.
+
+    Returns the loss, and the share of this worker's products whose second view is nearest to their first.
+    """
+    device = next(model.parameters()).device
+    chunks = [
+        two_views(items.batch(part), num_keys, options, rng).to(device)
+        for part in np.array_split(rows, -(-len(rows) // (options.chunk_size or len(rows))))
+    ]
+    groups = torch.from_numpy(items.groups[rows]).to(device)
+    hits = torch.zeros((), device=device)
+
+    def loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        nearest = (first.detach() @ second.detach().T).argmax(1)
+        hits.copy_((groups[nearest] == groups).float().mean())
+        return losses.nt_xent(first, second, groups, options.temperature)
+
+    return backward(model, chunks, loss), hits
+
+
+def backward(model: nn.Module, chunks: Sequence[ItemBatch], loss: Loss) -> torch.Tensor:
+    """Add the gradient of `loss` to the model's parameters; returns the loss.
+
+    Each chunk holds the first views of some products and then their second ones; `loss` takes the first and the second
+    views of all of them, float32[B, d] each. Both views go through the model in one pass, so that data-parallel
+    training sees one forward per backward.
+    """
+    if len(chunks) == 1:
+        value = loss(*model(chunks[0]).chunk(2))
+        value.backward()
+        return value.detach()
+    drawn, vectors = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            drawn.append(_random_state(chunk.std_id.device))
+            vectors.append(model(chunk))
+    leaves = [made.requires_grad_() for made in vectors]
+    firsts, seconds = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
+    value = loss(torch.cat(firsts), torch.cat(seconds))
+    value.backward()
+    for number, (chunk, state, leaf) in enumerate(zip(chunks, drawn, leaves, strict=True), start=1):
+        with _alone(model) if number < len(chunks) else nullcontext(), _replayed(state, chunk.std_id.device):
+            model(chunk).backward(leaf.grad)
+    return value.detach()
+
+
+def order(categories: IntArray, share: float, rng: np.random.Generator) -> IntArray:
+    """A shuffled order int64[N] of all products, of which `share` stand in runs of one category.
+
+    Runs of RUN products are spread evenly, so that every batch has its share of them: a product's nearest neighbours
+    are of its category, and those of another content group are its hard negatives. `categories` int64[N].
+    """
+    shuffled = rng.permutation(len(categories))
+    kin, others = np.split(shuffled, [round(share * len(shuffled))])
+    if len(kin) == 0:
+        return shuffled
+    kin = kin[np.argsort(categories[kin], kind="stable")]
+    runs = np.array_split(kin, -(-len(kin) // RUN))
+    between = np.array_split(others, len(runs))
+    return np.concatenate(
+        [part for run, rest in zip(rng.permutation(len(runs)), between, strict=True) for part in (runs[run], rest)]
+    )
+
+
+def two_views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
+    """First all products, then all once more, each time without some keys in STD, others in RE, and some tokens."""
+    hidden = torch.from_numpy(rng.random((2, 2, len(batch), num_keys + 1)) < options.feature_dropout)
+    tokens = torch.from_numpy(rng.random((2, *batch.title_mask.shape)) < options.token_dropout)  # bool[2, B, T]
+    std = hidden[0].gather(2, batch.std_key.expand(2, -1, -1))  # bool[2, B, S]
+    re = hidden[1].gather(2, batch.re_key.expand(2, -1, -1))  # bool[2, B, R]
+    return batch.views(std=std, re=re, title=tokens)
+
+
+def _alone(model: nn.Module) -> AbstractContextManager[None]:
+    """Gradients of all chunks but the last stay on their worker: they are averaged once, with the last."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    state = [torch.get_rng_state()]
+    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+
+
+@contextmanager
+def _replayed(state: list[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Draw again what was drawn after `state`, and afterwards go on where it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], device)
+        yield
