@@ -133,12 +133,21 @@ TENSORS = Contract(
 )
 
 
+DIGEST_BYTES = 16
+
+
 def vectors(width: int) -> Contract:
     """Contract of item vectors of `width` floats, L2-normalised."""
     return Contract(
         "vectors",
-        1,
-        pa.schema([_required("product_id", pa.string()), _required("vector", pa.list_(pa.float32(), width))]),
+        2,
+        pa.schema(
+            [
+                _required("product_id", pa.string()),
+                _required("vector", pa.list_(pa.float32(), width)),
+                _required("inputs", pa.binary(DIGEST_BYTES)),  # digest of what the tower read of the product
+            ]
+        ),
         "python jobs/embed.py",
     )
 

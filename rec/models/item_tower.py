@@ -185,9 +185,14 @@ def load(folder: Path) -> ItemTower:
     return restore(folder)
 
 
+def shape_of(folder: Path) -> Shape:
+    """The shape of the tower whose files lie in `folder`."""
+    values: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    return Shape(**{**values, "inputs": tuple(values["inputs"])})
+
+
 def restore(folder: Path) -> ItemTower:
     """The tower whose files lie in `folder`, which need not be an artifact of its own (a bundle's part)."""
-    values: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-    tower = ItemTower(Shape(**{**values, "inputs": tuple(values["inputs"])}))
+    tower = ItemTower(shape_of(folder))
     tower.load_state_dict(load_file(folder / WEIGHTS))
     return tower.eval()

@@ -112,7 +112,7 @@ def test_many_refused_rows_take_little_memory_and_stay_in_order(
         ),
         (
             vectors(4),
-            pa.table({"product_id": ["p"], "vector": [[1.0, 2.0, 3.0]]}),
+            pa.table({"product_id": ["p"], "vector": [[1.0, 2.0, 3.0]], "inputs": [bytes(16)]}),
             "vectors: rows do not fit the contract",
         ),
     ],

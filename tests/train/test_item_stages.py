@@ -1,8 +1,13 @@
 """encode, pretrain and embed on a small catalogue, through real Ray Data and Ray Train."""
 
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -92,6 +97,89 @@ def test_every_product_has_its_vector_once_in_order(made: Config) -> None:
         alone = torch.cat([tower(items.batch(np.array([row]))) for row in range(PRODUCTS)]).numpy()
     assert (found * alone).sum(axis=1).min() >= 1 - 1e-5
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def copy_of(made: Config, folder: Path) -> Config:
+    """The store of `made`, to be changed."""
+    shutil.copytree(made.at("vectors").parent, folder / made.name)
+    return made.model_copy(update={"store": str(folder)})
+
+
+def rewrite(tree: Config, rows: pa.Table) -> None:
+    """Other tensors, and the text states of the same titles under their hash."""
+    made = dataset.read_manifest(tree.at("tensors"), TENSORS)
+    dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=dict(made.config))
+    encode.run(tree)
+
+
+def test_only_products_of_which_the_tower_reads_something_else_are_embedded_again(made: Config, tmp_path: Path) -> None:
+    tree = copy_of(made, tmp_path)
+    before = stored_vectors(tree)
+    rows = dataset.read(tree.at("tensors"), TENSORS).to_pylist()
+    rows[7]["std_id"], rows[7]["std_key"] = rows[7]["std_id"][:1], rows[7]["std_key"][:1]
+    rows[9]["title_id"] = rows[10]["title_id"]
+    del rows[20]
+    rows.append({**rows[0], "product_id": "new"})
+    rewrite(tree, pa.Table.from_pylist(rows, schema=TENSORS.schema))
+    facts = embed.run(tree)
+    assert (facts["rows"], facts["kept"], facts["embedded"]) == (PRODUCTS, PRODUCTS - 3, 3)
+    found = stored_vectors(tree)
+    same = [row for row in range(PRODUCTS) if row not in (7, 9, 20)]
+    kept = [row if row < 20 else row - 1 for row in same]
+    assert (found[kept] == before[same]).all()
+    tower, items = item_tower.load(tree.at("item_tower")), inputs(tree)
+    with torch.inference_mode():
+        alone = tower(items.batch(np.arange(PRODUCTS))).numpy()
+    assert (found * alone).sum(axis=1).min() >= 1 - 1e-5
+    assert (found[[7, 9]] * before[[7, 9]]).sum(axis=1).max() < 1 - 1e-4
+    assert embed.run(tree)["skipped"]
+
+
+def test_another_tower_keeps_no_vector(made: Config, tmp_path: Path) -> None:
+    train = made.item_tower.train.model_copy(update={"epochs": 1})
+    other = made.item_tower.model_copy(update={"train": train})
+    tree = copy_of(made, tmp_path).model_copy(update={"item_tower": other})
+    item.run(tree)
+    assert embed.run(tree)["kept"] == 0
+
+
+def test_products_with_an_id_newer_than_the_tower_keep_no_vector(made: Config) -> None:
+    rows = dataset.read(made.at("tensors"), TENSORS)
+    shape = item_tower.shape_of(made.at("item_tower"))
+    assert not embed._newer(rows, shape).any()
+    largest = max(max(ids, default=0) for ids in rows["re_id"].to_pylist())
+    carrying = [largest in ids for ids in rows["re_id"].to_pylist()]
+    assert embed._newer(rows, replace(shape, num_re_tokens=largest)).tolist() == carrying
+
+
+def test_a_killed_embedding_goes_on_after_its_last_block(
+    made: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 20)
+    calm, killed = copy_of(made, tmp_path / "calm"), copy_of(made, tmp_path / "killed")
+    for tree in (calm, killed):
+        shutil.rmtree(tree.at("vectors"))
+    embed.run(calm)
+    whole, asked = embed._embedded, []
+
+    def torn(config: Config, blocks: list[Any], waiting: list[int]) -> Iterator[Any]:
+        asked.append(list(waiting))
+        for count, made_block in enumerate(whole(config, blocks, waiting)):
+            if len(asked) == 1 and count == 2:
+                raise KeyboardInterrupt
+            yield made_block
+
+    monkeypatch.setattr(embed, "_embedded", torn)
+    with pytest.raises(KeyboardInterrupt):
+        embed.run(killed)
+    embed.run(killed)
+    assert [len(waiting) for waiting in asked] == [5, 3], "two of five blocks were there"
+    hashes = [
+        dataset.read_manifest(tree.at("vectors"), vectors(tree.item_tower.width)).content_hash
+        for tree in (calm, killed)
+    ]
+    assert hashes[0] == hashes[1]
+    assert not list(killed.at("runs").glob("vectors-*"))
 
 
 def test_after_training_a_view_finds_its_twin(made: Config) -> None:

@@ -74,7 +74,11 @@ def make(root: Path, num_users: int = 240, seed: int = 0) -> None:
             )
     write(root, INTERACTIONS, events)
     table = pa.table(
-        {"product_id": [f"p{i:02d}" for i in range(NUM_ITEMS)], "vector": list(item_vectors(seed))},
+        {
+            "product_id": [f"p{i:02d}" for i in range(NUM_ITEMS)],
+            "vector": list(item_vectors(seed)),
+            "inputs": [bytes(16)] * NUM_ITEMS,
+        },
         schema=vectors(WIDTH).schema,
     )
     dataset.write(root / "vectors", vectors(WIDTH), [table], inputs={}, config={})
