@@ -1,6 +1,7 @@
 """A host of images over real HTTP, as good or as bad as a test wants it."""
 
 import io
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,7 +68,7 @@ class Gallery:
 
 
 @contextmanager
-def gallery(pages: dict[str, Page]) -> Iterator[Gallery]:
+def gallery(pages: dict[str, Page], tls: ssl.SSLContext | None = None) -> Iterator[Gallery]:
     """A host on a free loopback port; what it has no page for is 404."""
     made = Gallery()
     made.pages = pages
@@ -87,6 +88,9 @@ def gallery(pages: dict[str, Page]) -> Iterator[Gallery]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that does not trust it
     made.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -5,14 +5,17 @@ import io
 import ipaddress
 import os
 import socket
+import ssl
 import struct
 import time
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,6 +218,52 @@ def test_the_connection_goes_to_the_address_that_was_checked(shop: Gallery, monk
     assert connected == [(PUBLIC, 80)]
     assert shop.headers[0]["host"] == "cdn.example"
     assert next(answers) == "127.0.0.1", "no second look-up"
+
+
+def certificate(name: str, folder: Path) -> tuple[Path, Path]:
+    """Files of a key and of the certificate that it signed for `name`."""
+    x509 = pytest.importorskip("cryptography.x509")
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    parts = pytest.importorskip("cryptography.hazmat.primitives")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, parts.hashes.SHA256())
+    )  # fmt: skip
+    pem = parts.serialization.Encoding.PEM
+    plain = (parts.serialization.PrivateFormat.PKCS8, parts.serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain))
+    (folder / "signed.pem").write_bytes(signed.public_bytes(pem))
+    return folder / "key.pem", folder / "signed.pem"
+
+
+@pytest.mark.parametrize("name", ["cdn.example", "other.example"])
+def test_a_certificate_must_be_that_of_the_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection goes to an address, and is still one with the name."""
+    key, signed = certificate(name, tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(signed, key)
+    asked: list[str | None] = []
+    server.sni_callback = lambda _, given, __: asked.append(given)
+    trusting = ssl.create_default_context(cafile=str(signed))
+    monkeypatch.setattr(httpcore, "default_ssl_context", lambda: trusting)
+    with gallery({"/red.png": page(image("red"))}, server) as there:
+        guarded = Images(options("cdn.example"), None)
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 443))]
+        really, really_look = socket.create_connection, socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *rest, **more: found if host == "cdn.example" else really_look(host, *rest, **more),
+        )
+        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: really(("127.0.0.1", there.port)))
+        taken = guarded.take(Choice(("//cdn.example/red.png",), (), 64))
+    assert asked == ["cdn.example"]
+    assert len(taken.jpegs) == (name == "cdn.example")
 
 
 def test_a_slow_look_up_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
