@@ -20,7 +20,7 @@ from rec.enrich.backfill import Kept
 from rec.enrich.completion import REPAIR_BYTES, Completion
 from rec.enrich.corrections import Correction
 from rec.enrich.pace import Pace
-from rec.enrich.places import NOTHING, Choice, Taken
+from rec.enrich.places import NOTHING, Choice, Pictures, Taken
 from rec.enrich.prompt import SEEN_PREFIX, STD_PREFIX, Form, Question
 from rec.enrich.text import Canonical, given, shown
 from rec.errors import EndpointError, EngineError
@@ -193,9 +193,13 @@ class Asking:
         self, connection: cache.Connection, row: dict[str, Any], text: Canonical, opened: Opened, taken: Taken
     ) -> Question | None:
         """What to ask of an opened product now that its images were read; None when nothing better can be asked."""
-        if taken.waiting:
-            there = cache.fetch(connection, [opened.key], self._enrich.max_output_tokens).get(opened.key)
-            if there is not None and there.state == SHORT:
+        there = cache.fetch(connection, [opened.key], self._enrich.max_output_tokens).get(opened.key)
+        if there is not None and there.state == SHORT and taken.pictures is not None:
+            if taken.waiting:
+                return None
+            if Pictures.model_validate_json(there.images or "{}").sent == taken.pictures.sent:
+                images = taken.pictures.model_dump_json()
+                cache.put(connection, [(opened.key, replace(there, state="finished", images=images))])
                 return None
         if taken.jpegs or not text.images.urls:
             return opened.question

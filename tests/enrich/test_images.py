@@ -224,7 +224,8 @@ def certificate(name: str, folder: Path) -> tuple[Path, Path]:
     """Files of a key and of the certificate that it signed for `name`."""
     x509 = pytest.importorskip("cryptography.x509")
     ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
-    parts = pytest.importorskip("cryptography.hazmat.primitives")
+    hashes = pytest.importorskip("cryptography.hazmat.primitives.hashes")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -232,10 +233,10 @@ def certificate(name: str, folder: Path) -> tuple[Path, Path]:
         x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
         .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, parts.hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )  # fmt: skip
-    pem = parts.serialization.Encoding.PEM
-    plain = (parts.serialization.PrivateFormat.PKCS8, parts.serialization.NoEncryption())
+    pem = serialization.Encoding.PEM
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain))
     (folder / "signed.pem").write_bytes(signed.public_bytes(pem))
     return folder / "key.pem", folder / "signed.pem"
@@ -253,14 +254,10 @@ def test_a_certificate_must_be_that_of_the_name(name: str, tmp_path: Path, monke
     monkeypatch.setattr(httpcore, "default_ssl_context", lambda: trusting)
     with gallery({"/red.png": page(image("red"))}, server) as there:
         guarded = Images(options("cdn.example"), None)
+        here = socket.create_connection(("127.0.0.1", there.port))
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 443))]
-        really, really_look = socket.create_connection, socket.getaddrinfo
-        monkeypatch.setattr(
-            socket,
-            "getaddrinfo",
-            lambda host, *rest, **more: found if host == "cdn.example" else really_look(host, *rest, **more),
-        )
-        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: really(("127.0.0.1", there.port)))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: here)
         taken = guarded.take(Choice(("//cdn.example/red.png",), (), 64))
     assert asked == ["cdn.example"]
     assert len(taken.jpegs) == (name == "cdn.example")

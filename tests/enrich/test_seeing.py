@@ -29,7 +29,7 @@ from tests.enrich.endpoint import Endpoint, Response, chat, prompt_of, sensible,
 from tests.enrich.gallery import Gallery, Page, colour_of, gallery, image, page
 
 VOCABULARY = StdVocabulary.load()
-ASKED = {"chat-images-1": "?"}
+ASKED = {"chat-images-1": "868fcad412f1c4a0cb531a2ae1c99509d0e4f71ef42dedb49688b1aeaa6a008d"}
 """Version of the form → SHA-256 of prompt and schema. A change of it needs a new version."""
 
 LOOKS = {"red": "stripe", "blue": "dot"}
@@ -191,6 +191,16 @@ def test_an_image_that_may_come_back_is_tried_again_and_one_that_may_not_is_not(
     assert shop.calls("done") == 0
 
 
+def test_an_image_that_is_gone_for_good_after_all_costs_no_second_call(shop: Shop) -> None:
+    shop.there.pages["/red.png"] = page(b"", 503)
+    shop.run("away")
+    del shop.there.pages["/red.png"]
+    found = shop.run("gone")
+    assert shop.calls("gone") == 0, "the text was asked already"
+    assert (found["A1"]["status"], found["*"][5]) == ("ok", 0)
+    assert found["*"][4]["its host answers with status 404"] == 1
+
+
 def test_of_several_images_those_that_can_be_had_are_sent(shop: Shop) -> None:
     shop.rows[0]["image_urls"] = ["gone.png", shop.there.url("/red.png"), "blue.png"]
     found = shop.run("first")
@@ -310,17 +320,8 @@ def seeing(shop: Shop, tmp_path: Path, ray_local: None) -> Callable[..., Config]
     """A recipe for the shop's products in a store of its own."""
 
     def make(*more: str) -> Config:
-        config = load(
-            "demo",
-            [
-                f"store={tmp_path}",
-                "enrich.answers=[]",
-                "enrich.max_calls=100",
-                f'source.folder="{shop.folder}"',
-                *shop.options,
-                *more,
-            ],  # fmt: skip
-        )
+        store = [f"store={tmp_path}", f'source.folder="{shop.folder}"']
+        config = load("demo", [*store, "enrich.answers=[]", "enrich.max_calls=100", *shop.options, *more])
         write_products(config, shop.rows)
         return config
 
