@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rec.config import Enrich
@@ -38,6 +39,12 @@ def require(enrich: Enrich) -> None:
             llamacpp.require(enrich.model)
         case "openai":
             openai.require(enrich.base_url)
+            lacking = [name for name in ("httpcore", "PIL") if enrich.images.max_images and not find_spec(name)]
+            if lacking:
+                raise EngineError(
+                    f"enrich.images needs the package {lacking[0]}, which is not installed: "
+                    "`pip install 'shop-rec[openai]'`, or set enrich.images.max_images=0"
+                )
         case "vllm":
             vllm.require(enrich.vllm)
 

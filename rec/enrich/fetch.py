@@ -76,7 +76,7 @@ class Fetcher:
                         target=place.target.encode(),
                     )
                     with pool.stream("GET", to, headers=[("Host", place.authority), *_HEADERS]) as response:
-                        said = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+                        said = {name.lower(): value.decode("utf-8", "replace") for name, value in response.headers}
                         if response.status not in _REDIRECTS or b"location" not in said:
                             return self._body(response, said)
                     url = _joined(url, said[b"location"])

@@ -35,7 +35,7 @@ class Images:
         """The chosen images, in order; those that cannot be had are left out."""
         jpegs: list[bytes] = []
         sent: list[str] = []
-        refused = Counter(choice.refused)
+        refused: Counter[str] = Counter()
         waiting = False
         for url in choice.urls:
             try:

@@ -88,7 +88,7 @@ class Pictures(BaseModel):
     sent: list[str] = []
     """The start of the SHA-256 of each that was sent."""
     refused: dict[str, int] = {}
-    """Reason → how many were not."""
+    """Reason → how many of those chosen were not."""
 
 
 @dataclass(frozen=True, slots=True)

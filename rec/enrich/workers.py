@@ -193,15 +193,19 @@ class Asking:
         self, connection: cache.Connection, row: dict[str, Any], text: Canonical, opened: Opened, taken: Taken
     ) -> Question | None:
         """What to ask of an opened product now that its images were read; None when nothing better can be asked."""
+        if taken.pictures is None or not text.images.urls:
+            return opened.question
         there = cache.fetch(connection, [opened.key], self._enrich.max_output_tokens).get(opened.key)
-        if there is not None and there.state == SHORT and taken.pictures is not None:
+        if there is not None and there.state == SHORT:
             if taken.waiting:
                 return None
-            if Pictures.model_validate_json(there.images or "{}").sent == taken.pictures.sent:
+            if (
+                Pictures.model_validate_json(there.images or "{}").sent == taken.pictures.sent
+            ):  # asked like this already
                 images = taken.pictures.model_dump_json()
                 cache.put(connection, [(opened.key, replace(there, state="finished", images=images))])
                 return None
-        if taken.jpegs or not text.images.urls:
+        if taken.jpegs:
             return opened.question
         kept = opened.kept
         asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
@@ -401,6 +405,7 @@ def enriched_row(
     if text.hostile is not None:
         answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
     else:
+        report.images_refused.update(text.images.refused)
         rule_std, rule_re = from_rules(text, vocabulary)
         outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
         left = unfilled(missing, {a.key for a in (*shop_std, *rule_std)}, bool(text.images.urls))

@@ -22,6 +22,7 @@ from rec.enrich.openai import OpenAI
 from rec.enrich.pace import Meter
 from rec.enrich.prompt import SEEN_PREFIX, Body
 from rec.enrich.text import canonical, shown
+from rec.errors import EngineError
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
 from tests.enrich.conftest import write_products
@@ -158,9 +159,10 @@ def test_products_without_images_keep_their_answers_when_images_come_and_go(shop
         assert made is not None
         content = plain[row["title"]]["messages"][0]["content"]
         assert content == made.prompt == workers.question(row, text, VOCABULARY, CHAT_IMAGES).prompt  # type: ignore[union-attr]
-    shop.run("on")
+    found = shop.run("on")
     assert shop.calls("off") == 4
     assert shop.calls("on") == 2, "only the two with images"
+    assert found["*"][4] == {"its host is not in enrich.images.hosts": 1}, "answered long ago, and still told"
     del shop.endpoint.asked[:]
     found = shop.run("off again", off)
     assert shop.calls("off again") == 0
@@ -310,9 +312,30 @@ def test_of_an_image_come_vocabulary_values_alone(
     assert Report.from_json(report.to_json()) == report
 
 
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ['enrich.engine="openai"', 'enrich.model="m"', 'enrich.base_url="http://localhost/v1"']
+    seeing = [*options, "enrich.images.max_images=1", 'enrich.images.folder="x"']
+    engine.require(load("demo", seeing).enrich)
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    engine.require(load("demo", options).enrich)
+    with pytest.raises(EngineError, match=r"needs the package httpcore.*pip install 'shop-rec\[openai\]'"):
+        engine.require(load("demo", seeing).enrich)
+
+
 def test_an_answer_of_a_text_alone_is_written_as_before() -> None:
     assert Body(re={"a": ["b"]}).dump() == '{"re": {"a": ["b"]}, "std": {}}'
     assert Body(seen={"a": ["b"]}).dump() == '{"re": {}, "seen": {"a": ["b"]}, "std": {}}'
+
+
+@pytest.mark.slow
+def test_the_tagger_learns_from_answers_about_images(shop: Shop) -> None:
+    from rec.enrich import tag  # loads torch and transformers
+
+    shop.run("first")
+    sample = tag.Sample(shop.batch(), [workers.Origin("m", CHAT_IMAGES.version)])
+    examples = tag.learn(sample, shop.enrich(), shop.url)
+    assert len(examples) == 4
+    assert all("stripe" not in str(example.values) for example in examples), "what is seen is no word of the text"
 
 
 @pytest.fixture
