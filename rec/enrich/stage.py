@@ -1,6 +1,6 @@
 """The enrichment stage: products → enriched, in passes over Ray Data.
 
-    scan     canonical text and content hash of every product
+    scan     canonical text of every product, and what its answer is found by
     import   answers produced elsewhere go into the cache (`rec.enrich.imports`)
     ask      products without an answer, through actors that hold the engine; each answer is committed at once
     label    with `enrich.tagger`: the tagger learns from the answers to a sample and labels the other products
@@ -18,7 +18,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -32,7 +32,7 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import backfill, cache, corrections, engine, imports, stream
+from rec.enrich import backfill, cache, corrections, engine, imports, places, stream
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
@@ -70,7 +70,8 @@ def run(config: Config) -> dict[str, Any]:
         branch["encoder"] = config.text.encoder
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
-    if done is not None and "refused" not in done.facts["status"]:  # calls that failed are made again
+    # Calls that failed are made again, and images that could not be had are tried again.
+    if done is not None and "refused" not in done.facts["status"] and not _waiting(done.facts):
         return {"enriched": str(target), "skipped": True, **_short(done.facts)}
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
@@ -99,6 +100,8 @@ def run(config: Config) -> dict[str, Any]:
     batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
     manifest = dataset.write(target, ENRICHED, rows, inputs=inputs, config=branch, rejects=rejects, facts=facts)
+    for reason, count in report.images_refused.items():
+        log.warning("%d images were not shown to the model: %s", count, reason)
     result = {
         "enriched": str(target),
         **_short(manifest.facts),
@@ -151,6 +154,12 @@ def estimate(config: Config) -> dict[str, Any]:
     }
 
 
+def _waiting(facts: Mapping[str, Any]) -> int:
+    """Answers that lack an image which may be had later."""
+    images: dict[str, Any] = facts.get("images", {})
+    return int(images.get("waiting", 0))
+
+
 def _short(facts: Any) -> dict[str, Any]:
     """The facts without the long lists."""
     return {name: value for name, value in facts.items() if name not in ("unmapped", "unknown_keys", "ungrounded")}
@@ -185,8 +194,8 @@ def _import(
 ) -> tuple[list[Origin], set[str]]:
     """Put the answers of `files` into the cache. Returns their origins and the texts, as content hashes, they are for.
 
-    `hashes`: product id → content hash. Answers of the configured model in an older edition that shares parts with
-    the present one are there to be completed, and count for no text.
+    `hashes`: product id → content hash, images included. Answers of the configured model in an older edition that
+    shares parts with the present one are there to be completed, and count for no text.
     """
     vocab_version = older.now.vocab_version
     editions = {(older.model, e.prompt_version, e.vocab_version): e for e in older.older}
@@ -244,16 +253,16 @@ def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def _scan(config: Config) -> tuple[list[str], list[str], list[bool]]:
-    """Product ids, content hashes and whether a model may be asked, in product order."""
+    """Product ids, what each product's answer is found by, and whether a model may be asked, in product order."""
     ids: list[str] = []
     hashes: list[str] = []
     askable: list[bool] = []
-    cut = partial(scan, max_chars=config.enrich.max_text_chars)
+    cut = partial(scan, enrich=config.enrich)
     scanned = _dataset(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS)
     with progress.bar(total=None, what="scan product text") as bar:
         for batch in _tables(scanned):
             ids += batch["product_id"].to_pylist()
-            hashes += batch["content_hash"].to_pylist()
+            hashes += batch["subject"].to_pylist()
             askable += batch["askable"].to_pylist()
             bar.update(batch.num_rows)
     return ids, hashes, askable
@@ -287,6 +296,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
     if not plan.ask:
         return {}, 0
     engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
+    folder = places.folder(config.enrich.images, config.source.folder)
     table = _rows(config, plan.ask)
     at_once = engine.concurrency(config.enrich)
     most = 4 if at_once == 1 else 16 * at_once  # at a batch's end the engine waits for its last answers
@@ -303,7 +313,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
             batch_size=None,
             num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
             compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
+            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich), folder),
         )
         asked = _tables(actors)
     failures: dict[str, str] = {}

@@ -28,7 +28,7 @@ from rec.config import Config, Enrich, Text
 from rec.enrich import cache, engine
 from rec.enrich.answers import TAGGER, Answer
 from rec.enrich.prompt import Body
-from rec.enrich.text import Canonical, canonical
+from rec.enrich.text import Canonical, shown
 from rec.enrich.workers import BATCH_ROWS, Origin
 from rec.models import tagger
 from rec.models.tagger import Reading
@@ -110,30 +110,30 @@ def run(config: Config, sample: Sample, products: ray.data.Dataset, database_url
 def learn(sample: Sample, enrich: Enrich, database_url: str) -> list[Example]:
     """What the cached answers to the sample say, in words of each product's body; each text once."""
     vocabulary = StdVocabulary.load(None)
-    texts = {(text := canonical(row, enrich.max_text_chars)).content_hash: text for row in sample.products.to_pylist()}
+    texts = {(text := shown(row, enrich)).subject: text for row in sample.products.to_pylist()}
     with postgres.connect(database_url, autocommit=True) as connection:
         told = _told(connection, list(texts), sample.origins, vocabulary, enrich)
     made = []
-    for content_hash, answer in sorted(told.items()):
+    for subject, answer in sorted(told.items()):
         try:
             body = Body.model_validate_json(answer.body)
         except ValidationError:
             continue  # the last pass says so of the product
-        made.append(_example(texts[content_hash], body, vocabulary))
+        made.append(_example(texts[subject], body, vocabulary))
     return made
 
 
 def _told(
     connection: cache.Connection,
-    hashes: Sequence[str],
+    subjects: Sequence[str],
     origins: Sequence[Origin],
     vocabulary: StdVocabulary,
     enrich: Enrich,
 ) -> dict[str, Answer]:
-    """Content hash → the best origin's answer."""
+    """Subject → the best origin's answer."""
     told: dict[str, Answer] = {}
     for origin in origins:
-        keys = {cache.answer_key(h, origin.model, origin.prompt_version, vocabulary.asked): h for h in hashes}
+        keys = {cache.answer_key(s, origin.model, origin.prompt_version, vocabulary.asked): s for s in subjects}
         for key, answer in cache.fetch(connection, list(keys), enrich.max_output_tokens).items():
             told.setdefault(keys[key], answer)
     return told
@@ -200,7 +200,7 @@ class Label:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of UNSURE: texts that it read with too little confidence."""
-        texts = self._open([canonical(row, self._enrich.max_text_chars) for row in batch.to_pylist()])
+        texts = self._open([shown(row, self._enrich) for row in batch.to_pylist()])
         readings = self._model.readings([GROUP] * len(texts), [text.body for text in texts])
         cache.put(self._connection, map(self._label, texts, readings))
         unsure = [
@@ -212,12 +212,12 @@ class Label:
 
     def _open(self, texts: Sequence[Canonical]) -> list[Canonical]:
         """Those to label, identical texts once."""
-        distinct = {text.content_hash: text for text in texts if text.askable}
+        distinct = {text.subject: text for text in texts if text.askable}
         told = _told(self._connection, list(distinct), self._imported, self._vocabulary, self._enrich)
-        return [text for content_hash, text in distinct.items() if content_hash not in told]
+        return [text for subject, text in distinct.items() if subject not in told]
 
     def _key(self, text: Canonical, origin: Origin) -> str:
-        return cache.answer_key(text.content_hash, origin.model, origin.prompt_version, self._vocabulary.asked)
+        return cache.answer_key(text.subject, origin.model, origin.prompt_version, self._vocabulary.asked)
 
     def _label(self, text: Canonical, reading: Reading) -> tuple[str, Answer]:
         """An entry of the cache; the values of a key in text order, each once."""

@@ -2,21 +2,24 @@
 
 Product text is data, never instruction. HTML, in descriptions too, goes through a real parser and loses what it hides;
 control and invisible characters are removed, the length is capped, and the prompt encloses it in a fence that depends
-on the content, so that no text can contain its own fence. Nothing named by a URL in the text is fetched.
+on the content, so that no text can contain its own fence. Nothing named by a URL in the text is fetched; images are
+those of the product's own list, from places that the recipe allows (`rec.enrich.places`).
 """
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
 
+from rec.config import Enrich
 from rec.enrich.hostile import find, find_token
+from rec.enrich.places import NO_IMAGES, Choice, choose
 
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
 _HIDDEN_TAGS = [
@@ -70,16 +73,23 @@ class Canonical:
     the item tower reads titles itself, and a collection's name is no attribute."""
     hostile: str | None
     """The words that try to instruct the model, else None."""
+    images: Choice = NO_IMAGES
+    """The images that go with it."""
 
     @property
     def askable(self) -> bool:
-        """Whether a model may be asked: there is a text, and it is not hostile."""
-        return self.hostile is None and bool(self.text)
+        """Whether a model may be asked: there is a text or an image, and the text is not hostile."""
+        return self.hostile is None and bool(self.text or self.images.urls)
 
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def subject(self) -> str:
+        """What an answer is found by: the text, with the names of its images if it has any."""
+        return self.images.subject(self.content_hash)
 
     @cached_property
     def fence(self) -> str:
@@ -183,6 +193,13 @@ def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
     body = _cap("\n".join(lines), max_chars)
     text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
     return Canonical(text, body or title, hostile)
+
+
+def shown(product: Mapping[str, Any], enrich: Enrich) -> Canonical:
+    """What a model is shown of a row of `products`: its canonical text, and which of its images."""
+    text = canonical(product, enrich.max_text_chars)
+    images = enrich.images
+    return replace(text, images=choose(product["image_urls"], images)) if images.max_images else text
 
 
 def _cap(text: str, max_chars: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rec.enrich.prompt import STD_PREFIX
+from rec.enrich.prompt import SEEN_PREFIX, STD_PREFIX
 
 BYTES_PER_TOKEN = 3.7
 
@@ -45,11 +45,17 @@ def last_words(prompt: str) -> str:
     return prompt.split("<<")[-1].splitlines()[1]
 
 
+def prompt_of(asked: dict[str, Any]) -> str:
+    """The text of a request's first message, which may have images beside it."""
+    content = asked["messages"][0]["content"]
+    return content if isinstance(content, str) else str(content[0]["text"])
+
+
 def sensible(_: int, asked: dict[str, Any]) -> Response:
     """A valid answer: the title's last word is a detail, nothing is inferred."""
-    prompt = asked["messages"][0]["content"]
+    prompt = prompt_of(asked)
     schema = asked["response_format"]["json_schema"]["schema"]
-    inferred = {name: None for name in schema["properties"] if name.startswith(STD_PREFIX)}
+    inferred = {name: None for name in schema["properties"] if name.startswith((STD_PREFIX, SEEN_PREFIX))}
     found = [{"key": "detail", "phrase": last_words(prompt).split()[-1]}]
     return chat(json.dumps({"found": found, **inferred}), prompt)
 
@@ -70,7 +76,7 @@ class Endpoint:
     @property
     def titles(self) -> list[str]:
         """First line of the product text of each request."""
-        return [last_words(asked["messages"][0]["content"]) for asked in self.asked]
+        return [last_words(prompt_of(asked)) for asked in self.asked]
 
     def take(self, asked: dict[str, Any], authorization: str) -> Response:
         """Remember a request and make its response."""
