@@ -144,8 +144,9 @@ def _labelled(line: str) -> tuple[str, str] | None:
 def clean(text: str) -> str:
     """NFC, no control or invisible characters, white space collapsed to single spaces."""
     composed = unicodedata.normalize("NFC", text)
-    kept = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
-    return _SPACE.sub(" ", kept).strip()
+    if not composed.isprintable():
+        composed = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
+    return _SPACE.sub(" ", composed).strip()
 
 
 def strip_html(html: str) -> str:

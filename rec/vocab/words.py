@@ -12,6 +12,7 @@ from functools import lru_cache
 
 _HANGUL = re.compile("[가-힣]")
 _NOT_WORD = re.compile(r"[\W_]+")
+_LETTERS = re.compile(r"[^\W_]+")
 _RUN = re.compile(r"\S+|\s+")
 _PARTICLE = "(?:은|는|이|가|을|를|의|과|와|도|로|으로|에|에서|만|인|용|형|소재|혼방)?"
 _BEFORE_LATIN, _AFTER_LATIN = r"(?<![^\W_가-힣])", r"(?![^\W_가-힣])"  # Korean may touch a Latin word: cotton소재
@@ -22,6 +23,7 @@ Trie = dict[str, "Trie"]
 _END = ""
 
 
+@lru_cache(maxsize=16_384)
 def fold(text: str) -> str:
     """NFKC, casefold, anything but letters and digits as one space; Korean text without spaces. Idempotent."""
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -47,6 +49,10 @@ class Finder:
         for word in words:
             spaced = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", word).casefold()).strip()
             (korean if _HANGUL.search(spaced) else latin).add(spaced)
+        self._rests: dict[str, list[frozenset[str]]] = {}
+        for word in sorted(latin):
+            first, *rest = word.split(" ")
+            self._rests.setdefault(first, []).append(frozenset(rest))
         self._latin = re.compile(rf"\b{_expression(latin, _SEPARATOR)}\b") if latin else None
         self._mixed = re.compile(f"{_BEFORE_LATIN}{_expression(latin, _SEPARATOR)}{_AFTER_LATIN}") if latin else None
         syllables = {word for word in korean if len(word) == 1}
@@ -63,10 +69,23 @@ class Finder:
 
         Of words of one script that begin at one place the longest is found, and they do not overlap.
         """
-        if not _HANGUL.search(prepared):
-            return [] if self._latin is None else [match.span() for match in self._latin.finditer(prepared)]
+        there = _latin_words(prepared)
+        if there is not None:
+            if self._latin is None or not self._may_find(there):
+                return []
+            return [match.span() for match in self._latin.finditer(prepared)]
         patterns = [pattern for pattern in (self._mixed, self._korean) if pattern is not None]
         return sorted(match.span() for pattern in patterns for match in pattern.finditer(prepared))
+
+    def _may_find(self, there: frozenset[str]) -> bool:
+        """Whether a text of these Latin words holds all parts of a word: a look ten times as quick as the search."""
+        return any(rest <= there for first in there & self._rests.keys() for rest in self._rests[first])
+
+
+@lru_cache(maxsize=4)
+def _latin_words(prepared: str) -> frozenset[str] | None:
+    """The words of a text, for a quick look which of many finders have something to find; None where any is Korean."""
+    return None if _HANGUL.search(prepared) else frozenset(_LETTERS.findall(prepared))
 
 
 def _expression(words: set[str], separator: str) -> str:
