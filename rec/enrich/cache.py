@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from datetime import datetime
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -191,6 +192,12 @@ def spent(connection: Connection, keys: Sequence[str]) -> Usage:
         assert row is not None
         total = Usage(*(a + b for a, b in zip(astuple(total), row, strict=True)))
     return total
+
+
+def called(connection: Connection) -> list[tuple[str, datetime]]:
+    """Key and time of every call in the ledger, in order."""
+    rows = connection.execute("SELECT key, called_at FROM llm_calls ORDER BY called_at")
+    return [(key, at) for key, at in rows]
 
 
 @dataclass(frozen=True, slots=True)
