@@ -95,6 +95,7 @@ def run(config: Config) -> dict[str, Any]:
         origins=plan.origins,
         failures=failures,
         corrections=human.by_product,
+        hostile=plan.hostile,
     )
     batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
@@ -165,7 +166,8 @@ def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: ca
     every = [*(origin for origin in origins if origin != own), own]
     plan = choose(config.enrich, every, hashes, keys, hostile, imported, there)
     ever = {e.key(h, own.model) for e in older.older for h in hashes}
-    return replace(plan, keys=[*plan.keys, *sorted(ever)])
+    wild = frozenset(product_id for product_id, is_hostile in zip(ids, hostile, strict=True) if is_hostile)
+    return replace(plan, keys=[*plan.keys, *sorted(ever)], hostile=wild)
 
 
 def _label(config: Config, plan: Plan, connection: cache.Connection, database_url: str) -> Plan:

@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
@@ -125,8 +124,15 @@ class Canonical:
         runs: list[list[str]] = []
         for clause in _CLAUSE_END.split(told):
             if not _CARE_OR_ORIGIN.search(clause):
-                pieces = groupby(clause.split(), key=lambda word: word.casefold() in STOP_WORDS)
-                runs += [list(words) for is_stop, words in pieces if not is_stop]
+                run: list[str] = []
+                for word in clause.split():
+                    if word.casefold() not in STOP_WORDS:
+                        run.append(word)
+                    elif run:
+                        runs.append(run)
+                        run = []
+                if run:
+                    runs.append(run)
         return runs
 
     def labelled(self) -> Iterator[tuple[str, str]]:
@@ -167,15 +173,20 @@ def strip_html(html: str) -> str:
     return tree.body.text(separator="")
 
 
-def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
-    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word."""
+def canonical(product: Mapping[str, Any], max_chars: int, tame: bool = False) -> Canonical:
+    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word.
+
+    `tame`: it was looked at before, and is not hostile; half of the time is for that look.
+    """
     title = clean(product["title"])
     description, html = product["description"] or "", product["html"] or ""
     told = strip_html(description).split("\n") if _MARKUP.search(description) else [description]
     pieces = [*told, *strip_html(html).split("\n")]
     lines = dict.fromkeys(line for piece in pieces if (line := clean(piece)) and line != title)
     shop = [clean(f"{key}: {', '.join(values)}") for key, values in given(product).items()]
-    hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
+    hostile = None
+    if not tame:
+        hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
     body = _cap("\n".join(lines), max_chars)
     text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
     return Canonical(text, body or title, hostile)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -272,8 +272,13 @@ class Finish:
         origins: list[Origin],
         failures: dict[str, str],
         corrections: Mapping[str, Correction],
+        hostile: Set[str],
     ) -> None:
-        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id."""
+        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id.
+
+        `hostile`: ids of the products whose text the scan found to address the model.
+        """
+        self._hostile = hostile
         self._enrich = enrich
         self._corrections = corrections
         self._failures = failures
@@ -286,7 +291,8 @@ class Finish:
         """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
         version = self._backfill.now.vocab_version
         rows = batch.to_pylist()
-        texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
+        most = self._enrich.max_text_chars
+        texts = [canonical(row, most, tame=row["product_id"] not in self._hostile) for row in rows]
         keys = [
             [cache.answer_key(text.content_hash, o.model, o.prompt_version, version) for o in self._origins]
             for text in texts
@@ -319,13 +325,14 @@ def finish(
     origins: list[Origin],
     failures: dict[str, str],
     corrections: Mapping[str, Correction],
+    hostile: Set[str],
 ) -> Iterator[pa.Table]:
     """What Finish makes of a row group, BATCH_ROWS at a time.
 
     A task and no actor: it starts in a process that is warm from the scan.
     """
     with postgres.connect(database_url, autocommit=True) as connection:
-        finished = Finish(enrich, connection, origins, failures, corrections)
+        finished = Finish(enrich, connection, origins, failures, corrections, hostile)
         for start in range(0, products.num_rows, BATCH_ROWS):
             yield finished(products.slice(start, BATCH_ROWS))
 
