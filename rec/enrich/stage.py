@@ -117,7 +117,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def estimate(config: Config) -> dict[str, Any]:
-    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from cache.PRIOR.
+    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from engine.prior.
 
     Answers to import are put into the cache, as `run` would; nothing else is written.
     """
@@ -129,7 +129,7 @@ def estimate(config: Config) -> dict[str, Any]:
     with postgres.connect(database_url, autocommit=True) as connection:
         older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
         plan = _plan(config, files, older, connection)
-        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or cache.PRIOR
+        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or engine.prior(config.enrich)
         spent = cache.spent(connection, plan.keys)
     weighed = ray.data.from_arrow(_rows(config, plan.ask)).map_batches(
         partial(weigh, enrich=config.enrich, database_url=database_url), batch_format="pyarrow", batch_size=BATCH_ROWS
