@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from rec.enrich.prompt import STD_PREFIX
 
@@ -78,14 +78,14 @@ class Endpoint:
         self.requests: list[Request] = []
         """In order of arrival."""
 
-    def hear(self, line: str) -> None:
-        """Take a line of the endpoint's stdout."""
-        told = json.loads(line)
-        if "arrived" in told:
-            self.requests.append(Request(told["fence"], told["arrived"]))
-        else:
-            request = self.requests[told["number"]]
-            request.status, request.delivered = told["status"], told["delivered"]
+    def listen(self, lines: IO[str]) -> None:
+        """Take what the endpoint tells, until it ends."""
+        for told in map(json.loads, lines):
+            if "arrived" in told:
+                self.requests.append(Request(told["fence"], told["arrived"]))
+            else:
+                request = self.requests[told["number"]]
+                request.status, request.delivered = told["status"], told["delivered"]
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def endpoint() -> Iterator[Endpoint]:
     with subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         started = Endpoint(process.stdout.readline().strip())
-        listener = threading.Thread(target=lambda: [started.hear(line) for line in process.stdout or ()], daemon=True)
+        listener = threading.Thread(target=started.listen, args=(process.stdout,), daemon=True)
         listener.start()
         try:
             yield started

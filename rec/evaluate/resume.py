@@ -12,17 +12,20 @@ that was requested before is
 
     in flight   if the client of the earlier request was killed before it could keep the answer: the request had arrived
                 before its death, no response had been delivered to it more than COMMIT_S before, and the ledger did not
-                hold the answer when the text was requested again. At most one for each of its connections.
+                hold the answer when the text was requested again. At most CONCURRENCY for each kill, since a client
+                keeps an answer before it asks for the next.
     repeated    in all other cases
 
 The death of a client is when its process is gone, which after the kill of a job alone is later than the kill.
 """
 
+import math
 import random
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -46,8 +49,11 @@ KINDS = ("job", "actor", "ray")
 CONCURRENCY = 4
 MOST_REQUESTS = 12
 """Most requests between a start and a kill."""
-COMMIT_S = 0.25
-"""An answer that a client had for longer than this is in the ledger; taken from the endpoint's last write on."""
+COMMIT_S = 1.0
+"""An answer that a client had for longer than this must be in the ledger; from the endpoint's last write on, and with
+room for a loaded machine: `resume.unkept_ms` is the longest time that was seen."""
+NOTICE_S = 1.0
+"""By so much later than it was a death may be noticed; another job waits for an answer's lock, and may be quicker."""
 WAIT_S = 300.0
 """Longest wait for the next request, on a loaded machine."""
 _ASKER = "MapBatches(Ask)"
@@ -59,7 +65,7 @@ class Kill:
     """One kill."""
 
     kind: str
-    died: float = float("inf")
+    died: float = math.inf
     """When the process that asked was gone, on the monotonic clock."""
 
 
@@ -70,30 +76,36 @@ class Asked:
     repeated: int
     in_flight: int
     retries: int
+    unkept_s: float = 0.0
+    """Longest time that a client had an answer and died without keeping it."""
 
 
 def judge(requests: Sequence[Request], kept: Mapping[str, float], kills: Sequence[Kill]) -> Asked:
     """Tell repeated calls from those that were in flight. `kept`: fence → when the ledger had the answer."""
     earlier: dict[str, list[Request]] = {}
-    repeated = in_flight = retries = 0
+    lost = Counter[int]()
+    repeated = retries = 0
+    unkept = 0.0
     for request in requests:
         before = earlier.setdefault(request.fence, [])
         answered = [one for one in before if one.status in (None, 200)]
         if answered:
-            if kept.get(request.fence, float("inf")) >= request.arrived and _lost(answered[-1], kills):
-                in_flight += 1
-            else:
+            kill = _killed(answered[-1], request, kills)
+            if kill is None or kept.get(request.fence, math.inf) < request.arrived or lost[kill] == CONCURRENCY:
                 repeated += 1
+            else:
+                lost[kill] += 1
+                unkept = max(unkept, kills[kill].died - (answered[-1].delivered or math.inf))
         elif before:
             retries += 1
         before.append(request)
-    return Asked(repeated, in_flight, retries)
+    return Asked(repeated, lost.total(), retries, unkept)
 
 
-def _lost(request: Request, kills: Sequence[Kill]) -> bool:
-    """Whether the client of a request died before it could keep the answer."""
-    had = float("inf") if request.delivered is None else request.delivered
-    return any(request.arrived <= kill.died <= had + COMMIT_S for kill in kills)
+def _killed(first: Request, again: Request, kills: Sequence[Kill]) -> int | None:
+    """The kill whose client asked `first` and died before it could keep the answer; None where there is none."""
+    latest = min((math.inf if first.delivered is None else first.delivered) + COMMIT_S, again.arrived + NOTICE_S)
+    return next((number for number, kill in enumerate(kills) if first.arrived <= kill.died <= latest), None)
 
 
 @dataclass(slots=True)
@@ -164,8 +176,8 @@ class Shop:
             calls = cache.called(connection)
         ahead = time.time() - time.monotonic()
         first: dict[str, float] = {}
-        for key, at in calls:
-            first.setdefault(fences[key], at.timestamp() - ahead)
+        for call in calls:
+            first.setdefault(fences[call.key], call.at.timestamp() - ahead)
         return first, len(calls) - len(first)
 
     def content_hash(self) -> str:
@@ -208,6 +220,7 @@ def measure(job: Path, stores: Sequence[Path], products: int, kills: int, seed: 
         "resume.repeated_calls": figure(asked.repeated, "calls", goal=0),
         "resume.paid_twice": figure(paid_twice, "calls", goal=0),
         "resume.asked_again_in_flight": figure(asked.in_flight, "calls", goal=kills * CONCURRENCY),
+        "resume.unkept_ms": figure(round(max(asked.unkept_s, 0.0) * 1e3, 1), "ms"),
         "resume.requests": figure(len(endpoint.requests), "calls"),
         "resume.retries": figure(asked.retries, "calls"),
         "resume.products": figure(len(kept), "products"),
