@@ -5,6 +5,9 @@ retrieval    retrieval and final list of a recipe (hm unless told otherwise) bes
 extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, which share
              of the AI Hub garments' attribute values the vocabulary knows, and how near mapped rows of new RE tokens
              are to trained ones on H&M articles; their files lie in source.folder
+enrichment   what the enrichment stage adds to the bare engine, how fast it is where every answer is cached, what it
+             asks again after SIGKILLs, what hostile texts get out of it, and how wrong --dry-run is; in temporary
+             stores, with H&M articles where they lie in source.folder
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
              synthetic products, each in a store of its own that is removed afterwards
 """
@@ -19,7 +22,7 @@ from rec.cli import main, parser
 from rec.config import Config
 from rec.enrich import oamine
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, coverage, scale, tagging, zero_shot
+from rec.evaluate import benchmark, coverage, enrichment, scale, tagging, zero_shot
 from rec.models import text_encoder
 from rec.vocab.std import StdVocabulary
 
@@ -98,6 +101,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
+    elif options.name == "enrichment":
+        figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
         chosen = shortened(config) if options.quick else config
         prepare(chosen)
@@ -110,7 +115,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("name", choices=["retrieval", "extraction", "scale"], help="the benchmark")
+    names = ["retrieval", "extraction", "enrichment", "scale"]
+    arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
     arguments.add_argument(

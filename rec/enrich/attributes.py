@@ -6,7 +6,7 @@ rule    vocabulary names and aliases found in the text; `label: value` lines; th
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,9 +124,10 @@ def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribu
     hits: dict[str, str] = {}
     for attribute in std:
         hits.setdefault((attribute.evidence or "").casefold(), attribute.key)
+    ends = {words.rpartition(" ")[2] for words in hits}
     details: dict[str, None] = {}
     for run in text.runs:
-        claims = list(_claims(run, hits))
+        claims = list(_claims(run, hits, ends))
         re += [Attribute(key, phrase, "rule", phrase) for key, phrase in claims if phrase.casefold() not in hits]
         if not claims:
             details[" ".join(run[:MAX_WORDS])] = None
@@ -134,10 +135,16 @@ def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribu
     return std, re
 
 
-def _claims(run: list[str], hits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(key, phrase) of each vocabulary word in a run of words, with the words before it that qualify it."""
+def _claims(run: list[str], hits: Mapping[str, str], ends: Set[str]) -> Iterator[tuple[str, str]]:
+    """(key, phrase) of each vocabulary word in a run of words, with the words before it that qualify it.
+
+    `ends`: last words of `hits`. A Korean word also counts where it only begins with a hit.
+    """
     folded = [word.casefold() for word in run]
+    plain = all(map(str.isascii, folded))
     for last in range(len(run)):
+        if plain and folded[last] not in ends:
+            continue
         for length in range(min(last + 1, MAX_WORDS), 0, -1):
             key = _claimed(" ".join(folded[last - length + 1 : last + 1]), hits)
             if key is not None:

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from datetime import datetime
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -193,6 +194,24 @@ def spent(connection: Connection, keys: Sequence[str]) -> Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """An entry of the ledger."""
+
+    key: str
+    at: datetime
+    """When it was committed, the clock being the server's."""
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+def called(connection: Connection) -> list[Called]:
+    """The whole ledger, in order."""
+    rows = connection.execute("SELECT key, called_at, tokens_in, tokens_out, seconds FROM llm_calls ORDER BY called_at")
+    return [Called(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
 class Habit:
     """What the latest calls of a model and prompt came to."""
 
@@ -201,10 +220,6 @@ class Habit:
     """Prompt tokens for a byte of the prompt's UTF-8."""
     tokens_out: float
     """Mean length of an answer to a whole question."""
-
-
-PRIOR = Habit(0, 0.25, 60.0)
-"""What a model is taken to do before it was asked once: four bytes a token, a short answer."""
 
 
 def habit(connection: Connection, model: str, prompt_version: str, latest: int = 500) -> Habit | None:

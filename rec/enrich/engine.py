@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rec.config import Enrich
 from rec.enrich import llamacpp, openai, vllm
+from rec.enrich.cache import Habit
 from rec.enrich.chat import CHAT, CHAT_IMAGES
 from rec.enrich.completion import Completion
 from rec.enrich.llamacpp import LlamaCpp
@@ -81,6 +82,15 @@ def form(enrich: Enrich) -> Form:
             return CHAT_IMAGES if enrich.images.max_images else CHAT
         case "vllm":
             return CHAT
+
+
+def prior(enrich: Enrich) -> Habit:
+    """What the model is taken to do before it was asked once."""
+    match enrich.engine:
+        case "llamacpp":  # 374 products of the sample catalogue: .3075 and 46.4; H&M articles: .305 and 48
+            return Habit(0, 0.306, 47.0)
+        case "openai" | "vllm":  # of many models: four bytes a token, a short answer
+            return Habit(0, 0.25, 60.0)
 
 
 def concurrency(enrich: Enrich) -> int:

@@ -96,6 +96,7 @@ def run(config: Config) -> dict[str, Any]:
         origins=plan.origins,
         failures=failures,
         corrections=human.by_product,
+        unasked=plan.unasked,
     )
     batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
@@ -119,7 +120,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def estimate(config: Config) -> dict[str, Any]:
-    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from cache.PRIOR.
+    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from engine.prior.
 
     Answers to import are put into the cache, as `run` would; nothing else is written.
     """
@@ -131,7 +132,7 @@ def estimate(config: Config) -> dict[str, Any]:
     with postgres.connect(database_url, autocommit=True) as connection:
         older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
         plan = _plan(config, files, older, connection)
-        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or cache.PRIOR
+        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or engine.prior(config.enrich)
         spent = cache.spent(connection, plan.keys)
     weighed = ray.data.from_arrow(_rows(config, plan.ask)).map_batches(
         partial(weigh, enrich=config.enrich, database_url=database_url), batch_format="pyarrow", batch_size=BATCH_ROWS
@@ -174,7 +175,8 @@ def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: ca
     every = [*(origin for origin in origins if origin != own), own]
     plan = choose(config.enrich, every, hashes, keys, askable, imported, there)
     ever = {e.key(h, own.model) for e in older.older for h in hashes}
-    return replace(plan, keys=[*plan.keys, *sorted(ever)])
+    unasked = frozenset(product_id for product_id, may in zip(ids, askable, strict=True) if not may)
+    return replace(plan, keys=[*plan.keys, *sorted(ever)], unasked=unasked)
 
 
 def _label(config: Config, plan: Plan, connection: cache.Connection, database_url: str) -> Plan:

@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
@@ -140,8 +139,15 @@ class Canonical:
         runs: list[list[str]] = []
         for clause in _CLAUSE_END.split(told):
             if not _CARE_OR_ORIGIN.search(clause):
-                pieces = groupby(clause.split(), key=lambda word: word.casefold() in STOP_WORDS)
-                runs += [list(words) for is_stop, words in pieces if not is_stop]
+                run: list[str] = []
+                for word in clause.split():
+                    if word.casefold() not in STOP_WORDS:
+                        run.append(word)
+                    elif run:
+                        runs.append(run)
+                        run = []
+                if run:
+                    runs.append(run)
         return runs
 
     def labelled(self) -> Iterator[tuple[str, str]]:
@@ -159,8 +165,9 @@ def _labelled(line: str) -> tuple[str, str] | None:
 def clean(text: str) -> str:
     """NFC, no control or invisible characters, white space collapsed to single spaces."""
     composed = unicodedata.normalize("NFC", text)
-    kept = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
-    return _SPACE.sub(" ", kept).strip()
+    if not composed.isprintable():
+        composed = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
+    return _SPACE.sub(" ", composed).strip()
 
 
 def strip_html(html: str) -> str:
@@ -181,23 +188,31 @@ def strip_html(html: str) -> str:
     return tree.body.text(separator="")
 
 
-def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
-    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word."""
+def canonical(product: Mapping[str, Any], max_chars: int, tame: bool = False) -> Canonical:
+    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word.
+
+    `tame`: it was looked at before, and is not hostile; half of the time is for that look.
+    """
     title = clean(product["title"])
     description, html = product["description"] or "", product["html"] or ""
     told = strip_html(description).split("\n") if _MARKUP.search(description) else [description]
     pieces = [*told, *strip_html(html).split("\n")]
     lines = dict.fromkeys(line for piece in pieces if (line := clean(piece)) and line != title)
     shop = [clean(f"{key}: {', '.join(values)}") for key, values in given(product).items()]
-    hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
+    hostile = None
+    if not tame:
+        hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
     body = _cap("\n".join(lines), max_chars)
     text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
     return Canonical(text, body or title, hostile)
 
 
-def shown(product: Mapping[str, Any], enrich: Enrich) -> Canonical:
-    """What a model is shown of a row of `products`: its canonical text, and which of its images."""
-    text = canonical(product, enrich.max_text_chars)
+def shown(product: Mapping[str, Any], enrich: Enrich, tame: bool = False) -> Canonical:
+    """What a model is shown of a row of `products`: its canonical text, and which of its images.
+
+    `tame`: see `canonical`.
+    """
+    text = canonical(product, enrich.max_text_chars, tame)
     images = enrich.images
     return replace(text, images=choose(product["image_urls"], images)) if images.max_images else text
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +96,7 @@ def unfilled(parts: Collection[str], filled: Collection[str], images: bool) -> l
 
 def weight(enrich: Enrich, images: int) -> int:
     """Bytes of prompt that so many images count for, where tokens are estimated from bytes."""
-    return round(images * enrich.images.tokens_per_image / cache.PRIOR.tokens_per_byte)
+    return round(images * enrich.images.tokens_per_image / engine.prior(enrich).tokens_per_byte)
 
 
 def cost(enrich: Enrich, tokens_in: float, tokens_out: float) -> float:
@@ -331,8 +331,13 @@ class Finish:
         origins: list[Origin],
         failures: dict[str, str],
         corrections: Mapping[str, Correction],
+        unasked: Set[str],
     ) -> None:
-        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id."""
+        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id.
+
+        `unasked`: ids of the products whose text is hostile, or that have none, as the scan found.
+        """
+        self._unasked = unasked
         self._enrich = enrich
         self._corrections = corrections
         self._failures = failures
@@ -345,7 +350,7 @@ class Finish:
         """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
         version = self._backfill.now.vocab_version
         rows = batch.to_pylist()
-        texts = [shown(row, self._enrich) for row in rows]
+        texts = [shown(row, self._enrich, tame=row["product_id"] not in self._unasked) for row in rows]
         keys = [
             [cache.answer_key(text.subject, o.model, o.prompt_version, version) for o in self._origins]
             for text in texts
@@ -376,13 +381,14 @@ def finish(
     origins: list[Origin],
     failures: dict[str, str],
     corrections: Mapping[str, Correction],
+    unasked: Set[str],
 ) -> Iterator[pa.Table]:
     """What Finish makes of a row group, BATCH_ROWS at a time.
 
     A task and no actor: it starts in a process that is warm from the scan.
     """
     with postgres.connect(database_url, autocommit=True) as connection:
-        finished = Finish(enrich, connection, origins, failures, corrections)
+        finished = Finish(enrich, connection, origins, failures, corrections, unasked)
         for start in range(0, products.num_rows, BATCH_ROWS):
             yield finished(products.slice(start, BATCH_ROWS))
 

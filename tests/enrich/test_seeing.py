@@ -23,10 +23,11 @@ from rec.enrich.pace import Meter
 from rec.enrich.prompt import SEEN_PREFIX, Body
 from rec.enrich.text import canonical, shown
 from rec.errors import EngineError
+from rec.evaluate.counting import prompt_of, title
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
 from tests.enrich.conftest import write_products
-from tests.enrich.endpoint import Endpoint, Response, chat, prompt_of, sensible, serve
+from tests.enrich.endpoint import Endpoint, Response, chat, sensible, serve
 from tests.enrich.gallery import Gallery, Page, colour_of, gallery, image, page
 
 VOCABULARY = StdVocabulary.load()
@@ -119,7 +120,7 @@ def values(row: dict[str, Any], key: str) -> list[tuple[str, str, str | None]]:
 
 def test_images_reach_the_endpoint_and_what_they_show_carries_their_hashes(shop: Shop) -> None:
     found = shop.run("first")
-    by_title = {prompt_of(asked).split("<<")[-1].splitlines()[1]: asked for asked in shop.endpoint.asked}
+    by_title = {title(prompt_of(asked)): asked for asked in shop.endpoint.asked}
     (coat,), (dress,) = sent(by_title["Alma Coat"]), sent(by_title["Vera Dress"])
     assert colour_of(coat)[0] > 200
     assert colour_of(dress)[2] > 200
