@@ -69,7 +69,7 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
                 std += [Attribute(key, name, source, evidence) for name, _ in vocabulary.find(key, value)]
     for key, values in body.std.items():
         for value in values:
-            kept = _std(key, value, text, vocabulary, report)
+            kept = _std(key, value, source, text, vocabulary, report)
             dropped += not kept
             std += kept
     if dropped:
@@ -81,7 +81,9 @@ def _fits(value: str) -> bool:
     return 0 < len(value.strip()) <= MAX_VALUE_CHARS
 
 
-def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, report: Report) -> list[Attribute]:
+def _std(
+    key: str, value: str, source: str, text: Canonical, vocabulary: StdVocabulary, report: Report
+) -> list[Attribute]:
     if key not in vocabulary.keys:
         report.unknown_keys[key] += 1
         return []
@@ -93,7 +95,7 @@ def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, repor
         if evidence is None and not vocabulary.inferable(key):
             report.ungrounded[key] += 1
         else:
-            kept.append(Attribute(key, name, "llm", evidence))
+            kept.append(Attribute(key, name, source, evidence))
     return kept
 
 

@@ -72,8 +72,8 @@ def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagge
 def test_networks_learn_apart_from_each_other_and_read_together(trained: tagger.Tagger) -> None:
     batch = trained.batch(["Shoes"], ["Acme Runner, red"])
     with torch.inference_mode():
-        first, second = (network.eval()(batch).log_softmax(dim=-1) for network in trained.networks)
-        together = trained.eval()(batch)
+        first, second = (network.eval()(batch).labels.log_softmax(dim=-1) for network in trained.networks)
+        together = trained.eval()(batch).labels
     assert not torch.allclose(first, second, atol=1e-3)
     assert torch.allclose(together, ((first + second) / 2).log_softmax(dim=-1), atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_it_is_the_same_after_its_artifact(trained: tagger.Tagger, tmp_path: Pat
     back = tagger.load(tmp_path / "tagger")
     batch = trained.batch(["Shoes"], ["Bolt Runner, blue"])
     with torch.inference_mode():
-        assert torch.equal(trained.eval()(batch), back(batch))
+        assert torch.equal(trained.eval()(batch).labels, back(batch).labels)
     assert back.schema == trained.schema
 
 
