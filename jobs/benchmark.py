@@ -78,7 +78,7 @@ def concluded(config: Config, *, quick: bool) -> benchmark.Figures:
     std = StdVocabulary.load()
     found = closed.read(Path(config.source.folder), std)
     if found is None:
-        log.warning("%s lies not in source.folder %r: hm is left out", closed.ARTICLES, config.source.folder)
+        log.warning("%s lies not in source.folder %r: hm is left out", zero_shot.ARTICLES, config.source.folder)
         return {}
     return closed.figures(*found, std, config, closed.QUICK if quick else closed.FULL)
 

@@ -20,6 +20,8 @@ MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
 TAGGER = "tagger"
 """What the tagger's labels name as their model, and their values as the source."""
+LABELS = 2
+"""Rises when taggers label otherwise after the same answers: catalogues with their labels are then enriched again."""
 
 
 @dataclass(frozen=True, slots=True)
