@@ -2,9 +2,10 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
-extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, which share
-             of the AI Hub garments' attribute values the vocabulary knows, and how near mapped rows of new RE tokens
-             are to trained ones on H&M articles; their files lie in source.folder
+extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, and which
+             category, pattern and colour they conclude from H&M descriptions; which share of the AI Hub garments'
+             attribute values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on
+             H&M articles; their files lie in source.folder
 enrichment   what the enrichment stage adds to the bare engine, how fast it is where every answer is cached, what it
              asks again after SIGKILLs, what hostile texts get out of it, and how wrong --dry-run is; in temporary
              stores, with H&M articles where they lie in source.folder
@@ -22,7 +23,7 @@ from rec.cli import main, parser
 from rec.config import Config
 from rec.enrich import oamine
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, coverage, enrichment, scale, tagging, zero_shot
+from rec.evaluate import benchmark, closed, coverage, enrichment, scale, tagging, zero_shot
 from rec.models import text_encoder
 from rec.vocab.std import StdVocabulary
 
@@ -77,6 +78,16 @@ def new_tokens(config: Config) -> benchmark.Figures:
     return zero_shot.figures(articles, text_encoder.load(config.text), config)
 
 
+def concluded(config: Config, *, quick: bool) -> benchmark.Figures:
+    """Closed-vocabulary accuracy on H&M descriptions; nothing without their file."""
+    std = StdVocabulary.load()
+    found = closed.read(Path(config.source.folder), std)
+    if found is None:
+        log.warning("%s lies not in source.folder %r: hm is left out", zero_shot.ARTICLES, config.source.folder)
+        return {}
+    return closed.figures(*found, std, config, closed.QUICK if quick else closed.FULL)
+
+
 def tagged(config: Config, options: argparse.Namespace, llm_seconds_per_title: float) -> benchmark.Figures:
     """The tagger, trained here, on the same titles' split as the engine."""
     seconds = tagging.QUICK_SECONDS if options.quick else tagging.SECONDS
@@ -96,6 +107,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.name == "extraction":
         figures, lists = covered(config)
         figures |= new_tokens(config)
+        figures |= concluded(config, quick=options.quick)
         figures |= benchmark.extraction(config, quick=options.quick, test=options.test_split)
         figures |= tagged(config, options, figures["oamine.llm.seconds_per_title"]["value"])
     elif options.name == "scale":

@@ -24,6 +24,8 @@ MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
 TAGGER = "tagger"
 """What the tagger's labels name as their model, and their values as the source."""
+LABELS = 2
+"""Rises when taggers label otherwise after the same answers: catalogues with their labels are then enriched again."""
 
 
 SHORT = "short"
@@ -85,7 +87,7 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
                 std += [Attribute(key, name, source, evidence) for name, _ in vocabulary.find(key, value)]
     for key, values in body.std.items():
         for value in values:
-            kept = _std(key, value, text, vocabulary, report)
+            kept = _std(key, value, source, text, vocabulary, report)
             dropped += not kept
             std += kept
     said = {attribute.key for attribute in std}
@@ -119,7 +121,9 @@ def _fits(value: str) -> bool:
     return 0 < len(value.strip()) <= MAX_VALUE_CHARS
 
 
-def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, report: Report) -> list[Attribute]:
+def _std(
+    key: str, value: str, source: str, text: Canonical, vocabulary: StdVocabulary, report: Report
+) -> list[Attribute]:
     if key not in vocabulary.keys:
         report.unknown_keys[key] += 1
         return []
@@ -131,7 +135,7 @@ def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, repor
         if evidence is None and not vocabulary.inferable(key):
             report.ungrounded[key] += 1
         else:
-            kept.append(Attribute(key, name, "llm", evidence))
+            kept.append(Attribute(key, name, source, evidence))
     return kept
 
 

@@ -33,7 +33,7 @@ from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
 from rec.enrich import backfill, cache, corrections, engine, imports, places, stream
-from rec.enrich.answers import Answer
+from rec.enrich.answers import LABELS, Answer
 from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
 from rec.enrich.corrections import Corrections
@@ -61,13 +61,13 @@ def run(config: Config) -> dict[str, Any]:
     human, corrections_hash = corrections.load(config.enrich.corrections, config.source.folder, vocabulary)
     if corrections_hash is not None:
         inputs["corrections"] = corrections_hash
-    branch = {
+    branch: dict[str, Any] = {
         "enrich": config.enrich.identity(),
         "prompt_version": engine.form(config.enrich).version,
         "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
     if config.enrich.tagger.enabled:
-        branch["encoder"] = config.text.encoder
+        branch |= {"encoder": config.text.encoder, "labels": LABELS}
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
     # Calls that failed are made again, and images that could not be had are tried again.
