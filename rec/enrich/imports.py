@@ -16,7 +16,7 @@ garment something is, which no key asks: it is left out.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,14 @@ def locate(name: str, folder: str) -> Path:
     return path
 
 
-def read(path: Path, descriptions: Mapping[str, str]) -> Iterator[Imported]:
-    """The answers of one file. `descriptions`: product id → description, for files that are keyed by it.
+def read(path: Path, descriptions: Callable[[], Mapping[str, str]]) -> Iterator[Imported]:
+    """The answers of one file. `descriptions`: reads product id → description, for files that are keyed by it.
 
     The prompt version of answers of other programs is `imported-` and the start of the file's SHA-256, so that a
     corrected file replaces what an earlier one said.
     """
     version = f"imported-{hash_file(path)[:12]}"
-    return _dotblossom(path, version, descriptions) if path.suffix == ".parquet" else _jsonl(path, version)
+    return _dotblossom(path, version, descriptions()) if path.suffix == ".parquet" else _jsonl(path, version)
 
 
 def _jsonl(path: Path, version: str) -> Iterator[Imported]:

@@ -144,7 +144,7 @@ def _answers(config: Config) -> dict[str, Answer]:
     products = dataset.read(config.at("products"), PRODUCTS).to_pylist()
     file = Path(config.source.folder) / ANSWERS
     told = {row["product_id"]: row["description"] or "" for row in products}
-    real = {found.product_id: found.answer.body for found in imports.read(file, told)} if file.is_file() else {}
+    real = {found.product_id: found.answer.body for found in imports.read(file, lambda: told)} if file.is_file() else {}
     model, now = config.enrich.model, backfill.edition(engine.form(config.enrich), StdVocabulary.load(None))
     answers: dict[str, Answer] = {}
     for row in products:

@@ -13,11 +13,11 @@ from rec.data.sample import generate
 from rec.enrich import hostile, stage
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.finish import enriched_row
 from rec.enrich.hostile import find
 from rec.enrich.llamacpp import LlamaCpp
 from rec.enrich.prompt import Body, body, prompt, schema
 from rec.enrich.text import Canonical, canonical, clean
-from rec.enrich.workers import enriched_row
 from rec.evaluate.hostile_texts import BASE, CANARY, HOSTILE, products
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary

@@ -14,7 +14,7 @@ import pytest
 
 from rec import dataset, postgres
 from rec.config import Config, Enrich, load
-from rec.enrich import backfill, cache, engine, stage, workers
+from rec.enrich import backfill, cache, engine, export, stage, workers
 from rec.enrich.answers import IMAGE, Answer, Pictures
 from rec.enrich.chat import CHAT, CHAT_IMAGES
 from rec.enrich.imports import Line
@@ -385,9 +385,9 @@ def test_the_stage_tells_what_became_of_images_and_goes_on_where_one_was_away(
     assert again["skipped"]
     assert len(shop.endpoint.asked) == 5
 
-    export = shop.folder / "answers.jsonl"
-    assert stage.export(seeing(), export)["written"] == 4
-    lines = [Line.model_validate_json(line) for line in export.read_text().splitlines()]
+    path = shop.folder / "answers.jsonl"
+    assert export.export(seeing(), path)["written"] == 4
+    lines = [Line.model_validate_json(line) for line in path.read_text().splitlines()]
     assert lines[0].seen["pattern"] == ["stripe"]
     assert lines[0].images is not None
     assert lines[2].images == Pictures()

@@ -12,9 +12,9 @@ from rec.config import Config, load
 from rec.enrich import stage, tag
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.finish import enriched_row
 from rec.enrich.prompt import Body
 from rec.enrich.text import canonical
-from rec.enrich.workers import enriched_row
 from rec.models import tagger
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
