@@ -51,20 +51,26 @@ def measure(config: Config, job: Path, *, quick: bool) -> Figures:
     # Else 15: beside other work, the stage would lose time to the bare engine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own spelling
     figures: Figures = {}
+    for made in _parts(config, job, quick):
+        log.info("%s", ", ".join(f"{name} {figure['value']}" for name, figure in made.items()))
+        figures |= made
+    return figures
+
+
+def _parts(config: Config, job: Path, quick: bool) -> Iterator[Figures]:
     with stores(2) as killed:
         kills, products = (QUICK_KILLS, QUICK_KILLED_PRODUCTS) if quick else (KILLS, KILLED_PRODUCTS)
-        figures |= resume.measure(job, killed, products, kills, config.seed)
+        yield resume.measure(job, killed, products, kills, config.seed)
     articles = _articles_lie_in(config.source.folder)
     if articles:
         with stores(1) as (store,):
-            figures |= cached(_shop(config, store, "hm", QUICK_PRODUCTS if quick else None))
+            yield cached(_shop(config, store, "hm", QUICK_PRODUCTS if quick else None))
     with stores(1) as (store,):
         size = asking.QUICK if quick else asking.FULL
         catalogue = ("hm", 2 * size.total) if articles else ("demo", None)
-        figures |= asking.measure(_shop(config, store, *catalogue), size, config.evaluate.bootstrap)
+        yield asking.measure(_shop(config, store, *catalogue), size, config.evaluate.bootstrap)
     with stores(1) as (store,):
-        figures |= hostile(_shop(config, store, "demo", None), QUICK_EVERY if quick else 1)
-    return figures
+        yield hostile(_shop(config, store, "demo", None), QUICK_EVERY if quick else 1)
 
 
 @contextmanager
