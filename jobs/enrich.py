@@ -17,7 +17,7 @@ from typing import Any
 from rec import runtime
 from rec.cli import main, parser
 from rec.config import Config
-from rec.enrich import stage
+from rec.enrich import export, stage
 
 
 def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
@@ -27,7 +27,7 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     if options.export is None:
         return stage.run(config)
     runtime.start(config.cpus)
-    return stage.export(config, options.export, options.created_before)
+    return export.export(config, options.export, options.created_before)
 
 
 def _moment(text: str) -> datetime:

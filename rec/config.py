@@ -5,13 +5,16 @@ from the environment and are no part of the tree, so that it can be stored in ev
 """
 
 import difflib
+import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rec.errors import ConfigError
 
@@ -127,6 +130,59 @@ class Vllm(Branch):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
+class Images(Branch):
+    """Product images that are shown to the model, beside the text (`openai`)."""
+
+    aside = frozenset({"timeout_s", "tokens_per_image"})
+
+    max_images: int = Field(default=0, ge=0, le=16)
+    """Images of one product, the first that may be read; 0: none is looked for."""
+    folder: str = ""
+    """Root of image files, relative to source.folder or absolute, on every node; empty: no file is read. What is named
+    by a path or a file: URL must lie in it when all links are followed."""
+    hosts: list[str] = []
+    """Hosts that images may be fetched from, redirects included: exact names, each for the ports 80 and 443 or, as
+    `name:port`, for that one; empty: nothing is fetched. A name with a private address is refused; an entry that is an
+    address, such as 10.0.0.5:8080, admits this very address."""
+    max_bytes: int = Field(default=8_000_000, ge=1)
+    """Bytes of one image as the shop has it."""
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    """Pixels of one image as the shop has it; one of more is not decoded."""
+    max_edge: int = Field(default=768, ge=32, le=4_096)
+    """Longest edge in pixels of what is sent; larger images are scaled down."""
+    max_redirects: int = Field(default=3, ge=0, le=20)
+    """Redirects of one image."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time that one image may take, look-up and redirects included."""
+    tokens_per_image: int = Field(default=1_000, ge=1)
+    """Most prompt tokens that the model counts for an image of max_edge; for rate, budget and estimate."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts_are_exact(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not (_HOST.fullmatch(host) or _is_address(host)):
+                raise ValueError(
+                    f"{host!r} is no exact host: write a name such as images.example.com (in lower case, international "
+                    "names as xn--...), or an address, either with :port behind it where that is not 80 or 443"
+                )
+        return hosts
+
+
+_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?::[1-9]\d{0,4})?")
+
+
+def _is_address(entry: str) -> bool:
+    """Whether it is an IP address in its usual form, with or without a port."""
+    try:
+        parts = urlsplit(f"//{entry}")
+        address, port = ipaddress.ip_address(parts.hostname or ""), parts.port
+    except ValueError:
+        return False
+    name = f"[{address}]" if address.version == 6 else str(address)
+    return entry in (name, f"{name}:{port}")
+
+
 class Enrich(Branch):
     """LLM enrichment."""
 
@@ -185,6 +241,7 @@ class Enrich(Branch):
     """Product text beyond this many characters is not shown to the model."""
     max_output_tokens: int = Field(default=160, ge=16)
     """An answer longer than this many tokens is cut and counts as invalid."""
+    images: Images = Images()
     tagger: Tagger = Tagger()
     answers: list[str] = []
     """Answers produced elsewhere, imported into the cache first: JSONL files or H&M's parquet of LLM tokens, relative
@@ -194,9 +251,9 @@ class Enrich(Branch):
     see rec/enrich/corrections.py."""
 
     def identity(self) -> dict[str, Any]:
-        """See `Branch`. Options of an engine that is not in use change nothing."""
-        values = super().identity()
-        return values if self.engine == "vllm" else {n: v for n, v in values.items() if n != "vllm"}
+        """See `Branch`. Options of an engine or of images that are not in use change nothing."""
+        unused = {"vllm": self.engine != "vllm", "images": not self.images.max_images}
+        return {name: value for name, value in super().identity().items() if not unused.get(name)}
 
 
 class Text(Branch):
@@ -418,6 +475,23 @@ class Config(Branch):
             raise ValueError(
                 f"enrich.max_output_tokens={most} leaves no room for a prompt in enrich.vllm.max_model_len={context}: "
                 "lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_have_an_engine_and_a_place(self) -> Self:
+        images = self.enrich.images
+        if not images.max_images:
+            return self
+        if self.enrich.engine != "openai":
+            raise ValueError(
+                f"enrich.images.max_images={images.max_images}, but enrich.engine={self.enrich.engine!r} reads text "
+                'only: set enrich.engine="openai" and a model that sees, or enrich.images.max_images=0'
+            )
+        if not images.folder and not images.hosts:
+            raise ValueError(
+                f"enrich.images.max_images={images.max_images}, but no image may be read: set enrich.images.folder, "
+                "enrich.images.hosts, or both"
             )
         return self
 

@@ -17,7 +17,7 @@ ATTRIBUTE = pa.struct(
         pa.field("key", pa.string(), nullable=False),
         pa.field("value", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # human | given | rule | llm | tagger
-        pa.field("evidence", pa.string()),  # the span of the product's text that supports it
+        pa.field("evidence", pa.string()),  # the span of the product's text that supports it, or image:<hashes>
     ]
 )
 ATTRIBUTES = pa.list_(pa.field("item", ATTRIBUTE, nullable=False))

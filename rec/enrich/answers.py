@@ -4,6 +4,9 @@ An answer is JSON, `{"re": {key: [value]}, "std": {key: [value]}}`. Precedence i
 where no answer of a model is: an STD key that a better source filled takes no further values; RE values add up, a
 repeated one keeps its best source.
 A model value without evidence in the text is dropped and counted, but for keys that may be inferred.
+
+What images show is `{"seen": {key: [value]}}`: values of the vocabulary alone, whose evidence is the hashes of the
+images that were sent, for keys of which the text says nothing.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rec.enrich.attributes import Attribute, Report
+from rec.enrich.places import Pictures
 from rec.enrich.prompt import Body
 from rec.enrich.text import Canonical
 from rec.vocab.std import StdVocabulary
@@ -20,6 +24,14 @@ MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
 TAGGER = "tagger"
 """What the tagger's labels name as their model, and their values as the source."""
+LABELS = 2
+"""Rises when taggers label otherwise after the same answers: catalogues with their labels are then enriched again."""
+
+
+SHORT = "short"
+"""State of an answer for which an image could not be had that may be had later."""
+IMAGE = "image:"
+"""Before the hashes of images in the evidence of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +41,12 @@ class Answer:
     model: str
     prompt_version: str
     state: str
-    """`finished`, or `cut` by the token budget."""
+    """`finished`, `cut` by the token budget, or SHORT."""
     body: str
     tokens_in: int
     tokens_out: int
+    images: str | None = None
+    """Its Pictures as JSON; None for a form that knows no images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,10 @@ class Outcome:
 
 def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Report) -> Outcome:
     """The grounded and normalised values of `answer`; what is dropped is counted in `report` and in the reason."""
+    pictures = Pictures() if answer.images is None else Pictures.model_validate_json(answer.images)
+    report.images_sent += len(pictures.sent)
+    report.images_refused.update(pictures.refused)
+    report.images_waiting += answer.state == SHORT
     try:
         body = Body.model_validate_json(answer.body)
     except ValidationError as error:
@@ -69,19 +87,43 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
                 std += [Attribute(key, name, source, evidence) for name, _ in vocabulary.find(key, value)]
     for key, values in body.std.items():
         for value in values:
-            kept = _std(key, value, text, vocabulary, report)
+            kept = _std(key, value, source, text, vocabulary, report)
             dropped += not kept
             std += kept
-    if dropped:
-        return Outcome("partial", f"{dropped} values without evidence or vocabulary entry", std, re)
-    return Outcome("ok", None, std, re)
+    said = {attribute.key for attribute in std}
+    for key, values in body.seen.items():
+        shown = _seen(key, values, pictures, vocabulary, report)
+        dropped += len(values) - len(shown)
+        std += shown if key not in said else []
+    reasons = [f"{dropped} values without evidence or vocabulary entry"] if dropped else []
+    if answer.state == SHORT:
+        reasons.append("an image could not be had: the next run tries again")
+    return Outcome("partial" if reasons else "ok", "; ".join(reasons) or None, std, re)
+
+
+def _seen(
+    key: str, values: list[str], pictures: Pictures, vocabulary: StdVocabulary, report: Report
+) -> list[Attribute]:
+    """The values that images may show: those of the vocabulary, to the letter, and only where an image was sent."""
+    if key not in vocabulary.keys:
+        report.unknown_keys[key] += 1
+        return []
+    if not pictures.sent:
+        report.ungrounded[key] += len(values)
+        return []
+    known = vocabulary.values(key)
+    report.unmapped.update((key, value) for value in values if value not in known)
+    evidence = IMAGE + ",".join(pictures.sent)
+    return [Attribute(key, value, "llm", evidence) for value in values if value in known]
 
 
 def _fits(value: str) -> bool:
     return 0 < len(value.strip()) <= MAX_VALUE_CHARS
 
 
-def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, report: Report) -> list[Attribute]:
+def _std(
+    key: str, value: str, source: str, text: Canonical, vocabulary: StdVocabulary, report: Report
+) -> list[Attribute]:
     if key not in vocabulary.keys:
         report.unknown_keys[key] += 1
         return []
@@ -93,7 +135,7 @@ def _std(key: str, value: str, text: Canonical, vocabulary: StdVocabulary, repor
         if evidence is None and not vocabulary.inferable(key):
             report.ungrounded[key] += 1
         else:
-            kept.append(Attribute(key, name, "llm", evidence))
+            kept.append(Attribute(key, name, source, evidence))
     return kept
 
 

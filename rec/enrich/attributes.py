@@ -6,7 +6,7 @@ rule    vocabulary names and aliases found in the text; `label: value` lines; th
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,23 @@ class Report:
     """Attribute names of the shop that are no vocabulary key."""
     ungrounded: Counter[str] = field(default_factory=Counter)
     """Key → model values dropped for want of evidence in the text."""
+    images_sent: int = 0
+    """Images that answers are about."""
+    images_refused: Counter[str] = field(default_factory=Counter)
+    """Reason → images that could not be had."""
+    images_waiting: int = 0
+    """Answers for which an image may be had later."""
 
     def facts(self, most: int = 200) -> dict[str, Any]:
         """JSON facts: totals, and the `most` frequent entries by count, then name."""
         unmapped = sorted(self.unmapped.items(), key=lambda entry: (-entry[1], entry[0]))
+        images = {
+            "sent": self.images_sent,
+            "refused": dict(sorted(self.images_refused.items())),
+            "waiting": self.images_waiting,
+        }
         return {
+            **({"images": images} if any(images.values()) else {}),
             "unmapped_total": self.unmapped.total(),
             "unmapped": [{"key": key, "value": value, "count": n} for (key, value), n in unmapped[:most]],
             "unknown_keys": dict(sorted(self.unknown_keys.items())),
@@ -56,19 +68,24 @@ class Report:
     def to_json(self) -> str:
         """All counts, to travel between processes."""
         unmapped = [[key, value, n] for (key, value), n in self.unmapped.items()]
-        return json.dumps([unmapped, self.unknown_keys, self.ungrounded], ensure_ascii=False)
+        images = [self.images_sent, self.images_refused, self.images_waiting]
+        return json.dumps([unmapped, self.unknown_keys, self.ungrounded, *images], ensure_ascii=False)
 
     @staticmethod
     def from_json(text: str) -> "Report":
         """The report that `to_json` wrote."""
-        unmapped, unknown_keys, ungrounded = json.loads(text)
-        return Report(Counter({(k, v): n for k, v, n in unmapped}), Counter(unknown_keys), Counter(ungrounded))
+        unmapped, unknown_keys, ungrounded, sent, refused, waiting = json.loads(text)
+        values = Counter({(k, v): n for k, v, n in unmapped})
+        return Report(values, Counter(unknown_keys), Counter(ungrounded), sent, Counter(refused), waiting)
 
     def add(self, other: "Report") -> None:
         """Count what `other` counted as well."""
         self.unmapped += other.unmapped
         self.unknown_keys += other.unknown_keys
         self.ungrounded += other.ungrounded
+        self.images_sent += other.images_sent
+        self.images_refused += other.images_refused
+        self.images_waiting += other.images_waiting
 
 
 def from_shop(
@@ -107,9 +124,10 @@ def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribu
     hits: dict[str, str] = {}
     for attribute in std:
         hits.setdefault((attribute.evidence or "").casefold(), attribute.key)
+    ends = {words.rpartition(" ")[2] for words in hits}
     details: dict[str, None] = {}
     for run in text.runs:
-        claims = list(_claims(run, hits))
+        claims = list(_claims(run, hits, ends))
         re += [Attribute(key, phrase, "rule", phrase) for key, phrase in claims if phrase.casefold() not in hits]
         if not claims:
             details[" ".join(run[:MAX_WORDS])] = None
@@ -117,10 +135,16 @@ def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribu
     return std, re
 
 
-def _claims(run: list[str], hits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(key, phrase) of each vocabulary word in a run of words, with the words before it that qualify it."""
+def _claims(run: list[str], hits: Mapping[str, str], ends: Set[str]) -> Iterator[tuple[str, str]]:
+    """(key, phrase) of each vocabulary word in a run of words, with the words before it that qualify it.
+
+    `ends`: last words of `hits`. A Korean word also counts where it only begins with a hit.
+    """
     folded = [word.casefold() for word in run]
+    plain = all(map(str.isascii, folded))
     for last in range(len(run)):
+        if plain and folded[last] not in ends:
+            continue
         for length in range(min(last + 1, MAX_WORDS), 0, -1):
             key = _claimed(" ".join(folded[last - length + 1 : last + 1]), hits)
             if key is not None:

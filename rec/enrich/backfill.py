@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from rec.enrich import cache
 from rec.enrich.answers import Answer
-from rec.enrich.prompt import RE_PREFIX, STD_PREFIX, Body, Form
+from rec.enrich.prompt import RE_PREFIX, SEEN_PREFIX, STD_PREFIX, Body, Form
 from rec.errors import ConfigError
 from rec.vocab.std import StdVocabulary
 
@@ -113,11 +113,13 @@ class Backfill:
             return replace(kept.answer, prompt_version=self.now.prompt_version)
         old, more = Body.model_validate_json(kept.answer.body), _only(new, asked) or Body()
         cut = new.state == "cut"
+        seen_before = bool(old.seen) and not more.seen
         return replace(
             new,
-            body=Body(re=old.re | more.re, std=old.std | more.std).dump(),
+            body=Body(re=old.re | more.re, std=old.std | more.std, seen=old.seen | more.seen).dump(),
             tokens_in=new.tokens_in + (0 if cut else kept.answer.tokens_in),
             tokens_out=new.tokens_out + (0 if cut else kept.answer.tokens_out),
+            images=kept.answer.images if seen_before else new.images,
         )
 
 
@@ -176,4 +178,5 @@ def _only(answer: Answer, parts: Collection[str]) -> Body | None:
     return Body(
         re={key: values for key, values in body.re.items() if RE_PREFIX + key in parts},
         std={key: values for key, values in body.std.items() if STD_PREFIX + key in parts},
+        seen={key: values for key, values in body.seen.items() if SEEN_PREFIX + key in parts},
     )

@@ -8,7 +8,8 @@ count of one.
 Which keys of an answer to an older prompt or vocabulary are still good is worked out by `rec.enrich.backfill`.
 
 An answer that the token budget cut is of use only while the budget is not raised: then it counts as absent, and
-the next one takes its place. Calls that failed leave nothing here.
+the next one takes its place. One that lacks an image which may be had later (SHORT) is used, but counts as absent when
+it is worked out what to ask. Calls that failed leave nothing here.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from datetime import datetime
 
 import psycopg
 from psycopg.rows import TupleRow
 
-from rec.enrich.answers import Answer
+from rec.enrich.answers import SHORT, Answer
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -50,6 +52,7 @@ CREATE TABLE IF NOT EXISTS llm_calls (
 ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_version text;
 ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS prompt_bytes integer;
 ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS share real;
+ALTER TABLE llm_answers ADD COLUMN IF NOT EXISTS images text;
 CREATE TABLE IF NOT EXISTS llm_editions (
     prompt_version text NOT NULL,
     vocab_version text NOT NULL,
@@ -58,11 +61,13 @@ CREATE TABLE IF NOT EXISTS llm_editions (
 )
 """
 
+_COLUMNS = "model, prompt_version, state, body, tokens_in, tokens_out, images"
 _THERE = "key = ANY(%s) AND (state = 'finished' OR (state = 'cut' AND tokens_out >= %s))"
+_USABLE = f"key = ANY(%s) AND (state IN ('finished', '{SHORT}') OR (state = 'cut' AND tokens_out >= %s))"
 _REPLACE = """
 ON CONFLICT (key) DO UPDATE SET
     state = excluded.state, body = excluded.body, tokens_in = excluded.tokens_in, tokens_out = excluded.tokens_out,
-    created_at = excluded.created_at
+    created_at = excluded.created_at, images = excluded.images
 """
 
 _SUMS = (
@@ -106,11 +111,8 @@ def known(connection: Connection, keys: Sequence[str], max_tokens: int) -> set[s
 
 
 def fetch(connection: Connection, keys: Sequence[str], max_tokens: int) -> dict[str, Answer]:
-    """The answers of the `keys` that are known."""
-    rows = connection.execute(
-        f"SELECT key, model, prompt_version, state, body, tokens_in, tokens_out FROM llm_answers WHERE {_THERE}",
-        (list(keys), max_tokens),
-    )
+    """The answers of the `keys` that are known, and SHORT ones."""
+    rows = connection.execute(f"SELECT key, {_COLUMNS} FROM llm_answers WHERE {_USABLE}", (list(keys), max_tokens))
     return {row[0]: Answer(*row[1:]) for row in rows}
 
 
@@ -118,11 +120,9 @@ def put(connection: Connection, entries: Iterable[tuple[str, Answer]]) -> int:
     """Add answers, one a key, in bulk; one that is there already stays, unless it is cut. Returns how many came."""
     with connection.transaction():
         connection.execute("CREATE TEMPORARY TABLE incoming (LIKE llm_answers INCLUDING DEFAULTS) ON COMMIT DROP")
-        with connection.cursor().copy(
-            "COPY incoming (key, model, prompt_version, state, body, tokens_in, tokens_out) FROM STDIN"
-        ) as copy:
-            for key, a in entries:
-                copy.write_row((key, a.model, a.prompt_version, a.state, a.body, a.tokens_in, a.tokens_out))
+        with connection.cursor().copy(f"COPY incoming (key, {_COLUMNS}) FROM STDIN") as copy:
+            for key, answer in entries:
+                copy.write_row((key, *astuple(answer)))
         added = connection.execute(
             f"INSERT INTO llm_answers SELECT * FROM incoming {_REPLACE} WHERE llm_answers.state <> 'finished'"
         )
@@ -155,6 +155,7 @@ class Call:
     tokens_out: int
     seconds: float
     prompt_bytes: int | None = None
+    """With what its images weigh (`rec.enrich.workers.weight`)."""
     share: float = 1.0
     """Of the parts of a whole question, how many were asked."""
 
@@ -170,8 +171,7 @@ def pay(connection: Connection, run_id: str, key: str, answer: Answer, call: Cal
         "INSERT INTO llm_calls "
         "(run_id, key, model, prompt_version, tokens_in, tokens_out, seconds, prompt_bytes, share) "
         "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)) "
-        "INSERT INTO llm_answers (key, model, prompt_version, state, body, tokens_in, tokens_out) "
-        f"VALUES (%s, %s, %s, %s, %s, %s, %s) {_REPLACE}",
+        f"INSERT INTO llm_answers (key, {_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) {_REPLACE}",
         (run_id, key, answer.model, answer.prompt_version, *astuple(call), key, *astuple(answer)),
     )
 
@@ -194,6 +194,24 @@ def spent(connection: Connection, keys: Sequence[str]) -> Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """An entry of the ledger."""
+
+    key: str
+    at: datetime
+    """When it was committed, the clock being the server's."""
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+def called(connection: Connection) -> list[Called]:
+    """The whole ledger, in order."""
+    rows = connection.execute("SELECT key, called_at, tokens_in, tokens_out, seconds FROM llm_calls ORDER BY called_at")
+    return [Called(*row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
 class Habit:
     """What the latest calls of a model and prompt came to."""
 
@@ -202,10 +220,6 @@ class Habit:
     """Prompt tokens for a byte of the prompt's UTF-8."""
     tokens_out: float
     """Mean length of an answer to a whole question."""
-
-
-PRIOR = Habit(0, 0.25, 60.0)
-"""What a model is taken to do before it was asked once: four bytes a token, a short answer."""
 
 
 def habit(connection: Connection, model: str, prompt_version: str, latest: int = 500) -> Habit | None:

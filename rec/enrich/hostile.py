@@ -139,7 +139,10 @@ def _may_match(reading: str) -> bool:
     if _SIGN.search(reading):
         return True
     words = f" {_BETWEEN.sub(' ', reading)} ".casefold()
-    return any(stem in words for stem in (_STEM if reading.isascii() else _ANYWHERE))
+    for stem in _STEM if reading.isascii() else _ANYWHERE:  # noqa: SIM110  # twice as fast as any()
+        if stem in words:
+            return True
+    return False
 
 
 def find_token(markup: str) -> str | None:

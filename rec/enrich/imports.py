@@ -15,7 +15,8 @@ joined on the description; its origin is `dotblossom`. The column LOC (front, ba
 garment something is, which no key asks: it is left out.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rec.artifact import hash_file
 from rec.enrich.answers import Answer
+from rec.enrich.places import Pictures
 from rec.enrich.prompt import Body
 from rec.enrich.text import clean
 from rec.errors import InputError
@@ -54,6 +56,8 @@ class Line(BaseModel):
     model: str
     re: dict[str, list[str]] = {}
     std: dict[str, list[str]] = {}
+    seen: dict[str, list[str]] = {}
+    images: Pictures | None = None
     content_hash: str | None = None
     prompt_version: str | None = None
     vocab_version: str | None = None
@@ -80,14 +84,14 @@ def locate(name: str, folder: str) -> Path:
     return path
 
 
-def read(path: Path, descriptions: Mapping[str, str]) -> Iterator[Imported]:
-    """The answers of one file. `descriptions`: product id → description, for files that are keyed by it.
+def read(path: Path, descriptions: Callable[[], Mapping[str, str]]) -> Iterator[Imported]:
+    """The answers of one file. `descriptions`: reads product id → description, for files that are keyed by it.
 
     The prompt version of answers of other programs is `imported-` and the start of the file's SHA-256, so that a
     corrected file replaces what an earlier one said.
     """
     version = f"imported-{hash_file(path)[:12]}"
-    return _dotblossom(path, version, descriptions) if path.suffix == ".parquet" else _jsonl(path, version)
+    return _dotblossom(path, version, descriptions()) if path.suffix == ".parquet" else _jsonl(path, version)
 
 
 def _jsonl(path: Path, version: str) -> Iterator[Imported]:
@@ -101,21 +105,23 @@ def _jsonl(path: Path, version: str) -> Iterator[Imported]:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the line"
                 raise InputError(f"{path} line {number}: {where}: {first['msg']}; see rec/enrich/imports.py") from None
-            body = Body(re=line.re, std=line.std)
-            prompt_version = line.prompt_version or version
-            answer = Answer(line.model, prompt_version, "finished", body.dump(), line.tokens_in, line.tokens_out)
+            body = Body(re=line.re, std=line.std, seen=line.seen).dump()
+            tokens = (line.tokens_in, line.tokens_out)
+            images = line.images.model_dump_json() if line.images else None
+            answer = Answer(line.model, line.prompt_version or version, "finished", body, *tokens, images)
             yield Imported(line.product_id, answer, line.content_hash, line.vocab_version)
 
 
 def line(product_id: str, answer: Answer, content_hash: str, vocab_version: str) -> dict[str, Any]:
-    """The JSONL object of one answer of this project's own prompt."""
+    """The JSONL object of one answer of this project's own prompt; `content_hash` is that of what it is about."""
     return {
         "product_id": product_id,
         "model": answer.model,
         "prompt_version": answer.prompt_version,
         "vocab_version": vocab_version,
         "content_hash": content_hash,
-        **Body.model_validate_json(answer.body).model_dump(),
+        **Body.model_validate_json(answer.body).fields(),
+        **({} if answer.images is None else {"images": json.loads(answer.images)}),
         "tokens_in": answer.tokens_in,
         "tokens_out": answer.tokens_out,
     }

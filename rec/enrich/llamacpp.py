@@ -8,6 +8,7 @@ alone. gemma3-270m was chosen on 40 dev titles of OA-Mine: micro-F1 .402 against
 import fcntl
 import os
 import secrets
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -72,8 +73,11 @@ class LlamaCpp:
         except RuntimeError as error:
             raise EngineError(f"{params.model.path} does not load ({error}): remove the file and try again") from error
 
-    def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
+    def complete(
+        self, prompt: str, schema: dict[str, Any], max_tokens: int, images: Sequence[bytes] = ()
+    ) -> Completion:
         """The greedy continuation of `prompt` that fits the JSON schema, at most `max_tokens` long."""
+        assert not images, "rec.config lets no recipe show images to this engine"
         request = {
             "prompt": prompt,
             "n_predict": max_tokens,

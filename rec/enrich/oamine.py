@@ -19,6 +19,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,19 @@ def schema(attributes: list[str], text: str) -> dict[str, Any]:
     }
 
 
-def _prompt(title: Title, shots: list[Title], attributes: list[str]) -> str:
-    parts = ["Read the attributes out of each product title; null means that the title does not say.\n"]
-    for shot in shots:
-        answer = {name: shot.gold.get(name, [None])[0] for name in attributes}
+def few_shots(task: str, kind: str, shots: Iterable[tuple[str, Mapping[str, str | None]]], text: str) -> str:
+    """A prompt that ends where the answer about `text`, a `kind` of text, begins; `shots` are answered ones."""
+    parts = [f"{task}\n"]
+    for shot, answer in shots:
         compact = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
-        parts.append(f"Title: {shot.text}\nAttributes: {compact}\n")
-    return "\n".join([*parts, f"Title: {title.text}\nAttributes: "])
+        parts.append(f"{kind}: {shot}\nAttributes: {compact}\n")
+    return "\n".join([*parts, f"{kind}: {text}\nAttributes: "])
+
+
+def _prompt(title: Title, shots: list[Title], attributes: list[str]) -> str:
+    task = "Read the attributes out of each product title; null means that the title does not say."
+    answered = [(shot.text, {name: shot.gold.get(name, [None])[0] for name in attributes}) for shot in shots]
+    return few_shots(task, "Title", answered, title.text)
 
 
 def counts(path: Path, enrich: Enrich, per_category: int, *, test: bool) -> tuple[np.ndarray, float]:
@@ -119,13 +126,13 @@ def counts(path: Path, enrich: Enrich, per_category: int, *, test: bool) -> tupl
     for row, title in enumerate(progress(chosen, total=len(chosen), what=f"oamine {enrich.model}", unit="title")):
         names = attributes[title.category]
         prompt = _prompt(title, by_category[title.category][:NUM_SHOTS], names)
-        answer = _parse(model.complete(prompt, schema(names, title.text), MAX_TOKENS).text)
+        answer = parse(model.complete(prompt, schema(names, title.text), MAX_TOKENS).text)
         for name in names:
             made[row] += decision(answer.get(name), title.gold.get(name, []))
     return made, (time.perf_counter() - started) / max(len(chosen), 1)
 
 
-def _parse(text: str) -> dict[str, str | None]:
+def parse(text: str) -> dict[str, str | None]:
     """The answer, or nothing when the token budget cut it."""
     try:
         answer = json.loads(text)

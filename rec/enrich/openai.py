@@ -3,12 +3,15 @@
 The SDK repeats what may pass: lost connections, time-outs, 408, 409, 429 and 5xx, with exponential back-off and
 jitter. Below it, every attempt waits for the run's pace, and a Retry-After holds back all workers, not only the one
 that was told. An answer that does not fit its schema is sent back once with what is wrong. The key comes from
-REC_LLM_API_KEY and goes nowhere but into the header.
+REC_LLM_API_KEY and goes nowhere but into the header. Images go into the message as data, and the endpoint fetches none.
 """
 
+import base64
 import json
 import os
+import re
 import threading
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -26,6 +29,9 @@ MAX_FAILURES = 10
 """Prompts in a row without an answer, each after all its repetitions: then the endpoint is taken for down."""
 BYTES_PER_TOKEN = 4
 """For the pace only: what the tokens of a request are taken for before the endpoint counts them."""
+_URL = "data:image/jpeg;base64,"
+_DATA = re.compile(re.escape(_URL).encode() + rb"[A-Za-z0-9+/=]*")
+"""An image in the bytes of a request."""
 
 
 def require(base_url: str) -> None:
@@ -69,9 +75,11 @@ class OpenAI:
         self._failures = 0
         self._lock = threading.Lock()
 
-    def complete(self, prompt: str, schema: dict[str, Any], max_tokens: int) -> Completion:
+    def complete(
+        self, prompt: str, schema: dict[str, Any], max_tokens: int, images: Sequence[bytes] = ()
+    ) -> Completion:
         """See `rec.enrich.engine.Engine`. The tokens of a repaired answer are those of both attempts."""
-        messages = [{"role": "user", "content": prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": _content(prompt, images)}]
         first = self._ask(messages, schema, max_tokens)
         problem = misfit(first.text, schema) if first.finished else None
         if problem is None:
@@ -84,7 +92,7 @@ class OpenAI:
         tokens = (first.tokens_in + second.tokens_in, first.tokens_out + second.tokens_out)
         return Completion(second.text, second.finished, *tokens)
 
-    def _ask(self, messages: list[dict[str, str]], schema: dict[str, Any], max_tokens: int) -> Completion:
+    def _ask(self, messages: list[dict[str, Any]], schema: dict[str, Any], max_tokens: int) -> Completion:
         sdk, options = self._sdk, self._enrich
         form = {"type": "json_schema", "json_schema": {"name": "attributes", "strict": True, "schema": schema}}
         # OpenAI's own models refuse max_tokens, other servers may not know its successor and would write on
@@ -96,7 +104,7 @@ class OpenAI:
             choice = answer.choices[0]
             text = choice.message.content or ""
             used = answer.usage
-            tokens = (used.prompt_tokens, used.completion_tokens) if used else (_tokens(messages), len(text.encode()))
+            tokens = (used.prompt_tokens, used.completion_tokens) if used else self._most(messages, text)
             made = Completion(text, choice.finish_reason != "length", *tokens)
         except (sdk.AuthenticationError, sdk.PermissionDeniedError, sdk.NotFoundError) as error:
             raise EndpointError(
@@ -124,12 +132,23 @@ class OpenAI:
 
     def _wait(self, request: Any) -> None:
         if self._pace is not None:
-            self._pace.wait(len(request.content) // BYTES_PER_TOKEN + self._enrich.max_output_tokens)
+            text, images = _DATA.subn(b"", request.content)
+            shown = images * self._enrich.images.tokens_per_image
+            self._pace.wait(len(text) // BYTES_PER_TOKEN + shown + self._enrich.max_output_tokens)
 
     def _listen(self, response: Any) -> None:
         seconds = _retry_after(response.headers.get("retry-after"))
         if self._pace is not None and seconds is not None:
             self._pace.hold(seconds)
+
+    def _most(self, messages: list[dict[str, Any]], text: str) -> tuple[int, int]:
+        """The most tokens that question and answer can be, for a server that does not count: a byte of text each."""
+        parts = [
+            part for m in messages for part in (m["content"] if isinstance(m["content"], list) else [m["content"]])
+        ]
+        told = [part if isinstance(part, str) else part.get("text") for part in parts]
+        shown = told.count(None) * self._enrich.images.tokens_per_image
+        return shown + sum(len(words.encode()) for words in told if words is not None), len(text.encode())
 
     def _said(self, error: Exception) -> str:
         """The error in one line, without the key, which some servers repeat."""
@@ -137,9 +156,12 @@ class OpenAI:
         return (line.replace(self._key, "***") if self._key else line)[:200]
 
 
-def _tokens(messages: list[dict[str, str]]) -> int:
-    """The most tokens that messages can be, for a server that does not count: a byte each."""
-    return sum(len(message["content"].encode()) for message in messages)
+def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
+    """A message's content; without images the prompt itself."""
+    if not images:
+        return prompt
+    urls = [_URL + base64.b64encode(image).decode() for image in images]
+    return [{"type": "text", "text": prompt}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
 
 
 def again(text: str, problem: str) -> list[dict[str, str]]:

@@ -27,6 +27,8 @@ class Plan:
     """Key → first row of each text that has no imported answer and was not chosen to be asked."""
     left: int
     """Calls of `max_calls` that are left."""
+    unasked: frozenset[str] = frozenset()
+    """Ids of products that no model may be asked about: their text is hostile, or they have none."""
 
     def then(self, labels: Origin, unsure: Mapping[str, float], there: Set[str]) -> "Plan":
         """What is to do after the tagger: `unsure` is key → confidence, `there` are the keys of these with an answer.

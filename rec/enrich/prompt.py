@@ -31,6 +31,8 @@ MAX_PHRASES = 400
 """Phrases offered to the model; a longer text offers its first ones."""
 STD_PREFIX = "std."
 """Before the name of an STD key in the answer, which may also be an RE key."""
+SEEN_PREFIX = "seen."
+"""Before the name of an STD key whose value images show."""
 RE_PREFIX = "re."
 """Before the name of an RE key in the name of its part of a question."""
 
@@ -44,10 +46,16 @@ class Body(BaseModel):
     """RE key → phrases."""
     std: dict[str, list[str]] = {}
     """STD key → values, not yet normalised."""
+    seen: dict[str, list[str]] = {}
+    """The same of what images show."""
+
+    def fields(self) -> dict[str, dict[str, list[str]]]:
+        """As JSON values; without `seen` where nothing is, as bodies were before there were images."""
+        return self.model_dump(exclude=None if self.seen else {"seen"})
 
     def dump(self) -> str:
         """JSON text; equal bodies give equal texts."""
-        return json.dumps(self.model_dump(), ensure_ascii=False, sort_keys=True)
+        return json.dumps(self.fields(), ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,11 @@ class Question:
     """JSON schema that the answer fits."""
     share: float = 1.0
     """Of the parts of the whole question about this product, how many are asked."""
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Size of the prompt in UTF-8."""
+        return len(self.prompt.encode())
 
 
 class Asker(Protocol):
@@ -100,7 +113,7 @@ class Form:
     frame: str
     """What all parts share: the text around them, and the version of how answers are read."""
     parts: Callable[[StdVocabulary], dict[str, str]]
-    """Name of a part (RE_PREFIX or STD_PREFIX and a key) → all that a model is shown for this key alone."""
+    """Name of a part (a prefix and a key) → all that a model is shown for this key alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The enrichment stage: products → enriched, in passes over Ray Data.
 
-    scan     canonical text and content hash of every product
+    scan     canonical text of every product, and what its answer is found by
     import   answers produced elsewhere go into the cache (`rec.enrich.imports`)
     ask      products without an answer, through actors that hold the engine; each answer is committed at once
     label    with `enrich.tagger`: the tagger learns from the answers to a sample and labels the other products
@@ -13,33 +13,31 @@ as an undisturbed one, and none of them twice.
 """
 
 import hashlib
-import json
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import backfill, cache, corrections, engine, imports, stream
-from rec.enrich.answers import Answer
+from rec.enrich import backfill, cache, catalogue, corrections, engine, imports, places, stream
+from rec.enrich.answers import LABELS, Answer
 from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
 from rec.enrich.corrections import Corrections
+from rec.enrich.finish import finish
 from rec.enrich.pace import Pace
 from rec.enrich.plan import Plan, choose
-from rec.enrich.workers import BATCH_ROWS, COLUMNS, Ask, Origin, cost, finish, read, scan, weigh
+from rec.enrich.workers import BATCH_ROWS, Ask, Origin, cost, weigh
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab import std
 from rec.vocab.std import StdVocabulary
@@ -61,16 +59,17 @@ def run(config: Config) -> dict[str, Any]:
     human, corrections_hash = corrections.load(config.enrich.corrections, config.source.folder, vocabulary)
     if corrections_hash is not None:
         inputs["corrections"] = corrections_hash
-    branch = {
+    branch: dict[str, Any] = {
         "enrich": config.enrich.identity(),
         "prompt_version": engine.form(config.enrich).version,
         "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
     if config.enrich.tagger.enabled:
-        branch["encoder"] = config.text.encoder
+        branch |= {"encoder": config.text.encoder, "labels": LABELS}
     target = config.at("enriched")
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
-    if done is not None and "refused" not in done.facts["status"]:  # calls that failed are made again
+    # Calls that failed are made again, and images that could not be had are tried again.
+    if done is not None and "refused" not in done.facts["status"] and not _waiting(done.facts):
         return {"enriched": str(target), "skipped": True, **_short(done.facts)}
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
@@ -95,10 +94,13 @@ def run(config: Config) -> dict[str, Any]:
         origins=plan.origins,
         failures=failures,
         corrections=human.by_product,
+        unasked=plan.unasked,
     )
     batches = _finished_batches(config, task, report, statuses, tokens, products.facts["rows"])
     rows = _then(human.follow(batches, rejects), facts, report, statuses, tokens, human)
     manifest = dataset.write(target, ENRICHED, rows, inputs=inputs, config=branch, rejects=rejects, facts=facts)
+    for reason, count in report.images_refused.items():
+        log.warning("%d images were not shown to the model: %s", count, reason)
     result = {
         "enriched": str(target),
         **_short(manifest.facts),
@@ -116,7 +118,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def estimate(config: Config) -> dict[str, Any]:
-    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from cache.PRIOR.
+    """What `run` would ask and pay, without asking: tokens from this model's latest calls, else from engine.prior.
 
     Answers to import are put into the cache, as `run` would; nothing else is written.
     """
@@ -128,12 +130,12 @@ def estimate(config: Config) -> dict[str, Any]:
     with postgres.connect(database_url, autocommit=True) as connection:
         older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
         plan = _plan(config, files, older, connection)
-        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or cache.PRIOR
+        habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or engine.prior(config.enrich)
         spent = cache.spent(connection, plan.keys)
-    weighed = ray.data.from_arrow(_rows(config, plan.ask)).map_batches(
+    weighed = ray.data.from_arrow(catalogue.rows(config, plan.ask)).map_batches(
         partial(weigh, enrich=config.enrich, database_url=database_url), batch_format="pyarrow", batch_size=BATCH_ROWS
     )
-    prompts = [batch.to_pydict() for batch in _tables(weighed)] if plan.ask else []
+    prompts = [batch.to_pydict() for batch in catalogue.tables(weighed)] if plan.ask else []
     shares = [share for batch in prompts for share in batch["share"] if share > 0]
     tokens_in = sum(sum(batch["prompt_bytes"]) for batch in prompts) * habit.tokens_per_byte
     tokens_out = sum(shares) * habit.tokens_out
@@ -151,13 +153,19 @@ def estimate(config: Config) -> dict[str, Any]:
     }
 
 
+def _waiting(facts: Mapping[str, Any]) -> int:
+    """Answers that lack an image which may be had later."""
+    images: dict[str, Any] = facts.get("images", {})
+    return int(images.get("waiting", 0))
+
+
 def _short(facts: Any) -> dict[str, Any]:
     """The facts without the long lists."""
     return {name: value for name, value in facts.items() if name not in ("unmapped", "unknown_keys", "ungrounded")}
 
 
 def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: cache.Connection) -> Plan:
-    ids, hashes, askable = _scan(config)
+    ids, hashes, askable = catalogue.scanned(config)
     origins, imported = _import(config, files, dict(zip(ids, hashes, strict=True)), older, connection)
     own = Origin(older.model, older.now.prompt_version)
     keys = [older.now.key(h, own.model) for h in hashes]
@@ -165,15 +173,16 @@ def _plan(config: Config, files: Sequence[Path], older: Backfill, connection: ca
     every = [*(origin for origin in origins if origin != own), own]
     plan = choose(config.enrich, every, hashes, keys, askable, imported, there)
     ever = {e.key(h, own.model) for e in older.older for h in hashes}
-    return replace(plan, keys=[*plan.keys, *sorted(ever)])
+    unasked = frozenset(product_id for product_id, may in zip(ids, askable, strict=True) if not may)
+    return replace(plan, keys=[*plan.keys, *sorted(ever)], unasked=unasked)
 
 
 def _label(config: Config, plan: Plan, connection: cache.Connection, database_url: str) -> Plan:
     """Let the tagger label what was not asked. Returns what is to ask then."""
     from rec.enrich import tag  # loads transformers, which takes seconds
 
-    sample = tag.Sample(_rows(config, plan.taught), plan.origins)
-    labels = tag.run(config, sample, _dataset(config), database_url)
+    sample = tag.Sample(catalogue.rows(config, plan.taught), plan.origins)
+    labels = tag.run(config, sample, catalogue.stream(config), database_url)
     if labels is None:
         return replace(plan, ask=[])
     there = cache.known(connection, list(labels.unsure), config.enrich.max_output_tokens)
@@ -185,8 +194,8 @@ def _import(
 ) -> tuple[list[Origin], set[str]]:
     """Put the answers of `files` into the cache. Returns their origins and the texts, as content hashes, they are for.
 
-    `hashes`: product id → content hash. Answers of the configured model in an older edition that shares parts with
-    the present one are there to be completed, and count for no text.
+    `hashes`: product id → content hash, images included. Answers of the configured model in an older edition that
+    shares parts with the present one are there to be completed, and count for no text.
     """
     vocab_version = older.now.vocab_version
     editions = {(older.model, e.prompt_version, e.vocab_version): e for e in older.older}
@@ -195,7 +204,7 @@ def _import(
     for path in files:
         entries: dict[str, Answer] = {}
         stale = foreign = repeated = 0
-        for found in imports.read(path, _descriptions(config)):
+        for found in imports.read(path, partial(catalogue.descriptions, config)):
             answer, now = found.answer, hashes.get(found.product_id)
             edition = editions.get((answer.model, answer.prompt_version, found.vocab_version or ""))
             if now is None:
@@ -219,64 +228,12 @@ def _import(
     return list(origins), imported
 
 
-def _dataset(config: Config) -> ray.data.Dataset:
-    """The products, streamed in product order, a task for each row group.
-
-    Ray Data's own reader would first start a process to look into the one file.
-    """
-    numbers = ray.data.range(_row_groups(config), override_num_blocks=max(1, _row_groups(config)))
-    path = dataset.part(config.at("products"), PRODUCTS)
-    products = numbers.map_batches(partial(read, path=path), batch_format="pyarrow", batch_size=None)
-    products.context.execution_options.preserve_order = True
-    products.context.enable_progress_bars = False
-    return products
-
-
-def _row_groups(config: Config) -> int:
-    return pq.ParquetFile(dataset.part(config.at("products"), PRODUCTS)).num_row_groups
-
-
-def _tables(data: ray.data.Dataset) -> Iterator[pa.Table]:
-    """Run `data` and yield its blocks as they come."""
-    for batch in data.iter_batches(batch_format="pyarrow", batch_size=None):
-        assert isinstance(batch, pa.Table)
-        yield batch
-
-
-def _scan(config: Config) -> tuple[list[str], list[str], list[bool]]:
-    """Product ids, content hashes and whether a model may be asked, in product order."""
-    ids: list[str] = []
-    hashes: list[str] = []
-    askable: list[bool] = []
-    cut = partial(scan, max_chars=config.enrich.max_text_chars)
-    scanned = _dataset(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS)
-    with progress.bar(total=None, what="scan product text") as bar:
-        for batch in _tables(scanned):
-            ids += batch["product_id"].to_pylist()
-            hashes += batch["content_hash"].to_pylist()
-            askable += batch["askable"].to_pylist()
-            bar.update(batch.num_rows)
-    return ids, hashes, askable
-
-
-def _descriptions(config: Config) -> dict[str, str]:
-    table = dataset.read(config.at("products"), PRODUCTS, ["product_id", "description"])
-    pairs = zip(table["product_id"].to_pylist(), table["description"].to_pylist(), strict=True)
-    return {product_id: text for product_id, text in pairs if text}
-
-
 def _pace(enrich: Enrich, spent: cache.Usage) -> Pace | None:
     """What the workers share, when anything is limited. The budget counts what earlier runs spent on this catalogue."""
     if enrich.requests_per_minute is enrich.tokens_per_minute is enrich.max_cost is None and enrich.engine != "openai":
         return None
     left = None if enrich.max_cost is None else enrich.max_cost - cost(enrich, spent.tokens_in, spent.tokens_out)
     return Pace(enrich.requests_per_minute, enrich.tokens_per_minute, left)
-
-
-def _rows(config: Config, rows: Sequence[int]) -> pa.Table:
-    return pq.read_table(dataset.part(config.at("products"), PRODUCTS), columns=COLUMNS).take(
-        pa.array(rows, pa.int64())
-    )
 
 
 def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace | None) -> tuple[dict[str, str], int]:
@@ -287,7 +244,8 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
     if not plan.ask:
         return {}, 0
     engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
-    table = _rows(config, plan.ask)
+    folder = places.folder(config.enrich.images, config.source.folder)
+    table = catalogue.rows(config, plan.ask)
     at_once = engine.concurrency(config.enrich)
     most = 4 if at_once == 1 else 16 * at_once  # at a batch's end the engine waits for its last answers
     rows = max(1, min(most, table.num_rows // (4 * config.enrich.num_actors)))
@@ -303,9 +261,9 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
             batch_size=None,
             num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
             compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
+            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich), folder),
         )
-        asked = _tables(actors)
+        asked = catalogue.tables(actors)
     failures: dict[str, str] = {}
     unpaid = 0
     with progress.bar(total=table.num_rows, what=f"ask {config.enrich.model}", unit="product") as bar:
@@ -333,12 +291,12 @@ def _finished_batches(
 
     Counts go to `report`, `statuses` and `tokens` on the way.
     """
-    tasks = max(1, min(FINISH_TASKS, _row_groups(config)))
-    finished = _dataset(config).map_batches(
+    tasks = max(1, min(FINISH_TASKS, catalogue.row_groups(config)))
+    finished = catalogue.stream(config).map_batches(
         task, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(tasks)
     )
     with progress.bar(total=total, what="enrich") as bar:
-        for batch in _tables(finished):
+        for batch in catalogue.tables(finished):
             for text in batch["report"].drop_null().to_pylist():
                 report.add(Report.from_json(text))
             statuses.update(batch["status"].to_pylist())
@@ -360,32 +318,3 @@ def _then(
     yield from batches
     facts["status"] = dict(sorted(statuses.items()))
     facts |= {**tokens, **report.facts(), "corrections": human.facts()}
-
-
-def export(config: Config, path: Path, created_before: datetime | None = None) -> dict[str, Any]:
-    """Write the answers of the configured model as JSONL in product order, for import elsewhere.
-
-    Answers that the token budget cut are left out, and so are products not `created_before` that time, if it is given.
-    """
-    ids, hashes, _ = _scan(config)
-    created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
-    now = backfill.edition(engine.form(config.enrich), StdVocabulary.load(None))
-    keys = [now.key(h, config.enrich.model) for h in hashes]
-    with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
-        cache.prepare(connection)
-        found = cache.fetch(connection, keys, config.enrich.max_output_tokens)
-    written = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for product_id, key, content_hash, at in zip(ids, keys, hashes, created, strict=True):
-            answer = found.get(key)
-            if answer is None or answer.state != "finished":
-                continue
-            if created_before is not None and (at is None or at >= created_before):
-                continue
-            line = imports.line(product_id, answer, content_hash, now.vocab_version)
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            written += 1
-    temporary.replace(path)
-    return {"answers": str(path), "written": written, "products": len(ids)}

@@ -22,7 +22,7 @@ from rec import postgres
 from rec.config import Enrich
 from rec.enrich import cache, vllm
 from rec.enrich.pace import Pace
-from rec.enrich.text import canonical
+from rec.enrich.text import shown
 from rec.enrich.vllm import ERROR, QUESTION, STEP_CPUS
 from rec.enrich.workers import ASKED, Asking, Opened
 from rec.errors import EngineError
@@ -104,17 +104,17 @@ class Open(_Worker):
         return pa.Table.from_pylist([row for row in opened if row is not None], schema=QUESTION)
 
     def _open(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        text = canonical(row, self._enrich.max_text_chars)
+        text = shown(row, self._enrich)
         # Waiting for money would be for answers that may wait for this batch: what is given back pays for later rows.
         opened = self._asking.open(self._connection, row, text, wait=False)
         if not isinstance(opened, Opened):
             return None
         return {
             "key": opened.key,
-            "content_hash": opened.content_hash,
+            "content_hash": opened.subject,
             "question": opened.question.prompt,
             "schema": json.dumps(opened.question.schema, ensure_ascii=False),
-            "prompt_bytes": opened.prompt_bytes,
+            "prompt_bytes": opened.question.prompt_bytes,
             "share": opened.question.share,
             "most": opened.most,
         }

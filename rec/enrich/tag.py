@@ -2,8 +2,9 @@
 
 Labels are put into the answer cache like answers, under the model TAGGER and the hash of the tagger's artifact, so that
 the last pass reads, grounds and normalises them as it does an engine's, and prefers an engine's where there is
-one. It reads spans of the body under RE keys; STD values follow where the vocabulary knows a span's words. What an
-engine infers without words in the text (a style, say) it does not.
+one. It reads spans of the body under RE keys; STD values follow where the vocabulary knows a span's words. Values that
+need no words in the text it concludes under the inferable keys of which the answers hold values, and names one where it
+is likelier than all others and none together.
 
 The artifact depends on the sample alone: a killed and restarted stage finds it again, or makes it again from the same
 answers, and is unsure of the same products.
@@ -12,7 +13,7 @@ answers, and is unsure of the same products.
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,20 @@ from rec import artifact, postgres
 from rec.config import Config, Enrich, Text
 from rec.enrich import cache, engine
 from rec.enrich.answers import TAGGER, Answer
+from rec.enrich.attributes import Report, from_rules, from_shop
 from rec.enrich.prompt import Body
-from rec.enrich.text import Canonical, canonical
+from rec.enrich.text import Canonical, given, shown
 from rec.enrich.workers import BATCH_ROWS, Origin
 from rec.models import tagger
 from rec.models.tagger import Reading
 from rec.train import tagger as training
 from rec.train.tagger import Example
-from rec.vocab.std import StdVocabulary
+from rec.vocab.std import UNKNOWN, StdVocabulary
 
 GROUP = "product"
 """The one group of attributes: all keys are open to every product."""
+LIKELY = 0.5
+"""Probability beyond which a value is concluded."""
 MIN_EXAMPLES = 20
 """Texts with a value that it takes to teach anything."""
 
@@ -110,42 +114,57 @@ def run(config: Config, sample: Sample, products: ray.data.Dataset, database_url
 def learn(sample: Sample, enrich: Enrich, database_url: str) -> list[Example]:
     """What the cached answers to the sample say, in words of each product's body; each text once."""
     vocabulary = StdVocabulary.load(None)
-    texts = {(text := canonical(row, enrich.max_text_chars)).content_hash: text for row in sample.products.to_pylist()}
+    rows = {(text := shown(row, enrich)).subject: (text, row) for row in sample.products.to_pylist()}
     with postgres.connect(database_url, autocommit=True) as connection:
-        told = _told(connection, list(texts), sample.origins, vocabulary, enrich)
+        told = _told(connection, list(rows), sample.origins, vocabulary, enrich)
     made = []
-    for content_hash, answer in sorted(told.items()):
+    for subject, answer in sorted(told.items()):
         try:
             body = Body.model_validate_json(answer.body)
         except ValidationError:
             continue  # the last pass says so of the product
-        made.append(_example(texts[content_hash], body, vocabulary))
+        text, row = rows[subject]
+        made.append(_example(text, body, _filled(row, text, vocabulary), vocabulary))
     return made
 
 
 def _told(
     connection: cache.Connection,
-    hashes: Sequence[str],
+    subjects: Sequence[str],
     origins: Sequence[Origin],
     vocabulary: StdVocabulary,
     enrich: Enrich,
 ) -> dict[str, Answer]:
-    """Content hash → the best origin's answer."""
+    """Subject → the best origin's answer."""
     told: dict[str, Answer] = {}
     for origin in origins:
-        keys = {cache.answer_key(h, origin.model, origin.prompt_version, vocabulary.asked): h for h in hashes}
+        keys = {cache.answer_key(s, origin.model, origin.prompt_version, vocabulary.asked): s for s in subjects}
         for key, answer in cache.fetch(connection, list(keys), enrich.max_output_tokens).items():
             told.setdefault(keys[key], answer)
     return told
 
 
-def _example(text: Canonical, body: Body, vocabulary: StdVocabulary) -> Example:
+def _filled(row: Mapping[str, Any], text: Canonical, vocabulary: StdVocabulary) -> set[str]:
+    """STD keys that shop or rules fill: an answer need not say anything of them."""
+    shop, _ = from_shop(given(row), vocabulary, Report())
+    rules, _ = from_rules(text, vocabulary)
+    return {attribute.key for attribute in (*shop, *rules)}
+
+
+def _example(text: Canonical, body: Body, known: Collection[str], vocabulary: StdVocabulary) -> Example:
+    """`known`: STD keys whose value the answer may leave out; it then teaches nothing of them."""
     values: dict[str, list[str]] = {}
     for key, said in body.re.items():
         spans = [span for value in said if (span := text.span(value)) is not None]
         if key in vocabulary.keys and spans:
             values[key] = spans
-    return Example(GROUP, text.body, values)
+    concluded = {}
+    for key in filter(vocabulary.inferable, vocabulary.keys):
+        named = [name for value in body.std.get(key, ()) for name in vocabulary.normalise(key, value).values]
+        said = [name for name in named if name != UNKNOWN]
+        if said or key not in known:
+            concluded[key] = said
+    return Example(GROUP, text.body, values, concluded)
 
 
 def _trained(config: Config, examples: list[Example]) -> str:
@@ -200,7 +219,7 @@ class Label:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of UNSURE: texts that it read with too little confidence."""
-        texts = self._open([canonical(row, self._enrich.max_text_chars) for row in batch.to_pylist()])
+        texts = self._open([shown(row, self._enrich) for row in batch.to_pylist()])
         readings = self._model.readings([GROUP] * len(texts), [text.body for text in texts])
         cache.put(self._connection, map(self._label, texts, readings))
         unsure = [
@@ -212,18 +231,19 @@ class Label:
 
     def _open(self, texts: Sequence[Canonical]) -> list[Canonical]:
         """Those to label, identical texts once."""
-        distinct = {text.content_hash: text for text in texts if text.askable}
+        distinct = {text.subject: text for text in texts if text.askable}
         told = _told(self._connection, list(distinct), self._imported, self._vocabulary, self._enrich)
-        return [text for content_hash, text in distinct.items() if content_hash not in told]
+        return [text for subject, text in distinct.items() if subject not in told]
 
     def _key(self, text: Canonical, origin: Origin) -> str:
-        return cache.answer_key(text.content_hash, origin.model, origin.prompt_version, self._vocabulary.asked)
+        return cache.answer_key(text.subject, origin.model, origin.prompt_version, self._vocabulary.asked)
 
     def _label(self, text: Canonical, reading: Reading) -> tuple[str, Answer]:
         """An entry of the cache; the values of a key in text order, each once."""
         values: dict[str, dict[str, None]] = {}
         for key, value, _ in reading.spans:
             values.setdefault(key, {})[value] = None
-        body = Body(re={key: list(said) for key, said in values.items()}).dump()
+        std = {key: [value] for key, (value, likely) in reading.concluded.items() if likely > LIKELY}
+        body = Body(re={key: list(said) for key, said in values.items()}, std=std).dump()
         answer = Answer(self._origin.model, self._origin.prompt_version, "finished", body, 0, 0)
         return self._key(text, self._origin), answer

@@ -2,21 +2,23 @@
 
 Product text is data, never instruction. HTML, in descriptions too, goes through a real parser and loses what it hides;
 control and invisible characters are removed, the length is capped, and the prompt encloses it in a fence that depends
-on the content, so that no text can contain its own fence. Nothing named by a URL in the text is fetched.
+on the content, so that no text can contain its own fence. Nothing named by a URL in the text is fetched; images are
+those of the product's own list, from places that the recipe allows (`rec.enrich.places`).
 """
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
 
+from rec.config import Enrich
 from rec.enrich.hostile import find, find_token
+from rec.enrich.places import NO_IMAGES, Choice, choose
 
 _BLOCK_TAGS = "p, li, br, div, tr, td, th, h1, h2, h3, h4, h5, h6, dt, dd, section, ul, ol, table"
 _HIDDEN_TAGS = [
@@ -70,16 +72,23 @@ class Canonical:
     the item tower reads titles itself, and a collection's name is no attribute."""
     hostile: str | None
     """The words that try to instruct the model, else None."""
+    images: Choice = NO_IMAGES
+    """The images that go with it."""
 
     @property
     def askable(self) -> bool:
-        """Whether a model may be asked: there is a text, and it is not hostile."""
-        return self.hostile is None and bool(self.text)
+        """Whether a model may be asked: there is a text or an image, and the text is not hostile."""
+        return self.hostile is None and bool(self.text or self.images.urls)
 
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def subject(self) -> str:
+        """What an answer is found by: the text, with the names of its images if it has any."""
+        return self.images.subject(self.content_hash)
 
     @cached_property
     def fence(self) -> str:
@@ -130,8 +139,15 @@ class Canonical:
         runs: list[list[str]] = []
         for clause in _CLAUSE_END.split(told):
             if not _CARE_OR_ORIGIN.search(clause):
-                pieces = groupby(clause.split(), key=lambda word: word.casefold() in STOP_WORDS)
-                runs += [list(words) for is_stop, words in pieces if not is_stop]
+                run: list[str] = []
+                for word in clause.split():
+                    if word.casefold() not in STOP_WORDS:
+                        run.append(word)
+                    elif run:
+                        runs.append(run)
+                        run = []
+                if run:
+                    runs.append(run)
         return runs
 
     def labelled(self) -> Iterator[tuple[str, str]]:
@@ -149,8 +165,9 @@ def _labelled(line: str) -> tuple[str, str] | None:
 def clean(text: str) -> str:
     """NFC, no control or invisible characters, white space collapsed to single spaces."""
     composed = unicodedata.normalize("NFC", text)
-    kept = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
-    return _SPACE.sub(" ", kept).strip()
+    if not composed.isprintable():
+        composed = "".join(c if c.isprintable() or c.isspace() else "" for c in composed)
+    return _SPACE.sub(" ", composed).strip()
 
 
 def strip_html(html: str) -> str:
@@ -171,18 +188,33 @@ def strip_html(html: str) -> str:
     return tree.body.text(separator="")
 
 
-def canonical(product: Mapping[str, Any], max_chars: int) -> Canonical:
-    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word."""
+def canonical(product: Mapping[str, Any], max_chars: int, tame: bool = False) -> Canonical:
+    """Canonical text of a row of `products`; text beyond `max_chars` characters is cut at a word.
+
+    `tame`: it was looked at before, and is not hostile; half of the time is for that look.
+    """
     title = clean(product["title"])
     description, html = product["description"] or "", product["html"] or ""
     told = strip_html(description).split("\n") if _MARKUP.search(description) else [description]
     pieces = [*told, *strip_html(html).split("\n")]
     lines = dict.fromkeys(line for piece in pieces if (line := clean(piece)) and line != title)
     shop = [clean(f"{key}: {', '.join(values)}") for key, values in given(product).items()]
-    hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
+    hostile = None
+    if not tame:
+        hostile = find("\n".join([title, *lines, *shop])) or find_token(html) or find_token(description)
     body = _cap("\n".join(lines), max_chars)
     text = _cap("\n".join(part for part in (title, body, *shop) if part), max_chars)
     return Canonical(text, body or title, hostile)
+
+
+def shown(product: Mapping[str, Any], enrich: Enrich, tame: bool = False) -> Canonical:
+    """What a model is shown of a row of `products`: its canonical text, and which of its images.
+
+    `tame`: see `canonical`.
+    """
+    text = canonical(product, enrich.max_text_chars, tame)
+    images = enrich.images
+    return replace(text, images=choose(product["image_urls"], images)) if images.max_images else text
 
 
 def _cap(text: str, max_chars: int) -> str:

@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,29 +13,25 @@ import pyarrow.parquet as pq
 
 from rec import postgres
 from rec.config import Enrich
-from rec.enrich import answers, backfill, cache, engine
-from rec.enrich.answers import Answer, Outcome
-from rec.enrich.attributes import Attribute, Report, from_rules, from_shop
+from rec.enrich import backfill, cache, engine
+from rec.enrich.answers import SHORT, Answer
+from rec.enrich.attributes import Report, from_rules, from_shop
 from rec.enrich.backfill import Kept
 from rec.enrich.completion import REPAIR_BYTES, Completion
-from rec.enrich.corrections import Correction
 from rec.enrich.pace import Pace
-from rec.enrich.prompt import STD_PREFIX, Form, Question
-from rec.enrich.text import Canonical, canonical, given
+from rec.enrich.places import NOTHING, Choice, Pictures, Taken
+from rec.enrich.prompt import SEEN_PREFIX, STD_PREFIX, Form, Question
+from rec.enrich.text import Canonical, given, shown
 from rec.errors import EndpointError, EngineError
-from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
 
-COLUMNS = ["product_id", "title", "description", "html", "attributes"]
+COLUMNS = ["product_id", "title", "description", "html", "image_urls", "attributes"]
 """Columns of `products` that enrichment reads."""
 
 ASKED = pa.schema([("key", pa.string()), ("failure", pa.string()), ("unpaid", pa.bool_())])
 
 BATCH_ROWS = 512
 """Products that are cut, hashed or finished at once."""
-
-NOT_ASKED = Outcome("partial", "no model was asked", [], [])
-NO_TEXT = Outcome("partial", "the product has no text", [], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,42 +47,51 @@ def read(groups: pa.Table, path: str) -> pa.Table:
     return pq.ParquetFile(path).read_row_groups(groups["id"].to_pylist(), columns=COLUMNS)
 
 
-def scan(batch: pa.Table, max_chars: int) -> pa.Table:
-    """product_id, content_hash and whether a model may be asked."""
-    texts = [canonical(row, max_chars) for row in batch.to_pylist()]
+def scan(batch: pa.Table, enrich: Enrich) -> pa.Table:
+    """product_id, what an answer about the product is found by, and whether a model may be asked."""
+    texts = [shown(row, enrich) for row in batch.to_pylist()]
     return pa.table(
         {
             "product_id": batch["product_id"],
-            "content_hash": [text.content_hash for text in texts],
+            "subject": [text.subject for text in texts],
             "askable": [text.askable for text in texts],
         }
     )
 
 
 def question(
-    row: dict[str, Any], text: Canonical, vocabulary: StdVocabulary, form: Form, missing: Collection[str] | None = None
+    row: dict[str, Any],
+    text: Canonical,
+    vocabulary: StdVocabulary,
+    form: Form,
+    missing: Collection[str] | None = None,
+    images: bool = False,
 ) -> Question | None:
     """What a model is asked about a product: shop and rules leave it the rest.
 
-    `missing`: the parts that an older answer lacks, None without one. None when nothing is left to ask.
+    `missing`: the parts that an older answer lacks, None without one. `images`: it is shown some. None when nothing is
+    left to ask.
     """
     shop, _ = from_shop(given(row), vocabulary, Report())
     rules, _ = from_rules(text, vocabulary)
     known = {a.evidence.casefold() for a in rules if a.evidence}
     filled = {a.key for a in (*shop, *rules)}
-    if missing is None:
-        return form.ask(text, vocabulary, filled, known)
-    whole = unfilled(form.parts(vocabulary), filled)
-    wanted = [part for part in whole if part in missing]
+    whole = unfilled(form.parts(vocabulary), filled, images)
+    wanted = [part for part in whole if missing is None or part in missing]
     if not wanted:
         return None
     return replace(form.ask(text, vocabulary, filled, known, wanted), share=len(wanted) / len(whole))
 
 
-def unfilled(parts: Collection[str], filled: Collection[str]) -> list[str]:
-    """The parts of a question that are asked where shop and rules filled these STD keys."""
-    known = {STD_PREFIX + key for key in filled}
-    return [part for part in parts if part not in known]
+def unfilled(parts: Collection[str], filled: Collection[str], images: bool) -> list[str]:
+    """The parts of a question that are asked where shop and rules filled these STD keys, with images or without."""
+    known = {prefix + key for key in filled for prefix in (STD_PREFIX, SEEN_PREFIX)}
+    return [part for part in parts if part not in known and (images or not part.startswith(SEEN_PREFIX))]
+
+
+def weight(enrich: Enrich, images: int) -> int:
+    """Bytes of prompt that so many images count for, where tokens are estimated from bytes."""
+    return round(images * enrich.images.tokens_per_image / engine.prior(enrich).tokens_per_byte)
 
 
 def cost(enrich: Enrich, tokens_in: float, tokens_out: float) -> float:
@@ -98,11 +104,11 @@ class Opened:
     """A product that is to be asked, its money put aside."""
 
     key: str
-    content_hash: str
+    subject: str
     question: Question
-    prompt_bytes: int
     kept: Kept | None
     most: float
+    """Money that is put aside."""
 
 
 class Asking:
@@ -118,12 +124,12 @@ class Asking:
             self._backfill = backfill.load(connection, enrich.model, self._form, self._vocabulary)
 
     def key(self, text: Canonical) -> str:
-        """Key of the answer about a text."""
-        return self._backfill.now.key(text.content_hash, self._enrich.model)
+        """Key of the answer about a text and its images."""
+        return self._backfill.now.key(text.subject, self._enrich.model)
 
-    def kept(self, connection: cache.Connection, content_hash: str) -> Kept | None:
-        """What is still good of an older answer about a text."""
-        return self._backfill.find(connection, [content_hash], self._enrich.max_output_tokens).get(content_hash)
+    def kept(self, connection: cache.Connection, subject: str) -> Kept | None:
+        """What is still good of an older answer about the same."""
+        return self._backfill.find(connection, [subject], self._enrich.max_output_tokens).get(subject)
 
     def open(
         self, connection: cache.Connection, row: dict[str, Any], text: Canonical, wait: bool = True
@@ -135,17 +141,17 @@ class Asking:
         key = self.key(text)
         if cache.known(connection, [key], self._enrich.max_output_tokens):
             return {"key": key}
-        kept = self.kept(connection, text.content_hash)
-        asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
+        kept = self.kept(connection, text.subject)
+        images = len(text.images.urls)
+        asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None, images > 0)
         if asked is None:
             assert kept is not None
             cache.put(connection, [(key, self._backfill.merged(kept, (), None))])
             return {"key": key}
-        prompt_bytes = len(asked.prompt.encode())
-        most = self._most(prompt_bytes)
+        most = self._most(asked.prompt_bytes, images)
         if self._pace is not None and not self._pace.admit(most, wait):
             return {"key": key, "unpaid": True}
-        return Opened(key, text.content_hash, asked, prompt_bytes, kept, most)
+        return Opened(key, text.subject, asked, kept, most)
 
     def settle(self, most: float, raw: Completion | None) -> None:
         """Give back what of `most` was not spent on an answer; None is a call that failed."""
@@ -160,30 +166,59 @@ class Asking:
         raw: Completion,
         call: cache.Call,
         once: bool = False,
+        taken: Taken = NOTHING,
     ) -> bool:
         """Put the answer into the cache, and the call for it into the ledger.
 
-        `once`: but not where this very answer is already, for Ray repeats the batch of an actor that died. Returns
-        whether it was put there.
+        `taken`: the images that it is about. `once`: but not where this very answer is already, for Ray repeats the
+        batch of an actor that died. Returns whether it was put there.
         """
-        answer = self._answer(raw, kept)
+        answer = self._answer(raw, kept, taken)
         if once and cache.fetch(connection, [key], self._enrich.max_output_tokens).get(key) == answer:
             return False
         cache.pay(connection, self._run_id, key, answer, call)
         return True
 
-    def _most(self, prompt_bytes: int) -> float:
+    def _most(self, prompt_bytes: int, images: int) -> float:
         """Money that a call can cost: a token is at least one byte, and a repair sends prompt and answer once more."""
         longest = self._enrich.max_output_tokens
-        return cost(self._enrich, 2 * prompt_bytes + longest + REPAIR_BYTES, 2 * longest)
+        prompt = prompt_bytes + images * self._enrich.images.tokens_per_image
+        return cost(self._enrich, 2 * prompt + longest + REPAIR_BYTES, 2 * longest)
 
-    def _answer(self, raw: Completion, kept: Kept | None) -> Answer:
+    def seeing(
+        self, connection: cache.Connection, row: dict[str, Any], text: Canonical, opened: Opened, taken: Taken
+    ) -> Question | None:
+        """What to ask of an opened product now that its images were read; None when nothing better can be asked."""
+        if taken.pictures is None or not text.images.urls:
+            return opened.question
+        there = cache.fetch(connection, [opened.key], self._enrich.max_output_tokens).get(opened.key)
+        if there is not None and there.state == SHORT:
+            if taken.waiting:
+                return None
+            if (
+                Pictures.model_validate_json(there.images or "{}").sent == taken.pictures.sent
+            ):  # asked like this already
+                images = taken.pictures.model_dump_json()
+                cache.put(connection, [(opened.key, replace(there, state="finished", images=images))])
+                return None
+        if taken.jpegs:
+            return opened.question
+        kept = opened.kept
+        asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
+        if asked is None:
+            assert kept is not None
+            answer = self._backfill.merged(kept, (), None)
+            cache.put(connection, [(opened.key, replace(answer, state=SHORT if taken.waiting else answer.state))])
+        return asked
+
+    def _answer(self, raw: Completion, kept: Kept | None, taken: Taken) -> Answer:
         """The answer to the whole question, of which a part may be known from before."""
-        state = "finished" if raw.finished else "cut"
+        state = "cut" if not raw.finished else SHORT if taken.waiting else "finished"
+        images = taken.pictures.model_dump_json() if taken.pictures else None
         wanted = kept.missing if kept else None
         body = self._form.body(raw.text, wanted)
         version = self._backfill.now.prompt_version
-        answer = Answer(self._enrich.model, version, state, body, raw.tokens_in, raw.tokens_out)
+        answer = Answer(self._enrich.model, version, state, body, raw.tokens_in, raw.tokens_out, images)
         return answer if kept is None else self._backfill.merged(kept, kept.missing, answer)
 
 
@@ -194,11 +229,25 @@ class Ask:
     the reason, and the next run asks again. A product that the budget does not pay for goes on as `unpaid`.
     """
 
-    def __init__(self, enrich: Enrich, database_url: str, run_id: str, pace: Pace | None = None, key: str = "") -> None:
+    def __init__(
+        self,
+        enrich: Enrich,
+        database_url: str,
+        run_id: str,
+        pace: Pace | None = None,
+        key: str = "",
+        folder: Path | None = None,
+    ) -> None:
+        """`key`: of the endpoint. `folder`: of image files."""
         self._enrich = enrich
         self._database_url = database_url
         self._asking = Asking(enrich, database_url, run_id, pace)
         self._engine = engine.load(enrich, pace, key)
+        self._take: Callable[[Choice], Taken] = lambda _: NOTHING
+        if enrich.images.max_images:
+            from rec.enrich.images import Images  # Pillow and an HTTP client, which no other work needs
+
+            self._take = Images(enrich.images, folder).take
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
 
@@ -218,7 +267,7 @@ class Ask:
         return connection
 
     def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
-        text = canonical(row, self._enrich.max_text_chars)
+        text = shown(row, self._enrich)
         key = self._asking.key(text)
         connection = self._connection()
         # The worker of a killed run outlives its driver by seconds and may be asking the same.
@@ -226,152 +275,42 @@ class Ask:
             opened = self._asking.open(connection, row, text)
             if not isinstance(opened, Opened):
                 return opened
-            asked, raw = opened.question, None
-            started = time.monotonic()
+            raw = None
             try:
-                raw = self._engine.complete(asked.prompt, asked.schema, self._enrich.max_output_tokens)
+                taken = self._take(text.images)
+                asked = self._asking.seeing(connection, row, text, opened, taken)
+                if asked is None:
+                    return {"key": key}
+                started = time.monotonic()
+                raw = self._engine.complete(asked.prompt, asked.schema, self._enrich.max_output_tokens, taken.jpegs)
+                seconds = time.monotonic() - started
             except EndpointError:
                 raise
             except EngineError as error:
                 return {"key": key, "failure": str(error)[:300]}
             finally:
                 self._asking.settle(opened.most, raw)
-            call = cache.Call(
-                raw.tokens_in, raw.tokens_out, time.monotonic() - started, opened.prompt_bytes, round(asked.share, 4)
-            )
-            self._asking.commit(connection, key, opened.kept, raw, call)
+            size = asked.prompt_bytes + weight(self._enrich, len(taken.jpegs))
+            call = cache.Call(raw.tokens_in, raw.tokens_out, seconds, size, round(asked.share, 4))
+            self._asking.commit(connection, key, opened.kept, raw, call, taken=taken)
         return {"key": key}
 
 
 def weigh(batch: pa.Table, enrich: Enrich, database_url: str) -> pa.Table:
-    """`prompt_bytes` of what a model would be asked about each product, and its `share` of a whole question.
+    """`prompt_bytes` of what a model would be asked about each product, images included, and its `share` of a whole.
 
     Both are 0 where an older answer leaves nothing to ask.
     """
     vocabulary, form = StdVocabulary.load(None), engine.form(enrich)
     rows = batch.to_pylist()
-    texts = [canonical(row, enrich.max_text_chars) for row in rows]
+    texts = [shown(row, enrich) for row in rows]
     with postgres.connect(database_url, autocommit=True) as connection:
         older = backfill.load(connection, enrich.model, form, vocabulary)
-        found = older.find(connection, [text.content_hash for text in texts], enrich.max_output_tokens)
+        found = older.find(connection, [text.subject for text in texts], enrich.max_output_tokens)
     prompt_bytes, shares = [], []
     for row, text in zip(rows, texts, strict=True):
-        kept = found.get(text.content_hash)
-        asked = question(row, text, vocabulary, form, kept.missing if kept else None)
-        prompt_bytes.append(len(asked.prompt.encode()) if asked else 0)
+        kept, images = found.get(text.subject), len(text.images.urls)
+        asked = question(row, text, vocabulary, form, kept.missing if kept else None, images > 0)
+        prompt_bytes.append(asked.prompt_bytes + weight(enrich, images) if asked else 0)
         shares.append(asked.share if asked else 0.0)
     return pa.table({"prompt_bytes": pa.array(prompt_bytes, pa.int64()), "share": pa.array(shares, pa.float64())})
-
-
-class Finish:
-    """Builds the rows of `enriched` from the product, the rules, the cached answer and the correction, if any."""
-
-    def __init__(
-        self,
-        enrich: Enrich,
-        connection: cache.Connection,
-        origins: list[Origin],
-        failures: dict[str, str],
-        corrections: Mapping[str, Correction],
-    ) -> None:
-        """`failures`: key of an answer → why the call for it failed in this run. `corrections`: by product id."""
-        self._enrich = enrich
-        self._corrections = corrections
-        self._failures = failures
-        self._origins = origins
-        self._vocabulary = StdVocabulary.load(None)
-        self._connection = connection
-        self._backfill = backfill.load(connection, enrich.model, engine.form(enrich), self._vocabulary)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows of ENRICHED, with the batch's Report as JSON in the first row of an extra column `report`."""
-        version = self._backfill.now.vocab_version
-        rows = batch.to_pylist()
-        texts = [canonical(row, self._enrich.max_text_chars) for row in rows]
-        keys = [
-            [cache.answer_key(text.content_hash, o.model, o.prompt_version, version) for o in self._origins]
-            for text in texts
-        ]
-        every = [key for some in keys for key in some]
-        found = cache.fetch(self._connection, every, self._enrich.max_output_tokens)
-        waiting = [
-            text.content_hash for text, wanted in zip(texts, keys, strict=True) if found.keys().isdisjoint(wanted)
-        ]
-        older = self._backfill.find(self._connection, waiting, self._enrich.max_output_tokens)
-        report = Report()
-        made = []
-        for row, text, wanted in zip(rows, texts, keys, strict=True):
-            kept = older.get(text.content_hash)
-            answer = next((found[key] for key in wanted if key in found), kept.answer if kept else None)
-            failure = next((self._failures[key] for key in wanted if key in self._failures), None)
-            missing = kept.missing if kept else ()
-            machine = enriched_row(row, text, answer, failure, self._vocabulary, report, missing)
-            human = self._corrections.get(row["product_id"])
-            made.append(machine if human is None else human.apply(machine, text))
-        table = pa.Table.from_pylist(made, schema=ENRICHED.schema)
-        notes = [report.to_json(), *[None] * (len(made) - 1)]
-        return table.append_column("report", pa.array(notes, pa.string()))
-
-
-def finish(
-    products: pa.Table,
-    enrich: Enrich,
-    database_url: str,
-    origins: list[Origin],
-    failures: dict[str, str],
-    corrections: Mapping[str, Correction],
-) -> Iterator[pa.Table]:
-    """What Finish makes of a row group, BATCH_ROWS at a time.
-
-    A task and no actor: it starts in a process that is warm from the scan.
-    """
-    with postgres.connect(database_url, autocommit=True) as connection:
-        finished = Finish(enrich, connection, origins, failures, corrections)
-        for start in range(0, products.num_rows, BATCH_ROWS):
-            yield finished(products.slice(start, BATCH_ROWS))
-
-
-def enriched_row(
-    row: dict[str, Any],
-    text: Canonical,
-    answer: Answer | None,
-    failure: str | None,
-    vocabulary: StdVocabulary,
-    report: Report,
-    missing: Collection[str] = (),
-) -> dict[str, Any]:
-    """One row of ENRICHED. A hostile text keeps what the shop gave and nothing that was read out of it.
-
-    `missing`: the parts of the question that `answer`, an older one, does not answer.
-    """
-    shop_std, shop_re = from_shop(given(row), vocabulary, report)
-    rule_std: list[Attribute] = []
-    rule_re: list[Attribute] = []
-    if text.hostile is not None:
-        answer, outcome = None, Outcome("quarantined", f"the text addresses the model: {text.hostile!r}", [], [])
-    elif not text.askable:
-        answer, outcome = None, NO_TEXT
-    else:
-        rule_std, rule_re = from_rules(text, vocabulary)
-        outcome = NOT_ASKED if answer is None else answers.read(answer, text, vocabulary, report)
-        left = unfilled(missing, {a.key for a in (*shop_std, *rule_std)})
-        if failure is not None:  # an older answer, or the tagger's labels, stand in until the next run
-            why = f"{', '.join(left)} of an older answer: {failure}" if left else failure
-            outcome = replace(outcome, status="refused", reason=why[:300])
-        elif left:
-            outcome = replace(
-                outcome, status="partial", reason=f"{', '.join(left)} of an older answer: not asked"[:300]
-            )
-    return {
-        "product_id": row["product_id"],
-        "std": answers.rows(answers.merge_std(shop_std, rule_std, outcome.std)),
-        "re": answers.rows(answers.merge_re(shop_re, rule_re, outcome.re)),
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "model": answer.model if answer else None,
-        "prompt_version": answer.prompt_version if answer else None,
-        "vocab_version": vocabulary.version,
-        "tokens_in": answer.tokens_in if answer else 0,
-        "tokens_out": answer.tokens_out if answer else 0,
-        "content_hash": text.content_hash,
-    }

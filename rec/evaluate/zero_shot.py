@@ -72,7 +72,7 @@ def read(folder: Path, std: StdVocabulary, count: int, seed: int) -> list[Articl
             first.setdefault(description, row)
     descriptions = {str(row): description for description, row in first.items()}
     articles: list[Article] = []
-    for found in imports.read(folder / ANSWERS, descriptions):
+    for found in imports.read(folder / ANSWERS, lambda: descriptions):
         article = {name: table[name][int(found.product_id)].as_py() for name in table.column_names}
         articles.append((article["prod_name"] or "", _std(article, std), _re(found.answer.body)))
         if len(articles) == count:

@@ -1,21 +1,24 @@
-"""The tagger: a small fine-tuned text encoder that reads attribute values out of product text as spans.
+"""The tagger: a small fine-tuned text encoder that reads attribute values out of product text, and concludes others.
 
 One label per word: outside, or begin / inside of an attribute. The attributes open to a text are those of its
 group (a product category); all others are masked, and the group's name is read before the text. A run of an
 attribute's labels is a value, copied from the text, so that a value always has its evidence. The labels of a text are
 its likeliest sequence in which an inside label continues its own attribute.
+A schema may also have keys whose value is concluded from the whole text, without words that say it: for each, the mean
+of the token states chooses one of the key's values, or none. Without such keys there is no such layer.
 Networks that were trained apart from each other read a text together.
 The encoder is uncased: each word's shape (capitals, digits) and whether a space precedes it come in beside it.
 
-B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels.
+B texts, W words, T sub-word tokens, L = 1 + 2 x attributes labels, V = values of all concluded keys and one none each.
 """
 
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from rec import artifact
 
 KIND = "tagger"
-VERSION = 2
+VERSION = 3
 WEIGHTS = "tagger.safetensors"
 SHAPE = "tagger.json"
 ENCODER = "encoder"
@@ -41,9 +44,12 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """Group → its attributes, in a fixed order."""
+    """What is read, in a fixed order."""
 
     groups: dict[str, list[str]]
+    """Group → its attributes."""
+    concluded: dict[str, list[str]] = field(default_factory=dict)
+    """Key → the values of which one is concluded, for the texts of all groups."""
 
     @property
     def attributes(self) -> list[str]:
@@ -53,6 +59,11 @@ class Schema:
     @property
     def num_labels(self) -> int:
         return 1 + 2 * len(self.attributes)
+
+    @property
+    def choices(self) -> list[int]:
+        """Of each concluded key, how many values there are to choose from; the first is none."""
+        return [1 + len(values) for values in self.concluded.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,8 @@ class Reading:
     confidence: float
     """Share, by the model's own probabilities, that the words it gave an attribute have of these and of those it
     missed: 1 is certain, 0 is a text of which it reads nothing."""
+    concluded: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Key → its likeliest value, and how likely that is beside all others and none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +126,30 @@ class Batch:
     """bool[B, L]: labels that the text's group does not have."""
 
 
-class Network(nn.Module):
-    """Encoder, word shapes, a recurrent layer over the words, one linear layer to the labels."""
+class Scores(NamedTuple):
+    """What a network, or several together, think of B texts."""
 
-    def __init__(self, encoder: PreTrainedModel, labels: int) -> None:
+    labels: torch.Tensor
+    """float32[B, W, L]."""
+    values: torch.Tensor
+    """float32[B, V]."""
+
+
+class Network(nn.Module):
+    """Encoder, word shapes, a recurrent layer over the words, a linear layer to the labels, and one to the values."""
+
+    def __init__(self, encoder: PreTrainedModel, schema: Schema) -> None:
         super().__init__()
         self.encoder = encoder
         width, shapes = encoder.config.hidden_size, 32
         self.shapes = nn.Embedding(NUM_SHAPES, shapes, padding_idx=0)
         self.context = nn.LSTM(width + shapes, width // 2, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(0.2)
-        self.labels = nn.Linear(width, labels)
+        self.labels = nn.Linear(width, schema.num_labels)
+        self.values = nn.Linear(width, sum(schema.choices)) if schema.concluded else None
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """float32[B, W, L]: logits of each word's labels, those not of the group at -1e4."""
+    def forward(self, batch: Batch) -> Scores:
+        """Logits of each word's labels, those not of the group at -1e4, and of the values."""
         hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         rows = torch.arange(len(batch.first))[:, None]
         seen = torch.cat([hidden[rows, batch.first], self.shapes(batch.shapes)], dim=-1)
@@ -138,7 +161,12 @@ class Network(nn.Module):
             self.context(packed)[0], batch_first=True, total_length=batch.first.shape[1]
         )
         logits: torch.Tensor = self.labels(self.dropout(mixed + hidden[rows, batch.first].float()))
-        return logits.float().masked_fill(batch.closed[:, None], -1e4)
+        closed = logits.float().masked_fill(batch.closed[:, None], -1e4)
+        if self.values is None:
+            return Scores(closed, hidden.new_empty(len(hidden), 0))
+        used = batch.mask[..., None].float()
+        pooled = (hidden.float() * used).sum(dim=1) / used.sum(dim=1)
+        return Scores(closed, self.values(self.dropout(pooled)).float())
 
 
 class Tagger(nn.Module):
@@ -177,10 +205,17 @@ class Tagger(nn.Module):
         open_ = self.schema.groups[group]
         return torch.tensor([False, *(name not in open_ for name in self.schema.attributes for _ in "BI")])
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """float32[B, W, L]: the normalised mean of the networks' log-probabilities of each word's labels."""
-        logs = [network(batch).log_softmax(dim=-1) for network in self.networks]
-        return torch.stack(logs).mean(dim=0).log_softmax(dim=-1)
+    def forward(self, batch: Batch) -> Scores:
+        """The normalised mean of the networks' log-probabilities, of each word's labels and of each key's values."""
+        made = [network(batch) for network in self.networks]
+        labels = torch.stack([scores.labels.log_softmax(dim=-1) for scores in made]).mean(dim=0).log_softmax(dim=-1)
+        values = torch.stack([self.by_key(scores.values) for scores in made]).mean(dim=0)
+        return Scores(labels, self.by_key(values))
+
+    def by_key(self, values: torch.Tensor) -> torch.Tensor:
+        """float32[B, V]: log-probabilities of each concluded key's values, of their logits."""
+        parts = values.split(self.schema.choices, dim=1)
+        return torch.cat([part.log_softmax(dim=1) for part in parts], dim=1) if parts else values
 
     def read(self, groups: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
         """Attribute → its surest value in each text; what a text does not say is left out."""
@@ -202,14 +237,14 @@ class Tagger(nn.Module):
             used = batch.shapes > 0
             with reduced():
                 scores = self(batch)
-            labels = best_path(scores, used)
-            sure = scores.gather(2, labels[..., None])[..., 0]
-            for row, count, said, values in zip(rows, used.sum(dim=1).tolist(), labels, sure, strict=True):
-                found[row] = self._reading(texts[row], said[:count], values[:count])
+            labels = best_path(scores.labels, used)
+            sure = scores.labels.gather(2, labels[..., None])[..., 0]
+            for at, (row, count) in enumerate(zip(rows, used.sum(dim=1).tolist(), strict=True)):
+                found[row] = self._reading(texts[row], labels[at, :count], sure[at, :count], scores.values[at])
         return found
 
-    def _reading(self, text: str, labels: torch.Tensor, sure: torch.Tensor) -> Reading:
-        """`sure`: float32[words], log-probability of each word's label."""
+    def _reading(self, text: str, labels: torch.Tensor, sure: torch.Tensor, values: torch.Tensor) -> Reading:
+        """`sure`: float32[words], log-probability of each word's label; `values`: float32[V], of each value."""
         said = labels > 0
         right = float((sure.exp() * said).sum())
         missed = float(((1 - sure.exp()) * ~said).sum())
@@ -218,7 +253,17 @@ class Tagger(nn.Module):
             (names[key], text[at[first].start : at[end - 1].end], math.exp(float(sure[first:end].mean())))
             for key, first, end in runs(labels.tolist())
         ]
-        return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0)
+        return Reading(spans, right / (int(said.sum()) + missed) if spans else 0.0, self._concluded(text, values))
+
+    def _concluded(self, text: str, values: torch.Tensor) -> dict[str, tuple[str, float]]:
+        """Each key's likeliest value; none of a blank text."""
+        if not text.strip() or not self.schema.concluded:
+            return {}
+        found = {}
+        for (key, names), logs in zip(self.schema.concluded.items(), values.split(self.schema.choices), strict=True):
+            best = int(logs[1:].argmax())
+            found[key] = names[best], math.exp(float(logs[1 + best]))
+        return found
 
 
 def reduced() -> torch.autocast:
@@ -301,9 +346,9 @@ def load(folder: Path) -> Tagger:
     """The tagger of an artifact, ready to read. Raises ArtifactError when `folder` holds none."""
     artifact.read(folder, kind=KIND, version=VERSION, made_by=MADE_BY)
     shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-    schema = Schema(groups=shape["groups"])
+    schema = Schema(groups=shape["groups"], concluded=shape["concluded"])
     config = AutoConfig.from_pretrained(folder / ENCODER, local_files_only=True)
-    networks = [Network(AutoModel.from_config(config), schema.num_labels) for _ in range(shape["networks"])]
+    networks = [Network(AutoModel.from_config(config), schema) for _ in range(shape["networks"])]
     model = Tagger(networks, AutoTokenizer.from_pretrained(folder / ENCODER, local_files_only=True), schema)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rec.enrich.prompt import STD_PREFIX
-
-BYTES_PER_TOKEN = 3.7
+from rec.evaluate import counting
+from rec.evaluate.counting import completion, title
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +30,12 @@ Script = Callable[[int, dict[str, Any]], Response]
 
 def chat(text: str, prompt: str = "", finish: str = "stop") -> Response:
     """A completion that says `text`."""
-    usage = {
-        "prompt_tokens": round(len(prompt.encode()) / BYTES_PER_TOKEN),
-        "completion_tokens": max(1, len(text) // 4),
-    }
-    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
-    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-    return Response(body=json.dumps(whole).encode())
-
-
-def last_words(prompt: str) -> str:
-    """The first line of the product text in a prompt."""
-    return prompt.split("<<")[-1].splitlines()[1]
+    return Response(body=completion(text, prompt, finish))
 
 
 def sensible(_: int, asked: dict[str, Any]) -> Response:
     """A valid answer: the title's last word is a detail, nothing is inferred."""
-    prompt = asked["messages"][0]["content"]
-    schema = asked["response_format"]["json_schema"]["schema"]
-    inferred = {name: None for name in schema["properties"] if name.startswith(STD_PREFIX)}
-    found = [{"key": "detail", "phrase": last_words(prompt).split()[-1]}]
-    return chat(json.dumps({"found": found, **inferred}), prompt)
+    return chat(counting.sensible(asked), counting.prompt_of(asked))
 
 
 class Endpoint:
@@ -70,7 +54,7 @@ class Endpoint:
     @property
     def titles(self) -> list[str]:
         """First line of the product text of each request."""
-        return [last_words(asked["messages"][0]["content"]) for asked in self.asked]
+        return [title(counting.prompt_of(asked)) for asked in self.asked]
 
     def take(self, asked: dict[str, Any], authorization: str) -> Response:
         """Remember a request and make its response."""

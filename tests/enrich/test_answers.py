@@ -71,6 +71,16 @@ def test_std_values_are_normalised_grounded_or_counted(vocabulary: StdVocabulary
     assert outcome.status == "partial"
 
 
+def test_what_the_tagger_concludes_is_its_own_and_grounded_as_a_models(
+    vocabulary: StdVocabulary, text: Canonical
+) -> None:
+    report = Report()
+    body = Body(std={"style": ["casual"], "colour": ["gold"]}).dump()
+    outcome = answers.read(Answer(answers.TAGGER, "v", "finished", body, 0, 0), text, vocabulary, report)
+    assert outcome.std == [Attribute("style", "casual", "tagger", None)]
+    assert report.ungrounded == {"colour": 1}, "that key must be said"
+
+
 @pytest.mark.parametrize(
     ("content", "state", "status"),
     [

@@ -87,7 +87,7 @@ class Shop:
         """Rows of `enriched`."""
         with postgres.connect(self.url, autocommit=True) as connection:
             own = [Origin("m", now.now.prompt_version)]
-            return Finish(self.enrich, connection, own, failures or {}, {})(BATCH).to_pylist()
+            return Finish(self.enrich, connection, own, failures or {}, {}, frozenset())(BATCH).to_pylist()
 
     def weights(self) -> list[dict[str, Any]]:
         """What a dry run weighs."""

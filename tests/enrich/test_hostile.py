@@ -1,7 +1,7 @@
 """Hostile texts: none obeyed, none lost; ordinary ones are left alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,29 +13,20 @@ from rec.data.sample import generate
 from rec.enrich import hostile, stage
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.finish import enriched_row
 from rec.enrich.hostile import find
 from rec.enrich.llamacpp import LlamaCpp
 from rec.enrich.prompt import Body, body, prompt, schema
 from rec.enrich.text import Canonical, canonical, clean
-from rec.enrich.workers import enriched_row
+from rec.evaluate.hostile_texts import BASE, CANARY, HOSTILE, products
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
 from tests.enrich.conftest import write_products
-from tests.enrich.hostile import CANARY, HOSTILE
 
 VOCABULARY = StdVocabulary.load()
 OBEDIENT = Answer("obedient", "1", "finished", Body(re={"fibre": [CANARY]}, std={"season": [CANARY]}).dump(), 1, 1)
 """What a model would say that did as it was told."""
-BASE = {"product_id": "A1", "title": "Alma Coat", "description": "Warm wool coat.", "html": "<p>Fit: loose</p>"}
 CASES = [(kind, number) for kind, texts in HOSTILE.items() for number in range(len(texts))]
-
-
-def products(text: str) -> Iterator[dict[str, Any]]:
-    """The text in every place that a product has for text; markup only where it is read as such."""
-    colour = [("colour", ["red"])]
-    yield BASE | {"description": f"Warm wool coat. {text}", "attributes": colour}
-    yield BASE | {"description": f"Warm wool coat.\n{text}\nFit: loose", "attributes": colour}
-    yield BASE | {"html": f"<p>Fit: loose</p>{text}", "attributes": colour}
 
 
 def made(product: dict[str, Any], answer: Answer | None) -> dict[str, Any]:

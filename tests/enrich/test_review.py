@@ -23,8 +23,8 @@ from rec.enrich import corrections, review, review_page, review_server
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
 from rec.enrich.corrections import Line
+from rec.enrich.finish import enriched_row
 from rec.enrich.text import canonical
-from rec.enrich.workers import enriched_row
 from rec.errors import ConfigError
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary

@@ -21,7 +21,7 @@ def test_every_shipped_answer_is_a_hit_and_the_demo_has_something_left_to_ask() 
     products = generate(config.seed).products
     texts = {row["product_id"]: canonical(row, config.enrich.max_text_chars) for row in products}
     path = imports.locate(imports.SAMPLE, config.source.folder)
-    shipped = list(imports.read(path, {}))
+    shipped = list(imports.read(path, dict))
     assert len({found.product_id for found in shipped}) == len(shipped)
     asked = StdVocabulary.load().asked
     for found in shipped:

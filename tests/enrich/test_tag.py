@@ -9,12 +9,12 @@ import pytest
 
 from rec import artifact, dataset
 from rec.config import Config, load
-from rec.enrich import stage
+from rec.enrich import stage, tag
 from rec.enrich.answers import Answer
 from rec.enrich.attributes import Report
+from rec.enrich.finish import enriched_row
 from rec.enrich.prompt import Body
 from rec.enrich.text import canonical
-from rec.enrich.workers import enriched_row
 from rec.models import tagger
 from rec.schema import ENRICHED
 from rec.vocab.std import StdVocabulary
@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 FIBRES = ["boiled petrovar", "brushed melnit", "raw ostrel"]
 OCCASIONS = ["harbour strolls", "orchard lunches", "attic rehearsals"]
 """Words that no rule knows: what is found under these keys is the tagger's."""
+STYLES = ["casual", "formal", "sporty"]
+"""Of each fibre's texts, without a word for it."""
 BODIES = [f"Made of {fibre} and meant for {occasion}." for fibre in FIBRES for occasion in OCCASIONS]
 
 
@@ -40,7 +42,8 @@ def _catalogue(config: Config, folder: Path) -> None:
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         for number in range(27):
             re = {"fibre": [FIBRES[number % 9 // 3]], "occasion": [OCCASIONS[number % 3]]}
-            file.write(json.dumps({"product_id": f"T{number}", "model": "gpt-x", "re": re}) + "\n")
+            std = {"style": [STYLES[number % 9 // 3]]}
+            file.write(json.dumps({"product_id": f"T{number}", "model": "gpt-x", "re": re, "std": std}) + "\n")
 
 
 def test_it_labels_the_rest_and_the_least_sure_is_asked(tmp_path: Path, fresh: str) -> None:
@@ -71,6 +74,9 @@ def test_it_labels_the_rest_and_the_least_sure_is_asked(tmp_path: Path, fresh: s
     ]
     assert found == {("fibre", wanted[0], "tagger"), ("occasion", wanted[1], "tagger")}
     assert all(a["evidence"] == a["value"] for a in labelled["re"] if a["source"] == "tagger")
+    style = {"N1": "sporty", "N2": "formal"}[labelled["product_id"]]
+    concluded = [(a["key"], a["value"], a["evidence"]) for a in labelled["std"] if a["source"] == "tagger"]
+    assert concluded == [("style", style, None)]
     manifest = artifact.read(config.at("tagger"), kind=tagger.KIND, version=tagger.VERSION, made_by="")
     assert labelled["prompt_version"] == manifest.content_hash
     assert (labelled["status"], labelled["tokens_in"]) == ("ok", 0)
@@ -88,6 +94,21 @@ def test_answers_that_say_too_little_teach_nothing_and_lose_nothing(
     assert "0 of 0 answers have a value in the text, at least 20 are needed" in caplog.text
     assert facts["rows"] == 6
     assert not config.at("tagger").exists()
+
+
+def test_of_a_key_that_a_rule_fills_an_answer_that_is_silent_teaches_nothing() -> None:
+    vocabulary = StdVocabulary.load(None)
+    product = {
+        "title": "Vera",
+        "description": "A dress for a wedding.",
+        "html": None,
+        "attributes": [("style", ["chic"])],
+    }
+    text = canonical(product, 1_200)
+    known = tag._filled(product, text, vocabulary)
+    body = Body(std={"style": ["Casual, formal", "unknown"], "colour": ["red"]})
+    example = tag._example(text, body, known, vocabulary)
+    assert example.concluded == {"style": ["casual", "formal"], "vibe": []}, "occasion is not known, colour to be said"
 
 
 def test_where_a_call_failed_the_labels_stand_in_and_the_next_run_asks_again() -> None:

@@ -72,8 +72,8 @@ def test_it_reads_what_it_was_taught_as_the_text_spells_it(trained: tagger.Tagge
 def test_networks_learn_apart_from_each_other_and_read_together(trained: tagger.Tagger) -> None:
     batch = trained.batch(["Shoes"], ["Acme Runner, red"])
     with torch.inference_mode():
-        first, second = (network.eval()(batch).log_softmax(dim=-1) for network in trained.networks)
-        together = trained.eval()(batch)
+        first, second = (network.eval()(batch).labels.log_softmax(dim=-1) for network in trained.networks)
+        together = trained.eval()(batch).labels
     assert not torch.allclose(first, second, atol=1e-3)
     assert torch.allclose(together, ((first + second) / 2).log_softmax(dim=-1), atol=1e-5)
 
@@ -109,8 +109,46 @@ def test_it_is_the_same_after_its_artifact(trained: tagger.Tagger, tmp_path: Pat
     back = tagger.load(tmp_path / "tagger")
     batch = trained.batch(["Shoes"], ["Bolt Runner, blue"])
     with torch.inference_mode():
-        assert torch.equal(trained.eval()(batch), back(batch))
+        assert torch.equal(trained.eval()(batch).labels, back(batch).labels)
     assert back.schema == trained.schema
+
+
+def test_a_value_without_words_is_concluded_from_the_whole_text(tmp_path: Path) -> None:
+    told = {"Straps and a smocked bodice": "summer", "Ribbed collar and thick lining": "winter"}
+    examples = [
+        Example("Shoes", f"{text}, {brand}", {"Brand": [brand]}, {"season": [season]})
+        for text, season in told.items()
+        for brand in BRANDS
+    ]
+    model = training.fit(examples, Text(), epochs=14, networks=1, alike=True)
+    texts = [*told, ""]
+    summer, winter, blank = model.readings(["Shoes"] * 3, texts)
+    assert [reading.concluded["season"][0] for reading in (summer, winter)] == ["summer", "winter"]
+    assert all(0.5 < reading.concluded["season"][1] < 1 for reading in (summer, winter))
+    assert blank.concluded == {}
+    assert model.readings(["Shoes"], ["Straps, Acme"])[0].spans[0][:2] == ("Brand", "Acme")
+    training.save(model, tmp_path / "tagger", inputs={}, config={}, examples=len(examples))
+    assert tagger.load(tmp_path / "tagger").readings(["Shoes"] * 3, texts) == [summer, winter, blank]
+
+
+def test_a_key_aims_at_its_values_as_often_as_they_count_at_none_or_at_nothing() -> None:
+    examples = [
+        Example("Tea", "tea", {}, {"season": ["winter", "winter", "winter", "summer"], "vibe": []}),
+        Example("Tea", "cup", {}, {"season": []}),
+        Example("Tea", "pot", {}),
+    ]
+    schema = training.schema_of(examples)
+    assert schema.concluded == {"season": ["summer", "winter"]}, "no example has a vibe"
+    assert [training.aims(example, schema).tolist() for example in examples] == [
+        [0, 0.25, 0.75],
+        [1, 0, 0],
+        [0, 0, 0],
+    ]
+
+
+def test_without_keys_to_conclude_there_is_no_layer_for_them(trained: tagger.Tagger) -> None:
+    assert not [name for name in trained.state_dict() if ".values." in name]
+    assert trained.readings(["Tea"], ["Acme tea"])[0].concluded == {}
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import codecs
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 CANARY = "zorblax"
@@ -184,3 +186,13 @@ HOSTILE: dict[str, list[str]] = {
         "<div>" * 20_000 + CANARY * 0 + PLAIN,
     ],
 }
+
+BASE = {"product_id": "A1", "title": "Alma Coat", "description": "Warm wool coat.", "html": "<p>Fit: loose</p>"}
+
+
+def products(text: str) -> Iterator[dict[str, Any]]:
+    """A coat with the text in every place that a product has for text; markup only where it is read as such."""
+    colour = [("colour", ["red"])]
+    yield BASE | {"description": f"Warm wool coat. {text}", "attributes": colour}
+    yield BASE | {"description": f"Warm wool coat.\n{text}\nFit: loose", "attributes": colour}
+    yield BASE | {"html": f"<p>Fit: loose</p>{text}", "attributes": colour}
