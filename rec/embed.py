@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, log, runtime
 from rec.config import Config, Train
 from rec.models import item_tower, token_map
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
 from rec.vocab.re import ReVocabulary
@@ -35,7 +35,7 @@ class Embed:
     ) -> None:
         torch.set_num_threads(train.cpus_per_worker)
         self._device = torch.device("cuda" if train.use_gpu else "cpu")
-        self._items = ItemInputs.load(tensors, text_states)
+        self._items = ItemInputs.load(tensors, text_states, ids=item_tower.read_shape(tower).reads_ids)
         self._tower = _tower(tower, vocabulary, self._items).to(self._device)
         self._block_rows = block_rows
 
@@ -68,6 +68,7 @@ def run(config: Config) -> dict[str, Any]:
         "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
         "item_tower": item_tower.manifest(config.at(item_tower.KIND)).content_hash,
     }
+    _check_texts(config)
     work: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
     done = artifact.finished(target, kind=contract.kind, version=contract.version, **work)
     if done is not None:
@@ -79,6 +80,18 @@ def run(config: Config) -> dict[str, Any]:
     rows = pa.table({"product_id": product_ids, "vector": pa.FixedSizeListArray.from_arrays(made.reshape(-1), width)})
     manifest = dataset.write(target, contract, [rows], **work)
     return {"vectors": str(target), **manifest.facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _check_texts(config: Config) -> None:
+    """Another encoder's titles would go through the tower without a sign."""
+    shape = item_tower.read_shape(config.at(item_tower.KIND))
+    check_texts(
+        config.at("tensors"),
+        config.at(TEXT_STATES),
+        encoder=shape.text_encoder,
+        layers_above=shape.layers_above_states,
+        reader=f"the item tower in {config.at(item_tower.KIND)}",
+    )
 
 
 def _embed_all(config: Config, count: int) -> NDArray[np.float32]:

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rec import artifact, dataset, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
-from rec.models import losses
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, text_states_manifest
+from rec.models import losses, text_encoder
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
+from rec.models.text_layers import TextShape
 from rec.schema import TENSORS
 from rec.train import ddp, schedule
 from rec.vocab import tensorize
@@ -27,6 +29,8 @@ from rec.vocab.std import StdVocabulary
 
 WARMUP = 0.1
 """Share of all steps over which the learning rate rises."""
+TEXT_LAYERS = "text_layers.safetensors"
+"""What is trained of the text encoder, as it was; among a run's inputs."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -41,11 +45,20 @@ def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
-    shape = _shape(config)
+    check_texts(
+        config.at("tensors"),
+        config.at(TEXT_STATES),
+        encoder=config.text.encoder,
+        layers_above=config.item_tower.layers_above_states,
+        reader=f"item_tower.text={config.item_tower.text!r}",
+    )
+    folder = ddp.inputs_folder(storage, name)
+    shape = _shape(config, _text_layers(config, folder))
     runtime.start(config.cpus)
     loop_config = {
         "tensors": str(config.at("tensors")),
         "text_states": str(config.at(TEXT_STATES)),
+        "inputs": str(folder),
         "shape": shape,
         "options": config.item_tower.model_dump(mode="json"),
         "seed": config.seed,
@@ -74,7 +87,18 @@ def _input_hashes(config: Config) -> dict[str, str]:
     }
 
 
-def _shape(config: Config) -> Shape:
+def _text_layers(config: Config, folder: Path) -> TextShape | None:
+    """Put what is trained of the text encoder into `folder`, from where all workers start alike; returns its shape."""
+    options = config.item_tower
+    if options.text == "frozen":
+        return None
+    layers = text_encoder.load_layers(config.text, options.text_layers if options.text == "top" else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(layers.state_dict(), folder / TEXT_LAYERS)
+    return layers.shape
+
+
+def _shape(config: Config, text: TextShape | None) -> Shape:
     """Sizes of the tower's tables, from the artifacts that its inputs come from."""
     vocabulary = config.at("vocabulary")
     std = StdVocabulary.load(vocabulary / "std.toml")
@@ -89,15 +113,21 @@ def _shape(config: Config) -> Shape:
         heads=config.item_tower.heads,
         dropout=config.item_tower.dropout,
         inputs=tuple(config.item_tower.inputs),
+        text=text,
     )
 
 
 def loop(config: dict[str, Any]) -> None:
     """What every worker runs."""
     options = Options.model_validate(config["options"])
-    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]))
+    shape: Shape = config["shape"]
+    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]), ids=shape.reads_ids)
     torch.manual_seed(config["seed"])
-    tower = ItemTower(config["shape"])
+    tower = ItemTower(shape)
+    if tower.text is not None:
+        tower.text.load_state_dict(load_file(Path(config["inputs"]) / TEXT_LAYERS))
+    if options.compile:
+        tower.compile(dynamic=True)
     train(tower, items, options, config["seed"])
 
 
@@ -105,18 +135,17 @@ def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> N
     """All epochs that are still to do, on the worker that calls it."""
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
-        (parameter for parameter in model.parameters() if parameter.requires_grad),
-        lr=options.train.learning_rate,
-        weight_decay=options.train.weight_decay,
+        parameter_groups(tower, options), lr=options.train.learning_rate, weight_decay=options.train.weight_decay
     )
+    bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
     for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng)
         total = torch.zeros(2, dtype=torch.float64)
         for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * options.train.learning_rate
+            for group, base in zip(optimizer.param_groups, bases, strict=True):
+                group["lr"] = rate * base
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             loss, hits = contrast(model, items, rows, tower.shape.num_keys, options, rng)
             optimizer.zero_grad()
@@ -124,6 +153,14 @@ def train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> N
             optimizer.step()
             total += torch.stack([loss.detach(), hits]).double().cpu()
         epoch.metrics |= {"loss": float(total[0]) / len(steps), "twin_first": float(total[1]) / len(steps)}
+
+
+def parameter_groups(tower: ItemTower, options: Options) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: the tower at its own step size, the text encoder's layers at theirs."""
+    text = [] if tower.text is None else [p for p in tower.text.parameters() if p.requires_grad]
+    apart = set(text)
+    groups = [{"params": [p for p in tower.parameters() if p.requires_grad and p not in apart]}]
+    return [*groups, {"params": text, "lr": options.text_learning_rate}] if text else groups
 
 
 def contrast(
@@ -135,7 +172,9 @@ def contrast(
     """
     device = next(model.parameters()).device
     twice = two_views(items.batch(rows), num_keys, options, rng).to(device)
-    first, second = model(twice).chunk(2)
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.train.precision == "bfloat16"):
+        vectors = model(twice)  # [2B, d]
+    first, second = vectors.float().chunk(2)
     groups = torch.from_numpy(items.groups[rows]).to(device)
     loss = losses.nt_xent(first, second, groups, options.temperature)
     nearest = (first.detach() @ second.detach().T).argmax(1)
