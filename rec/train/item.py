@@ -37,6 +37,13 @@ def run(config: Config) -> dict[str, Any]:
     """Train the item tower; returns where it is, its loss and how well views find each other."""
     target = config.at(KIND)
     inputs = _input_hashes(config)
+    check_texts(
+        config.at("tensors"),
+        config.at(TEXT_STATES),
+        encoder=config.text.encoder,
+        layers_above=config.item_tower.layers_above_states,
+        reader=f"item_tower.text={config.item_tower.text!r}",
+    )
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
@@ -45,13 +52,6 @@ def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
-    check_texts(
-        config.at("tensors"),
-        config.at(TEXT_STATES),
-        encoder=config.text.encoder,
-        layers_above=config.item_tower.layers_above_states,
-        reader=f"item_tower.text={config.item_tower.text!r}",
-    )
     folder = ddp.inputs_folder(storage, name)
     shape = _shape(config, _text_layers(config, folder))
     runtime.start(config.cpus)
