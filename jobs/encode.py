@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Encode the distinct product texts with the frozen text encoder, through Ray Data.
+"""Encode the distinct product texts with the frozen part of the text encoder, through Ray Data.
 
 Reads `tensors`, writes `text_states`. The longest stage of a large catalogue: some 150 to 250 texts of 24
-tokens a second and core. Options: text.*
+tokens a second and core. Options: text.*, item_tower.text
 
     python jobs/encode.py --recipe hm --set text.num_actors=2 --set text.cpus_per_actor=1
 """

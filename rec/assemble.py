@@ -18,7 +18,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from rec import artifact, bundle, dataset
 from rec.bundle import Bundle, Evaluation
-from rec.config import Config, Source
+from rec.config import Branch, Config, Source
 from rec.errors import ArtifactError
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
 
@@ -136,7 +136,11 @@ def _check_lineage(config: Config) -> None:
                 )
     tree = config.model_dump(mode="json")
     for name, manifest in {"products": artifact.peek(config.at("products")), **found}.items():
-        for key, made_with in manifest.config.items() if manifest is not None else ():
+        for key, stated in manifest.config.items() if manifest is not None else ():
+            branch = getattr(config, key, None)
+            made_with = (
+                branch.complete(stated) if isinstance(branch, Branch) and isinstance(stated, Mapping) else stated
+            )
             for option, before, now in _contradictions(tree, PLACES.get(key, key), made_with):
                 raise ArtifactError(
                     f"{config.at(name)} was made with {option} = {before!r}, but {now!r} is to be published: "

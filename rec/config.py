@@ -25,12 +25,21 @@ class Branch(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
     aside: ClassVar[frozenset[str]] = frozenset()
     """Options that change nothing of what is made: with what resources, and what is thought of it."""
+    late: ClassVar[frozenset[str]] = frozenset()
+    """Options younger than artifacts that stay good: an identity leaves them out while they have their default."""
 
     def identity(self) -> dict[str, Any]:
         """All other options as JSON values, for a fingerprint."""
-        values = self.model_dump(mode="json", exclude=set(self.aside))
+        unsaid = {name for name in self.late if getattr(self, name) == type(self).model_fields[name].default}
+        values = self.model_dump(mode="json", exclude=set(self.aside) | unsaid)
         parts = {name: getattr(self, name) for name in values}
         return values | {name: part.identity() for name, part in parts.items() if isinstance(part, Branch)}
+
+    def complete(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored identity of this branch together with the defaults that it leaves out."""
+        values = {name: type(self).model_fields[name].default for name in self.late} | dict(identity)
+        parts = {name: getattr(self, name, None) for name, value in values.items() if isinstance(value, Mapping)}
+        return values | {n: part.complete(values[n]) for n, part in parts.items() if isinstance(part, Branch)}
 
 
 class Columns(Branch):
@@ -299,6 +308,7 @@ class Train(Branch):
     """A Ray Train run."""
 
     aside = frozenset({"cpus_per_worker", "use_gpu", "max_failures"})
+    late = frozenset({"precision"})
 
     num_workers: int = Field(default=1, ge=1)
     """Processes of the data-parallel group."""
@@ -314,12 +324,18 @@ class Train(Branch):
     """AdamW step size."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW decoupled decay."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward pass computes in, as far as torch.autocast lets it; loss, weights and checkpoints are float32.
+    Only the item tower does."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of a failed worker group from the last checkpoint."""
 
 
 class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
+
+    aside = frozenset({"compile"})
+    late = frozenset({"text", "chunk_size", "same_category"})
 
     inputs: list[Literal["std", "re", "title"]] = Field(default=["std", "re", "title"], min_length=1)
     """Inputs in use; leaving one out is the ablation."""
@@ -340,8 +356,26 @@ class ItemTower(Branch):
     the worker's whole share of the batch, which takes a third less time."""
     same_category: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch that stands in runs of one category, whose other styles are the harder negatives."""
+    text: Literal["frozen", "top", "full"] = "frozen"
+    """What of `text.encoder` is trained with the tower: nothing, its last `text_layers` layers, or all of it."""
+    text_layers: int = Field(default=2, ge=1)
+    """Last layers that are trained (`top`)."""
+    text_learning_rate: float = Field(default=2e-5, gt=0)
+    """AdamW step size of the encoder's layers (`top`, `full`); train.learning_rate is that of all else."""
+    compile: bool = False
+    """Train through torch.compile: worth its start on a GPU; on a CPU it needs a C++ compiler."""
     train: Train = Train(epochs=20)
     """Its Ray Train run."""
+
+    def identity(self) -> dict[str, Any]:
+        """See `Branch`. Options of a mode that is not in use change nothing."""
+        unused = {"frozen": {"text_layers", "text_learning_rate"}, "top": set(), "full": {"text_layers"}}[self.text]
+        return {name: value for name, value in super().identity().items() if name not in unused}
+
+    @property
+    def layers_above_states(self) -> int:
+        """Last layers of the text encoder that the text states have not gone through."""
+        return self.text_layers if self.text == "top" else 0
 
 
 class UserTower(Branch):
@@ -493,6 +527,25 @@ class Config(Branch):
                 f"enrich.images.max_images={images.max_images}, but no image may be read: set enrich.images.folder, "
                 "enrich.images.hosts, or both"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_text_is_read(self) -> Self:
+        if self.item_tower.text != "frozen" and "title" not in self.item_tower.inputs:
+            raise ValueError(
+                f"item_tower.text={self.item_tower.text!r} trains an encoder of titles, which item_tower.inputs leaves "
+                'out: add "title" to it, or set item_tower.text="frozen"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_is_kept(self) -> Self:
+        for name, train in (("user_tower", self.user_tower.train), ("ranker", self.ranker.train)):
+            if train.precision != "float32":
+                raise ValueError(
+                    f"{name}.train.precision={train.precision!r} is not implemented, only item_tower.train has it: "
+                    'set it to "float32"'
+                )
         return self
 
     @model_validator(mode="after")

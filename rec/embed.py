@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, log, runtime
 from rec.config import Config, Train
 from rec.models import item_tower, token_map
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.schema import DIGEST_BYTES, TENSORS, Contract, vectors
 from rec.vocab.re import ReVocabulary
@@ -46,7 +46,7 @@ class Embed:
     def __init__(self, tower: Path, vocabulary: Path, tensors: Path, text_states: Path, train: Train) -> None:
         torch.set_num_threads(train.cpus_per_worker)
         self._device = torch.device("cuda" if train.use_gpu else "cpu")
-        self._items = ItemInputs.load(tensors, text_states)
+        self._items = ItemInputs.load(tensors, text_states, ids=item_tower.read_shape(tower).reads_ids)
         self._tower = _tower(tower, vocabulary, self._items).to(self._device)
 
     @torch.inference_mode()
@@ -75,6 +75,7 @@ def run(config: Config) -> dict[str, Any]:
         "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
         "item_tower": item_tower.manifest(config.at(item_tower.KIND)).content_hash,
     }
+    _check_texts(config)
     work: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
     done = artifact.finished(target, kind=contract.kind, version=contract.version, **work)
     if done is not None:
@@ -98,6 +99,18 @@ def run(config: Config) -> dict[str, Any]:
     manifest = dataset.write(target, contract, rows, **work, facts={"embedded": len(digests) - kept, "kept": kept})
     shutil.rmtree(storage)
     return {"vectors": str(target), **manifest.facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _check_texts(config: Config) -> None:
+    """Another encoder's titles would go through the tower without a sign."""
+    shape = item_tower.read_shape(config.at(item_tower.KIND))
+    check_texts(
+        config.at("tensors"),
+        config.at(TEXT_STATES),
+        encoder=shape.text_encoder,
+        layers_above=shape.layers_above_states,
+        reader=f"the item tower in {config.at(item_tower.KIND)}",
+    )
 
 
 def _digests(read: pa.Table) -> pa.Array:
@@ -146,7 +159,7 @@ def _still_good(
     place = pc.index_in(read["product_id"], found["product_id"].combine_chunks()).combine_chunks()
     before = found["inputs"].combine_chunks().take(place)
     same = pc.fill_null(pc.equal(before, digests), False).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(same & ~_newer(read, item_tower.shape_of(tower)))
+    rows = np.flatnonzero(same & ~_newer(read, item_tower.read_shape(tower)))
     values: FloatArray = found["vector"].combine_chunks().flatten().to_numpy()
     yield rows, values.reshape(len(found), -1)[place.to_numpy(zero_copy_only=False)[rows].astype(np.int64)]
 

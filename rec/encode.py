@@ -1,6 +1,7 @@
 """Stage encode: token states of every distinct product text, once.
 
     text_states/states.npy        float16[T, width]  states of all tokens of all texts, end to end
+                                                     (mode `top`: below the layers that the item tower trains)
     text_states/offsets.npy       int64[D + 1]       text i is states[offsets[i]:offsets[i + 1]]
     text_states/text_of_item.npy  int64[N]           item row -> text
 
@@ -25,7 +26,7 @@ from rec import artifact, dataset, log, runtime
 from rec.config import Config, Text
 from rec.errors import ArtifactError, ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
+from rec.models.item_inputs import LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
 from rec.schema import TENSORS
 
 
@@ -33,9 +34,9 @@ class Encode:
     """An actor with the encoder. In: batches, each the numbers `text` of texts of one length and their tokens
     `tokens`, end to end. Out: `text`, `states` as float16 bytes."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, layers_above: int) -> None:
         torch.set_num_threads(text.cpus_per_actor)
-        self._encoder = text_encoder.load(text).to(torch.device("cuda" if text.use_gpu else "cpu"))
+        self._encoder = text_encoder.load(text, layers_above).to(torch.device("cuda" if text.use_gpu else "cpu"))
 
     def __call__(self, batches: pa.Table) -> pa.Table:
         rows: list[int] = []
@@ -54,7 +55,8 @@ def run(config: Config) -> dict[str, Any]:
     tensors = dataset.read_manifest(config.at("tensors"), TENSORS)
     _check_tokenizer(tensors, config)
     inputs = {"tensors": tensors.content_hash}
-    made_by = {"encoder": config.text.encoder}
+    layers_above = config.item_tower.layers_above_states
+    made_by = {"encoder": config.text.encoder} | ({LAYERS_ABOVE: layers_above} if layers_above else {})
     work: dict[str, Any] = {"kind": TEXT_STATES, "version": TEXT_STATES_VERSION, "inputs": inputs, "config": made_by}
     done = artifact.finished(target, **work)
     if done is not None:
@@ -62,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
     first, text_of_item = distinct(titles)
-    encoder = text_encoder.load(config.text)  # here too: a wrong option must fail before any actor starts
+    encoder = text_encoder.load(config.text, layers_above)  # here too: a wrong option must fail before any actor starts
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.offsets[first + 1] - titles.offsets[first])])
     _check_resources(config)
     runtime.start(config.cpus)
@@ -118,7 +120,7 @@ def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, 
     states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
     seen = np.diff(offsets) == 0
     with log.bar(total=int((~seen).sum()), what=f"encode with {config.text.encoder}", unit="text") as bar:
-        for number, values in _encoded(_batches(titles, first, config.text.batch_size), config.text):
+        for number, values in _encoded(_batches(titles, first, config.text.batch_size), config):
             assert not seen[number], f"text {number} was encoded twice"
             seen[number] = True
             states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
@@ -127,8 +129,9 @@ def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, 
     states.flush()
 
 
-def _encoded(batches: list[pa.Table], text: Text) -> Iterator[tuple[int, NDArray[np.float16]]]:
+def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
     """(text number, flat float16 states) of all texts of the batches, through Ray Data."""
+    text = config.text
     if not batches:
         return
     encoded = ray.data.from_arrow(batches).map_batches(
@@ -138,7 +141,7 @@ def _encoded(batches: list[pa.Table], text: Text) -> Iterator[tuple[int, NDArray
         num_cpus=text.cpus_per_actor,
         num_gpus=int(text.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=text.num_actors),
-        fn_constructor_args=(text,),
+        fn_constructor_args=(text, config.item_tower.layers_above_states),
     )
     encoded.context.enable_progress_bars = False
     for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=None):

@@ -1,6 +1,7 @@
 """Inputs of the item tower: ragged arrays of all items in memory, padded batches of some.
 
-The text states stay on disk (memory-mapped, shared by all processes of a machine) and are read per batch.
+The text states stay on disk (memory-mapped, shared by all processes of a machine) and are read per batch. A tower
+that holds the whole text encoder gets token ids instead.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from rec import artifact, dataset
+from rec.errors import ArtifactError
 from rec.schema import TENSORS
 
 TEXT_STATES = "text_states"
 TEXT_STATES_VERSION = 1
+LAYERS_ABOVE = "layers_above"
+"""What a manifest calls the layers of the encoder that its states have not gone through; left out where none."""
 
 _BLOCK_TEXTS = 1_024
 """Texts whose states are in memory at once."""
@@ -28,33 +32,63 @@ def text_states_manifest(folder: Path) -> artifact.Manifest:
     return artifact.read(folder, kind=TEXT_STATES, version=TEXT_STATES_VERSION, made_by="python jobs/encode.py")
 
 
+def check_texts(tensors: Path, text_states: Path, *, encoder: str, layers_above: int, reader: str) -> None:
+    """Raise ArtifactError when token ids or states are not those of `encoder`, without its last `layers_above` layers.
+
+    `reader` is who needs them so, for the error.
+    """
+    cut_for = dataset.read_manifest(tensors, TENSORS).config["text"]["encoder"]
+    if cut_for != encoder:
+        raise ArtifactError(
+            f"the titles in {tensors} were cut into tokens for text.encoder {cut_for!r}, but {reader} reads those of "
+            f"{encoder!r}: run `{TENSORS.made_by}` and what follows again, all with the same options"
+        )
+    states = text_states_manifest(text_states)
+    found = states.config["encoder"], states.config.get(LAYERS_ABOVE, 0)
+    if found != (encoder, layers_above):
+        raise ArtifactError(
+            f"{text_states} holds {_said(*found)}, but {reader} reads {_said(encoder, layers_above)}: run "
+            "`python jobs/encode.py` and `python jobs/pretrain.py` again, both with the same options"
+        )
+
+
+def _said(encoder: str, layers_above: int) -> str:
+    below = f", {layers_above} layers below its last" if layers_above else ""
+    return f"states of text.encoder {encoder!r}{below}"
+
+
 @dataclass(frozen=True, slots=True)
 class ItemBatch:
     """Padded inputs of B rows. Id 0 is padding and hidden alike: the tower cannot see it.
 
     Row i is product i % P: a product may stand there several times, as so many views of it (`ItemBatch.views`),
-    that share the states of its title, the one large thing here.
+    that share its title, whose states are the one large thing here.
     """
 
     std_key: torch.Tensor  # int64[B, S]
     std_id: torch.Tensor  # int64[B, S]
     re_key: torch.Tensor  # int64[B, R]
     re_id: torch.Tensor  # int64[B, R]
-    title: torch.Tensor  # float32[P, T, text_width]
+    title: torch.Tensor  # float32[P, T, text_width] states, or int64[P, T] token ids
     title_mask: torch.Tensor  # bool[B, T], True where there is a token
 
     def __len__(self) -> int:
         return self.std_id.shape[0]
 
     def to(self, device: torch.device) -> "ItemBatch":
-        """The batch on `device`."""
+        """The batch on `device`; copies to a GPU queue behind its work instead of waiting for it."""
+        gpu = device.type == "cuda"
+
+        def moved(part: torch.Tensor) -> torch.Tensor:
+            return (part.pin_memory() if gpu else part).to(device, non_blocking=gpu)
+
         return ItemBatch(
-            std_key=self.std_key.to(device),
-            std_id=self.std_id.to(device),
-            re_key=self.re_key.to(device),
-            re_id=self.re_id.to(device),
-            title=self.title.to(device),
-            title_mask=self.title_mask.to(device),
+            std_key=moved(self.std_key),
+            std_id=moved(self.std_id),
+            re_key=moved(self.re_key),
+            re_id=moved(self.re_id),
+            title=moved(self.title),
+            title_mask=moved(self.title_mask),
         )
 
     def views(self, *, std: torch.Tensor, re: torch.Tensor, title: torch.Tensor) -> "ItemBatch":
@@ -115,7 +149,9 @@ class ItemInputs:
         text_of_item: IntArray,
         state_offsets: IntArray,
         states: NDArray[np.float16],
+        title_id: Ragged | None = None,
     ) -> None:
+        """With `title_id`, a batch has these token ids for a title, and its states only make rows of RE tokens."""
         self.groups = groups
         """int64[N]: content group; items of one group are never each other's negatives."""
         self.text_width: int = states.shape[1]
@@ -123,12 +159,14 @@ class ItemInputs:
         self._text_of_item = text_of_item
         self._state_offsets = state_offsets
         self._states = states
+        self._title_id = title_id
 
     @classmethod
-    def load(cls, tensors: Path, text_states: Path) -> "ItemInputs":
-        """Read the tensors dataset and memory-map the text states."""
+    def load(cls, tensors: Path, text_states: Path, *, ids: bool = False) -> "ItemInputs":
+        """Read the tensors dataset, token ids of titles if `ids`, and memory-map the text states."""
         text_states_manifest(text_states)
-        table = dataset.read(tensors, TENSORS, ["group", "std_key", "std_id", "re_key", "re_id"])
+        columns = ["group", "std_key", "std_id", "re_key", "re_id", *(["title_id"] if ids else [])]
+        table = dataset.read(tensors, TENSORS, columns)
         return cls(
             std_key=Ragged.of(table["std_key"]),
             std_id=Ragged.of(table["std_id"]),
@@ -138,6 +176,7 @@ class ItemInputs:
             text_of_item=np.load(text_states / "text_of_item.npy", allow_pickle=False),
             state_offsets=np.load(text_states / "offsets.npy", allow_pickle=False),
             states=np.load(text_states / "states.npy", mmap_mode="r", allow_pickle=False),
+            title_id=Ragged.of(table["title_id"]) if ids else None,
         )
 
     def __len__(self) -> int:
@@ -156,6 +195,10 @@ class ItemInputs:
     def batch(self, rows: IntArray) -> ItemBatch:
         """The padded inputs of items `rows`."""
         std_key, std_id, re_key, re_id = (torch.from_numpy(ids.padded(rows)) for ids in self._ids)
+        if self._title_id is not None:
+            _, mask = positions(self._title_id.offsets, rows)
+            ids = torch.from_numpy(self._title_id.padded(rows))  # int64[P, T]
+            return ItemBatch(std_key, std_id, re_key, re_id, ids, torch.from_numpy(mask))
         where, mask = positions(self._state_offsets, self._text_of_item[rows])
         title = torch.zeros((*mask.shape, self.text_width))
         title_mask = torch.from_numpy(mask)

@@ -3,6 +3,9 @@
 STD ids + key embedding -> self-attention; RE ids + the same key embedding and the title's token states are
 the context of a cross-attention whose queries are the STD positions -> mean -> residual MLP -> L2 norm.
 
+The states are final ones of a frozen text encoder, or the tower holds the encoder's last layers, or all of it
+(`rec.models.text_layers`), and the batch has what these read: states of the layers below, or token ids.
+
 One product has one vector: padding is masked in every attention and in the mean, and LayerNorm looks at one
 position only. A learned anchor stands before the STD ids and a learned blank before the context, so a
 product without STD, RE or title, or without any of them, has a vector too and nothing is ever NaN.
@@ -21,6 +24,7 @@ from torch import nn
 
 from rec import artifact
 from rec.models.item_inputs import ItemBatch
+from rec.models.text_layers import TextLayers, TextShape
 
 KIND = "item_tower"
 VERSION = 2
@@ -48,6 +52,18 @@ class Shape:
     dropout: float
     inputs: tuple[str, ...]
     """Which of std, re, title are in use."""
+    text: TextShape | None = None
+    """What of the text encoder the tower holds and trains; None: it reads final states."""
+
+    @property
+    def layers_above_states(self) -> int:
+        """Last layers of the text encoder that the states in a batch have not gone through."""
+        return 0 if self.text is None or self.text.whole else self.text.layers
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether titles come as token ids, not as states."""
+        return self.text is not None and self.text.whole
 
 
 class Attention(nn.Module):
@@ -128,6 +144,7 @@ class ItemTower(nn.Module):
         self.context_norm = nn.LayerNorm(width)
         self.cross_attention = Attention(width, heads, dropout)
         self.project = Mlp(width, dropout)
+        self.text = None if shape.text is None else TextLayers(shape.text)  # last: it draws, and nothing else moves
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -137,6 +154,8 @@ class ItemTower(nn.Module):
         self.re_table.requires_grad_("re" in used)
         self.key_table.requires_grad_("std" in used or "re" in used)
         self.title.requires_grad_("title" in used)
+        if self.text is not None:
+            self.text.requires_grad_("title" in used)
 
     def forward(self, batch: ItemBatch) -> torch.Tensor:
         """Unit vectors float32[B, d]."""
@@ -163,15 +182,25 @@ class ItemTower(nn.Module):
             parts.append(self.re_table(batch.re_id) + self.key_table(batch.re_key))
             masks.append(batch.re_id != 0)
         if "title" in self.shape.inputs:
-            title = self.title(batch.title)  # float32[P, T, d]
-            parts.append(title.repeat(len(batch) // len(title), 1, 1))
+            parts.append(self._titles(batch))
             masks.append(batch.title_mask)
         return torch.cat(parts, 1), torch.cat(masks, 1)
+
+    def _titles(self, batch: ItemBatch) -> torch.Tensor:
+        """Title positions float32[B, T, d]; layers that are trained read each view apart, without what it hides."""
+        views = len(batch) // len(batch.title)
+        if self.text is None:
+            return self.title(batch.title).repeat(views, 1, 1)
+        title = torch.cat([batch.title] * views)  # int64[B, T] or float32[B, T, text_width]
+        return self.title(self.text(title, batch.title_mask))
 
     def save(self, folder: Path) -> None:
         """Write weights and shape into `folder`."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
-        artifact.write_json(folder / SHAPE, asdict(self.shape))
+        values = asdict(self.shape)
+        if self.shape.text is None:
+            del values["text"]  # as before there was a choice: equal towers, equal bytes
+        artifact.write_json(folder / SHAPE, values)
 
 
 def manifest(folder: Path) -> artifact.Manifest:
@@ -185,14 +214,15 @@ def load(folder: Path) -> ItemTower:
     return restore(folder)
 
 
-def shape_of(folder: Path) -> Shape:
+def read_shape(folder: Path) -> Shape:
     """The shape of the tower whose files lie in `folder`."""
     values: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-    return Shape(**{**values, "inputs": tuple(values["inputs"])})
+    text = TextShape(**values["text"]) if "text" in values else None
+    return Shape(**{**values, "inputs": tuple(values["inputs"]), "text": text})
 
 
 def restore(folder: Path) -> ItemTower:
     """The tower whose files lie in `folder`, which need not be an artifact of its own (a bundle's part)."""
-    tower = ItemTower(shape_of(folder))
+    tower = ItemTower(read_shape(folder))
     tower.load_state_dict(load_file(folder / WEIGHTS))
     return tower.eval()

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from rec.config import Text
 from rec.errors import ConfigError
+from rec.models import text_layers
+from rec.models.text_layers import TextLayers
 
 if TYPE_CHECKING:  # transformers takes seconds to import: most processes that know this module load no encoder
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,10 +109,17 @@ def equal_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]
             yield rows[start : start + batch_size]
 
 
-def load(text: Text) -> TextEncoder:
-    """The frozen encoder that `text.encoder` names; see `parts`."""
+def load(text: Text, layers_above: int = 0) -> TextEncoder:
+    """The frozen encoder that `text.encoder` names, without its last `layers_above` layers; see `parts`."""
     tokenizer, model = parts(text)
+    if layers_above:
+        model = text_layers.below(model, layers_above, text.encoder)
     return TextEncoder(model, tokenizer, text.max_tokens, text.batch_size)
+
+
+def load_layers(text: Text, layers: int | None) -> TextLayers:
+    """The last `layers` layers of that encoder, or with None all of it, to be trained; see `parts`."""
+    return text_layers.take(parts(text)[1], layers, text.encoder)
 
 
 def load_tokenizer(text: Text) -> TextTokenizer:

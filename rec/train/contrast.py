@@ -48,32 +48,39 @@ def step(
         hits.copy_((groups[nearest] == groups).float().mean())
         return losses.nt_xent(first, second, groups, options.temperature)
 
-    return backward(model, chunks, loss), hits
+    return backward(model, chunks, loss, bfloat16=options.train.precision == "bfloat16"), hits
 
 
-def backward(model: nn.Module, chunks: Sequence[ItemBatch], loss: Loss) -> torch.Tensor:
+def backward(model: nn.Module, chunks: Sequence[ItemBatch], loss: Loss, *, bfloat16: bool = False) -> torch.Tensor:
     """Add the gradient of `loss` to the model's parameters; returns the loss.
 
     Each chunk holds the first views of some products and then their second ones; `loss` takes the first and the second
     views of all of them, float32[B, d] each. Both views go through the model in one pass, so that data-parallel
-    training sees one forward per backward.
+    training sees one forward per backward. `bfloat16`: what it computes in, as far as autocast lets it; the loss is of
+    float32.
     """
+
+    def vectors_of(chunk: ItemBatch) -> torch.Tensor:
+        with torch.autocast(chunk.std_id.device.type, torch.bfloat16, enabled=bfloat16):
+            made: torch.Tensor = model(chunk)  # [2b, d]
+        return made.float()
+
     if len(chunks) == 1:
-        value = loss(*model(chunks[0]).chunk(2))
+        value = loss(*vectors_of(chunks[0]).chunk(2))
         value.backward()
         return value.detach()
     drawn, vectors = [], []
     with torch.no_grad():
         for chunk in chunks:
             drawn.append(_random_state(chunk.std_id.device))
-            vectors.append(model(chunk))
+            vectors.append(vectors_of(chunk))
     leaves = [made.requires_grad_() for made in vectors]
     firsts, seconds = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
     value = loss(torch.cat(firsts), torch.cat(seconds))
     value.backward()
     for number, (chunk, state, leaf) in enumerate(zip(chunks, drawn, leaves, strict=True), start=1):
         with _alone(model) if number < len(chunks) else nullcontext(), _replayed(state, chunk.std_id.device):
-            model(chunk).backward(leaf.grad)
+            vectors_of(chunk).backward(leaf.grad)
     return value.detach()
 
 

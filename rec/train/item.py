@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from rec import artifact, dataset, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.errors import TrainingError
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, text_states_manifest
+from rec.models import text_encoder
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
+from rec.models.text_layers import TextShape
 from rec.schema import TENSORS
 from rec.train import contrast, curves, ddp, schedule
 from rec.train.probe import Probe
@@ -32,12 +35,21 @@ NAMED = 5
 """Products of a bad batch that are named."""
 WARMUP = 0.1
 """Share of all steps over which the learning rate rises."""
+TEXT_LAYERS = "text_layers.safetensors"
+"""What is trained of the text encoder, as it was; among a run's inputs."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Train the item tower; returns where it is, its loss and how well views find each other."""
     target = config.at(KIND)
     inputs = _input_hashes(config)
+    check_texts(
+        config.at("tensors"),
+        config.at(TEXT_STATES),
+        encoder=config.text.encoder,
+        layers_above=config.item_tower.layers_above_states,
+        reader=f"item_tower.text={config.item_tower.text!r}",
+    )
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
@@ -46,11 +58,13 @@ def run(config: Config) -> dict[str, Any]:
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
-    shape = _shape(config)
+    folder = ddp.inputs_folder(storage, name)
+    shape = _shape(config, _text_layers(config, folder))
     runtime.start(config.cpus)
     loop_config = {
         "tensors": str(config.at("tensors")),
         "text_states": str(config.at(TEXT_STATES)),
+        "inputs": str(folder),
         "shape": shape,
         "options": config.item_tower.model_dump(mode="json"),
         "category": _category_key(config),
@@ -81,7 +95,18 @@ def _input_hashes(config: Config) -> dict[str, str]:
     }
 
 
-def _shape(config: Config) -> Shape:
+def _text_layers(config: Config, folder: Path) -> TextShape | None:
+    """Put what is trained of the text encoder into `folder`, from where all workers start alike; returns its shape."""
+    options = config.item_tower
+    if options.text == "frozen":
+        return None
+    layers = text_encoder.load_layers(config.text, options.text_layers if options.text == "top" else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(layers.state_dict(), folder / TEXT_LAYERS)
+    return layers.shape
+
+
+def _shape(config: Config, text: TextShape | None) -> Shape:
     """Sizes of the tower's tables, from the artifacts that its inputs come from."""
     vocabulary = config.at("vocabulary")
     std = StdVocabulary.load(vocabulary / "std.toml")
@@ -96,6 +121,7 @@ def _shape(config: Config) -> Shape:
         heads=config.item_tower.heads,
         dropout=config.item_tower.dropout,
         inputs=tuple(config.item_tower.inputs),
+        text=text,
     )
 
 
@@ -107,9 +133,14 @@ def _category_key(config: Config) -> int:
 def loop(config: dict[str, Any]) -> None:
     """What every worker runs."""
     options = Options.model_validate(config["options"])
-    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]))
+    shape: Shape = config["shape"]
+    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]), ids=shape.reads_ids)
     torch.manual_seed(config["seed"])
-    tower = ItemTower(config["shape"])
+    tower = ItemTower(shape)
+    if tower.text is not None:
+        tower.text.load_state_dict(load_file(Path(config["inputs"]) / TEXT_LAYERS))
+    if options.compile:
+        tower.compile(dynamic=True)
     train(tower, items, items.first_std(config["category"]), options, config["seed"], Path(config["tensors"]))
 
 
@@ -123,10 +154,9 @@ def train(
     probe = Probe(items, categories, options, seed) if ddp.rank() == 0 else None
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
-        (parameter for parameter in model.parameters() if parameter.requires_grad),
-        lr=options.train.learning_rate,
-        weight_decay=options.train.weight_decay,
+        parameter_groups(tower, options), lr=options.train.learning_rate, weight_decay=options.train.weight_decay
     )
+    bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
     for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
         order = contrast.order(categories, options.same_category, epoch.rng)
@@ -134,8 +164,8 @@ def train(
         watch = Watch(epoch.number, tensors)
         for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * options.train.learning_rate
+            for group, base in zip(optimizer.param_groups, bases, strict=True):
+                group["lr"] = rate * base
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             optimizer.zero_grad()
             loss, hits = contrast.step(model, items, rows, tower.shape.num_keys, options, rng)
@@ -145,6 +175,14 @@ def train(
         epoch.metrics |= {"loss": loss_mean, "twin_first": hits_mean}
         if probe is not None:
             epoch.metrics |= probe.measure(tower)
+
+
+def parameter_groups(tower: ItemTower, options: Options) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: the tower at its own step size, the text encoder's layers at theirs."""
+    text = [] if tower.text is None else [p for p in tower.text.parameters() if p.requires_grad]
+    apart = set(text)
+    groups = [{"params": [p for p in tower.parameters() if p.requires_grad and p not in apart]}]
+    return [*groups, {"params": text, "lr": options.text_learning_rate}] if text else groups
 
 
 class Watch:

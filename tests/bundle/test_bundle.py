@@ -5,19 +5,22 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rec import artifact, assemble, bundle
 from rec.bundle import Bundle
 from rec.config import Config, Text
 from rec.errors import ArtifactError
-from rec.models import fused
+from rec.models import fused, item_tower, text_layers
+from rec.models.item_tower import ItemTower
 from tests.bundle import tiny
+from tests.item_tower import encoders
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,34 @@ def test_a_bundle_states_the_options_it_was_made_with(
     artifact.write_json(recipe.at(name) / artifact.MANIFEST, {**asdict(manifest), "config": made_with})
     with pytest.raises(ArtifactError, match=f"{name} was made with {option} is to be published.*pipeline.py"):
         assemble.create(recipe)
+
+
+def test_an_option_that_a_manifest_leaves_out_had_its_default(tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    manifest = artifact.peek(recipe.at("item_tower"))
+    assert manifest is not None
+    made_with = {"item_tower": recipe.item_tower.identity()}
+    artifact.write_json(recipe.at("item_tower") / artifact.MANIFEST, {**asdict(manifest), "config": made_with})
+    assert assemble.create(recipe).items == tiny.ITEMS
+    other = recipe.model_copy(update={"item_tower": recipe.item_tower.model_copy(update={"text": "full"})})
+    with pytest.raises(
+        ArtifactError, match=r"item_tower was made with item_tower\.text = 'frozen', but 'full' is to be"
+    ):
+        assemble.create(other)
+
+
+def test_a_bundle_carries_the_layers_of_a_text_encoder(tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path))
+    layers = text_layers.take(encoders.model("distilbert"), 2, "distilbert").shape
+    old = item_tower.load(recipe.at("item_tower"))
+    tower = ItemTower(replace(old.shape, text_width=12, text=layers)).eval()
+    with artifact.write(
+        recipe.at("item_tower"), kind=item_tower.KIND, version=item_tower.VERSION, inputs={}, config={}
+    ) as draft:
+        tower.save(draft.path)
+    found = item_tower.restore(assemble.create(recipe).folder("item_tower"))
+    assert found.shape == tower.shape
+    assert all(torch.equal(weight, tower.state_dict()[name]) for name, weight in found.state_dict().items())
 
 
 def test_options_that_agree_and_other_facts_of_the_work_are_no_matter(recipe: Config, made: Bundle) -> None:

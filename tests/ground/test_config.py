@@ -97,6 +97,34 @@ def test_identity_leaves_out_what_changes_no_output() -> None:
     assert longer.identity() != few.item_tower.identity()
 
 
+def test_options_that_came_later_leave_the_identity_of_what_was_made_before() -> None:
+    before = load("demo").item_tower
+    assert not {"text", "text_layers", "text_learning_rate", "compile"} & before.identity().keys()
+    assert "precision" not in before.identity()["train"]
+    same = load("demo", ["item_tower.text_layers=5", "item_tower.text_learning_rate=1e-3", "item_tower.compile=true"])
+    assert same.item_tower.identity() == before.identity()
+    top, full = (load("demo", [f"item_tower.text={mode}", "item_tower.text_layers=5"]) for mode in ("top", "full"))
+    assert top.item_tower.identity()["text_layers"] == 5
+    assert full.item_tower.identity().keys() - before.identity().keys() == {"text", "text_learning_rate"}
+    whole = before.complete(before.identity())
+    assert (whole["text"], whole["train"]["precision"]) == ("frozen", "float32")
+    assert top.item_tower.complete(top.item_tower.identity())["text"] == "top"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["item_tower.text=full", "item_tower.inputs=['std']"], r'trains an encoder of titles, .*: add "title" to it'),
+        (["ranker.train.precision=bfloat16"], r"ranker\.train\.precision='bfloat16' is not implemented"),
+        (["user_tower.train.precision=bfloat16"], r'only item_tower\.train has it: set it to "float32"'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("demo", overrides)
+    assert load("demo", ["item_tower.train.precision=bfloat16"]).item_tower.identity()["train"]["precision"]
+
+
 def _fields(branch: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     for name, field in branch.model_fields.items():

@@ -1,5 +1,6 @@
 """A small catalogue as the stages before encode leave it: vocabulary and tensors of invented garments."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,14 @@ learning_rate = 3e-3
 PEOPLE = ("for the office", "for a weekend away", "for long walks", "with deep pockets", "made to last")
 
 
-def write(folder: Path, products: int, *, seed: int = 0) -> Config:
+def write(folder: Path, products: int, *, seed: int = 0, overrides: Sequence[str] = ()) -> Config:
     """Write `vocabulary` and `tensors` of `products` garments, and the recipe `folder`/catalogue.toml.
 
     One garment of eight has no STD, one no RE, one no title.
     """
     recipe = folder / "catalogue.toml"
     recipe.write_text(RECIPE.format(store=folder), encoding="utf-8")
-    tree = config.load(str(recipe))
+    tree = config.load(str(recipe), overrides)
     vocabulary = StdVocabulary.load()
     tokens = ReVocabulary([], []).grow(dict.fromkeys(WORDS, 9), 1, vocabulary.keys)
     with artifact.write(

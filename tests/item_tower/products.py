@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rec.models.item_inputs import ItemBatch, ItemInputs, Ragged
+from tests.item_tower.encoders import VOCABULARY
 
 TEXT_WIDTH = 12
 
@@ -24,6 +25,10 @@ class Product:
         """float16[title, TEXT_WIDTH]"""
         return np.random.default_rng(self.seed).standard_normal((self.title, TEXT_WIDTH)).astype(np.float16)
 
+    def ids(self) -> list[int]:
+        """Token ids of the title."""
+        return np.random.default_rng(self.seed).integers(4, VOCABULARY, self.title).tolist()
+
 
 products = st.builds(
     Product,
@@ -34,8 +39,8 @@ products = st.builds(
 )
 
 
-def inputs(catalogue: list[Product]) -> ItemInputs:
-    """The catalogue as training holds it."""
+def inputs(catalogue: list[Product], *, ids: bool = False) -> ItemInputs:
+    """The catalogue as training holds it, with token ids for titles if `ids`."""
     states = [product.states() for product in catalogue]
     return ItemInputs(
         std_key=_ragged([[key for key, _ in product.std] for product in catalogue]),
@@ -46,12 +51,13 @@ def inputs(catalogue: list[Product]) -> ItemInputs:
         text_of_item=np.arange(len(catalogue)),
         state_offsets=_offsets([len(rows) for rows in states]),
         states=np.concatenate([*states, np.empty((0, TEXT_WIDTH), np.float16)]),
+        title_id=_ragged([product.ids() for product in catalogue]) if ids else None,
     )
 
 
-def batch(catalogue: list[Product]) -> ItemBatch:
+def batch(catalogue: list[Product], *, ids: bool = False) -> ItemBatch:
     """All products of the catalogue in one batch."""
-    return inputs(catalogue).batch(np.arange(len(catalogue)))
+    return inputs(catalogue, ids=ids).batch(np.arange(len(catalogue)))
 
 
 def _ragged(lists: list[list[int]]) -> Ragged:

@@ -1,6 +1,7 @@
 """NT-Xent: its oracle, its groups, and that two workers take the step of one."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from rec.models import text_layers
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.losses import nt_xent
+from tests.item_tower import encoders
 from tests.item_tower.products import Product, batch
 
 TEMPERATURE = 0.07
@@ -89,33 +92,50 @@ SHAPE = Shape(
     dropout=0.0,
     inputs=("std", "re", "title"),
 )
+MODES = {"frozen": 0, "top": 2, "full": None}
+"""Mode of the text encoder → layers taken of it."""
+
+
+def shape(mode: str) -> Shape:
+    """SHAPE with what the mode holds of a text encoder."""
+    if mode == "frozen":
+        return SHAPE
+    encoder = encoders.model("distilbert", dropout=0.0, attention_dropout=0.0)
+    return replace(SHAPE, text=text_layers.take(encoder, MODES[mode], "distilbert").shape)
 
 
 def step(rank: int, workers: int, folder: Path) -> None:
     """One worker's part of one step; worker 0 leaves loss and gradients behind."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{workers}", rank=rank, world_size=workers)
+    made = {}
+    for mode in MODES:
+        made |= {f"{mode}.{name}": value for name, value in gradients(mode, rank, workers).items()}
+    if rank == 0:
+        save_file(made, folder / f"{workers}.safetensors")
+    # The reducer must not hold the last reference to the group: its destructor joins gloo's threads under the
+    # interpreter's lock, and they may be waiting for that lock. Therefore it ended with `gradients`.
+    dist.destroy_process_group()
+
+
+def gradients(mode: str, rank: int, workers: int) -> dict[str, torch.Tensor]:
+    """The loss, and of every parameter the gradient."""
     torch.manual_seed(3)
-    tower = ItemTower(SHAPE)
+    tower = ItemTower(shape(mode))
     model: nn.Module = DistributedDataParallel(tower) if workers > 1 else tower
     share = len(CATALOGUE) // workers
     mine = slice(rank * share, (rank + 1) * share)
     rng = np.random.default_rng(0)
-    part = batch(CATALOGUE)
+    part = batch(CATALOGUE, ids=mode == "full")
     shapes = {"std": part.std_id.shape, "re": part.re_id.shape, "title": part.title_mask.shape}
     masks = {name: torch.from_numpy(rng.random((2, *shape)) < 0.3) for name, shape in shapes.items()}
-    local = batch(CATALOGUE[mine])
+    local = batch(CATALOGUE[mine], ids=mode == "full")
     widths = {"std": local.std_id.shape[1], "re": local.re_id.shape[1], "title": local.title_mask.shape[1]}
     first, second = model(local.views(**{n: m[:, mine, : widths[n]] for n, m in masks.items()})).chunk(2)
     loss = nt_xent(first, second, GROUPS[mine], TEMPERATURE)
     loss.backward()
-    if rank == 0:
-        gradients = {name: value.grad for name, value in tower.named_parameters() if value.grad is not None}
-        save_file({**gradients, "loss": loss.detach()}, folder / f"{workers}.safetensors")
-    # The reducer must not hold the last reference to the group: its destructor joins gloo's threads under the
-    # interpreter's lock, and they may be waiting for that lock.
-    del model, first, second, loss
-    dist.destroy_process_group()
+    grads = {name: value.grad for name, value in tower.named_parameters() if value.grad is not None}
+    return {**grads, "loss": loss.detach()}
 
 
 @pytest.mark.slow
@@ -125,7 +145,10 @@ def test_two_workers_take_the_step_of_one(tmp_path: Path) -> None:
         spawn(step, args=(workers, tmp_path), nprocs=workers)
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
     assert one.keys() == two.keys()
-    assert one["loss"].item() > 0.1
-    assert max(value.abs().max().item() for name, value in one.items() if name != "loss") > 1e-2
+    for mode in MODES:
+        assert one[f"{mode}.loss"].item() > 0.1
+        found = {name: value.abs().max().item() for name, value in one.items() if name.startswith(f"{mode}.")}
+        assert max(value for name, value in found.items() if name != f"{mode}.loss") > 1e-2
+    assert one["top.text.model.transformer.layer.0.attention.q_lin.weight"].abs().max().item() > 0
     for name, value in one.items():
         assert (two[name] - value).abs().max().item() <= 1e-5, name

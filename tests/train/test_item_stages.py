@@ -145,7 +145,7 @@ def test_another_tower_keeps_no_vector(made: Config, tmp_path: Path) -> None:
 
 def test_products_with_an_id_newer_than_the_tower_keep_no_vector(made: Config) -> None:
     rows = dataset.read(made.at("tensors"), TENSORS)
-    shape = item_tower.shape_of(made.at("item_tower"))
+    shape = item_tower.read_shape(made.at("item_tower"))
     assert not embed._newer(rows, shape).any()
     largest = max(max(ids, default=0) for ids in rows["re_id"].to_pylist())
     carrying = [largest in ids for ids in rows["re_id"].to_pylist()]
