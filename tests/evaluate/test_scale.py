@@ -35,5 +35,5 @@ def test_growth_is_the_time_of_a_further_product() -> None:
 @pytest.mark.slow
 def test_the_jobs_take_a_synthetic_shop_and_ask_no_model(repository: Path) -> None:
     taken = scale.measure(repository / "jobs", {"tiny": 300}, 3)["tiny"]
-    assert list(taken) == ["ingest", "import", "enrich", "tensorize"]
+    assert list(taken) == ["ingest", "enrich", "tensorize"]
     assert all(took.seconds > 0.1 and took.peak_gib > 0.05 for took in taken.values())
