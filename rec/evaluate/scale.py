@@ -6,6 +6,7 @@
 
 Each is a job in a process of its own, as a user starts it, on a store of its own; `peak_gib` is of that process and all
 that it starts, pages that processes share counted in each (an upper bound), the embedded Postgres apart.
+`STAGE.peak_growth` is the peak of the largest catalogue over that of the middle one, of a tenth of its size.
 `STAGE.marginal` is the time of a further product from the middle to the largest catalogue over that from the smallest
 to the middle one: 1 where time is linear in rows.
 """
@@ -77,8 +78,14 @@ def figures(taken: Measured, sizes: Mapping[str, int]) -> Figures:
             (taken[more][stage].seconds - taken[less][stage].seconds) / (sizes[more] - sizes[less])
             for less, more in ((middle, large), (small, middle))
         )
-        if earlier > 0:  # else the start of the job is all that was measured
-            made[f"{stage}.marginal"] = figure(round(later / earlier, 3), "times", goal=MARGINAL_GOAL)
+        if earlier <= 0:
+            raise RecError(
+                f"{stage} took no longer for {sizes[middle]} products than for {sizes[small]}: its growth cannot be "
+                "told, run the benchmark on a quiet machine"
+            )
+        made[f"{stage}.marginal"] = figure(round(later / earlier, 3), "times", goal=MARGINAL_GOAL)
+        peaks = taken[large][stage].peak_gib / taken[middle][stage].peak_gib
+        made[f"{stage}.peak_growth"] = figure(round(peaks, 3), "times")
     return made
 
 

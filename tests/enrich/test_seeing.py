@@ -14,9 +14,10 @@ import pytest
 
 from rec import dataset, postgres
 from rec.config import Config, Enrich, load
-from rec.enrich import backfill, cache, engine, export, stage, workers
+from rec.enrich import backfill, cache, engine, export, places, stage, workers
 from rec.enrich.answers import IMAGE, Answer, Pictures
 from rec.enrich.chat import CHAT, CHAT_IMAGES
+from rec.enrich.finish import Finish
 from rec.enrich.imports import Line
 from rec.enrich.openai import OpenAI
 from rec.enrich.pace import Meter
@@ -85,7 +86,7 @@ class Shop:
         ]  # fmt: skip
 
     def enrich(self, *more: str) -> Enrich:
-        return load("demo", [*self.options, *more]).enrich
+        return places.placed(load("demo", [*self.options, *more]).enrich, str(self.folder))
 
     def batch(self) -> pa.Table:
         return pa.Table.from_pylist([{"html": None, "attributes": None, **row} for row in self.rows])
@@ -95,11 +96,11 @@ class Shop:
         enrich = self.enrich(*more)
         with postgres.connect(self.url, autocommit=True) as connection:
             older = backfill.prepare(connection, "m", engine.form(enrich), VOCABULARY)
-        failed = workers.Ask(enrich, self.url, run_id, None, "", self.folder)(self.batch())["failure"]
+        failed = workers.Ask(enrich, self.url, run_id)(self.batch())["failure"]
         assert failed.null_count == len(self.rows)
         own = workers.Origin("m", older.now.prompt_version)
         with postgres.connect(self.url, autocommit=True) as connection:
-            rows = workers.Finish(enrich, connection, [own], {}, {})(self.batch()).to_pylist()
+            rows = Finish(enrich, connection, [own], {}, {}, frozenset())(self.batch()).to_pylist()
         return {row["product_id"]: row for row in rows} | {"*": json.loads(rows[0]["report"])}
 
     def calls(self, run_id: str) -> int:
@@ -264,7 +265,7 @@ def test_money_put_aside_for_a_product_comes_back_where_nothing_better_can_be_as
     shop.run("away")
     meter: Any = Meter(None, None, 10_000.0)
     meter.wait = lambda _: None
-    ask = workers.Ask(shop.enrich("enrich.price_in=1000000"), shop.url, "still", meter, "", shop.folder)
+    ask = workers.Ask(shop.enrich("enrich.price_in=1000000"), shop.url, "still", meter)
     assert ask(shop.batch())["failure"].null_count == 4
     assert shop.calls("still") == 0
     assert meter.admit(10_000.0)
