@@ -206,7 +206,8 @@ def test_an_image_that_is_gone_for_good_after_all_costs_no_second_call(shop: Sho
 
 
 def test_of_several_images_those_that_can_be_had_are_sent(shop: Shop) -> None:
-    shop.rows[0]["image_urls"] = ["gone.png", shop.there.url("/red.png"), "blue.png"]
+    """A file that is not there makes room for the next image; what a URL leads to shows only when it is asked about."""
+    shop.rows[0]["image_urls"] = ["gone.png", shop.there.url("/gone.png"), shop.there.url("/red.png"), "blue.png"]
     found = shop.run("first")
     assert len(sent(shop.endpoint.asked[shop.endpoint.titles.index("Alma Coat")])) == 1, "the first two, less one"
     assert values(found["A1"], "pattern")[0][0] == "stripe"
