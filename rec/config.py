@@ -198,6 +198,7 @@ class Enrich(Branch):
     aside = frozenset(
         {
             "num_actors",
+            "num_tasks",
             "threads",
             "base_url",
             "concurrency",
@@ -218,6 +219,8 @@ class Enrich(Branch):
     `vllm`: a Hugging Face id or a folder that every GPU node has."""
     num_actors: int = Field(default=1, ge=1)
     """Ray actors that hold the engine; `vllm`: at most so many, as far as there are GPUs."""
+    num_tasks: int = Field(default=2, ge=1)
+    """Row groups of products that are scanned, and finished, at once; each takes a CPU and a connection to Postgres."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of one engine (`llamacpp`)."""
     base_url: str = Field(default="", pattern=r"^(https?://\S+)?$")

@@ -21,10 +21,17 @@ def stream(config: Config) -> ray.data.Dataset:
     """
     numbers = ray.data.range(row_groups(config), override_num_blocks=max(1, row_groups(config)))
     path = dataset.part(config.at("products"), PRODUCTS)
-    products = numbers.map_batches(partial(read, path=path), batch_format="pyarrow", batch_size=None)
+    products = numbers.map_batches(
+        partial(read, path=path), batch_format="pyarrow", batch_size=None, compute=pool(config)
+    )
     products.context.execution_options.preserve_order = True
     products.context.enable_progress_bars = False
     return products
+
+
+def pool(config: Config) -> ray.data.TaskPoolStrategy:
+    """As many tasks at once as the recipe says: more would only start processes that wait for each other."""
+    return ray.data.TaskPoolStrategy(max(1, min(config.enrich.num_tasks, row_groups(config))))
 
 
 def row_groups(config: Config) -> int:
@@ -45,7 +52,7 @@ def scanned(config: Config) -> tuple[list[str], list[str], list[bool]]:
     hashes: list[str] = []
     askable: list[bool] = []
     cut = partial(scan, enrich=config.enrich)
-    found = stream(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS)
+    found = stream(config).map_batches(cut, batch_format="pyarrow", batch_size=BATCH_ROWS, compute=pool(config))
     with progress.bar(total=None, what="scan product text") as bar:
         for batch in tables(found):
             ids += batch["product_id"].to_pylist()

@@ -117,7 +117,7 @@ def enriched_row(
     else:
         report.images_refused.update(text.images.refused)
         rule_std, rule_re = from_rules(text, vocabulary)
-        unasked = NOT_ASKED if text.askable else NO_TEXT
+        unasked = NOT_ASKED if text.text else NO_TEXT
         outcome = unasked if answer is None else answers.read(answer, text, vocabulary, report)
         left = unfilled(missing, {a.key for a in (*shop_std, *rule_std)}, bool(text.images.urls))
         if failure is not None:  # an older answer, or the tagger's labels, stand in until the next run

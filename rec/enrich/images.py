@@ -16,7 +16,7 @@ from pathlib import Path
 from rec.config import Images as Options
 from rec.enrich.fetch import Fetcher
 from rec.enrich.picture import jpeg
-from rec.enrich.places import Choice, File, Lost, Pictures, Taken, place
+from rec.enrich.places import Choice, File, Lost, Pictures, Taken, located, place, require
 
 HASH_CHARS = 16
 """Of an image's SHA-256, in the evidence of what it shows."""
@@ -25,9 +25,11 @@ HASH_CHARS = 16
 class Images:
     """Reads images. `take` may be called by many threads."""
 
-    def __init__(self, options: Options, folder: Path | None) -> None:
+    def __init__(self, options: Options) -> None:
+        """`options.folder` is absolute. Raises InputError where it is not there."""
         self._options = options
-        self._folder = folder
+        if options.folder:
+            require(Path(options.folder))
         self._fetcher = Fetcher(options)
         self._drawing = threading.Lock()
 
@@ -52,22 +54,13 @@ class Images:
     def _read(self, url: str) -> bytes:
         found = place(url, self._options)
         if isinstance(found, File):
-            assert self._folder is not None  # `place` refuses files without one
-            return read_file(self._folder, found.path, self._options.max_bytes)
+            return read_file(Path(self._options.folder), found.path, self._options.max_bytes)
         return self._fetcher.get(url if not url.startswith("//") else f"https:{url}")
 
 
 def read_file(folder: Path, path: str, max_bytes: int) -> bytes:
     """A file below `folder`. Raises Lost."""
-    root = folder.resolve()
-    try:
-        real = (root / path).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError):  # no such file; a NUL character; links in a circle
-        raise Lost("there is no such file in enrich.images.folder") from None
-    if not real.is_relative_to(root):
-        raise Lost("its path leaves enrich.images.folder")
-    if not real.is_file():  # a pipe may block for ever
-        raise Lost("it is no plain file")
+    real = located(folder, path)
     try:
         with real.open("rb") as file:
             data = file.read(max_bytes + 1)

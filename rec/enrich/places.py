@@ -3,13 +3,16 @@
     a path, file:...        a file in `enrich.images.folder`
     http:, https:, //...    a host in `enrich.images.hosts`
 
-All else is refused. Which images of a product are asked about is decided here alone, so it needs no network, is the
-same on every worker, and is part of what an answer is found by.
+All else is refused. Which images of a product are asked about is decided here alone, without the network, the same on
+every worker, and is part of what an answer is found by: a URL by its name, a file by its name and content, for two
+shops on one database may both have a `1.jpg`. A file that is not there yet is none of them until it is.
 """
 
+import errno
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,11 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from rec.config import Images
+from rec.config import Enrich, Images
 from rec.errors import InputError
 
+STAMP_BYTES = 65_536
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 _KEPT = "/?%:@!$&'()*+,;=~-._[]"
@@ -66,15 +71,17 @@ class Choice:
 
     urls: tuple[str, ...] = ()
     """As the product names them."""
+    stamps: tuple[str, ...] = ()
+    """Of each, what tells its content: of a file; empty for a URL."""
     refused: tuple[str, ...] = ()
     """Why others are not among them."""
     max_edge: int = 0
 
     def subject(self, content_hash: str) -> str:
-        """What an answer is about: the text and these images, by name. Without images, the text's own hash."""
+        """What an answer is about: the text and these images. Without images, the text's own hash."""
         if not self.urls:
             return content_hash
-        return hashlib.sha256(json.dumps([content_hash, self.max_edge, *self.urls]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content_hash, self.max_edge, self.urls, self.stamps]).encode()).hexdigest()
 
 
 NO_IMAGES = Choice()
@@ -105,34 +112,68 @@ class Taken:
 NOTHING = Taken()
 
 
-def folder(options: Images, source: str) -> Path | None:
-    """The folder of image files, as an absolute path; None for none. Raises InputError where it is not there."""
-    if not options.max_images or not options.folder:
-        return None
-    found = (Path(source) / options.folder).resolve()
-    if not found.is_dir():
+def placed(enrich: Enrich, source: str) -> Enrich:
+    """`enrich` with the folder of image files as an absolute path. Raises InputError where it is not there."""
+    images = enrich.images
+    if not images.max_images or not images.folder:
+        return enrich
+    found = (Path(source) / images.folder).resolve()
+    require(found)
+    return enrich.model_copy(update={"images": images.model_copy(update={"folder": str(found)})})
+
+
+def require(folder: Path) -> None:
+    """Raise InputError unless the folder of image files is there, on the node that asks."""
+    if not folder.is_dir():
         raise InputError(
-            f"enrich.images.folder={options.folder!r}: there is no folder {found}: correct it, or leave it empty"
+            f"enrich.images.folder: there is no folder {folder} on {socket.gethostname()}: correct the option, give "
+            "every node the folder, or leave the option empty"
         )
-    return found
 
 
 def choose(urls: Sequence[str | None] | None, options: Images) -> Choice:
     """The first `max_images` of a product's images that may be read."""
     if not options.max_images:
         return NO_IMAGES
-    chosen: list[str] = []
+    chosen: dict[str, str] = {}
     refused: list[str] = []
     for url in dict.fromkeys(url for url in urls or () if url):
         try:
-            place(url, options)
+            found = place(url, options)
+            chosen[url] = _stamp(located(Path(options.folder), found.path)) if isinstance(found, File) else ""
         except Lost as lost:
             refused.append(lost.reason)
-        else:
-            chosen.append(url)
-            if len(chosen) == options.max_images:
-                break
-    return Choice(tuple(chosen), tuple(refused), options.max_edge)
+        if len(chosen) == options.max_images:
+            break
+    return Choice(tuple(chosen), tuple(chosen.values()), tuple(refused), options.max_edge)
+
+
+def located(folder: Path, path: str) -> Path:
+    """A plain file below `folder`, links followed. Raises Lost; of a folder that is not mounted, say, as passing."""
+    root = folder.resolve()
+    try:
+        real = (root / path).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError) as error:  # the latter two: a NUL character; links in a circle
+        require(root)  # on a node without the folder every file would be missing
+        if isinstance(error, OSError) and error.errno not in _ABSENT:
+            raise Lost("its file cannot be read", passing=True) from None
+        raise Lost("there is no such file in enrich.images.folder") from None
+    if not real.is_relative_to(root):
+        raise Lost("its path leaves enrich.images.folder")
+    if not real.is_file():  # a pipe may block for ever
+        raise Lost("it is no plain file")
+    return real
+
+
+def _stamp(file: Path) -> str:
+    """Hash of a file's size and beginning: two photographs that differ differ there, and a catalogue is soon read."""
+    try:
+        with file.open("rb") as opened:
+            told = hashlib.sha256(str(file.stat().st_size).encode())
+            told.update(opened.read(STAMP_BYTES))
+    except OSError:
+        raise Lost("its file cannot be read", passing=True) from None
+    return told.hexdigest()
 
 
 def place(url: str, options: Images) -> Web | File:

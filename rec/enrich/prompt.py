@@ -69,6 +69,11 @@ class Question:
     """Of the parts of the whole question about this product, how many are asked."""
 
     @property
+    def sees(self) -> bool:
+        """Whether it asks for something that images show."""
+        return any(name.startswith(SEEN_PREFIX) for name in self.schema["properties"])
+
+    @property
     def prompt_bytes(self) -> int:
         """Size of the prompt in UTF-8."""
         return len(self.prompt.encode())

@@ -44,9 +44,6 @@ from rec.vocab.std import StdVocabulary
 
 log = logging.getLogger(__name__)
 
-FINISH_TASKS = 2
-"""Row groups that the last pass finishes at once; each holds a connection."""
-
 
 def run(config: Config) -> dict[str, Any]:
     """Run the stage unless it is done. Returns counts, tokens and seconds as JSON values."""
@@ -71,6 +68,7 @@ def run(config: Config) -> dict[str, Any]:
     # Calls that failed are made again, and images that could not be had are tried again.
     if done is not None and "refused" not in done.facts["status"] and not _waiting(done.facts):
         return {"enriched": str(target), "skipped": True, **_short(done.facts)}
+    config = _placed(config)
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
     run_id = uuid.uuid4().hex
@@ -125,6 +123,7 @@ def estimate(config: Config) -> dict[str, Any]:
     vocabulary = StdVocabulary.load(None)
     files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
     products = dataset.read_manifest(config.at("products"), PRODUCTS).facts["rows"]
+    config = _placed(config)
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
     with postgres.connect(database_url, autocommit=True) as connection:
@@ -157,6 +156,11 @@ def _waiting(facts: Mapping[str, Any]) -> int:
     """Answers that lack an image which may be had later."""
     images: dict[str, Any] = facts.get("images", {})
     return int(images.get("waiting", 0))
+
+
+def _placed(config: Config) -> Config:
+    """With what workers need to know of the folder of images, wherever they run."""
+    return config.model_copy(update={"enrich": places.placed(config.enrich, config.source.folder)})
 
 
 def _short(facts: Any) -> dict[str, Any]:
@@ -244,7 +248,6 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
     if not plan.ask:
         return {}, 0
     engine.require(config.enrich)  # here, where the error is one sentence and not a dead actor
-    folder = places.folder(config.enrich.images, config.source.folder)
     table = catalogue.rows(config, plan.ask)
     at_once = engine.concurrency(config.enrich)
     most = 4 if at_once == 1 else 16 * at_once  # at a batch's end the engine waits for its last answers
@@ -261,7 +264,7 @@ def _ask(config: Config, plan: Plan, database_url: str, run_id: str, pace: Pace 
             batch_size=None,
             num_cpus=min(engine.cpus(config.enrich), config.cpus - 1),
             compute=ray.data.ActorPoolStrategy(size=config.enrich.num_actors),
-            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich), folder),
+            fn_constructor_args=(config.enrich, database_url, run_id, pace, engine.key(config.enrich)),
         )
         asked = catalogue.tables(actors)
     failures: dict[str, str] = {}
@@ -291,9 +294,8 @@ def _finished_batches(
 
     Counts go to `report`, `statuses` and `tokens` on the way.
     """
-    tasks = max(1, min(FINISH_TASKS, catalogue.row_groups(config)))
     finished = catalogue.stream(config).map_batches(
-        task, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(tasks)
+        task, batch_format="pyarrow", batch_size=None, compute=catalogue.pool(config)
     )
     with progress.bar(total=total, what="enrich") as bar:
         for batch in catalogue.tables(finished):

@@ -124,7 +124,9 @@ def learn(sample: Sample, enrich: Enrich, database_url: str) -> list[Example]:
         except ValidationError:
             continue  # the last pass says so of the product
         text, row = rows[subject]
-        made.append(_example(text, body, _filled(row, text, vocabulary), vocabulary))
+        own = Origin(answer.model, answer.prompt_version) == sample.origins[-1]
+        silent = _filled(row, text, vocabulary) if own else vocabulary.keys
+        made.append(_example(text, body, silent, vocabulary))
     return made
 
 
@@ -151,8 +153,8 @@ def _filled(row: Mapping[str, Any], text: Canonical, vocabulary: StdVocabulary) 
     return {attribute.key for attribute in (*shop, *rules)}
 
 
-def _example(text: Canonical, body: Body, known: Collection[str], vocabulary: StdVocabulary) -> Example:
-    """`known`: STD keys whose value the answer may leave out; it then teaches nothing of them."""
+def _example(text: Canonical, body: Body, silent: Collection[str], vocabulary: StdVocabulary) -> Example:
+    """`silent`: STD keys that the answer was not asked for (an imported one: all): it teaches no absence of them."""
     values: dict[str, list[str]] = {}
     for key, said in body.re.items():
         spans = [span for value in said if (span := text.span(value)) is not None]
@@ -162,7 +164,7 @@ def _example(text: Canonical, body: Body, known: Collection[str], vocabulary: St
     for key in filter(vocabulary.inferable, vocabulary.keys):
         named = [name for value in body.std.get(key, ()) for name in vocabulary.normalise(key, value).values]
         said = [name for name in named if name != UNKNOWN]
-        if said or key not in known:
+        if said or key not in silent:
             concluded[key] = said
     return Example(GROUP, text.body, values, concluded)
 
@@ -187,7 +189,7 @@ def _train(
     target: Path, examples: list[Example], text: Text, inputs: dict[str, str], branch: dict[str, Any], threads: int
 ) -> None:
     torch.set_num_threads(threads)
-    model = training.fit(examples, text, epochs=branch["epochs"])
+    model = training.fit(examples, text, epochs=branch["epochs"], alike=True)
     training.save(model, target, inputs=inputs, config=branch, examples=len(examples))
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -148,7 +147,7 @@ class Asking:
             assert kept is not None
             cache.put(connection, [(key, self._backfill.merged(kept, (), None))])
             return {"key": key}
-        most = self._most(asked.prompt_bytes, images)
+        most = self._most(asked.prompt_bytes, images if asked.sees else 0)
         if self._pace is not None and not self._pace.admit(most, wait):
             return {"key": key, "unpaid": True}
         return Opened(key, text.subject, asked, kept, most)
@@ -203,6 +202,8 @@ class Asking:
                 return None
         if taken.jpegs:
             return opened.question
+        if not text.text:  # nothing to conclude anything from
+            return None
         kept = opened.kept
         asked = question(row, text, self._vocabulary, self._form, kept.missing if kept else None)
         if asked is None:
@@ -236,9 +237,8 @@ class Ask:
         run_id: str,
         pace: Pace | None = None,
         key: str = "",
-        folder: Path | None = None,
     ) -> None:
-        """`key`: of the endpoint. `folder`: of image files."""
+        """`key`: of the endpoint."""
         self._enrich = enrich
         self._database_url = database_url
         self._asking = Asking(enrich, database_url, run_id, pace)
@@ -247,7 +247,7 @@ class Ask:
         if enrich.images.max_images:
             from rec.enrich.images import Images  # Pillow and an HTTP client, which no other work needs
 
-            self._take = Images(enrich.images, folder).take
+            self._take = Images(enrich.images).take
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
 
@@ -277,7 +277,7 @@ class Ask:
                 return opened
             raw = None
             try:
-                taken = self._take(text.images)
+                taken = self._take(text.images) if opened.question.sees else NOTHING
                 asked = self._asking.seeing(connection, row, text, opened, taken)
                 if asked is None:
                     return {"key": key}
@@ -311,6 +311,6 @@ def weigh(batch: pa.Table, enrich: Enrich, database_url: str) -> pa.Table:
     for row, text in zip(rows, texts, strict=True):
         kept, images = found.get(text.subject), len(text.images.urls)
         asked = question(row, text, vocabulary, form, kept.missing if kept else None, images > 0)
-        prompt_bytes.append(asked.prompt_bytes + weight(enrich, images) if asked else 0)
+        prompt_bytes.append(asked.prompt_bytes + weight(enrich, images if asked.sees else 0) if asked else 0)
         shares.append(asked.share if asked else 0.0)
     return pa.table({"prompt_bytes": pa.array(prompt_bytes, pa.int64()), "share": pa.array(shares, pa.float64())})

@@ -4,8 +4,12 @@ Gold are three columns of the H&M articles, brought to vocabulary values; an art
 out of that column (`mapped` is the share of the others). Texts are distinct descriptions, none both taught and read. An
 answer is worth the share of the text's articles that have it, for one description may have articles of ten colours.
 
-    llm        the embedded engine, held to the values of each key, after the SHOTS nearest of the POOL of taught texts
-    nearest    the values of the nearest of these texts, without any model's answer, on the texts that the engine reads
+The tagger is taught with gold values here, and engine and tagger are asked for keys of which the shop usually gives the
+values: this measures what they can read, not the enrichment stage, where a model's answers teach the tagger, and it
+concludes the inferable keys alone.
+
+    llm        the embedded engine, held to the values of each key, after the SHOTS nearest taught texts
+    nearest    the values of the nearest taught text, without any model: what remembering alone is worth
     tagger     what the tagger concludes, whatever words the text has
     spans      the vocabulary values in the words that the same tagger reads
     words      the best of all vocabulary values that the text names: no reading of words alone is better
@@ -63,12 +67,10 @@ class Work:
     read: int
     asked: int
     """Texts that the engine reads, the first of `read`."""
-    pool: int
-    """Taught texts among which those to show to the engine are looked for."""
 
 
-FULL = Work(taught=8_000, epochs=1, read=2_000, asked=200, pool=2_000)
-QUICK = Work(taught=1_000, epochs=1, read=400, asked=16, pool=400)
+FULL = Work(taught=8_000, epochs=1, read=2_000, asked=200)
+QUICK = Work(taught=1_000, epochs=1, read=400, asked=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def figures(
     named = [{key: [value for value, _ in std.find(key, d.text)] for key in KEYS} for d in held_out]
     readings, seconds = _readings(taught, held_out, std, config, work)
     concluded = [{key: value for key, (value, _) in reading.concluded.items()} for reading in readings]
-    near = _nearest(taught[: work.pool], asked, config)
+    near = _nearest(taught, held_out, config)
     ways = {
         "tagger": _credits(held_out, concluded),
         "spans": _credits(held_out, [_spanned(reading, std) for reading in readings]),
@@ -136,8 +138,8 @@ def figures(
         "rules": _credits(held_out, [{key: next(iter(found[key]), None) for key in KEYS} for found in named]),
         "majority": _credits(held_out, [usual] * len(held_out)),
         "ceiling": _table(held_out, lambda _, d, key: d.credit(key, d.usual(key))),
-        "nearest": _credits(asked, [{key: shots[-1].usual(key) for key in KEYS} for shots in near]),
-        "llm": _credits(asked, _answers(asked, near, std, config)),
+        "nearest": _credits(held_out, [{key: shots[-1].usual(key) for key in KEYS} for shots in near]),
+        "llm": _credits(asked, _answers(asked, near[: len(asked)], std, config)),
     }
     made: Figures = {}
     resamples, seed = config.evaluate.bootstrap, config.seed
@@ -146,9 +148,12 @@ def figures(
         made[f"hm.{key}.named"] = figure(round(float(np.mean([bool(found[key]) for found in named])), 4), "ratio")
     for name, credits in ways.items():
         made |= _summary(f"hm.{name}", *_means(credits, resamples, seed), "accuracy")
-    both = [_means(ways[name][: len(asked)], resamples, seed) for name in ("tagger", "llm")]
-    gain, drawn = both[0][0] - both[1][0], both[0][1] - both[1][1]
-    made |= _summary("hm.tagger.minus.llm", gain, drawn, "difference")
+    for other in ("llm", "nearest"):
+        texts = len(ways[other])
+        (tagger, tagger_drawn), (its, its_drawn) = (
+            _means(ways[name][:texts], resamples, seed) for name in ("tagger", other)
+        )
+        made |= _summary(f"hm.tagger.minus.{other}", tagger - its, tagger_drawn - its_drawn, "difference")
     return made | {"hm.tagger.products_per_s": figure(round(len(held_out) / max(seconds, 1e-9), 1), "products/s")}
 
 

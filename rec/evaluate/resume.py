@@ -76,15 +76,17 @@ class Asked:
     repeated: int
     in_flight: int
     retries: int
+    unkept: int = 0
+    """Of those in flight, answers that a client had been sent whole and died without keeping."""
     unkept_s: float = 0.0
-    """Longest time that a client had an answer and died without keeping it."""
+    """Longest time that it had one."""
 
 
 def judge(requests: Sequence[Request], kept: Mapping[str, float], kills: Sequence[Kill]) -> Asked:
     """Tell repeated calls from those that were in flight. `kept`: fence → when the ledger had the answer."""
     earlier: dict[str, list[Request]] = {}
     lost = Counter[int]()
-    repeated = retries = 0
+    repeated = retries = held = 0
     unkept = 0.0
     for request in requests:
         before = earlier.setdefault(request.fence, [])
@@ -95,11 +97,13 @@ def judge(requests: Sequence[Request], kept: Mapping[str, float], kills: Sequenc
                 repeated += 1
             else:
                 lost[kill] += 1
-                unkept = max(unkept, kills[kill].died - (answered[-1].delivered or math.inf))
+                had = kills[kill].died - (answered[-1].delivered or math.inf)
+                held += had > 0
+                unkept = max(unkept, had)
         elif before:
             retries += 1
         before.append(request)
-    return Asked(repeated, lost.total(), retries, unkept)
+    return Asked(repeated, lost.total(), retries, held, unkept)
 
 
 def _killed(first: Request, again: Request, kills: Sequence[Kill]) -> int | None:
@@ -219,7 +223,8 @@ def measure(job: Path, stores: Sequence[Path], products: int, kills: int, seed: 
     return {
         "resume.repeated_calls": figure(asked.repeated, "calls", goal=0),
         "resume.paid_twice": figure(paid_twice, "calls", goal=0),
-        "resume.asked_again_in_flight": figure(asked.in_flight, "calls", goal=kills * CONCURRENCY),
+        "resume.asked_again_in_flight": figure(asked.in_flight, "calls"),
+        "resume.delivered_unkept": figure(asked.unkept, "calls"),
         "resume.unkept_ms": figure(round(max(asked.unkept_s, 0.0) * 1e3, 1), "ms"),
         "resume.requests": figure(len(endpoint.requests), "calls"),
         "resume.retries": figure(asked.retries, "calls"),

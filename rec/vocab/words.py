@@ -19,16 +19,25 @@ _BEFORE_LATIN, _AFTER_LATIN = r"(?<![^\W_가-힣])", r"(?![^\W_가-힣])"  # Kor
 _BEFORE, _AFTER = r"(?<![^\W_])", r"(?![^\W_])"
 _SEPARATOR = r"[\s/_.&'’‐–—−\-]{1,2}"
 
+LONGEST_KEPT = 100
+"""Characters of a text whose folding is remembered; what shops say is mostly the same few words."""
+
 Trie = dict[str, "Trie"]
 _END = ""
 
 
-@lru_cache(maxsize=16_384)
 def fold(text: str) -> str:
     """NFKC, casefold, anything but letters and digits as one space; Korean text without spaces. Idempotent."""
+    return _fold_word(text) if len(text) <= LONGEST_KEPT else _fold(text)
+
+
+def _fold(text: str) -> str:
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = _NOT_WORD.sub(" ", plain).strip()
     return folded.replace(" ", "") if _HANGUL.search(folded) else folded
+
+
+_fold_word = lru_cache(maxsize=16_384)(_fold)
 
 
 def plural(noun: str) -> str:

@@ -14,9 +14,10 @@ import pytest
 
 from rec import dataset, postgres
 from rec.config import Config, Enrich, load
-from rec.enrich import backfill, cache, engine, export, stage, workers
+from rec.enrich import backfill, cache, engine, export, places, stage, workers
 from rec.enrich.answers import IMAGE, Answer, Pictures
 from rec.enrich.chat import CHAT, CHAT_IMAGES
+from rec.enrich.finish import Finish
 from rec.enrich.imports import Line
 from rec.enrich.openai import OpenAI
 from rec.enrich.pace import Meter
@@ -85,7 +86,7 @@ class Shop:
         ]  # fmt: skip
 
     def enrich(self, *more: str) -> Enrich:
-        return load("demo", [*self.options, *more]).enrich
+        return places.placed(load("demo", [*self.options, *more]).enrich, str(self.folder))
 
     def batch(self) -> pa.Table:
         return pa.Table.from_pylist([{"html": None, "attributes": None, **row} for row in self.rows])
@@ -95,11 +96,11 @@ class Shop:
         enrich = self.enrich(*more)
         with postgres.connect(self.url, autocommit=True) as connection:
             older = backfill.prepare(connection, "m", engine.form(enrich), VOCABULARY)
-        failed = workers.Ask(enrich, self.url, run_id, None, "", self.folder)(self.batch())["failure"]
+        failed = workers.Ask(enrich, self.url, run_id)(self.batch())["failure"]
         assert failed.null_count == len(self.rows)
         own = workers.Origin("m", older.now.prompt_version)
         with postgres.connect(self.url, autocommit=True) as connection:
-            rows = workers.Finish(enrich, connection, [own], {}, {})(self.batch()).to_pylist()
+            rows = Finish(enrich, connection, [own], {}, {}, frozenset())(self.batch()).to_pylist()
         return {row["product_id"]: row for row in rows} | {"*": json.loads(rows[0]["report"])}
 
     def calls(self, run_id: str) -> int:
@@ -205,7 +206,8 @@ def test_an_image_that_is_gone_for_good_after_all_costs_no_second_call(shop: Sho
 
 
 def test_of_several_images_those_that_can_be_had_are_sent(shop: Shop) -> None:
-    shop.rows[0]["image_urls"] = ["gone.png", shop.there.url("/red.png"), "blue.png"]
+    """A file that is not there makes room for the next image; what a URL leads to shows only when it is asked about."""
+    shop.rows[0]["image_urls"] = ["gone.png", shop.there.url("/gone.png"), shop.there.url("/red.png"), "blue.png"]
     found = shop.run("first")
     assert len(sent(shop.endpoint.asked[shop.endpoint.titles.index("Alma Coat")])) == 1, "the first two, less one"
     assert values(found["A1"], "pattern")[0][0] == "stripe"
@@ -264,7 +266,7 @@ def test_money_put_aside_for_a_product_comes_back_where_nothing_better_can_be_as
     shop.run("away")
     meter: Any = Meter(None, None, 10_000.0)
     meter.wait = lambda _: None
-    ask = workers.Ask(shop.enrich("enrich.price_in=1000000"), shop.url, "still", meter, "", shop.folder)
+    ask = workers.Ask(shop.enrich("enrich.price_in=1000000"), shop.url, "still", meter)
     assert ask(shop.batch())["failure"].null_count == 4
     assert shop.calls("still") == 0
     assert meter.admit(10_000.0)

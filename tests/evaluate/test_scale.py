@@ -7,6 +7,7 @@ import pytest
 
 from rec.data.sample.many import many
 from rec.enrich.text import canonical
+from rec.errors import RecError
 from rec.evaluate import scale
 from rec.evaluate.scale import Taken
 
@@ -29,11 +30,14 @@ def test_growth_is_the_time_of_a_further_product() -> None:
     quadratic = {name: {"enrich": Taken(5 + rows**2 / 50, 1.0)} for name, rows in sizes.items()}
     assert scale.figures(quadratic, sizes)["enrich.marginal"]["value"] == pytest.approx(10)
     constant = {name: {"enrich": Taken(5, 1.0)} for name in sizes}
-    assert "enrich.marginal" not in scale.figures(constant, sizes), "nothing but the start was measured"
+    with pytest.raises(RecError, match="enrich took no longer for 100 products than for 10"):
+        scale.figures(constant, sizes)
+    fat = {name: {"enrich": Taken(5 + rows / 50, rows / 1_000)} for name, rows in sizes.items()}
+    assert scale.figures(fat, sizes)["enrich.peak_growth"]["value"] == pytest.approx(10)
 
 
 @pytest.mark.slow
 def test_the_jobs_take_a_synthetic_shop_and_ask_no_model(repository: Path) -> None:
     taken = scale.measure(repository / "jobs", {"tiny": 300}, 3)["tiny"]
-    assert list(taken) == ["ingest", "import", "enrich", "tensorize"]
+    assert list(taken) == ["ingest", "enrich", "tensorize"]
     assert all(took.seconds > 0.1 and took.peak_gib > 0.05 for took in taken.values())
