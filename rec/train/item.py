@@ -2,7 +2,8 @@
 
 Two views of each product, made by hiding whole keys in STD and in RE and single title tokens, should find
 each other among the views of all other products of the batch. Content only: no event is read, so a product
-that arrived this morning is as well placed as any.
+that arrived this morning is as well placed as any. With `item_tower.behaviour` a second run goes on from there with
+pairs of products that users chose (`rec.train.behaviour`); what the tower reads stays content.
 """
 
 import time
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from rec import artifact, dataset, runtime
+from rec import artifact, dataset, histories, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
+from rec.errors import ConfigError
 from rec.models import losses
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemBatch, ItemInputs, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
-from rec.schema import TENSORS
-from rec.train import ddp, schedule
+from rec.schema import INTERACTIONS, TENSORS
+from rec.train import behaviour, copurchase, ddp, schedule
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
@@ -36,12 +38,15 @@ def run(config: Config) -> dict[str, Any]:
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
+    second = ddp.run_name(**{**work, "kind": behaviour.KIND})
     done = artifact.finished(target, **work)
-    ddp.sweep(storage, KIND, keep=None if done else name)
+    for kind, run in ((KIND, name), (behaviour.KIND, second)):
+        ddp.sweep(storage, kind, keep=None if done else run)
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     shape = _shape(config)
+    pairs = _write_pairs(config, ddp.inputs_folder(storage, second)) if config.item_tower.behaviour.epochs else 0
     runtime.start(config.cpus)
     loop_config = {
         "tensors": str(config.at("tensors")),
@@ -51,27 +56,53 @@ def run(config: Config) -> dict[str, Any]:
         "seed": config.seed,
     }
     checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
+    metrics = ddp.metrics_of(checkpoint)
+    if pairs:
+        loop_config |= {"start": str(checkpoint), "pairs": str(ddp.inputs_folder(storage, second))}
+        checkpoint = ddp.fit(behaviour.loop, config.item_tower.train, second, loop_config, storage)
+        metrics |= {"pairs": pairs, **ddp.metrics_of(checkpoint)}
     tower = ItemTower(shape)
     ddp.load_checkpoint(checkpoint, tower)
     facts = {
         "items": dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"],
         "width": shape.width,
         "parameters": sum(parameter.numel() for parameter in tower.parameters()),
-        **ddp.metrics_of(checkpoint),
+        **metrics,
     }
     with artifact.write(target, **work) as draft:
         tower.save(draft.path)
         draft.note(**facts)
     ddp.sweep(storage, KIND)
+    ddp.sweep(storage, behaviour.KIND)
     return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 
 def _input_hashes(config: Config) -> dict[str, str]:
+    events = {}
+    if config.item_tower.behaviour.epochs:
+        events["events"] = dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash
     return {
+        **events,
         "tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash,
         "vocabulary": tensorize.manifest(config.at("vocabulary")).content_hash,
         "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
     }
+
+
+def _write_pairs(config: Config, folder: Path) -> int:
+    """Write the pairs for all workers, the same bytes in every run; returns how many there are."""
+    options = config.item_tower.behaviour
+    groups = dataset.read(config.at("tensors"), TENSORS, ["group"])["group"].to_numpy().astype(np.int64)
+    pairs = copurchase.find(histories.load(config.root), groups, window=options.window, damping=options.damping)
+    if len(pairs) < options.batch_size:
+        raise ConfigError(
+            f"{config.at('events')} holds {len(pairs)} pairs of products that one user chose within "
+            f"item_tower.behaviour.window={options.window} training events, which fill no batch of "
+            f"{options.batch_size}: lower item_tower.behaviour.batch_size, or set item_tower.behaviour.epochs=0"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs.save(folder)
+    return len(pairs)
 
 
 def _shape(config: Config) -> Shape:
