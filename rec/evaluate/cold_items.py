@@ -43,7 +43,7 @@ from rec.train import copurchase, item
 SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
-QUICK_PRODUCTS = 5_000
+QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
 BLOCK_ROWS = 1_024
 NO_RE = "no-re"
 
@@ -71,6 +71,7 @@ class World:
 
 def measure(config: Config, *, quick: bool) -> Figures:
     """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before."""
+    prefix = f"cold.{config.name.removesuffix('-quick')}"
     config = _shortened(config) if quick else config
     world, items = _world(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
     seen = hidden.part(config, "seen")
@@ -91,15 +92,19 @@ def measure(config: Config, *, quick: bool) -> Figures:
     drawn = np.random.default_rng(config.seed).standard_normal((len(items), config.item_tower.width))
     vectors["random"] = _unit(drawn.astype(np.float32))
     without_re = vectors.pop(NO_RE, None)
-    figures = cold(f"cold.{config.name.removesuffix('-quick')}", world, vectors, config)
+    figures = cold(prefix, world, vectors, config)
     if without_re is not None:
         figures |= lift(world, vectors["full"], without_re, config)
     return figures
 
 
 def _shortened(config: Config) -> Config:
-    """The recipe on a part of its products, encoded here, and with fewer epochs."""
-    part = hidden.part(config, f"{config.name}-quick")
+    """The recipe on a part of its products, encoded here, with fewer and smaller steps."""
+    less = config.item_tower.model_dump()
+    for run in (less["train"], less["behaviour"]):
+        run["epochs"] = min(run["epochs"], QUICK_EPOCHS)
+        run["batch_size"] = min(run["batch_size"], QUICK_BATCH)
+    part = hidden.part(config, "part").model_copy(update={"item_tower": ItemTower.model_validate(less)})
     h, groups = histories.load(config.root), _groups(config)
     kept = hidden.bought_first(groups, h, QUICK_PRODUCTS, config.seed)
     hidden.write(config, part, kept, h, kept[h.items])

@@ -75,14 +75,15 @@ def shop(folder: Path, products: int, *, seed: int = 0) -> Config:
         for step, item in enumerate(rng.choice(liked, min(len(liked), 6), replace=False).tolist()):
             at = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=step)
             events.append({"user_id": f"u{user:04}", "product_id": ids[item], "event": "purchase", "at": at})
-    _dataset(tree, PRODUCTS, [{"product_id": i, "title": "a garment", "available": True} for i in ids])
-    _dataset(tree, USERS, [{"user_id": f"u{user:04}"} for user in range(4 * products)])
-    _dataset(tree, INTERACTIONS, events)
+    put(tree, PRODUCTS, [{"product_id": i, "title": "a garment", "available": True} for i in ids])
+    put(tree, USERS, [{"user_id": f"u{user:04}"} for user in range(4 * products)])
+    put(tree, INTERACTIONS, events)
     _states(tree, products, rng)
     return tree
 
 
-def _dataset(tree: Config, contract: Contract, rows: list[dict[str, Any]]) -> None:
+def put(tree: Config, contract: Contract, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` as a dataset of the store; fields that a row lacks are null."""
     full = [{name: row.get(name) for name in contract.schema.names} for row in rows]
     table = pa.Table.from_pylist(full, contract.schema)
     dataset.write(tree.at(contract.kind), contract, [table], inputs={}, config={})
