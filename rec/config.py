@@ -273,9 +273,9 @@ class Behaviour(Branch):
     """AdamW step size."""
     window: int = Field(default=5, ge=1)
     """Two products are a pair when a user's events on them are at most so many events apart."""
-    damping: float = Field(default=0.5, ge=0, le=1)
-    """How much less often pairs of popular products are drawn; 0: as often as users chose them, 1: as often as if no
-    product were more popular than another."""
+    damping: float = Field(default=0.25, ge=0, le=1)
+    """How much less often pairs of popular products are drawn: their counts are divided by (n_i n_j)^damping, n_i the
+    pairs of a product. 0: as often as users chose them, 1: in proportion to their lift."""
     temperature: float = Field(default=0.07, gt=0)
     """Softmax temperature of the loss."""
 

@@ -56,11 +56,11 @@ def load(folder: Path) -> Pairs:
 def find(h: Histories, groups: Ints, *, window: int, damping: float) -> Pairs:
     """The pairs of training events of one user at most `window` events apart; `groups` int64[N] are content groups.
 
-    A draw is pair (i, j) with a probability in proportion to its count / (n_i n_j)^(damping / 2), n_i the pairs of i.
+    A draw is pair (i, j) with a probability in proportion to its count / (n_i n_j)^damping, n_i the pairs of i.
     """
     first, second, counts = together(h, histories.training_events(h), groups, window)
     popularity = np.bincount(np.concatenate([first, second]), np.concatenate([counts, counts]), h.num_items)
-    weight = counts / (popularity[first] * popularity[second]) ** (damping / 2)
+    weight = counts / (popularity[first] * popularity[second]).astype(np.float64) ** damping
     return Pairs(first, second, weight / weight.sum() if len(weight) else weight)
 
 
