@@ -276,6 +276,9 @@ class Behaviour(Branch):
     damping: float = Field(default=0.25, ge=0, le=1)
     """How much less often pairs of popular products are drawn: their counts are divided by (n_i n_j)^damping, n_i the
     pairs of a product. 0: as often as users chose them, 1: in proportion to their lift."""
+    log_q: float = Field(default=1.0, ge=0, le=1)
+    """How much of the LogQ correction is made. 1: scores learn how probable a partner is, its popularity included; 0:
+    how much more probable than by its popularity, which does not put products that nobody chose behind all others."""
     temperature: float = Field(default=0.07, gt=0)
     """Softmax temperature of the loss."""
 

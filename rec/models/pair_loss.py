@@ -5,6 +5,9 @@ but for those of its own content group and those whose group is known to be chos
 is in the batch because pairs are drawn, popular ones more often; its score is corrected by -log of how often it is
 expected there (Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys
 2019). The positive is there for certain and counts once, as in `rec.train.softmax`.
+
+Corrected in full, scores learn log P(partner | anchor), in which a product without any event is behind all others;
+the less is corrected, the nearer they come to log P(partner | anchor) / P(partner).
 """
 
 import math
@@ -23,15 +26,19 @@ class Partners(nn.Module):
     log_q: torch.Tensor
     known: torch.Tensor
 
-    def __init__(self, groups: torch.Tensor, share: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+    def __init__(
+        self, groups: torch.Tensor, share: torch.Tensor, first: torch.Tensor, second: torch.Tensor, log_q: float = 1.0
+    ) -> None:
         """`groups` int64[N]; `share` float64[N], the probability that one side of a drawn pair is the item; `first` and
-        `second` int64[P], the item rows of all pairs."""
+        `second` int64[P], the item rows of all pairs; `log_q` how much of the correction is made."""
         super().__init__()
         self._count = int(groups.max()) + 1
         one, other = groups[first], groups[second]
         codes = torch.cat([one * self._count + other, other * self._count + one])
         self.register_buffer("groups", groups, persistent=False)
-        self.register_buffer("log_q", torch.log(share.clamp(min=1e-12)).float(), persistent=False)
+        even = -math.log(max(int((share > 0).sum()), 1))  # of items that are all drawn equally often
+        scaled = log_q * torch.log(share.clamp(min=1e-12)) + (1 - log_q) * even
+        self.register_buffer("log_q", scaled.float(), persistent=False)
         self.register_buffer("known", torch.unique(codes), persistent=False)
 
     def strangers(self, rows: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
     device = tower.anchor.device
     share = torch.from_numpy(pairs.item_share(len(items)))
     sides = np.stack([pairs.first, pairs.second])  # int64[2, P]
-    partners = Partners(torch.from_numpy(items.groups), share, *torch.from_numpy(sides)).to(device)
+    partners = Partners(torch.from_numpy(items.groups), share, *torch.from_numpy(sides), chosen.log_q).to(device)
     optimizer = torch.optim.AdamW(
         (parameter for parameter in model.parameters() if parameter.requires_grad),
         lr=chosen.learning_rate,

@@ -77,6 +77,14 @@ def test_a_popular_negative_counts_less_than_a_rare_one() -> None:
     assert losses[0] > losses[1]
 
 
+def test_without_the_correction_popularity_does_not_count() -> None:
+    plain = Partners(GROUPS, SHARE, FIRST, SECOND, log_q=0.0)
+    even = Partners(GROUPS, torch.full((8,), 1 / 8, dtype=torch.float64), FIRST, SECOND)
+    views = vectors(8)
+    found = [pair_loss(views[:4], views[4:], ROWS, partners, TEMPERATURE).item() for partners in (plain, even)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_a_pair_of_all_there_is_has_no_loss() -> None:
     """No negative is left: nothing to learn, and nothing that is not a number."""
     views = vectors(2).requires_grad_()
