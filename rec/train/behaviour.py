@@ -40,7 +40,8 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
     device = tower.anchor.device
     share = torch.from_numpy(pairs.item_share(len(items)))
     sides = np.stack([pairs.first, pairs.second])  # int64[2, P]
-    partners = Partners(torch.from_numpy(items.groups), share, *torch.from_numpy(sides), chosen.log_q).to(device)
+    first, second = torch.from_numpy(sides)
+    partners = Partners(torch.from_numpy(items.groups), share, first, second, chosen.log_q).to(device)
     optimizer = torch.optim.AdamW(
         (parameter for parameter in model.parameters() if parameter.requires_grad),
         lr=chosen.learning_rate,
@@ -58,12 +59,12 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             rows = drawn[:, places]  # int64[2, B]
             batch = one_view(items.batch(rows.reshape(-1)), tower.shape.num_keys, options, rng)
-            first, second = model(batch.to(device)).chunk(2)
-            loss = pair_loss(first, second, torch.from_numpy(rows).to(device), partners, chosen.temperature)
+            left, right = model(batch.to(device)).chunk(2)
+            loss = pair_loss(left, right, torch.from_numpy(rows).to(device), partners, chosen.temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            nearest = (first.detach() @ second.detach().T).argmax(1).cpu().numpy()
+            nearest = (left.detach() @ right.detach().T).argmax(1).cpu().numpy()
             hits = float((rows[1][nearest] == rows[1]).mean())
             total += torch.tensor([loss.item(), hits], dtype=torch.float64)
         epoch.metrics |= {
