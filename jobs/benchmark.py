@@ -9,6 +9,8 @@ extraction   what the enrichment engine, and the tagger that is trained here, re
 enrichment   what the enrichment stage adds to the bare engine, how fast it is where every answer is cached, what it
              asks again after SIGKILLs, what hostile texts get out of it, and how wrong --dry-run is; in temporary
              stores, with H&M articles where they lie in source.folder
+item-tower   cold items: products hidden from all training, of the recipe and of Beauty (recipe beauty), by the recipe's
+             tower, by towers of one input, raw text and random vectors; what RE adds where a language model answered
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
              synthetic products, each in a store of its own that is removed afterwards
 """
@@ -20,10 +22,10 @@ from typing import Any
 
 from rec import pipeline
 from rec.cli import main, parser
-from rec.config import Config
+from rec.config import Config, load
 from rec.enrich import oamine
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, closed, coverage, enrichment, scale, tagging, zero_shot
+from rec.evaluate import benchmark, closed, cold_items, coverage, enrichment, scale, tagging, zero_shot
 from rec.models import text_encoder
 from rec.vocab.std import StdVocabulary
 
@@ -33,10 +35,10 @@ QUICK_USERS = 3_000
 log = logging.getLogger(__name__)
 
 
-def prepare(config: Config) -> None:
-    """Run every stage up to the evaluation; what is finished is not done again."""
+def prepare(config: Config, last: str = "evaluate") -> None:
+    """Run every stage up to `last`; what is finished is not done again."""
     names = [stage.name for stage in pipeline.STAGES]
-    for stage in pipeline.STAGES[: names.index("evaluate") + 1]:
+    for stage in pipeline.STAGES[: names.index(last) + 1]:
         log.info("%s", stage.name)
         stage.run(config)
 
@@ -51,6 +53,18 @@ def shortened(config: Config) -> Config:
     for part, epochs in (("item_tower", 1), ("user_tower", 5), ("ranker", 2)):
         less[part]["train"]["epochs"] = min(less[part]["train"]["epochs"], epochs)
     return Config.model_validate(less)
+
+
+def cold(options: argparse.Namespace) -> benchmark.Figures:
+    """Cold items of the recipe and of Beauty, each with the options of the command line."""
+    figures: benchmark.Figures = {}
+    for recipe in dict.fromkeys((options.recipe, "beauty")):
+        chosen = load(recipe, options.overrides)
+        if options.quick:
+            chosen = shortened(chosen).model_copy(update={"item_tower": chosen.item_tower})
+        prepare(chosen, "tensorize" if options.quick else "encode")
+        figures |= cold_items.measure(chosen, quick=options.quick)
+    return figures
 
 
 def covered(config: Config) -> tuple[benchmark.Figures, dict[str, Any]]:
@@ -110,6 +124,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures |= concluded(config, quick=options.quick)
         figures |= benchmark.extraction(config, quick=options.quick, test=options.test_split)
         figures |= tagged(config, options, figures["oamine.llm.seconds_per_title"]["value"])
+    elif options.name == "item-tower":
+        figures = cold(options)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
@@ -127,7 +143,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "scale"]
+    names = ["retrieval", "extraction", "enrichment", "item-tower", "scale"]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")

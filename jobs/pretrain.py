@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Train the item tower by SimCSE on Ray Train.
+"""Train the item tower by SimCSE on Ray Train, then with item_tower.behaviour on products that users chose together.
 
-Reads `tensors`, `vocabulary` and `text_states`, writes `item_tower`. A run that was killed goes on after its
-last finished epoch and ends with the same weights. Options: item_tower.*
+Reads `tensors`, `vocabulary` and `text_states`, with the latter `events` too; writes `item_tower`. A run that was
+killed goes on after its last finished epoch and ends with the same weights. Options: item_tower.*
 
     python jobs/pretrain.py --recipe demo
+    python jobs/pretrain.py --recipe demo --set item_tower.behaviour.epochs=2
     python jobs/pretrain.py --recipe hm --set item_tower.train.num_workers=2 --set item_tower.train.cpus_per_worker=1
 """
 

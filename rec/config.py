@@ -62,9 +62,10 @@ class Columns(Branch):
 class Source(Branch):
     """Where products, users and events come from."""
 
-    kind: Literal["sample", "hm", "aihub", "kfashion", "files"] = "sample"
-    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `aihub`, `kfashion`: AI Hub's JSON files of
-    의류 통합 데이터 and of K-Fashion 이미지; `files`: any csv, jsonl or parquet."""
+    kind: Literal["sample", "hm", "amazon", "aihub", "kfashion", "files"] = "sample"
+    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `amazon`: the parquet cut of the Beauty
+    benchmark; `aihub`, `kfashion`: AI Hub's JSON files of 의류 통합 데이터 and of K-Fashion 이미지; `files`: any csv,
+    jsonl or parquet."""
     folder: str = ""
     """Folder of the files (all but `sample`); relative to the working directory."""
     products: str = ""
@@ -334,6 +335,27 @@ class Train(Branch):
     """Restarts of a failed worker group from the last checkpoint."""
 
 
+class Behaviour(Branch):
+    """Fine-tuning of the item tower on products that the same users chose; it still reads content only."""
+
+    epochs: int = Field(default=0, ge=0)
+    """Passes over as many drawn pairs as there are; 0: no such stage, and no event is read."""
+    batch_size: int = Field(default=256, ge=2)
+    """Pairs per optimizer step over all workers."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """AdamW step size."""
+    window: int = Field(default=5, ge=1)
+    """Two products are a pair when a user's events on them are at most so many events apart."""
+    damping: float = Field(default=0.25, ge=0, le=1)
+    """How much less often pairs of popular products are drawn: their counts are divided by (n_i n_j)^damping, n_i the
+    pairs of a product. 0: as often as users chose them, 1: in proportion to their lift."""
+    log_q: float = Field(default=1.0, ge=0, le=1)
+    """How much of the LogQ correction is made. 1: scores learn how probable a partner is, its popularity included; 0:
+    how much more probable than by its popularity, which does not put products that nobody chose behind all others."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Softmax temperature of the loss."""
+
+
 class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
@@ -369,10 +391,12 @@ class ItemTower(Branch):
     """Train through torch.compile: worth its start on a GPU; on a CPU it needs a C++ compiler."""
     train: Train = Train(epochs=20)
     """Its Ray Train run."""
+    behaviour: Behaviour = Behaviour()
 
     def identity(self) -> dict[str, Any]:
-        """See `Branch`. Options of a mode that is not in use change nothing."""
+        """See `Branch`. Options of a mode or stage that is not in use change nothing."""
         unused = {"frozen": {"text_layers", "text_learning_rate"}, "top": set(), "full": {"text_layers"}}[self.text]
+        unused |= set() if self.behaviour.epochs else {"behaviour"}
         return {name: value for name, value in super().identity().items() if name not in unused}
 
     @property

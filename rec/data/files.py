@@ -27,7 +27,7 @@ BATCH_ROWS = 65_536
 _TABULAR = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
 _KEYED = ("attributes", "measurements", "numeric")
-_LISTS = ("attributes.", "image_urls")
+_LISTS = ("attributes.", "image_urls", "sequence")
 """Raw columns, or how they begin, whose values may be lists."""
 _REQUIRED = {"products": ("product_id", "title"), "users": ("user_id",), "events": ("user_id", "product_id", "at")}
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import aihub, clean, files, hm, sample
+from rec.data import aihub, amazon, clean, files, hm, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
@@ -73,12 +73,22 @@ def open_source(source: Source, seed: int) -> Reader:
         paths, kept = found.all(), {"kind", "currency", "limit"}
         products, events = partial(hm.products, found, source), partial(hm.events, found)
         users: Callable[[Rejects, pa.Array], Iterator[Raw]] = partial(hm.users, found)
+    elif source.kind == "amazon":
+        cut = amazon.find(Path(source.folder))
+        paths, kept = cut.all(), {"kind", "currency", "event", "limit"}
+        products, events = partial(amazon.products, cut, source), partial(amazon.events, cut)
+        users = _no_users
     else:
         paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
         products, events = partial(files.products, source), partial(files.events, source)
         users = partial(_profiles, source)
     inputs = {what: artifact.hash_file(path) for what, path in paths.items()}
     return Reader(inputs, source.model_dump(mode="json", include=kept), products, events, users)
+
+
+def _no_users(_rejects: Rejects, _in_events: pa.Array) -> Iterator[Raw]:
+    """None but those of the events."""
+    return iter(())
 
 
 def _profiles(source: Source, rejects: Rejects, _in_events: pa.Array) -> Iterator[Raw]:

@@ -224,6 +224,10 @@ class ItemInputs:
         sums /= np.maximum(carried, 1)[:, None]
         return sums, carried
 
+    def text_vectors(self) -> NDArray[np.float32]:
+        """Each item's text as one vector, the mean of the encoder's states: float32[N, text_width]; blank is zero."""
+        return self._text_vectors()[self._text_of_item]
+
     def _text_vectors(self) -> NDArray[np.float32]:
         """Mean state of each text, L2-normalised as `TextEncoder.embed` does: float32[D, text_width]; blank is zero."""
         offsets = self._state_offsets

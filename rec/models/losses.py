@@ -28,7 +28,7 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, groups: torch.Tensor, tem
     from pytorch_metric_learning.losses import SupConLoss  # a second, for scipy: paid by who trains
     from pytorch_metric_learning.reducers import MeanReducer
 
-    first, second, groups = _everyone(first), _everyone(second), _everyone(groups)
+    first, second, groups = everyone(first), everyone(second), everyone(groups)
     views = torch.cat([first, second])  # float32[2B, d]
     loss = SupConLoss(temperature=temperature, reducer=MeanReducer())
     value: torch.Tensor = loss(views, indices_tuple=pairs(groups))
@@ -44,7 +44,7 @@ def pairs(groups: torch.Tensor) -> Pairs:
     return rows, (rows + count) % (2 * count), anchors, negatives
 
 
-def _everyone(mine: torch.Tensor) -> torch.Tensor:
+def everyone(mine: torch.Tensor) -> torch.Tensor:
     """Rows of all workers in rank order, with gradients where there are any."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine

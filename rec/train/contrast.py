@@ -12,6 +12,7 @@ Two passes forward instead of one; what a graph holds is that of one chunk.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rec.config import ItemTower as Options
 from rec.models import losses
 from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
+from rec.models.item_tower import ItemTower
 
 RUN = 16
 """Products of one category that stand together."""
@@ -59,29 +61,38 @@ def backward(model: nn.Module, chunks: Sequence[ItemBatch], loss: Loss, *, bfloa
     training sees one forward per backward. `bfloat16`: what it computes in, as far as autocast lets it; the loss is of
     float32.
     """
-
-    def vectors_of(chunk: ItemBatch) -> torch.Tensor:
-        with torch.autocast(chunk.std_id.device.type, torch.bfloat16, enabled=bfloat16):
-            made: torch.Tensor = model(chunk)  # [2b, d]
-        return made.float()
-
     if len(chunks) == 1:
-        value = loss(*vectors_of(chunks[0]).chunk(2))
+        value = loss(*forward(model, chunks[0], bfloat16).chunk(2))
         value.backward()
         return value.detach()
     drawn, vectors = [], []
     with torch.no_grad():
         for chunk in chunks:
             drawn.append(_random_state(chunk.std_id.device))
-            vectors.append(vectors_of(chunk))
+            vectors.append(forward(model, chunk, bfloat16))
     leaves = [made.requires_grad_() for made in vectors]
     firsts, seconds = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
     value = loss(torch.cat(firsts), torch.cat(seconds))
     value.backward()
     for number, (chunk, state, leaf) in enumerate(zip(chunks, drawn, leaves, strict=True), start=1):
         with _alone(model) if number < len(chunks) else nullcontext(), _replayed(state, chunk.std_id.device):
-            vectors_of(chunk).backward(leaf.grad)
+            forward(model, chunk, bfloat16).backward(leaf.grad)
     return value.detach()
+
+
+def forward(model: nn.Module, batch: ItemBatch, bfloat16: bool) -> torch.Tensor:
+    """Vectors float32[V * B, d], computed in bfloat16 as far as autocast lets it, or in float32."""
+    with torch.autocast(batch.std_id.device.type, torch.bfloat16, enabled=bfloat16):
+        made: torch.Tensor = model(batch)
+    return made.float()
+
+
+def parameter_groups(tower: ItemTower, options: Options) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: the tower at its own step size, the text encoder's layers at theirs."""
+    text = [] if tower.text is None else [p for p in tower.text.parameters() if p.requires_grad]
+    apart = set(text)
+    groups = [{"params": [p for p in tower.parameters() if p.requires_grad and p not in apart]}]
+    return [*groups, {"params": text, "lr": options.text_learning_rate}] if text else groups
 
 
 def order(categories: IntArray, share: float, rng: np.random.Generator) -> IntArray:
@@ -103,11 +114,16 @@ def order(categories: IntArray, share: float, rng: np.random.Generator) -> IntAr
 
 
 def two_views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:
-    """First all products, then all once more, each time without some keys in STD, others in RE, and some tokens."""
-    hidden = torch.from_numpy(rng.random((2, 2, len(batch), num_keys + 1)) < options.feature_dropout)
-    tokens = torch.from_numpy(rng.random((2, *batch.title_mask.shape)) < options.token_dropout)  # bool[2, B, T]
-    std = hidden[0].gather(2, batch.std_key.expand(2, -1, -1))  # bool[2, B, S]
-    re = hidden[1].gather(2, batch.re_key.expand(2, -1, -1))  # bool[2, B, R]
+    """First all products, then all once more, each time as `views` hides."""
+    return views(batch, num_keys, options, rng, count=2)
+
+
+def views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator, *, count: int) -> ItemBatch:
+    """All products `count` times over, each time without some keys in STD, others in RE, and some tokens."""
+    hidden = torch.from_numpy(rng.random((2, count, len(batch), num_keys + 1)) < options.feature_dropout)
+    tokens = torch.from_numpy(rng.random((count, *batch.title_mask.shape)) < options.token_dropout)  # bool[V, B, T]
+    std = hidden[0].gather(2, batch.std_key.expand(count, -1, -1))  # bool[V, B, S]
+    re = hidden[1].gather(2, batch.re_key.expand(count, -1, -1))  # bool[V, B, R]
     return batch.views(std=std, re=re, title=tokens)
 
 

@@ -2,10 +2,10 @@
 
 Two views of each product, made by hiding whole keys in STD and in RE and single title tokens, should find
 each other among the views of all other products of the batch. Content only: no event is read, so a product
-that arrived this morning is as well placed as any.
+that arrived this morning is as well placed as any. With `item_tower.behaviour` a second run goes on from there with
+pairs of products that users chose (`rec.train.behaviour`); what the tower reads stays content.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,23 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from rec import artifact, dataset, runtime
+from rec import artifact, dataset, histories, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
-from rec.errors import TrainingError
+from rec.errors import ConfigError
 from rec.models import text_encoder
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.text_layers import TextShape
-from rec.schema import TENSORS
-from rec.train import contrast, curves, ddp, schedule
+from rec.schema import INTERACTIONS, TENSORS
+from rec.train import behaviour, contrast, copurchase, curves, ddp, schedule
 from rec.train.probe import Probe
+from rec.train.watch import Watch
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
 CATEGORY = "category"
-CHECK_STEPS = 20
-NAMED = 5
-"""Products of a bad batch that are named."""
 WARMUP = 0.1
 """Share of all steps over which the learning rate rises."""
 TEXT_LAYERS = "text_layers.safetensors"
@@ -53,13 +51,16 @@ def run(config: Config) -> dict[str, Any]:
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
+    second = ddp.run_name(**{**work, "kind": behaviour.KIND})
     done = artifact.finished(target, **work)
-    ddp.sweep(storage, KIND, keep=None if done else name)
+    for kind, run in ((KIND, name), (behaviour.KIND, second)):
+        ddp.sweep(storage, kind, keep=None if done else run)
     if done is not None:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     folder = ddp.inputs_folder(storage, name)
     shape = _shape(config, _text_layers(config, folder))
+    pairs = _write_pairs(config, ddp.inputs_folder(storage, second)) if config.item_tower.behaviour.epochs else 0
     runtime.start(config.cpus)
     loop_config = {
         "tensors": str(config.at("tensors")),
@@ -71,28 +72,55 @@ def run(config: Config) -> dict[str, Any]:
         "seed": config.seed,
     }
     checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
+    history, metrics = ddp.history_of(checkpoint), ddp.metrics_of(checkpoint)
+    if pairs:
+        loop_config |= {"start": str(checkpoint), "pairs": str(ddp.inputs_folder(storage, second))}
+        checkpoint = ddp.fit(behaviour.loop, config.item_tower.train, second, loop_config, storage)
+        history += ddp.history_of(checkpoint)
+        metrics |= {"pairs": pairs, **ddp.metrics_of(checkpoint)}
     tower = ItemTower(shape)
     ddp.load_checkpoint(checkpoint, tower)
     facts = {
         "items": dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"],
         "width": shape.width,
         "parameters": sum(parameter.numel() for parameter in tower.parameters()),
-        **ddp.metrics_of(checkpoint),
+        **metrics,
     }
     with artifact.write(target, **work) as draft:
         tower.save(draft.path)
-        curves.write(draft.path, f"the item tower of {config.name}", ddp.history_of(checkpoint))
+        curves.write(draft.path, f"the item tower of {config.name}", history)
         draft.note(**facts)
     ddp.sweep(storage, KIND)
+    ddp.sweep(storage, behaviour.KIND)
     return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
 
 
 def _input_hashes(config: Config) -> dict[str, str]:
+    events = {}
+    if config.item_tower.behaviour.epochs:
+        events["events"] = dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash
     return {
+        **events,
         "tensors": dataset.read_manifest(config.at("tensors"), TENSORS).content_hash,
         "vocabulary": tensorize.manifest(config.at("vocabulary")).content_hash,
         "text_states": text_states_manifest(config.at(TEXT_STATES)).content_hash,
     }
+
+
+def _write_pairs(config: Config, folder: Path) -> int:
+    """Write the pairs for all workers, the same bytes in every run; returns how many there are."""
+    options = config.item_tower.behaviour
+    groups = dataset.read(config.at("tensors"), TENSORS, ["group"])["group"].to_numpy().astype(np.int64)
+    pairs = copurchase.find(histories.load(config.root), groups, window=options.window, damping=options.damping)
+    if len(pairs) < options.batch_size:
+        raise ConfigError(
+            f"{config.at('events')} holds {len(pairs)} pairs of products that one user chose within "
+            f"item_tower.behaviour.window={options.window} training events, which fill no batch of "
+            f"{options.batch_size}: lower item_tower.behaviour.batch_size, or set item_tower.behaviour.epochs=0"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs.save(folder)
+    return len(pairs)
 
 
 def _text_layers(config: Config, folder: Path) -> TextShape | None:
@@ -154,7 +182,9 @@ def train(
     probe = Probe(items, categories, options, seed) if ddp.rank() == 0 else None
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
-        parameter_groups(tower, options), lr=options.train.learning_rate, weight_decay=options.train.weight_decay
+        contrast.parameter_groups(tower, options),
+        lr=options.train.learning_rate,
+        weight_decay=options.train.weight_decay,
     )
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
@@ -175,59 +205,3 @@ def train(
         epoch.metrics |= {"loss": loss_mean, "twin_first": hits_mean}
         if probe is not None:
             epoch.metrics |= probe.measure(tower)
-
-
-def parameter_groups(tower: ItemTower, options: Options) -> list[dict[str, Any]]:
-    """What is trained, for an optimizer: the tower at its own step size, the text encoder's layers at theirs."""
-    text = [] if tower.text is None else [p for p in tower.text.parameters() if p.requires_grad]
-    apart = set(text)
-    groups = [{"params": [p for p in tower.parameters() if p.requires_grad and p not in apart]}]
-    return [*groups, {"params": text, "lr": options.text_learning_rate}] if text else groups
-
-
-class Watch:
-    """Losses of an epoch; one that is no number ends the training with the name of its batch.
-
-    It looks at them every CHECK_STEPS steps: to look is to wait for the GPU. Nothing of the epoch is kept then, and the
-    checkpoint of the one before stays.
-    """
-
-    def __init__(self, epoch: int, tensors: Path) -> None:
-        """`epoch` is 0-based; `tensors` is the dataset whose products the rows are."""
-        self._epoch = epoch
-        self._tensors = tensors
-        self._steps = 0
-        self._sums = torch.zeros(2, dtype=torch.float64)
-        self._waiting: list[tuple[IntArray, torch.Tensor]] = []
-
-    def add(self, rows: IntArray, loss: torch.Tensor, hits: torch.Tensor) -> None:
-        """Note a step on item rows int64[B]."""
-        self._waiting.append((rows, torch.stack([loss, hits])))
-        if len(self._waiting) == CHECK_STEPS:
-            self._look()
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss and share of hits of all steps."""
-        self._look()
-        loss, hits = (self._sums / max(self._steps, 1)).tolist()
-        return loss, hits
-
-    def _look(self) -> None:
-        if not self._waiting:
-            return
-        told = torch.stack([both for _, both in self._waiting]).double().cpu()  # float64[steps, 2]
-        for (rows, _), loss in zip(self._waiting, told[:, 0].tolist(), strict=True):
-            self._steps += 1
-            if not math.isfinite(loss):
-                raise TrainingError(self._message(rows, loss))
-        self._sums += told.sum(0)
-        self._waiting = []
-
-    def _message(self, rows: IntArray, loss: float) -> str:
-        ids = dataset.read(self._tensors, TENSORS, ["product_id"])["product_id"].take(rows[:NAMED]).to_pylist()
-        kept = f"the checkpoint after epoch {self._epoch} is kept" if self._epoch else "no epoch was finished"
-        return (
-            f"the loss of epoch {self._epoch + 1}, step {self._steps} is {loss}, on the {len(rows)} products "
-            f"{', '.join(ids)}, ...: lower item_tower.train.learning_rate or raise item_tower.temperature, and look at "
-            f"these products' text; {kept}"
-        )

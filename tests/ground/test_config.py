@@ -59,7 +59,7 @@ def test_wrong_overrides_name_the_option_and_the_remedy(override: str, message: 
 
 
 def test_unknown_recipe_names_the_nearest_and_all() -> None:
-    with pytest.raises(ConfigError, match=r"unknown recipe 'dmeo'; did you mean 'demo'\? \(shipped: demo, hm"):
+    with pytest.raises(ConfigError, match=r"unknown recipe 'dmeo'; did you mean 'demo'\? \(shipped: beauty, demo, hm"):
         load("dmeo")
 
 

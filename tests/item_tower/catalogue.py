@@ -1,7 +1,9 @@
 """A small catalogue as the stages before encode leave it: vocabulary and tensors of invented garments."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,8 @@ import pyarrow as pa
 from rec import artifact, config, dataset
 from rec.config import Config
 from rec.models import text_encoder
-from rec.schema import TENSORS
+from rec.models.item_inputs import TEXT_STATES, TEXT_STATES_VERSION
+from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
 from rec.vocab import std, tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
@@ -56,6 +59,47 @@ def write(folder: Path, products: int, *, seed: int = 0, overrides: Sequence[str
     made_by = {"text": {"encoder": tree.text.encoder}, "seed": seed}
     dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=made_by)
     return tree
+
+
+def shop(folder: Path, products: int, *, seed: int = 0) -> Config:
+    """`write`, and products, users, events and text states: states at random, shoppers who stay with a colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = write(folder, products, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    tensors = dataset.read(tree.at("tensors"), TENSORS, ["product_id", "std_key", "std_id"]).to_pylist()
+    key = StdVocabulary.load().key_id("colour")
+    colours = [dict(zip(row["std_key"], row["std_id"], strict=True)).get(key, 0) for row in tensors]
+    ids = np.array([row["product_id"] for row in tensors])
+    events = []
+    for user in range(4 * products):
+        liked = np.flatnonzero(np.array(colours) == colours[user % products])
+        for step, item in enumerate(rng.choice(liked, min(len(liked), 6), replace=False).tolist()):
+            at = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=step)
+            events.append({"user_id": f"u{user:04}", "product_id": ids[item], "event": "purchase", "at": at})
+    put(tree, PRODUCTS, [{"product_id": i, "title": "a garment", "available": True} for i in ids])
+    put(tree, USERS, [{"user_id": f"u{user:04}"} for user in range(4 * products)])
+    put(tree, INTERACTIONS, events)
+    _states(tree, products, rng)
+    return tree
+
+
+def put(tree: Config, contract: Contract, rows: list[dict[str, Any]]) -> None:
+    """Write `rows` as a dataset of the store; fields that a row lacks are null."""
+    full = [{name: row.get(name) for name in contract.schema.names} for row in rows]
+    table = pa.Table.from_pylist(full, contract.schema)
+    dataset.write(tree.at(contract.kind), contract, [table], inputs={}, config={})
+
+
+def _states(tree: Config, products: int, rng: np.random.Generator) -> None:
+    """Four states of sixteen numbers for every product."""
+    made_by = {"encoder": tree.text.encoder}
+    with artifact.write(
+        tree.at(TEXT_STATES), kind=TEXT_STATES, version=TEXT_STATES_VERSION, inputs={}, config=made_by
+    ) as draft:
+        np.save(draft.path / "states.npy", rng.standard_normal((4 * products, 16)).astype(np.float16))
+        np.save(draft.path / "offsets.npy", np.arange(0, 4 * products + 1, 4))
+        np.save(draft.path / "text_of_item.npy", np.arange(products))
+        draft.note(width=16)
 
 
 def _rows(

@@ -16,7 +16,7 @@ from rec.errors import ConfigError
 from rec.models import item_tower, text_encoder, text_layers
 from rec.models.item_inputs import ItemBatch
 from rec.models.item_tower import ItemTower, Shape
-from rec.train import contrast, item
+from rec.train import contrast
 from tests.item_tower import encoders
 from tests.item_tower.products import TEXT_WIDTH, Product, batch, inputs, products
 
@@ -182,12 +182,12 @@ def test_a_saved_tower_needs_neither_hub_nor_folder(
 def test_layers_of_the_encoder_have_a_smaller_step_size() -> None:
     options = Options(text="top", text_learning_rate=3e-5)
     tower = TOWERS["top"]
-    rest, text = item.parameter_groups(tower, options)
+    rest, text = contrast.parameter_groups(tower, options)
     assert text["lr"] == 3e-5
     assert "lr" not in rest
     assert {id(p) for p in text["params"]} == {id(p) for p in tower.text.parameters()}  # type: ignore[union-attr]
     assert len(rest["params"]) + len(text["params"]) == len(list(tower.parameters()))
-    [alone] = item.parameter_groups(TOWERS["frozen"], Options())
+    [alone] = contrast.parameter_groups(TOWERS["frozen"], Options())
     assert len(alone["params"]) == len(list(TOWERS["frozen"].parameters()))
 
 

@@ -13,8 +13,9 @@ from rec.config import ItemTower as Options
 from rec.errors import TrainingError
 from rec.models.item_tower import ItemTower, Shape
 from rec.schema import TENSORS
-from rec.train import curves, item
+from rec.train import curves
 from rec.train.probe import Probe
+from rec.train.watch import Watch
 from tests.item_tower.products import Product, inputs
 
 PAIRED = [Product([(1, 1 + i // 20), (2, 10 + i % 25)], [(3, 1 + i % 28)], 1 + i % 4, seed=i) for i in range(80)]
@@ -70,11 +71,11 @@ def test_learning_curves_show_every_metric_of_every_epoch(tmp_path: Path) -> Non
     assert (tmp_path / curves.JSON).read_text(encoding="utf-8").count("loss") == 2
 
 
-def watch(folder: Path, epoch: int = 0) -> item.Watch:
+def watch(folder: Path, epoch: int = 0) -> Watch:
     blank = {name: [[]] * 200 for name in TENSORS.schema.names}
     rows = pa.table({**blank, "product_id": [f"p{i}" for i in range(200)], "group": list(range(200))})
     dataset.write(folder, TENSORS, [rows.cast(TENSORS.schema)], inputs={}, config={})
-    return item.Watch(epoch, folder)
+    return Watch(epoch, folder)
 
 
 @pytest.mark.parametrize(("bad", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rec.errors import ArtifactError
-from rec.train import ddp
+from rec.models.item_inputs import ItemBatch
+from rec.train import behaviour, contrast, ddp
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -28,6 +29,26 @@ def loop(config: dict[str, Any]) -> None:
             loss.backward()
             optimizer.step()
             epoch.metrics["loss"] = loss.item()
+
+
+class BehaviourKilledOnce:
+    """The item tower's behaviour stage, whose last worker kills itself at its step `step` when `flag` is not there."""
+
+    def __init__(self, flag: Path, step: int) -> None:
+        self._flag, self._step = flag, step
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        views, made = contrast.views, 0
+
+        def counted(*arguments: Any, **options: Any) -> ItemBatch:
+            nonlocal made
+            made += 1
+            if made == self._step and ddp.rank() == ddp.world_size() - 1:
+                _kill_once(self._flag)
+            return views(*arguments, **options)
+
+        contrast.views = counted
+        behaviour.loop(config)
 
 
 def _kill_once(flag: Path) -> None:

@@ -1,0 +1,265 @@
+"""Products that were hidden from all training: does their content place them where shoppers want them?
+
+A tenth of the products, whole content groups, is hidden from SimCSE and from the pairs of the behaviour stage
+(`rec.evaluate.hidden`). Then all products get their vectors, and two things are measured:
+
+    neighbours.r10   of the products of other groups that users chose within WINDOW of all events of a hidden one, the
+                     share among its 10 nearest products of other groups; of the at most 10 that can be there
+    hr10             of the users whose last, held-out choice is a hidden product, the share who have it among the 10
+                     nearest to the mean vector of their choices before; all products they did not have are ranked
+
+for the recipe's tower (`full`), the same without its behaviour stage where it has one (`simcse`), and towers of one
+input alone, beside the mean states of the frozen text encoder as they are (`rawtext`) and centred, and random vectors.
+Intervals of the first are over content groups, whose products share their text, those of the second over users;
+differences are paired.
+
+`re.lift.n10` is what RE adds to NDCG@10 of the second ranking, for all users whose last choice has an answer of a
+language model and among such products only: the recipe's tower minus one without RE.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from rec import dataset, encode, histories, samples
+from rec.config import Config, ItemTower
+from rec.evaluate import cases as test_cases
+from rec.evaluate import hidden, metrics
+from rec.evaluate.benchmark import Figures, figure
+from rec.evaluate.bootstrap import interval, resampled_means
+from rec.evaluate.cases import Cases
+from rec.histories import Histories
+from rec.models import item_tower
+from rec.models.item_inputs import ItemInputs
+from rec.retrieval import search
+from rec.schema import ENRICHED, PRODUCTS, TENSORS
+from rec.train import copurchase, item
+
+SHARE = 0.1
+"""Of the products that are hidden."""
+K, WINDOW = 10, 5
+QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
+BLOCK_ROWS = 1_024
+NO_RE = "no-re"
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """N products with all their events, and which of them no training saw."""
+
+    h: Histories
+    groups: NDArray[np.int64]
+    """int64[N] content groups."""
+    hidden: Bools
+    """bool[N]"""
+    answered: Bools
+    """bool[N]: a language model answered."""
+    cases: Cases
+    """Every user's last event."""
+
+
+def measure(config: Config, *, quick: bool) -> Figures:
+    """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before."""
+    prefix = f"cold.{config.name.removesuffix('-quick')}"
+    config = _shortened(config) if quick else config
+    world, items = _world(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
+    seen = hidden.part(config, "seen")
+    hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
+    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
+    hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
+    vectors = {}
+    for name, options in _towers(config.item_tower, lift=bool(world.answered.any())).items():
+        trained = seen.model_copy(update={"name": name, "item_tower": options})
+        for part in hidden.DATASETS:
+            hidden.link(seen, trained, part)
+        log.info("tower %s", name)
+        item.run(trained)
+        vectors[name] = _vectors(trained, items)
+    text = items.text_vectors()
+    vectors["rawtext"] = text
+    vectors["centred"] = _unit(text - text.mean(0))
+    drawn = np.random.default_rng(config.seed).standard_normal((len(items), config.item_tower.width))
+    vectors["random"] = _unit(drawn.astype(np.float32))
+    without_re = vectors.pop(NO_RE, None)
+    figures = cold(prefix, world, vectors, config)
+    if without_re is not None:
+        figures |= lift(world, vectors["full"], without_re, config)
+    return figures
+
+
+def _shortened(config: Config) -> Config:
+    """The recipe on a part of its products, encoded here, with fewer and smaller steps."""
+    less = config.item_tower.model_dump()
+    for run in (less["train"], less["behaviour"]):
+        run["epochs"] = min(run["epochs"], QUICK_EPOCHS)
+        run["batch_size"] = min(run["batch_size"], QUICK_BATCH)
+    part = hidden.part(config, "part").model_copy(update={"item_tower": ItemTower.model_validate(less)})
+    h, groups = histories.load(config.root), _groups(config)
+    kept = hidden.bought_first(groups, h, QUICK_PRODUCTS, config.seed)
+    hidden.write(config, part, kept, h, kept[h.items])
+    hidden.link(config, part, "enriched")
+    encode.run(part)
+    return part
+
+
+def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
+    """The towers to train, by name."""
+    plain = options.behaviour.model_copy(update={"epochs": 0})
+    towers = {"full": options, "simcse": options.model_copy(update={"behaviour": plain})}
+    if not options.behaviour.epochs:
+        del towers["simcse"]
+    inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
+    if lift:
+        inputs[NO_RE] = [name for name in options.inputs if name != "re"]
+    return towers | {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
+
+
+def _world(config: Config) -> World:
+    h, groups = histories.load(config.root), _groups(config)
+    made = dataset.read(config.at("enriched"), ENRICHED, ["product_id", "model"])
+    answered = made.filter(pc.is_valid(made["model"]))["product_id"].combine_chunks()
+    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
+    cases = test_cases.last_events(
+        h,
+        samples.created_us(config.root),
+        history=config.user_tower.history,
+        exclude_seen=config.user_tower.exclude_seen,
+        max_users=None,
+        seed=config.seed,
+    )
+    return World(
+        h, groups, hidden.draw(groups, SHARE, config.seed), pc.is_in(ids, value_set=answered).to_numpy(), cases
+    )
+
+
+def _groups(config: Config) -> NDArray[np.int64]:
+    column = dataset.read(config.at("tensors"), TENSORS, ["group"])["group"]
+    return column.to_numpy().astype(np.int64)
+
+
+@torch.inference_mode()
+def _vectors(trained: Config, items: ItemInputs) -> Vectors:
+    """float32[N, d] of all `items` by the tower that `trained` has."""
+    device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
+    tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
+    blocks = np.split(np.arange(len(items)), range(BLOCK_ROWS, len(items), BLOCK_ROWS))
+    return np.concatenate([tower(items.batch(rows).to(device)).cpu().numpy() for rows in blocks])
+
+
+def _unit(rows: Vectors) -> Vectors:
+    made: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return made
+
+
+def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config) -> Figures:
+    """Both measures of every system of `vectors`, and what `full` has more than each other."""
+    rows, chosen = chosen_with(world)
+    near = np.stack([neighbours(made, world.groups, rows, chosen) for made in vectors.values()], axis=1)
+    users = np.flatnonzero(world.hidden[world.cases.targets])
+    ranks = [next_ranks(made, world.cases, users) for made in vectors.values()]
+    hits = np.stack([metrics.recall(found, K) for found in ranks], axis=1)
+    log.info("%d hidden products in pairs, %d users whose last choice is hidden", len(rows), len(users))
+    names, options = list(vectors), config.evaluate
+    _, cluster = np.unique(world.groups[rows], return_inverse=True)
+    figures = _compared(f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed)
+    return figures | _compared(
+        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed
+    )
+
+
+def lift(world: World, full: Vectors, without: Vectors, config: Config) -> Figures:
+    """`re.lift.n10`: NDCG@10 of `full` minus that of `without`, among answered products only; goal 0."""
+    place = np.where(world.answered, np.cumsum(world.answered) - 1, -1)
+    users = np.flatnonzero(world.answered[world.cases.targets])
+    gains = [metrics.ndcg(next_ranks(made, world.cases, users, place), K) for made in (full, without)]
+    values = np.stack([gains[0] - gains[1], *gains], axis=1)
+    return {
+        name: figure(value, unit, bounds, goal)
+        for (name, unit, goal), (value, bounds) in zip(
+            (
+                (f"re.lift.n{K}", "difference", 0.0),
+                (f"re.with.n{K}", "ratio", None),
+                (f"re.without.n{K}", "ratio", None),
+            ),
+            _means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed),
+            strict=True,
+        )
+    }
+
+
+def chosen_with(world: World) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hidden products that were chosen together with others, int64[Q], and the codes q * N + i of those, ascending."""
+    count = len(world.groups)
+    first, second, _ = copurchase.together(world.h, np.ones(len(world.h.items), bool), world.groups, WINDOW)
+    codes = np.concatenate([first * count + second, second * count + first])
+    codes = np.sort(codes[world.hidden[codes // count]])
+    return np.unique(codes // count), codes
+
+
+def neighbours(
+    vectors: Vectors, groups: NDArray[np.int64], rows: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> Floats:
+    """float64[Q] share of what was chosen with each of `rows` (see `chosen_with`) among its K nearest products."""
+    count = len(groups)
+    order = np.argsort(groups, kind="stable")
+    starts, ends = (np.searchsorted(groups[order], groups[rows], side) for side in ("left", "right"))
+    own = [np.sort(order[start:end]) for start, end in zip(starts, ends, strict=True)]
+    found, _ = search(vectors[rows], vectors, K, own)
+    hits = (np.isin(rows[:, None] * count + found, chosen) & (found >= 0)).sum(axis=1)
+    known = np.searchsorted(chosen, (rows + 1) * count) - np.searchsorted(chosen, rows * count)
+    shares: Floats = hits / np.minimum(known, K)
+    return shares
+
+
+def next_ranks(
+    vectors: Vectors, cases: Cases, users: NDArray[np.int64], place: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """int64[len(users)] rank of each user's last choice by the mean vector of those before, or MISSED.
+
+    `place` int64[N] gives the places of the products to rank, -1 for none; without it all are.
+    """
+    place = np.arange(len(vectors)) if place is None else place
+    means = np.stack([vectors[cases.states[user].items].mean(axis=0) for user in users])
+    exclude = [place[rows] for rows in cases.exclude.part(users)[:]]
+    found, _ = search(means, vectors[place >= 0], K, [rows[rows >= 0] for rows in exclude])
+    hit = found == place[cases.targets[users], None]  # bool[U, K]
+    return np.where(hit.any(axis=1), hit.argmax(axis=1), metrics.MISSED)
+
+
+def _compared(
+    name: str, systems: list[str], values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int
+) -> Figures:
+    """Figures of each system and of `full` minus each other one (goal 0); values float64[Q, M]."""
+    others = [system for system in systems if system != "full"]
+    full = values[:, systems.index("full")]
+    gains = [full - values[:, systems.index(system)] for system in others]
+    made = _means(np.column_stack([values, *gains]), cluster, resamples, seed)
+    labels: list[tuple[str, str, float | None]] = [(name.format(system), "ratio", None) for system in systems]
+    labels += [(name.format(f"full.minus.{system}"), "difference", 0.0) for system in others]
+    return {
+        label: figure(value, unit, bounds, goal)
+        for (label, unit, goal), (value, bounds) in zip(labels, made, strict=True)
+    }
+
+
+def _means(values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int) -> list[tuple[float, list[float]]]:
+    """Mean and 95 % interval of each column of float64[Q, M]; rows of one cluster, int64[Q], are drawn together."""
+    weights = (*values.T, np.ones(len(values)))
+    sums = np.stack([np.bincount(cluster, column) for column in weights], axis=1).astype(np.float64)
+    drawn = resampled_means(sums, resamples, seed)
+    bounds = interval(drawn[:, :-1] / drawn[:, -1:]).T
+    return [
+        (round(float(value), 4), [round(float(bound), 4) for bound in low_high])
+        for value, low_high in zip(values.mean(axis=0), bounds, strict=True)
+    ]

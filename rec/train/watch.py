@@ -1,0 +1,63 @@
+"""Losses of an epoch of the item tower: their mean, and the end of a training that went wrong."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from rec import dataset
+from rec.errors import TrainingError
+from rec.models.item_inputs import IntArray
+from rec.schema import TENSORS
+
+CHECK_STEPS = 20
+NAMED = 5
+"""Products of a bad batch that are named."""
+
+
+class Watch:
+    """Losses of an epoch; one that is no number ends the training with the name of its batch.
+
+    It looks at them every CHECK_STEPS steps: to look is to wait for the GPU. Nothing of the epoch is kept then, and the
+    checkpoint of the one before stays.
+    """
+
+    def __init__(self, epoch: int, tensors: Path) -> None:
+        """`epoch` is 0-based; `tensors` is the dataset whose products the rows are."""
+        self._epoch = epoch
+        self._tensors = tensors
+        self._steps = 0
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._waiting: list[tuple[IntArray, torch.Tensor]] = []
+
+    def add(self, rows: IntArray, loss: torch.Tensor, hits: torch.Tensor) -> None:
+        """Note a step on item rows int64[B]."""
+        self._waiting.append((rows, torch.stack([loss, hits])))
+        if len(self._waiting) == CHECK_STEPS:
+            self._look()
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and share of hits of all steps."""
+        self._look()
+        loss, hits = (self._sums / max(self._steps, 1)).tolist()
+        return loss, hits
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        told = torch.stack([both for _, both in self._waiting]).double().cpu()  # float64[steps, 2]
+        for (rows, _), loss in zip(self._waiting, told[:, 0].tolist(), strict=True):
+            self._steps += 1
+            if not math.isfinite(loss):
+                raise TrainingError(self._message(rows, loss))
+        self._sums += told.sum(0)
+        self._waiting = []
+
+    def _message(self, rows: IntArray, loss: float) -> str:
+        ids = dataset.read(self._tensors, TENSORS, ["product_id"])["product_id"].take(rows[:NAMED]).to_pylist()
+        kept = f"the checkpoint after epoch {self._epoch} is kept" if self._epoch else "no epoch was finished"
+        return (
+            f"the loss of epoch {self._epoch + 1}, step {self._steps} is {loss}, on the {len(rows)} products "
+            f"{', '.join(ids)}, ...: lower item_tower.train.learning_rate or raise item_tower.temperature, and look at "
+            f"these products' text; {kept}"
+        )

@@ -1,0 +1,149 @@
+"""Cold items: what is hidden stays hidden, and both measures against worlds whose truth is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rec import config, dataset, histories
+from rec.errors import ArtifactError
+from rec.evaluate import cases, cold_items, hidden
+from rec.evaluate.cold_items import World
+from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
+from tests.item_tower import catalogue
+from tests.train import test_copurchase as pairs
+
+N = 12
+CONFIG = config.load("demo", ["evaluate.bootstrap=100"])
+
+
+def world(users: list[list[int]], hide: list[int], groups: list[int] | None = None) -> World:
+    h = pairs.histories(users, N)
+    asked = cases.last_events(h, np.full(N, -1), history=20, exclude_seen=True, max_users=None, seed=0)
+    mask = np.isin(np.arange(N), hide)
+    return World(h, np.array(groups or range(N), np.int64), mask, np.arange(N) < 8, asked)
+
+
+def two_shelves() -> np.ndarray:
+    """float32[12, 2]: products 0 to 5 lie together, and so do 6 to 11."""
+    angles = np.where(np.arange(N) < 6, 0.0, 1.5) + np.arange(N) * 0.01
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_neighbours_are_what_was_chosen_with_a_hidden_product() -> None:
+    """Product 0 was chosen with 1 and 2, which lie near, and 11, the farthest of eleven; K = 10 are found."""
+    made = world([[0, 1], [2, 0], [11, 0], [5, 6]], hide=[0, 3])
+    rows, chosen = cold_items.chosen_with(made)
+    assert rows.tolist() == [0], "3 was never chosen"
+    assert chosen.tolist() == [1, 2, 11]
+    assert cold_items.neighbours(two_shelves(), made.groups, rows, chosen).tolist() == pytest.approx([2 / 3])
+
+
+def test_products_of_the_same_group_neither_count_nor_stand_in_the_way() -> None:
+    groups = [0, 0, *range(1, N - 1)]
+    made = world([[0, 1], [0, 11]], hide=[0, 1], groups=groups)
+    rows, chosen = cold_items.chosen_with(made)
+    assert rows.tolist() == [0], "1 was chosen with its own group alone"
+    assert chosen.tolist() == [11]
+    assert cold_items.neighbours(two_shelves(), made.groups, rows, chosen).tolist() == [1.0], "ten others, all found"
+
+
+def test_the_next_choice_is_ranked_among_all_that_the_user_did_not_have() -> None:
+    made = world([[0, 1, 2], [6, 7, 11], [0, 1, 9]], hide=[2, 9, 11])
+    found = cold_items.next_ranks(two_shelves(), made.cases, np.arange(3))
+    assert found.tolist() == [0, 3, 7], "between near products, behind 8, 9 and 10, behind one's own shelf"
+    places = np.where(np.arange(N) < 8, np.arange(N), -1)
+    assert cold_items.next_ranks(two_shelves(), made.cases, np.array([0]), places).tolist() == [0]
+
+
+def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> None:
+    rng = np.random.default_rng(0)
+    users = [(6 * (u % 2) + rng.permutation(6)[:4]).tolist() for u in range(60)]
+    made = world(users, hide=[0, 1, 7, 8])
+    spread = rng.standard_normal((N, 8)).astype(np.float32)
+    figures = cold_items.cold("cold.x", made, {"full": two_shelves(), "random": spread}, CONFIG)
+    assert figures["cold.x.full.hr10"]["value"] == 1.0
+    assert set(figures) == {
+        f"cold.x.{system}.{measure}"
+        for system in ("full", "random", "full.minus.random")
+        for measure in ("neighbours.r10", "hr10")
+    }
+    gain = figures["cold.x.full.minus.random.neighbours.r10"]
+    plain = [figures[f"cold.x.{system}.neighbours.r10"]["value"] for system in ("full", "random")]
+    assert gain["value"] == pytest.approx(plain[0] - plain[1], abs=1e-4)
+    assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
+
+
+def test_the_lift_is_of_answered_products_only() -> None:
+    made = world([[0, 1, 2], [0, 2, 1], [6, 7, 11]], hide=[])
+    figures = cold_items.lift(made, two_shelves(), -two_shelves(), CONFIG)
+    assert figures["re.with.n10"]["value"] == 1.0
+    assert figures["re.lift.n10"]["value"] == pytest.approx(1 - figures["re.without.n10"]["value"], abs=1e-4)
+
+
+def test_whole_groups_are_hidden_by_seed() -> None:
+    groups = np.repeat(np.arange(40), 3)
+    drawn = hidden.draw(groups, 0.1, 3)
+    assert 0 < drawn.sum() <= 12
+    assert drawn.reshape(40, 3).all(axis=1).sum() * 3 == drawn.sum()
+    np.testing.assert_array_equal(drawn, hidden.draw(groups, 0.1, 3))
+    assert (drawn != hidden.draw(groups, 0.1, 4)).any()
+
+
+def test_the_open_store_trains_on_no_held_out_event() -> None:
+    """A user whom hiding leaves two events would train on both, though they are held out."""
+    h = pairs.histories([[0, 1, 2], [3, 4, 5, 6], [0, 7], [8, 9, 10, 11]], N)
+    mask = np.isin(np.arange(N), [0, 6])
+    opened = hidden.open_events(h, mask)
+    left = [h.items[a:b][opened[a:b]].tolist() for a, b in zip(h.offsets[:-1], h.offsets[1:], strict=True)]
+    assert left == [[], [3, 4, 5], [7], [8, 9, 10, 11]]
+    kept = pairs.histories(left, N)
+    trained = set(kept.items[histories.training_events(kept)].tolist())
+    assert trained == {3, 7, 8, 9}
+    assert trained <= set(h.items[histories.training_events(h)].tolist())
+
+
+def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_path: Path) -> None:
+    tree = catalogue.shop(tmp_path, 24)
+    h = histories.load(tree.root)
+    groups = dataset.read(tree.at("tensors"), TENSORS, ["group"])["group"].to_numpy().astype(np.int64)
+    mask = hidden.draw(groups, 0.25, 1)
+    ids = dataset.read(tree.at("products"), PRODUCTS, ["product_id"])["product_id"]
+    gone = ids.filter(pa.array(mask)).combine_chunks()
+    seen, leaky = hidden.part(tree, "seen"), hidden.part(tree, "leaky")
+    hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
+    hidden.check(seen, gone)
+    again = dataset.read_manifest(seen.at("events"), INTERACTIONS)
+    hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
+    assert dataset.read_manifest(seen.at("events"), INTERACTIONS) == again
+    opened = histories.load(seen.root)
+    assert opened.unknown == 0
+    assert opened.num_items == int((~mask).sum())
+    hidden.write(tree, leaky, np.ones(24, bool), h, np.ones(len(h.items), bool))
+    with pytest.raises(ArtifactError, match=r"rows of hidden products such as 'p\d+': remove"):
+        hidden.check(leaky, gone)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way on a small shop, whose shoppers stay with a colour, with two towers of one epoch."""
+    tree = catalogue.shop(tmp_path, 60)
+    asked = {"status": "ok", "std": [], "re": [], "vocab_version": "", "tokens_in": 0, "tokens_out": 0}
+    rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "content_hash": "", **asked} for i in range(60)]
+    catalogue.put(tree, ENRICHED, rows)
+    behaviour = tree.item_tower.behaviour.model_copy(update={"epochs": 1, "batch_size": 16})
+    train = tree.item_tower.train.model_copy(update={"epochs": 1})
+    tower = tree.item_tower.model_copy(update={"behaviour": behaviour, "train": train})
+    some = {"full": tower, cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]})}
+    monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
+    figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False)
+    for measure in ("neighbours.r10", "hr10"):
+        for system in ("full", "rawtext", "centred", "random"):
+            low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
+            assert 0 <= low <= figures[f"cold.catalogue.{system}.{measure}"]["value"] <= high <= 1
+        assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
+    assert figures["re.lift.n10"]["unit"] == "difference"
+    trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
+    assert trained.facts["rows"] == 54, "a tenth is hidden"
