@@ -40,6 +40,8 @@ PLACES = {
 }
 """Where the configuration has the options that manifests state outside their branch."""
 SUFFIXES = (".safetensors", ".json", ".parquet", ".toml")
+PAGE = ".html"
+"""A page for people, such as learning curves; no server needs it."""
 SNIPPET_CHARS = 280
 
 
@@ -173,7 +175,7 @@ def _copy_part(config: Config, part: str, target: Path) -> artifact.Manifest:
     artifact.verify(source, manifest)
     bundle.check_version(f"{source} holds", part, manifest.version, f"python jobs/pipeline.py --recipe {config.name}")
     for path in sorted(source.rglob("*")):
-        if path.is_file() and path.name != artifact.MANIFEST:
+        if path.is_file() and path.name != artifact.MANIFEST and path.suffix != PAGE:
             if path.suffix not in SUFFIXES:
                 raise ArtifactError(
                     f"{path} is not one of {', '.join(SUFFIXES)} and cannot go into a bundle: "
