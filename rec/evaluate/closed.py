@@ -67,7 +67,7 @@ class Work:
     """Taught texts among which those to show to the engine are looked for."""
 
 
-FULL = Work(taught=8_000, epochs=1, read=2_000, asked=200, pool=2_000)
+FULL = Work(taught=6_000, epochs=1, read=2_000, asked=200, pool=2_000)
 QUICK = Work(taught=1_000, epochs=1, read=400, asked=16, pool=400)
 
 
