@@ -8,7 +8,7 @@ The tagger is taught with gold values here, and engine and tagger are asked for 
 values: this measures what they can read, not the enrichment stage, where a model's answers teach the tagger, and it
 concludes the inferable keys alone.
 
-    llm        the embedded engine, held to the values of each key, after the SHOTS nearest taught texts
+    llm        the embedded engine, held to the values of each key, after the SHOTS nearest of the POOL of taught texts
     nearest    the values of the nearest taught text, without any model: what remembering alone is worth
     tagger     what the tagger concludes, whatever words the text has
     spans      the vocabulary values in the words that the same tagger reads
@@ -16,6 +16,8 @@ concludes the inferable keys alone.
     rules      the first of them
     majority   the most frequent value of the taught texts
     ceiling    the most frequent value among the text's own articles: no reading of the text is better
+
+Most texts have one article, of which the ceiling is sure. The figures are in rec/README.md.
 """
 
 import logging
@@ -67,10 +69,12 @@ class Work:
     read: int
     asked: int
     """Texts that the engine reads, the first of `read`."""
+    pool: int
+    """Taught texts among which those to show to the engine are looked for."""
 
 
-FULL = Work(taught=8_000, epochs=1, read=2_000, asked=200)
-QUICK = Work(taught=1_000, epochs=1, read=400, asked=16)
+FULL = Work(taught=6_000, epochs=1, read=2_000, asked=200, pool=2_000)
+QUICK = Work(taught=1_000, epochs=1, read=400, asked=16, pool=400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,8 @@ def figures(
     named = [{key: [value for value, _ in std.find(key, d.text)] for key in KEYS} for d in held_out]
     readings, seconds = _readings(taught, held_out, std, config, work)
     concluded = [{key: value for key, (value, _) in reading.concluded.items()} for reading in readings]
-    near = _nearest(taught, held_out, config)
+    near = _nearest(taught[: work.pool], asked, config)
+    remembered = _nearest(taught, held_out, config)
     ways = {
         "tagger": _credits(held_out, concluded),
         "spans": _credits(held_out, [_spanned(reading, std) for reading in readings]),
@@ -138,8 +143,8 @@ def figures(
         "rules": _credits(held_out, [{key: next(iter(found[key]), None) for key in KEYS} for found in named]),
         "majority": _credits(held_out, [usual] * len(held_out)),
         "ceiling": _table(held_out, lambda _, d, key: d.credit(key, d.usual(key))),
-        "nearest": _credits(held_out, [{key: shots[-1].usual(key) for key in KEYS} for shots in near]),
-        "llm": _credits(asked, _answers(asked, near[: len(asked)], std, config)),
+        "nearest": _credits(held_out, [{key: shots[-1].usual(key) for key in KEYS} for shots in remembered]),
+        "llm": _credits(asked, _answers(asked, near, std, config)),
     }
     made: Figures = {}
     resamples, seed = config.evaluate.bootstrap, config.seed

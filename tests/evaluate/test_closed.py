@@ -61,7 +61,7 @@ def test_a_text_teaches_its_values_and_their_words(tmp_path: Path) -> None:
 
 def test_no_text_is_taught_and_read() -> None:
     described = [Described(f"Text {number}", {}) for number in range(50)]
-    taught, held_out = closed.split(described, Work(taught=20, epochs=1, read=10, asked=5), seed=3)
+    taught, held_out = closed.split(described, Work(taught=20, epochs=1, read=10, asked=5, pool=5), seed=3)
     assert (len(taught), len(held_out)) == (20, 10)
     assert not {d.text for d in taught} & {d.text for d in held_out}
 
@@ -87,7 +87,7 @@ def test_every_way_has_its_figures_and_a_taught_tagger_beats_the_words(
     config: Config = load("hm", [])
     monkeypatch.setattr(closed.engine, "require", lambda enrich: None)
     monkeypatch.setattr(closed.engine, "load", lambda enrich, key: _Copies())
-    work = Work(taught=24, epochs=8, read=16, asked=8)
+    work = Work(taught=24, epochs=8, read=16, asked=8, pool=24)
     made = closed.figures(described, shares, STD, config, work)
     value = {name: found["value"] for name, found in made.items()}
     assert value["hm.tagger.category.accuracy"] == value["hm.tagger.pattern.accuracy"] == 1.0
