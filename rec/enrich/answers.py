@@ -46,7 +46,7 @@ class Answer:
     tokens_in: int
     tokens_out: int
     images: str | None = None
-    """Its Pictures as JSON; None for a form that knows no images."""
+    """Its Pictures as JSON; None where no image was to be shown."""
 
 
 @dataclass(frozen=True, slots=True)

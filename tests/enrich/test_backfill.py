@@ -15,9 +15,10 @@ from rec import postgres
 from rec.config import load
 from rec.enrich import backfill, cache, engine
 from rec.enrich.backfill import Backfill
+from rec.enrich.finish import Finish
 from rec.enrich.prompt import COMPLETION, RE_KEYS, STD_PREFIX, Body
 from rec.enrich.text import canonical
-from rec.enrich.workers import COLUMNS, Ask, Finish, Origin, question, weigh
+from rec.enrich.workers import COLUMNS, Ask, Origin, question, weigh
 from rec.errors import ConfigError
 from rec.schema import PRODUCTS
 from rec.vocab import std
