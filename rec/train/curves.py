@@ -57,6 +57,7 @@ def _plot(metrics: Sequence[str], history: Sequence[dict[str, float]]) -> str:
     for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
         axes.plot(epochs, [epoch.get(metric, float("nan")) for epoch in history], marker=".", color="#1b4f72")
         axes.set_ylabel(metric.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     axes.set_xlabel("epoch")
     return svg(figure)
