@@ -23,6 +23,7 @@ from typing import Any
 from rec import pipeline
 from rec.cli import main, parser
 from rec.config import Config, load
+from rec.data import amazon
 from rec.enrich import oamine
 from rec.errors import ConfigError
 from rec.evaluate import benchmark, closed, cold_items, coverage, enrichment, scale, tagging, zero_shot
@@ -60,6 +61,9 @@ def cold(options: argparse.Namespace) -> benchmark.Figures:
     figures: benchmark.Figures = {}
     for recipe in dict.fromkeys((options.recipe, "beauty")):
         chosen = load(recipe, options.overrides)
+        if recipe != options.recipe and not amazon.lies_in(Path(chosen.source.folder)):
+            log.warning("Beauty's files lie not in source.folder %r: cold.beauty is left out", chosen.source.folder)
+            continue
         if options.quick:
             chosen = shortened(chosen).model_copy(update={"item_tower": chosen.item_tower})
         prepare(chosen, "tensorize" if options.quick else "encode")

@@ -378,7 +378,8 @@ class ItemTower(Branch):
     """Softmax temperature of the contrastive loss."""
     chunk_size: int | None = Field(default=None, ge=1)
     """Products of one worker that go through the network at once, so that a batch may be larger than memory; None:
-    the worker's whole share of the batch, which takes a third less time."""
+    the worker's whole share of the batch, which takes a third less time. What compares all views with each other takes
+    some 50 bytes x (2 x batch_size)² all the same."""
     same_category: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch that stands in runs of one category, whose other styles are the harder negatives."""
     text: Literal["frozen", "top", "full"] = "frozen"
@@ -398,6 +399,10 @@ class ItemTower(Branch):
         unused = {"frozen": {"text_layers", "text_learning_rate"}, "top": set(), "full": {"text_layers"}}[self.text]
         unused |= set() if self.behaviour.epochs else {"behaviour"}
         return {name: value for name, value in super().identity().items() if name not in unused}
+
+    def complete(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Branch`. An identity without the behaviour stage is one of a tower that had none."""
+        return super().complete({"behaviour": {"epochs": 0}, **identity})
 
     @property
     def layers_above_states(self) -> int:
@@ -562,6 +567,15 @@ class Config(Branch):
             raise ValueError(
                 f"item_tower.text={self.item_tower.text!r} trains an encoder of titles, which item_tower.inputs leaves "
                 'out: add "title" to it, or set item_tower.text="frozen"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_go_through_at_once(self) -> Self:
+        if self.item_tower.chunk_size is not None and self.item_tower.behaviour.epochs:
+            raise ValueError(
+                "item_tower.chunk_size cuts the batches of SimCSE and not those of item_tower.behaviour: leave it out "
+                "and lower both batch sizes, or set item_tower.behaviour.epochs=0"
             )
         return self
 

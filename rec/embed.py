@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from rec import artifact, dataset, log, runtime
 from rec.config import Config, Train
+from rec.errors import ArtifactError
 from rec.models import item_tower, token_map
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
@@ -111,6 +112,12 @@ def _check_texts(config: Config) -> None:
         layers_above=shape.layers_above_states,
         reader=f"the item tower in {config.at(item_tower.KIND)}",
     )
+    if shape.width != config.item_tower.width:
+        raise ArtifactError(
+            f"the item tower in {config.at(item_tower.KIND)} makes vectors of {shape.width} numbers, but "
+            f"item_tower.width is {config.item_tower.width}: run `python jobs/pretrain.py` again, or give the option "
+            "that it was trained with"
+        )
 
 
 def _digests(read: pa.Table) -> pa.Array:

@@ -36,8 +36,13 @@ class Files:
         return {"products": self.items, "events": self.sequences}
 
 
+def lies_in(folder: Path) -> bool:
+    """Whether both files lie in `folder`."""
+    return all((folder / name).is_file() for name in (ITEMS, SEQUENCES))
+
+
 def find(folder: Path) -> Files:
-    """The files in `folder`."""
+    """The files in `folder`. Raises InputError where one is missing."""
     files = Files(folder / ITEMS, folder / SEQUENCES)
     for file in files.all().values():
         if not file.is_file():

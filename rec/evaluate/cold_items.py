@@ -79,13 +79,13 @@ def measure(config: Config, *, quick: bool) -> Figures:
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
     vectors = {}
-    for name, options in _towers(config.item_tower, lift=bool(world.answered.any())).items():
+    for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
         trained = seen.model_copy(update={"name": name, "item_tower": options})
         for part in hidden.DATASETS:
             hidden.link(seen, trained, part)
         log.info("tower %s", name)
         item.run(trained)
-        vectors[name] = _vectors(trained, items)
+        vectors[name] = _vectors(trained, config)
     text = items.text_vectors()
     vectors["rawtext"] = text
     vectors["centred"] = _unit(text - text.mean(0))
@@ -120,7 +120,7 @@ def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
     if not options.behaviour.epochs:
         del towers["simcse"]
     inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
-    if lift:
+    if lift and "re" in options.inputs and len(options.inputs) > 1:
         inputs[NO_RE] = [name for name in options.inputs if name != "re"]
     return towers | {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
 
@@ -149,10 +149,11 @@ def _groups(config: Config) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def _vectors(trained: Config, items: ItemInputs) -> Vectors:
-    """float32[N, d] of all `items` by the tower that `trained` has."""
+def _vectors(trained: Config, whole: Config) -> Vectors:
+    """float32[N, d] of all products of `whole` by the tower that `trained` has."""
     device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
     tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
+    items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
     blocks = np.split(np.arange(len(items)), range(BLOCK_ROWS, len(items), BLOCK_ROWS))
     return np.concatenate([tower(items.batch(rows).to(device)).cpu().numpy() for rows in blocks])
 

@@ -346,4 +346,4 @@ def metrics_of(folder: Path) -> dict[str, float]:
 def history_of(folder: Path) -> list[dict[str, float]]:
     """The metrics of all epochs of the checkpoint, oldest first."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return list(state["history"])
+    return list(state.get("history") or [state["metrics"]])  # the latter: checkpoints of version 0.1

@@ -144,3 +144,11 @@ def test_every_option_says_what_it_is() -> None:
 def test_any_override_is_taken_or_refused_as_config_error(text: str) -> None:
     with suppress(ConfigError):
         assert isinstance(load("demo", [text]), Config)
+
+
+def test_the_identity_of_a_tower_without_the_behaviour_stage_is_told_from_one_with_it() -> None:
+    without, tuned = load("hm").item_tower, load("hm", ["item_tower.behaviour.epochs=2"]).item_tower
+    assert tuned.complete(without.identity())["behaviour"]["epochs"] == 0
+    assert tuned.complete(tuned.identity())["behaviour"]["epochs"] == 2
+    with pytest.raises(ConfigError, match=r"item_tower.chunk_size cuts the batches of SimCSE and not those"):
+        load("hm", ["item_tower.behaviour.epochs=2", "item_tower.chunk_size=32"])

@@ -81,7 +81,11 @@ def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) ->
     assert restored.param_groups[0]["betas"] == (0.8, 0.9)
     step(other, restored)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert json.loads((tmp_path / ddp.STATE).read_text())["epoch"] == 7
+    state = json.loads((tmp_path / ddp.STATE).read_text())
+    assert state["epoch"] == 7
+    del state["history"]
+    (tmp_path / ddp.STATE).write_text(json.dumps({**state, "metrics": {"loss": 0.25}}))
+    assert ddp.history_of(tmp_path) == [{"loss": 0.25}], "a run of an earlier version goes on"
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
