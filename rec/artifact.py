@@ -5,7 +5,8 @@ written last and the staging folder is renamed into place. A folder without a ma
 artifact, so a job killed at any moment leaves either the old artifact, the new one, or, where there
 was none, none. Between moving the old one aside and the new one in, the target is missing: whoever
 looks for it next puts the old one back.
-The content hash covers the bytes of every file; equal inputs and configuration give equal hashes.
+The content hash covers the bytes of every file; equal inputs and configuration give equal hashes, but for vectors
+that a store kept from before (`rec.embed`).
 """
 
 import hashlib
