@@ -10,8 +10,14 @@ import ray
 from rec import dataset
 from rec import log as progress
 from rec.config import Config
+from rec.enrich import places
 from rec.enrich.workers import BATCH_ROWS, COLUMNS, read, scan
 from rec.schema import PRODUCTS
+
+
+def placed(config: Config) -> Config:
+    """With what workers need to know of the folder of images, wherever they run."""
+    return config.model_copy(update={"enrich": places.placed(config.enrich, config.source.folder)})
 
 
 def stream(config: Config) -> ray.data.Dataset:

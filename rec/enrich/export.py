@@ -7,7 +7,7 @@ from typing import Any
 
 from rec import dataset, postgres
 from rec.config import Config
-from rec.enrich import backfill, cache, catalogue, engine, imports, places
+from rec.enrich import backfill, cache, catalogue, engine, imports
 from rec.schema import PRODUCTS
 from rec.vocab.std import StdVocabulary
 
@@ -17,8 +17,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
 
     Answers that the token budget cut are left out, and so are products not `created_before` that time, if it is given.
     """
-    placed = places.placed(config.enrich, config.source.folder)
-    ids, hashes, _ = catalogue.scanned(config.model_copy(update={"enrich": placed}))
+    ids, hashes, _ = catalogue.scanned(catalogue.placed(config))
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
     now = backfill.edition(engine.form(config.enrich), StdVocabulary.load(None))
     keys = [now.key(h, config.enrich.model) for h in hashes]

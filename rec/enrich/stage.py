@@ -29,7 +29,7 @@ import ray
 from rec import artifact, dataset, postgres, runtime
 from rec import log as progress
 from rec.config import Config, Enrich
-from rec.enrich import backfill, cache, catalogue, corrections, engine, imports, places, stream
+from rec.enrich import backfill, cache, catalogue, corrections, engine, imports, stream
 from rec.enrich.answers import LABELS, Answer
 from rec.enrich.attributes import Report
 from rec.enrich.backfill import Backfill
@@ -68,7 +68,7 @@ def run(config: Config) -> dict[str, Any]:
     # Calls that failed are made again, and images that could not be had are tried again.
     if done is not None and "refused" not in done.facts["status"] and not _waiting(done.facts):
         return {"enriched": str(target), "skipped": True, **_short(done.facts)}
-    config = _placed(config)
+    config = catalogue.placed(config)
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
     run_id = uuid.uuid4().hex
@@ -123,7 +123,7 @@ def estimate(config: Config) -> dict[str, Any]:
     vocabulary = StdVocabulary.load(None)
     files = [imports.locate(name, config.source.folder) for name in config.enrich.answers]
     products = dataset.read_manifest(config.at("products"), PRODUCTS).facts["rows"]
-    config = _placed(config)
+    config = catalogue.placed(config)
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
     with postgres.connect(database_url, autocommit=True) as connection:
@@ -156,11 +156,6 @@ def _waiting(facts: Mapping[str, Any]) -> int:
     """Answers that lack an image which may be had later."""
     images: dict[str, Any] = facts.get("images", {})
     return int(images.get("waiting", 0))
-
-
-def _placed(config: Config) -> Config:
-    """With what workers need to know of the folder of images, wherever they run."""
-    return config.model_copy(update={"enrich": places.placed(config.enrich, config.source.folder)})
 
 
 def _short(facts: Any) -> dict[str, Any]:

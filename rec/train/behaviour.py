@@ -58,8 +58,7 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
         watch = Watch(epoch.number, tensors)
         for step, places in enumerate(epoch.progress(steps, what="item tower, behaviour", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, chosen.epochs * len(steps), warmup=WARMUP)
-            for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = rate * base
+            schedule.set_rates(optimizer, bases, rate)
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             rows = drawn[:, places]  # int64[2, B]
             batch = items.batch(rows.reshape(-1))

@@ -194,8 +194,7 @@ def train(
         watch = Watch(epoch.number, tensors)
         for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
-            for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = rate * base
+            schedule.set_rates(optimizer, bases, rate)
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             optimizer.zero_grad()
             loss, hits = contrast.step(model, items, rows, tower.shape.num_keys, options, rng)

@@ -1,6 +1,9 @@
 """The learning rate over a whole run."""
 
 import math
+from collections.abc import Sequence
+
+import torch
 
 
 def rate(step: int, steps: int, *, warmup: float) -> float:
@@ -10,3 +13,9 @@ def rate(step: int, steps: int, *, warmup: float) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, bases: Sequence[float], factor: float) -> None:
+    """Give each parameter group its own step size, `bases` in the order of the groups, times `factor`."""
+    for group, base in zip(optimizer.param_groups, bases, strict=True):
+        group["lr"] = factor * base
