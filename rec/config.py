@@ -390,8 +390,8 @@ class ItemTower(Branch):
     """AdamW step size of the encoder's layers (`top`, `full`); train.learning_rate is that of all else."""
     compile: bool = False
     """Train through torch.compile: worth its start on a GPU; on a CPU it needs a C++ compiler."""
-    train: Train = Train(epochs=20)
-    """Its Ray Train run."""
+    train: Train = Train(epochs=20, learning_rate=3e-4)
+    """Its Ray Train run; larger steps leave the start from texts behind."""
     behaviour: Behaviour = Behaviour()
 
     def identity(self) -> dict[str, Any]:

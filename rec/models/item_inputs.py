@@ -6,6 +6,7 @@ that holds the whole text encoder gets token ids instead.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -211,32 +212,52 @@ class ItemInputs:
         float32[num_tokens, text_width], the mean of their texts' vectors, and int64[num_tokens]. A token that no item
         carries has the mean of all items.
         """
-        re_id, count = self._ids[3], len(self)
-        owner = np.repeat(np.arange(count), np.diff(re_id.offsets))
-        token, item = np.divmod(np.unique(re_id.values * count + owner), max(count, 1))  # once under several keys
-        carried = np.bincount(token, minlength=num_tokens)
-        vectors = self._text_vectors()
-        places = torch.from_numpy(np.stack([token, self._text_of_item[item]]))
-        ones = torch.ones(len(token))
-        told = torch.sparse_coo_tensor(places, ones, (num_tokens, len(vectors)), check_invariants=True)
-        sums: NDArray[np.float32] = (told @ torch.from_numpy(vectors)).numpy()
-        sums[carried == 0] = vectors[self._text_of_item].mean(0) if count else 0.0
+        vectors = _unit(self.text_means())
+        means, carried = self.means_by_id("re", num_tokens, vectors)
+        means[carried == 0] = vectors[self._text_of_item].mean(0) if len(self) else 0.0
+        return means, carried
+
+    def means_by_id(
+        self, table: Literal["std", "re"], count: int, texts: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], IntArray]:
+        """Mean over the items that carry each id of what `texts` float32[D, k] has for their text, and how many.
+
+        float32[count, k], zero where no item does, and int64[count].
+        """
+        ids, items = self._ids[3 if table == "re" else 1], len(self)
+        owner = np.repeat(np.arange(items), np.diff(ids.offsets))
+        id_, item = np.divmod(np.unique(ids.values * items + owner), max(items, 1))  # once under several keys
+        carried = np.bincount(id_, minlength=count)
+        places = torch.from_numpy(np.stack([id_, self._text_of_item[item]]))
+        told = torch.sparse_coo_tensor(places, torch.ones(len(id_)), (count, len(texts)), check_invariants=True)
+        sums: NDArray[np.float32] = (told @ torch.from_numpy(texts)).numpy()
         sums /= np.maximum(carried, 1)[:, None]
         return sums, carried
 
-    def text_vectors(self) -> NDArray[np.float32]:
-        """Each item's text as one vector, the mean of the encoder's states: float32[N, text_width]; blank is zero."""
-        return self._text_vectors()[self._text_of_item]
+    @property
+    def text_of_item(self) -> IntArray:
+        """int64[N]: which of the D texts is an item's."""
+        return self._text_of_item
 
-    def _text_vectors(self) -> NDArray[np.float32]:
-        """Mean state of each text, L2-normalised as `TextEncoder.embed` does: float32[D, text_width]; blank is zero."""
+    def text_vectors(self) -> NDArray[np.float32]:
+        """Each item's text as one unit vector, as `TextEncoder.embed` does: float32[N, text_width]; blank is zero."""
+        return _unit(self.text_means())[self._text_of_item]
+
+    def text_means(self) -> NDArray[np.float32]:
+        """Mean of the states of each text: float32[D, text_width]; blank is zero."""
         offsets = self._state_offsets
-        vectors = np.zeros((len(offsets) - 1, self.text_width), dtype=np.float32)
-        for start in range(0, len(vectors), _BLOCK_TEXTS):
+        means = np.zeros((len(offsets) - 1, self.text_width), dtype=np.float32)
+        for start in range(0, len(means), _BLOCK_TEXTS):
             bounds = offsets[start : start + _BLOCK_TEXTS + 1]
-            said = np.flatnonzero(np.diff(bounds))
+            lengths = np.diff(bounds)
+            said = np.flatnonzero(lengths)
             if len(said):
                 states = self._states[bounds[0] : bounds[-1]].astype(np.float32)
-                vectors[start + said] = np.add.reduceat(states, bounds[said] - bounds[0])
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+                sums = np.add.reduceat(states, bounds[said] - bounds[0])
+                means[start + said] = sums / lengths[said, None]
+        return means
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    made: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return made

@@ -1,7 +1,12 @@
 """The item tower: standard attributes, reinforced attributes and title tokens to one unit vector.
 
 STD ids + key embedding -> self-attention; RE ids + the same key embedding and the title's token states are
-the context of a cross-attention whose queries are the STD positions -> mean -> residual MLP -> L2 norm.
+the context of a cross-attention whose queries are the STD positions -> mean, to which the means of the RE rows and of
+the title's projected states are added -> residual MLP -> L2 norm.
+
+The added means are what a product says before any attention has learned to read it, and every residual branch starts
+small: where rows and projection start from text (`rec.train.text_start`), the untrained tower places products by
+their texts already, and training begins from there.
 
 The states are final ones of a frozen text encoder, or the tower holds the encoder's last layers, or all of it
 (`rec.models.text_layers`), and the batch has what these read: states of the layers below, or token ids.
@@ -27,9 +32,11 @@ from rec.models.item_inputs import ItemBatch
 from rec.models.text_layers import TextLayers, TextShape
 
 KIND = "item_tower"
-VERSION = 2
+VERSION = 3
 WEIGHTS = "item_tower.safetensors"
 SHAPE = "item_tower.json"
+BRANCH_START = 0.1
+"""By what the drawn last layer of a residual branch is multiplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.out = _branch_end(nn.Linear(width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
@@ -105,7 +112,7 @@ class Mlp(nn.Module):
             nn.Linear(width, 2 * width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
+            _branch_end(nn.Linear(2 * width, width)),
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -115,15 +122,22 @@ class Mlp(nn.Module):
         return residual
 
 
+def _branch_end(layer: nn.Linear) -> nn.Linear:
+    """`layer` as the last one of a residual branch that starts small."""
+    with torch.no_grad():
+        layer.weight.mul_(BRANCH_START)
+        layer.bias.zero_()
+    return layer
+
+
+def _mean(rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """float32[B, d]: mean of rows float32[B, S, d] over the positions present, bool[B, S]; zero where none is."""
+    weight = present.unsqueeze(-1).to(rows.dtype)  # float32[B, S, 1]
+    return (rows * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
 class ItemTower(nn.Module):
-    """Inputs of items to unit vectors.
-
-    The drawn start of the RE rows stays beside them: it tells tokens apart but means nothing, and of a row of norm 1
-    training adds some 0.2. What was learned is the difference, from which `rec.models.token_map` makes new rows.
-    """
-
-    re_start: torch.Tensor
-    """float32[num_re_tokens, d]"""
+    """Inputs of items to unit vectors."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -138,7 +152,6 @@ class ItemTower(nn.Module):
         for table in (self.std_table, self.re_table, self.key_table):
             with torch.no_grad():
                 table.weight[1:].normal_(std=width**-0.5)
-        self.register_buffer("re_start", self.re_table.weight.detach().clone())
         self.self_attention = Attention(width, heads, dropout)
         self.self_mlp = Mlp(width, dropout)
         self.context_norm = nn.LayerNorm(width)
@@ -161,10 +174,9 @@ class ItemTower(nn.Module):
         """Unit vectors float32[B, d]."""
         x, present = self._skeleton(batch)  # float32[B, S, d], bool[B, S]
         x = self.self_mlp(self.self_attention(x, None, present))
-        context, visible = self._context(batch)  # float32[B, C, d], bool[B, C]
+        context, visible, said = self._context(batch)  # float32[B, C, d], bool[B, C], float32[B, d]
         x = self.cross_attention(x, self.context_norm(context), visible)
-        weight = present.unsqueeze(-1).to(x.dtype)  # float32[B, S, 1]
-        pooled = (x * weight).sum(1) / weight.sum(1)  # float32[B, d]; the anchor is always present
+        pooled = _mean(x, present) + said  # float32[B, d]; the anchor is always present
         return nn.functional.normalize(self.project(pooled), dim=-1)
 
     def _skeleton(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,16 +187,21 @@ class ItemTower(nn.Module):
             masks.append(batch.std_id != 0)
         return torch.cat(parts, 1), torch.cat(masks, 1)
 
-    def _context(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blank, RE and title positions with their mask."""
+    def _context(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Blank, RE and title positions with their mask, and the sum of the means of RE rows and of the title."""
         parts, masks = [self.blank.expand(len(batch), 1, -1)], [batch.re_id.new_ones(len(batch), 1, dtype=torch.bool)]
+        said = torch.zeros_like(parts[0][:, 0])
         if "re" in self.shape.inputs:
-            parts.append(self.re_table(batch.re_id) + self.key_table(batch.re_key))
-            masks.append(batch.re_id != 0)
+            rows, present = self.re_table(batch.re_id), batch.re_id != 0
+            parts.append(rows + self.key_table(batch.re_key))
+            masks.append(present)
+            said = said + _mean(rows, present)
         if "title" in self.shape.inputs:
-            parts.append(self._titles(batch))
+            states = self._titles(batch)
+            parts.append(states)
             masks.append(batch.title_mask)
-        return torch.cat(parts, 1), torch.cat(masks, 1)
+            said = said + _mean(states, batch.title_mask)
+        return torch.cat(parts, 1), torch.cat(masks, 1), said
 
     def _titles(self, batch: ItemBatch) -> torch.Tensor:
         """Title positions float32[B, T, d]; layers that are trained read each view apart, without what it hides."""

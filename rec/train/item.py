@@ -1,9 +1,10 @@
 """Stage pretrain: the item tower by SimCSE on Ray Train.
 
-Two views of each product, made by hiding whole keys in STD and in RE and single title tokens, should find
-each other among the views of all other products of the batch. Content only: no event is read, so a product
-that arrived this morning is as well placed as any. With `item_tower.behaviour` a second run goes on from there with
-pairs of products that users chose (`rec.train.behaviour`); what the tower reads stays content.
+The tower starts from the texts of the products (`rec.train.text_start`). Two views of each product, made by hiding
+whole keys in STD and in RE and single title tokens, should find each other among the views of all other products of
+the batch. Content only: no event is read, so a product that arrived this morning is as well placed as any. With
+`item_tower.behaviour` a second run goes on from there with pairs of products that users chose
+(`rec.train.behaviour`); what the tower reads stays content.
 """
 
 import time
@@ -23,7 +24,7 @@ from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_text
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
-from rec.train import behaviour, contrast, copurchase, curves, ddp, schedule
+from rec.train import behaviour, contrast, copurchase, curves, ddp, schedule, text_start
 from rec.train.probe import Probe
 from rec.train.watch import Watch
 from rec.vocab import tensorize
@@ -167,6 +168,8 @@ def loop(config: dict[str, Any]) -> None:
     tower = ItemTower(shape)
     if tower.text is not None:
         tower.text.load_state_dict(load_file(Path(config["inputs"]) / TEXT_LAYERS))
+    if ddp.rank() == 0:  # the others get its weights
+        text_start.apply(tower, items)
     if options.compile:
         tower.compile(dynamic=True)
     train(tower, items, items.first_std(config["category"]), options, config["seed"], Path(config["tensors"]))

@@ -1,0 +1,93 @@
+"""Where the item tower starts: title, RE and STD rows in one space, that of the products' texts, whitened.
+
+A text's vector is the mean of its token states. Whitening turns the vectors of a catalogue into ones without the
+directions that all of them share, so that their inner products tell them apart (Su, Cao, Liu, Ou, "Whitening Sentence
+Representations for Better Semantics and Faster Retrieval", 2021, arXiv 2103.15316), and keeps the d of most variance:
+
+    y = (t / |t| - mean) U (eigenvalues + their sum / n)^(-1/2)
+
+What is added is the noise that n products leave in a direction: few products, whitened without it, would each be as
+far from every other as they can be. The row of an id starts as the mean y of the products that carry it, the less of
+it the fewer they are.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rec.models.item_inputs import IntArray, ItemInputs
+from rec.models.item_tower import ItemTower
+
+SAMPLE = 50_000
+"""Products, evenly spread over the catalogue, whose texts give the covariance."""
+BLOCK = 256
+RARE = 10
+"""Of an id with n products, n / (n + RARE) of their mean is its row."""
+
+Floats = NDArray[np.float32]
+
+
+@torch.no_grad()
+def apply(tower: ItemTower, items: ItemInputs) -> None:
+    """Let the tables and the title's projection of an untrained tower on the CPU start from the texts of `items`.
+
+    A catalogue whose texts all say the same, or nothing, leaves the tower as it was drawn.
+    """
+    means = _final_means(tower, items)  # float32[D, w]
+    lengths = np.linalg.norm(means, axis=1)
+    said = lengths > 0
+    carriers = np.flatnonzero(said[items.text_of_item])
+    if len(carriers) == 0:
+        return
+    sample = carriers[np.linspace(0, len(carriers) - 1, min(SAMPLE, len(carriers))).astype(np.int64)]
+    vectors = means / np.maximum(lengths, 1e-12)[:, None]
+    found = whitening(vectors[items.text_of_item[sample]], tower.shape.width)
+    if found is None:
+        return
+    centre, weight = found
+    placed = ((vectors - centre) @ weight * said[:, None]).astype(np.float32)  # float32[D, d]
+    length = float(lengths[items.text_of_item[sample]].mean())
+    tower.title.weight.copy_(torch.from_numpy(weight.T / length))
+    tower.title.bias.copy_(torch.from_numpy(-centre @ weight))
+    tower.std_table.weight.copy_(_rows(*items.means_by_id("std", tower.shape.num_std_ids, placed)))
+    tower.re_table.weight.copy_(_rows(*items.means_by_id("re", tower.shape.num_re_tokens, placed)))
+
+
+def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
+    """(mean float32[w], weight float32[w, width]) of `vectors` float32[n, w]; None where they are all alike.
+
+    Where there are fewer than `width` directions of variance, the last columns are zero.
+    """
+    centre = vectors.mean(0, dtype=np.float64)
+    centred = vectors - centre
+    values, directions = np.linalg.eigh(centred.T @ centred / len(vectors))  # ascending
+    noise = values.sum() / len(vectors)
+    kept = np.argsort(-values, kind="stable")[:width]
+    values, directions = values[kept], directions[:, kept]
+    if values.max(initial=0.0) < 1e-12:
+        return None
+    weight = np.zeros((vectors.shape[1], width), dtype=np.float32)
+    weight[:, : len(kept)] = directions / np.sqrt(np.maximum(values, 0.0) + noise)
+    return centre.astype(np.float32), weight
+
+
+def _rows(means: Floats, carried: IntArray) -> torch.Tensor:
+    """float32[count, d]; the padding row is carried by no item and zero."""
+    return torch.from_numpy(means * (carried / (carried + RARE))[:, None].astype(np.float32))
+
+
+def _final_means(tower: ItemTower, items: ItemInputs) -> Floats:
+    """Mean of the encoder's last states of each text, float32[D, w]; blank is zero."""
+    if tower.text is None or tower.shape.layers_above_states == 0:
+        return items.text_means()
+    means = np.zeros((int(items.text_of_item.max(initial=-1)) + 1, items.text_width), dtype=np.float32)
+    texts, first = np.unique(items.text_of_item, return_index=True)
+    training = tower.text.training
+    tower.text.eval()
+    for start in range(0, len(texts), BLOCK):
+        batch = items.batch(first[start : start + BLOCK])
+        seen = batch.title_mask.unsqueeze(-1).float()  # float32[B, T, 1]
+        states = tower.text(batch.title, batch.title_mask) * seen  # float32[B, T, w]
+        means[texts[start : start + BLOCK]] = (states.sum(1) / seen.sum(1).clamp(min=1)).numpy()
+    tower.text.train(training)
+    return means
