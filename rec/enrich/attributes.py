@@ -111,11 +111,7 @@ def from_shop(
 
 def from_rules(text: Canonical, vocabulary: StdVocabulary) -> tuple[list[Attribute], list[Attribute]]:
     """(STD, RE) that the text states in vocabulary words, and the phrases of the body."""
-    std = [
-        Attribute(key, value, "rule", span)
-        for key in vocabulary.keys
-        for value, span in vocabulary.find(key, text.text)
-    ]
+    std = [Attribute(key, value, "rule", span) for key, value, span in vocabulary.find_all(text.text)]
     re: list[Attribute] = []
     for label, value in text.labelled():
         key = vocabulary.key_of(label)

@@ -81,6 +81,10 @@ class StdVocabulary:
         self._key_of = _key_names(file, origin)
         self._words = {name: _words(name, key, origin) for name, key in file.keys.items()}
         self._finders = {name: words.Finder(_searched(key)) for name, key in file.keys.items()}
+        self._keys_of_first: dict[str, set[str]] = {}
+        for name, finder in self._finders.items():
+            for first in finder.firsts:
+                self._keys_of_first.setdefault(first, set()).add(name)
 
     @staticmethod
     def load(path: Path | None = None) -> "StdVocabulary":
@@ -165,6 +169,18 @@ class StdVocabulary:
                 start, end = places[start][0], places[end - 1][1]
             found.setdefault(value, text[start:end])
         return list(found.items())
+
+    def find_all(self, text: str) -> list[tuple[str, str, str]]:
+        """(key, value, words) of what `find` finds under each key, in the order of the keys.
+
+        Most keys have no word in a text: only those are asked of which the first part of a word stands there.
+        """
+        there = words.latin_words(words.searchable(text)[0])
+        asked = self.keys
+        if there is not None:
+            some = set().union(*(self._keys_of_first[first] for first in there & self._keys_of_first.keys()))
+            asked = [key for key in self.keys if key in some]
+        return [(key, value, span) for key in asked for value, span in self.find(key, text)]
 
     def _value(self, key: str, raw: str) -> str | None:
         word = fold(_SHARE.sub(" ", raw))

@@ -73,12 +73,17 @@ class Finder:
             parts.append(f"{_BEFORE}{_expression(syllables, '')}(?={_PARTICLE}{_AFTER})")
         self._korean = re.compile("|".join(parts)) if parts else None
 
+    @property
+    def firsts(self) -> frozenset[str]:
+        """First parts of the Latin words: a text without any Korean and without these has none of the words."""
+        return frozenset(self._rests)
+
     def spans(self, prepared: str) -> list[tuple[int, int]]:
         """Spans of the words found in text made by `searchable`, in text order; each folds to a word given.
 
         Of words of one script that begin at one place the longest is found, and they do not overlap.
         """
-        there = _latin_words(prepared)
+        there = latin_words(prepared)
         if there is not None:
             return [] if self._latin is None else self._latin_spans(prepared, there, self._latin)
         patterns = [pattern for pattern in (self._mixed, self._korean) if pattern is not None]
@@ -104,7 +109,7 @@ class Finder:
 
 
 @lru_cache(maxsize=4)
-def _latin_words(prepared: str) -> frozenset[str] | None:
+def latin_words(prepared: str) -> frozenset[str] | None:
     """The words of a text; None where any is Korean."""
     return None if _HANGUL.search(prepared) else frozenset(_LETTERS.findall(prepared))
 

@@ -199,6 +199,16 @@ def test_what_is_found_stands_in_the_text(key: str, text: str) -> None:
         assert value in VOCABULARY.values(key)
 
 
+WORDS = [value for key in VOCABULARY.keys for value in VOCABULARY.values(key)]
+
+
+@given(st.lists(st.sampled_from(WORDS) | st.sampled_from(["면 100%", "여성용", "ties", "-"]) | st.text(max_size=8)))
+def test_all_keys_at_once_find_what_each_finds(pieces: list[str]) -> None:
+    text = " ".join(pieces)
+    each = [(key, value, span) for key in VOCABULARY.keys for value, span in VOCABULARY.find(key, text)]
+    assert VOCABULARY.find_all(text) == each
+
+
 @given(st.data())
 def test_a_word_of_the_vocabulary_is_found_between_others(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(["colour", "fibre", "fabric", "season", "pattern"]))
