@@ -81,10 +81,10 @@ class StdVocabulary:
         self._key_of = _key_names(file, origin)
         self._words = {name: _words(name, key, origin) for name, key in file.keys.items()}
         self._finders = {name: words.Finder(_searched(key)) for name, key in file.keys.items()}
-        self._keys_of_first: dict[str, set[str]] = {}
+        self._latin: dict[str, list[tuple[frozenset[str], str]]] = {}
         for name, finder in self._finders.items():
-            for first in finder.firsts:
-                self._keys_of_first.setdefault(first, set()).add(name)
+            for first, rest in finder.latin:
+                self._latin.setdefault(first, []).append((rest, name))
 
     @staticmethod
     def load(path: Path | None = None) -> "StdVocabulary":
@@ -173,12 +173,12 @@ class StdVocabulary:
     def find_all(self, text: str) -> list[tuple[str, str, str]]:
         """(key, value, words) of what `find` finds under each key, in the order of the keys.
 
-        Most keys have no word in a text: only those are asked of which the first part of a word stands there.
+        Most keys have no word in a text: only those are asked of which all parts of a word stand there.
         """
         there = words.latin_words(words.searchable(text)[0])
         asked = self.keys
         if there is not None:
-            some = set().union(*(self._keys_of_first[first] for first in there & self._keys_of_first.keys()))
+            some = {key for first in there & self._latin.keys() for rest, key in self._latin[first] if rest <= there}
             asked = [key for key in self.keys if key in some]
         return [(key, value, span) for key in asked for value, span in self.find(key, text)]
 

@@ -7,7 +7,7 @@ for a particle (린넨셔츠를); a word of one syllable only when it is the who
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 _HANGUL = re.compile("[가-힣]")
@@ -74,9 +74,9 @@ class Finder:
         self._korean = re.compile("|".join(parts)) if parts else None
 
     @property
-    def firsts(self) -> frozenset[str]:
-        """First parts of the Latin words: a text without any Korean and without these has none of the words."""
-        return frozenset(self._rests)
+    def latin(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """First part and other parts of each Latin word: what a text without any Korean must have for one of them."""
+        return ((first, rest) for first, rests in self._rests.items() for rest in rests)
 
     def spans(self, prepared: str) -> list[tuple[int, int]]:
         """Spans of the words found in text made by `searchable`, in text order; each folds to a word given.
