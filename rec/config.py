@@ -360,10 +360,12 @@ class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
     aside = frozenset({"compile"})
-    late = frozenset({"text", "chunk_size", "same_category"})
+    late = frozenset({"text", "chunk_size", "same_category", "shared_keys"})
 
     inputs: list[Literal["std", "re", "title"]] = Field(default=["std", "re", "title"], min_length=1)
     """Inputs in use; leaving one out is the ablation."""
+    shared_keys: bool = True
+    """RE tokens and STD values of one key share its embedding; without, RE keys have their own: the ablation."""
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
     heads: int = Field(default=4, ge=1)

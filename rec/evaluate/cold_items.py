@@ -13,6 +13,9 @@ input alone, beside the mean states of the frozen text encoder as they are (`raw
 Intervals of the first are over content groups, whose products share their text, those of the second over users;
 differences are paired.
 
+`rec.evaluate.noise` says how far marketing phrases in titles move products. Where a language model answered, two more
+towers are trained: without RE, and without what keys share (`rec.evaluate.alignment`).
+
 `re.lift.n10` is what RE adds to NDCG@10 of the second ranking, for all users whose last choice has an answer of a
 language model and among such products only: the recipe's tower minus one without RE.
 """
@@ -28,11 +31,11 @@ from numpy.typing import NDArray
 
 from rec import dataset, encode, histories, samples
 from rec.config import Config, ItemTower
+from rec.evaluate import alignment, hidden, metrics, noise
 from rec.evaluate import cases as test_cases
-from rec.evaluate import hidden, metrics
 from rec.evaluate.benchmark import Figures, figure
-from rec.evaluate.bootstrap import interval, resampled_means
 from rec.evaluate.cases import Cases
+from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs
@@ -43,9 +46,10 @@ from rec.train import copurchase, item
 SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
+NOISED = ("full", "title")
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
 BLOCK_ROWS = 1_024
-NO_RE = "no-re"
+NO_RE, APART = "no-re", "apart"
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -78,23 +82,29 @@ def measure(config: Config, *, quick: bool) -> Figures:
     hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
-    vectors = {}
+    vectors, towers = {}, {}
     for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
         trained = seen.model_copy(update={"name": name, "item_tower": options})
         for part in hidden.DATASETS:
             hidden.link(seen, trained, part)
         log.info("tower %s", name)
         item.run(trained)
-        vectors[name] = _vectors(trained, config)
+        towers[name], vectors[name] = trained, _vectors(trained, config)
     text = items.text_vectors()
     vectors["rawtext"] = text
     vectors["centred"] = _unit(text - text.mean(0))
     drawn = np.random.default_rng(config.seed).standard_normal((len(items), config.item_tower.width))
     vectors["random"] = _unit(drawn.astype(np.float32))
     without_re = vectors.pop(NO_RE, None)
+    vectors.pop(APART, None)
     figures = cold(prefix, world, vectors, config)
+    figures |= noise.measure(
+        f"noise.{prefix.removeprefix('cold.')}", config, {n: towers[n] for n in NOISED if n in towers}, vectors
+    )
     if without_re is not None:
         figures |= lift(world, vectors["full"], without_re, config)
+    if APART in towers:
+        figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
     return figures
 
 
@@ -122,7 +132,10 @@ def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
     inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
     if lift and "re" in options.inputs and len(options.inputs) > 1:
         inputs[NO_RE] = [name for name in options.inputs if name != "re"]
-    return towers | {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
+    towers |= {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
+    if lift and {"std", "re"} <= {*options.inputs}:
+        towers[APART] = options.model_copy(update={"shared_keys": False})
+    return towers
 
 
 def _world(config: Config) -> World:
@@ -173,8 +186,8 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     log.info("%d hidden products in pairs, %d users whose last choice is hidden", len(rows), len(users))
     names, options = list(vectors), config.evaluate
     _, cluster = np.unique(world.groups[rows], return_inverse=True)
-    figures = _compared(f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed)
-    return figures | _compared(
+    figures = compared(f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed)
+    return figures | compared(
         f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed
     )
 
@@ -193,7 +206,7 @@ def lift(world: World, full: Vectors, without: Vectors, config: Config) -> Figur
                 (f"re.with.n{K}", "ratio", None),
                 (f"re.without.n{K}", "ratio", None),
             ),
-            _means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed),
+            means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed),
             strict=True,
         )
     }
@@ -236,31 +249,3 @@ def next_ranks(
     found, _ = search(means, vectors[place >= 0], K, [rows[rows >= 0] for rows in exclude])
     hit = found == place[cases.targets[users], None]  # bool[U, K]
     return np.where(hit.any(axis=1), hit.argmax(axis=1), metrics.MISSED)
-
-
-def _compared(
-    name: str, systems: list[str], values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int
-) -> Figures:
-    """Figures of each system and of `full` minus each other one (goal 0); values float64[Q, M]."""
-    others = [system for system in systems if system != "full"]
-    full = values[:, systems.index("full")]
-    gains = [full - values[:, systems.index(system)] for system in others]
-    made = _means(np.column_stack([values, *gains]), cluster, resamples, seed)
-    labels: list[tuple[str, str, float | None]] = [(name.format(system), "ratio", None) for system in systems]
-    labels += [(name.format(f"full.minus.{system}"), "difference", 0.0) for system in others]
-    return {
-        label: figure(value, unit, bounds, goal)
-        for (label, unit, goal), (value, bounds) in zip(labels, made, strict=True)
-    }
-
-
-def _means(values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int) -> list[tuple[float, list[float]]]:
-    """Mean and 95 % interval of each column of float64[Q, M]; rows of one cluster, int64[Q], are drawn together."""
-    weights = (*values.T, np.ones(len(values)))
-    sums = np.stack([np.bincount(cluster, column) for column in weights], axis=1).astype(np.float64)
-    drawn = resampled_means(sums, resamples, seed)
-    bounds = interval(drawn[:, :-1] / drawn[:, -1:]).T
-    return [
-        (round(float(value), 4), [round(float(bound), 4) for bound in low_high])
-        for value, low_high in zip(values.mean(axis=0), bounds, strict=True)
-    ]

@@ -102,7 +102,7 @@ def figures(articles: Sequence[Article], encoder: TextEncoder, config: Config) -
     without = _items(articles, titles, std, re, set(held.tolist()))
     text_start.apply(tower, without)
     _train(tower, without, options, seed)
-    rows = tower.re_table.weight.detach().numpy()
+    rows = (tower.re_table.weight.detach() - tower.re_start).numpy()
     vectors, _ = _items(articles, titles, std, re, set()).texts_of_tokens(re.num_tokens)
     made = {
         "mapped": token_map.fit(vectors[known], rows[known])(vectors[held]),
@@ -114,7 +114,7 @@ def figures(articles: Sequence[Article], encoder: TextEncoder, config: Config) -
     carriers = _items(*some, std, re, set())
     started = _tower(std, re, options, encoder.width, seed)
     text_start.apply(started, _items(articles, titles, std, re, set()))
-    starts = started.re_table.weight.detach()[held]
+    starts = (started.re_table.weight.detach() - started.re_start)[held]
     later = {
         "zero": _later(tower, carriers, held, torch.zeros_like(starts), options, seed + 1),
         "texts": _later(tower, carriers, held, starts, options, seed + 1),
@@ -184,20 +184,15 @@ def _items(
     open_ = [[(std.key_id(key), re.token_id(token)) for key, token in pairs] for _, _, pairs in articles]
     open_ = [[(key, id) for key, id in pairs if id not in hidden] for pairs in open_]
     return ItemInputs(
-        std_key=_ragged([[key for key, _ in pairs] for pairs in standard]),
-        std_id=_ragged([[id for _, id in pairs] for pairs in standard]),
-        re_key=_ragged([[key for key, _ in pairs] for pairs in open_]),
-        re_id=_ragged([[id for _, id in pairs] for pairs in open_]),
+        std_key=Ragged.from_lists([[key for key, _ in pairs] for pairs in standard]),
+        std_id=Ragged.from_lists([[id for _, id in pairs] for pairs in standard]),
+        re_key=Ragged.from_lists([[key for key, _ in pairs] for pairs in open_]),
+        re_id=Ragged.from_lists([[id for _, id in pairs] for pairs in open_]),
         groups=np.arange(len(articles)),  # no two have one description
         text_of_item=np.arange(len(articles)),
         state_offsets=np.cumsum([0, *map(len, titles)], dtype=np.int64),
         states=np.concatenate(titles),
     )
-
-
-def _ragged(lists: list[list[int]]) -> Ragged:
-    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-    return Ragged(np.array([value for row in lists for value in row], dtype=np.int64), offsets)
 
 
 def _tower(std: StdVocabulary, re: ReVocabulary, options: Options, text_width: int, seed: int) -> ItemTower:

@@ -4,7 +4,9 @@ The text states stay on disk (memory-mapped, shared by all processes of a machin
 that holds the whole text encoder gets token ids instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -120,6 +122,17 @@ class Ragged:
         values = np.concatenate(flat) if flat else np.zeros(0)
         return cls(values.astype(np.int64), np.cumsum(lengths, dtype=np.int64))
 
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> "Ragged":
+        """From Python lists."""
+        values = np.fromiter(chain.from_iterable(lists), np.int64)
+        return cls(values, np.cumsum([0, *map(len, lists)], dtype=np.int64))
+
+    def take(self, rows: IntArray) -> "Ragged":
+        """The lists of `rows`."""
+        where, _ = positions(self.offsets, rows)
+        return Ragged(self.values[where], np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]))
+
     def padded(self, rows: IntArray) -> IntArray:
         """int64[len(rows), longest], 0 behind the end of each list."""
         where, mask = positions(self.offsets, rows)
@@ -205,6 +218,23 @@ class ItemInputs:
         title_mask = torch.from_numpy(mask)
         title[title_mask] = torch.from_numpy(self._states[where]).float()
         return ItemBatch(std_key, std_id, re_key, re_id, title, title_mask)
+
+    def retold(
+        self, rows: IntArray, ids: Sequence[Sequence[int]], states: Sequence[NDArray[np.float16]]
+    ) -> "ItemInputs":
+        """The items `rows` with other texts: their token ids, and the states that a batch has for these."""
+        std_key, std_id, re_key, re_id = (column.take(rows) for column in self._ids)
+        return ItemInputs(
+            std_key=std_key,
+            std_id=std_id,
+            re_key=re_key,
+            re_id=re_id,
+            groups=self.groups[rows],
+            text_of_item=np.arange(len(rows)),
+            state_offsets=np.cumsum([0, *map(len, states)], dtype=np.int64),
+            states=np.concatenate([np.empty((0, self.text_width), np.float16), *states]),
+            title_id=None if self._title_id is None else Ragged.from_lists(ids),
+        )
 
     def texts_of_tokens(self, num_tokens: int) -> tuple[NDArray[np.float32], IntArray]:
         """What the text encoder says of the items that carry each RE token, and how many items that are.

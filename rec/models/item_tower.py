@@ -59,6 +59,8 @@ class Shape:
     dropout: float
     inputs: tuple[str, ...]
     """Which of std, re, title are in use."""
+    shared_keys: bool = True
+    """RE tokens have the key embedding of STD values; else they have one of their own."""
     text: TextShape | None = None
     """What of the text encoder the tower holds and trains; None: it reads final states."""
 
@@ -96,6 +98,13 @@ class Attention(nn.Module):
         mask = present[:, None, None, :]  # bool[B, 1, 1, C], at least one True a row
         mixed = nn.functional.scaled_dot_product_attention(query, self._split(key), self._split(value), attn_mask=mask)
         return x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def weights(self, x: torch.Tensor, context: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """How much of each position of the context each query takes: float32[B, S, C], the mean over the heads."""
+        query = self._split(self.query(self.norm(x)))
+        key = self._split(self.key_value(context).chunk(2, dim=-1)[0])  # float32[B, heads, C, d / heads]
+        scores = query @ key.transpose(2, 3) / key.shape[-1] ** 0.5  # float32[B, heads, S, C]
+        return scores.masked_fill(~present[:, None, None, :], -torch.inf).softmax(-1).mean(1)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """float32[B, heads, S, d / heads] of float32[B, S, d]."""
@@ -137,7 +146,14 @@ def _mean(rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 class ItemTower(nn.Module):
-    """Inputs of items to unit vectors."""
+    """Inputs of items to unit vectors.
+
+    What was drawn of the RE rows stays beside them: it tells tokens apart but means nothing. The difference is what
+    texts and training made of them, from which `rec.models.token_map` makes new rows.
+    """
+
+    re_start: torch.Tensor
+    """float32[num_re_tokens, d]"""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -152,12 +168,18 @@ class ItemTower(nn.Module):
         for table in (self.std_table, self.re_table, self.key_table):
             with torch.no_grad():
                 table.weight[1:].normal_(std=width**-0.5)
+        self.register_buffer("re_start", self.re_table.weight.detach().clone())
         self.self_attention = Attention(width, heads, dropout)
         self.self_mlp = Mlp(width, dropout)
         self.context_norm = nn.LayerNorm(width)
         self.cross_attention = Attention(width, heads, dropout)
         self.project = Mlp(width, dropout)
-        self.text = None if shape.text is None else TextLayers(shape.text)  # last: it draws, and nothing else moves
+        self.text = None if shape.text is None else TextLayers(shape.text)  # late: it draws, and nothing else moves
+        self.re_key_table = None
+        if not shape.shared_keys:
+            self.re_key_table = nn.Embedding(shape.num_keys + 1, width, padding_idx=0)
+            with torch.no_grad():
+                self.re_key_table.weight[1:].normal_(std=width**-0.5)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -165,19 +187,34 @@ class ItemTower(nn.Module):
         used = self.shape.inputs
         self.std_table.requires_grad_("std" in used)
         self.re_table.requires_grad_("re" in used)
-        self.key_table.requires_grad_("std" in used or "re" in used)
+        self.key_table.requires_grad_("std" in used or ("re" in used and self.re_key_table is None))
+        if self.re_key_table is not None:
+            self.re_key_table.requires_grad_("re" in used)
         self.title.requires_grad_("title" in used)
         if self.text is not None:
             self.text.requires_grad_("title" in used)
 
     def forward(self, batch: ItemBatch) -> torch.Tensor:
         """Unit vectors float32[B, d]."""
-        x, present = self._skeleton(batch)  # float32[B, S, d], bool[B, S]
-        x = self.self_mlp(self.self_attention(x, None, present))
+        x, present = self._queries(batch)  # float32[B, S, d], bool[B, S]
         context, visible, said = self._context(batch)  # float32[B, C, d], bool[B, C], float32[B, d]
         x = self.cross_attention(x, self.context_norm(context), visible)
         pooled = _mean(x, present) + said  # float32[B, d]; the anchor is always present
         return nn.functional.normalize(self.project(pooled), dim=-1)
+
+    def attention(self, batch: ItemBatch) -> torch.Tensor:
+        """What the cross-attention takes from where: float32[B, S, C], see `Attention.weights`.
+
+        Queries are the anchor and the STD values, the context is the blank, the RE tokens and the title's.
+        """
+        x, _ = self._queries(batch)
+        context, visible, _ = self._context(batch)
+        return self.cross_attention.weights(x, self.context_norm(context), visible)
+
+    def _queries(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Anchor and STD positions after self-attention, with their mask."""
+        x, present = self._skeleton(batch)
+        return self.self_mlp(self.self_attention(x, None, present)), present
 
     def _skeleton(self, batch: ItemBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Anchor and STD positions with their mask."""
@@ -193,7 +230,8 @@ class ItemTower(nn.Module):
         said = torch.zeros_like(parts[0][:, 0])
         if "re" in self.shape.inputs:
             rows, present = self.re_table(batch.re_id), batch.re_id != 0
-            parts.append(rows + self.key_table(batch.re_key))
+            keys = self.key_table if self.re_key_table is None else self.re_key_table
+            parts.append(rows + keys(batch.re_key))
             masks.append(present)
             said = said + _mean(rows, present)
         if "title" in self.shape.inputs:
@@ -215,8 +253,9 @@ class ItemTower(nn.Module):
         """Write weights and shape into `folder`."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
         values = asdict(self.shape)
-        if self.shape.text is None:
-            del values["text"]  # as before there was a choice: equal towers, equal bytes
+        for name, usual in (("text", None), ("shared_keys", True)):
+            if values[name] == usual:
+                del values[name]  # as before there was a choice: equal towers, equal bytes
         artifact.write_json(folder / SHAPE, values)
 
 

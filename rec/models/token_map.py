@@ -5,8 +5,9 @@ tells little: in a tower whose rows started at nearly zero its vector explains 3
 one, the titles 37 % (8,000 H&M articles).
 
 The map is ridge regression from the trained tokens' vectors to their rows, which started from these vectors, too
-(`rec.train.text_start`). How strong the ridge is, leave-one-out error decides, which the singular values give without
-fitting again. The same tokens and rows give the same map: nothing is drawn. `rec.evaluate.zero_shot` measures it.
+(`rec.train.text_start`), less what was drawn of the rows, which would only be noise to it. How strong the ridge is,
+leave-one-out error decides, which the singular values give without fitting again. The same tokens and rows give the
+same map: nothing is drawn. `rec.evaluate.zero_shot` measures it.
 """
 
 from dataclasses import dataclass, replace
@@ -80,14 +81,16 @@ def grown(tower: ItemTower, std: StdVocabulary, re: ReVocabulary, items: ItemInp
             "`python jobs/pretrain.py` again"
         )
     weights = tower.state_dict()
-    weights["re_table.weight"] = _with_tokens(weights["re_table.weight"], re, items)
+    start = weights["re_start"]
+    weights["re_table.weight"] = _with_tokens(weights["re_table.weight"], start, re, items)
+    weights["re_start"] = torch.cat([start, start.new_zeros(re.num_tokens - len(start), start.shape[1])])
     weights["std_table.weight"] = _with_values(weights["std_table.weight"], std)
     made = ItemTower(shape)
     made.load_state_dict(weights)
     return made.eval()
 
 
-def _with_tokens(rows: torch.Tensor, re: ReVocabulary, items: ItemInputs) -> torch.Tensor:
+def _with_tokens(rows: torch.Tensor, start: torch.Tensor, re: ReVocabulary, items: ItemInputs) -> torch.Tensor:
     """The RE table with mapped rows for its newest tokens; those of the unknown token where none was trained."""
     first = re.num_tokens - len(re.tokens)
     if len(rows) == re.num_tokens:
@@ -98,7 +101,7 @@ def _with_tokens(rows: torch.Tensor, re: ReVocabulary, items: ItemInputs) -> tor
     trained = np.arange(first, len(rows))
     if carried[trained].any():  # one that no item carries any more would only be noise
         trained = trained[carried[trained] > 0]
-    mapped = fit(vectors[trained], rows.numpy()[trained])(vectors[len(rows) :])
+    mapped = fit(vectors[trained], (rows - start).numpy()[trained])(vectors[len(rows) :])
     return torch.cat([rows, torch.from_numpy(mapped)])
 
 

@@ -150,6 +150,7 @@ def _shape(config: Config, text: TextShape | None) -> Shape:
         heads=config.item_tower.heads,
         dropout=config.item_tower.dropout,
         inputs=tuple(config.item_tower.inputs),
+        shared_keys=config.item_tower.shared_keys,
         text=text,
     )
 

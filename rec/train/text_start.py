@@ -7,8 +7,8 @@ Representations for Better Semantics and Faster Retrieval", 2021, arXiv 2103.153
     y = (t / |t| - mean) U (eigenvalues + their sum / n)^(-1/2)
 
 What is added is the noise that n products leave in a direction: few products, whitened without it, would each be as
-far from every other as they can be. The row of an id starts as the mean y of the products that carry it, the less of
-it the fewer they are.
+far from every other as they can be. To the drawn row of an id the mean y of the products that carry it is added, the
+less of it the fewer they are; what was drawn tells ids apart whose products are alike.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ SAMPLE = 50_000
 """Products, evenly spread over the catalogue, whose texts give the covariance."""
 BLOCK = 256
 RARE = 10
-"""Of an id with n products, n / (n + RARE) of their mean is its row."""
+"""Of an id with n products, n / (n + RARE) of their mean is added to its row."""
 
 Floats = NDArray[np.float32]
 
@@ -49,8 +49,8 @@ def apply(tower: ItemTower, items: ItemInputs) -> None:
     length = float(lengths[items.text_of_item[sample]].mean())
     tower.title.weight.copy_(torch.from_numpy(weight.T / length))
     tower.title.bias.copy_(torch.from_numpy(-centre @ weight))
-    tower.std_table.weight.copy_(_rows(*items.means_by_id("std", tower.shape.num_std_ids, placed)))
-    tower.re_table.weight.copy_(_rows(*items.means_by_id("re", tower.shape.num_re_tokens, placed)))
+    tower.std_table.weight.add_(_added(*items.means_by_id("std", tower.shape.num_std_ids, placed)))
+    tower.re_table.weight.add_(_added(*items.means_by_id("re", tower.shape.num_re_tokens, placed)))
 
 
 def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
@@ -71,8 +71,8 @@ def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
     return centre.astype(np.float32), weight
 
 
-def _rows(means: Floats, carried: IntArray) -> torch.Tensor:
-    """float32[count, d]; the padding row is carried by no item and zero."""
+def _added(means: Floats, carried: IntArray) -> torch.Tensor:
+    """float32[count, d] of ids with these means and numbers of products; padding is carried by none and stays zero."""
     return torch.from_numpy(means * (carried / (carried + RARE))[:, None].astype(np.float32))
 
 

@@ -1,5 +1,7 @@
 """From attributes and titles of products to ids: what an actor of tensorization does with one row group."""
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from rec.config import Text
@@ -34,7 +36,6 @@ class Tensorize:
         re = [re_ids(pairs, self._re) for pairs in pairs_of(attributes.column("re"))]
         kept = [ids[: self._max_re_tokens] for ids in re]
         said = zip(*(texts.column(field).to_pylist() for field in self._text.fields), strict=True)
-        joined = [". ".join(part.strip() for part in parts if part and part.strip()) for parts in said]
         return pa.table(
             {
                 "product_id": attributes.column("product_id"),
@@ -42,10 +43,17 @@ class Tensorize:
                 "std_id": pa.array([[id for _, id in ids] for ids in std], INTS),
                 "re_key": pa.array([[key for key, _ in ids] for ids in kept], INTS),
                 "re_id": pa.array([[id for _, id in ids] for ids in kept], INTS),
-                "title_id": pa.array(self._tokenizer.tokenize(joined, self._text.max_tokens), INTS),
+                "title_id": pa.array(
+                    self._tokenizer.tokenize([joined(parts) for parts in said], self._text.max_tokens), INTS
+                ),
                 "re_cut": pa.array([len(ids) - len(cut) for ids, cut in zip(re, kept, strict=True)], pa.int32()),
             }
         )
+
+
+def joined(parts: Iterable[str | None]) -> str:
+    """The text that is cut into title tokens, of a product's fields in the recipe's order."""
+    return ". ".join(part.strip() for part in parts if part and part.strip())
 
 
 def std_ids(pairs: list[Pair], vocabulary: StdVocabulary) -> Ids:

@@ -1,0 +1,63 @@
+"""Marketing phrases in titles: what they are, and how far they move products whose vectors are known."""
+
+import numpy as np
+import pytest
+
+from rec import config, encode
+from rec.enrich.attributes import from_rules
+from rec.enrich.text import Canonical
+from rec.evaluate import noise
+from rec.models import item_tower
+from rec.models.item_inputs import ItemInputs
+from rec.train import item
+from rec.vocab.std import StdVocabulary
+from tests.item_tower import catalogue
+
+
+def test_no_phrase_names_an_attribute() -> None:
+    vocabulary = StdVocabulary.load()
+    for phrase in noise.PHRASES:
+        assert from_rules(Canonical(phrase, phrase, None), vocabulary)[0] == [], phrase
+
+
+def test_overlap_is_the_share_of_neighbours_that_stay() -> None:
+    angles = np.arange(40) * 0.05
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    rows = np.array([5, 20])
+    assert noise._overlap(vectors, vectors[rows], rows).tolist() == [1.0, 1.0]
+    moved = np.stack([vectors[39], vectors[25]])
+    # 39 has 29..38 near, none of which 5 has; 25 has 21..30, of which 20 has 21..25, and itself takes no place
+    assert noise._overlap(vectors, moved, rows).tolist() == pytest.approx([0.0, 0.6], abs=0.11)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_products_with_phrases_are_placed_by_their_new_text(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tree = catalogue.shop(tmp_path_factory.mktemp("noise"), 60)
+    encode.run(tree)
+    quick = tree.item_tower.train.model_copy(update={"epochs": 1})
+    tree = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"train": quick})})
+    item.run(tree)
+    items = ItemInputs.load(tree.at("tensors"), tree.at("text_states"))
+    tower = item_tower.load(tree.at(item_tower.KIND))
+    made = {
+        "full": tower(items.batch(np.arange(len(items)))).detach().numpy(),
+        "rawtext": items.text_vectors(),
+    }
+    figures = noise.measure("noise.x", tree, {"full": tree}, made)
+    assert set(figures) == {
+        "noise.x.rawtext.overlap10",
+        "noise.x.full.overlap10",
+        "noise.x.full.minus.rawtext.overlap10",
+    }
+    for name in ("rawtext", "full"):
+        assert 0.1 < figures[f"noise.x.{name}.overlap10"]["value"] < 1.0
+    assert noise.measure("noise.x", tree, {"full": tree}, made) == figures
+    silent = pytest.MonkeyPatch()
+    silent.setattr(noise, "PHRASES", ("",))
+    try:
+        still = noise.measure("noise.x", tree, {"full": tree}, made)
+    finally:
+        silent.undo()
+    assert still["noise.x.full.overlap10"]["value"] > 0.99
+    assert config.load("demo").text.fields == ["title"]
