@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from rec import dataset, encode, histories, samples
 from rec.config import Config, ItemTower
-from rec.evaluate import alignment, hidden, metrics, noise
+from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cases import Cases
@@ -73,8 +73,11 @@ class World:
     """Every user's last event."""
 
 
-def measure(config: Config, *, quick: bool) -> Figures:
-    """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before."""
+def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
+    """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before.
+
+    `speed`: those of `rec.evaluate.tower_speed`, too.
+    """
     prefix = f"cold.{config.name.removesuffix('-quick')}"
     config = _shortened(config) if quick else config
     world, items = _world(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
@@ -105,6 +108,8 @@ def measure(config: Config, *, quick: bool) -> Figures:
         figures |= lift(world, vectors["full"], without_re, config)
     if APART in towers:
         figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
+    if speed:
+        figures |= tower_speed.training(config, quick=quick) | tower_speed.exporting(config, towers["full"])
     return figures
 
 

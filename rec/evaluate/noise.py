@@ -39,17 +39,18 @@ Vectors = NDArray[np.float32]
 def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: Mapping[str, Vectors]) -> Figures:
     """Figures of each of `towers` and of the raw text, and what `full` keeps more than each other (goal 0).
 
-    `vectors` float32[N, d] are all products' of each tower and of `rawtext`, in item-row order.
+    Nothing for a recipe whose towers read no titles. `vectors` float32[N, d] are all products' of each tower and of `rawtext`, in item-row order.
     """
+    if "title" not in config.text.fields:
+        return {}
     products = dataset.read(config.at("products"), PRODUCTS, list(config.text.fields))
     titled = np.array([bool(title and title.strip()) for title in products["title"].to_pylist()])
     rng = np.random.default_rng(config.seed)
     rows = np.sort(rng.permutation(np.flatnonzero(titled))[:SAMPLE])
-    phrases = rng.choice(PHRASES, len(rows))
-    told = [
-        joined(f"{said} {phrase}" if field == "title" else said for field, said in product.items())
-        for product, phrase in zip(products.take(rows).to_pylist(), phrases, strict=True)
-    ]
+    chosen = products.take(rows).to_pylist()
+    for product, phrase in zip(chosen, rng.choice(PHRASES, len(rows)), strict=True):
+        product["title"] += f" {phrase}"
+    told = [joined(product[field] for field in config.text.fields) for product in chosen]
     encoder = text_encoder.load(config.text, config.item_tower.layers_above_states)
     ids = encoder.tokenize(told, config.text.max_tokens)
     states = encoder.token_states(ids, config.text.batch_size)

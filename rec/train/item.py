@@ -60,18 +60,10 @@ def run(config: Config) -> dict[str, Any]:
         return {"item_tower": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     folder = ddp.inputs_folder(storage, name)
-    shape = _shape(config, _text_layers(config, folder))
+    shape = shape_of(config, _text_layers(config, folder))
     pairs = _write_pairs(config, ddp.inputs_folder(storage, second)) if config.item_tower.behaviour.epochs else 0
     runtime.start(config.cpus)
-    loop_config = {
-        "tensors": str(config.at("tensors")),
-        "text_states": str(config.at(TEXT_STATES)),
-        "inputs": str(folder),
-        "shape": shape,
-        "options": config.item_tower.model_dump(mode="json"),
-        "category": _category_key(config),
-        "seed": config.seed,
-    }
+    loop_config = inputs_of_loop(config, shape, folder)
     checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
     history, metrics = ddp.history_of(checkpoint), ddp.metrics_of(checkpoint)
     if pairs:
@@ -135,7 +127,7 @@ def _text_layers(config: Config, folder: Path) -> TextShape | None:
     return layers.shape
 
 
-def _shape(config: Config, text: TextShape | None) -> Shape:
+def shape_of(config: Config, text: TextShape | None) -> Shape:
     """Sizes of the tower's tables, from the artifacts that its inputs come from."""
     vocabulary = config.at("vocabulary")
     std = StdVocabulary.load(vocabulary / "std.toml")
@@ -160,8 +152,32 @@ def _category_key(config: Config) -> int:
     return StdVocabulary.load(config.at("vocabulary") / "std.toml").key_id(CATEGORY)
 
 
+def inputs_of_loop(config: Config, shape: Shape, folder: Path) -> dict[str, Any]:
+    """What `loop` is given; `folder` holds what was prepared for the run."""
+    return {
+        "tensors": str(config.at("tensors")),
+        "text_states": str(config.at(TEXT_STATES)),
+        "inputs": str(folder),
+        "shape": shape,
+        "options": config.item_tower.model_dump(mode="json"),
+        "category": _category_key(config),
+        "seed": config.seed,
+    }
+
+
 def loop(config: dict[str, Any]) -> None:
     """What every worker runs."""
+    tower, items, options = drawn(config)
+    categories = items.first_std(config["category"])
+    probe = None
+    if ddp.rank() == 0:
+        text_start.apply(tower, items)  # the other workers get its weights
+        probe = Probe(items, categories, options, config["seed"])
+    train(tower, items, categories, options, config["seed"], Path(config["tensors"]), probe)
+
+
+def drawn(config: dict[str, Any]) -> tuple[ItemTower, ItemInputs, Options]:
+    """The tower as it is drawn, what it is trained on, and how, of the inputs of `loop`."""
     options = Options.model_validate(config["options"])
     shape: Shape = config["shape"]
     items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]), ids=shape.reads_ids)
@@ -169,21 +185,24 @@ def loop(config: dict[str, Any]) -> None:
     tower = ItemTower(shape)
     if tower.text is not None:
         tower.text.load_state_dict(load_file(Path(config["inputs"]) / TEXT_LAYERS))
-    if ddp.rank() == 0:  # the others get its weights
-        text_start.apply(tower, items)
     if options.compile:
         tower.compile(dynamic=True)
-    train(tower, items, items.first_std(config["category"]), options, config["seed"], Path(config["tensors"]))
+    return tower, items, options
 
 
 def train(
-    tower: ItemTower, items: ItemInputs, categories: IntArray, options: Options, seed: int, tensors: Path
+    tower: ItemTower,
+    items: ItemInputs,
+    categories: IntArray,
+    options: Options,
+    seed: int,
+    tensors: Path,
+    probe: Probe | None,
 ) -> None:
     """All epochs that are still to do, on the worker that calls it.
 
-    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors.
+    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors; `probe` measures each epoch.
     """
-    probe = Probe(items, categories, options, seed) if ddp.rank() == 0 else None
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
         contrast.parameter_groups(tower, options),

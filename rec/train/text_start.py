@@ -40,12 +40,13 @@ def apply(tower: ItemTower, items: ItemInputs) -> None:
     if len(carriers) == 0:
         return
     sample = carriers[np.linspace(0, len(carriers) - 1, min(SAMPLE, len(carriers))).astype(np.int64)]
-    vectors = means / np.maximum(lengths, 1e-12)[:, None]
+    vectors = means
+    vectors /= np.maximum(lengths, 1e-12)[:, None]  # in place: large catalogues have a gibibyte here
     found = whitening(vectors[items.text_of_item[sample]], tower.shape.width)
     if found is None:
         return
     centre, weight = found
-    placed = ((vectors - centre) @ weight * said[:, None]).astype(np.float32)  # float32[D, d]
+    placed = (vectors @ weight - centre @ weight) * said[:, None].astype(np.float32)  # float32[D, d]
     length = float(lengths[items.text_of_item[sample]].mean())
     tower.title.weight.copy_(torch.from_numpy(weight.T / length))
     tower.title.bias.copy_(torch.from_numpy(-centre @ weight))

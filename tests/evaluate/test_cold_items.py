@@ -138,12 +138,16 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     tower = tree.item_tower.model_copy(update={"behaviour": behaviour, "train": train})
     some = {"full": tower, cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]})}
     monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
-    figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False)
+    figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
     for measure in ("neighbours.r10", "hr10"):
         for system in ("full", "rawtext", "centred", "random"):
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
             assert 0 <= low <= figures[f"cold.catalogue.{system}.{measure}"]["value"] <= high <= 1
         assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
     assert figures["re.lift.n10"]["unit"] == "difference"
+    assert 0 < figures["noise.catalogue.full.overlap10"]["value"] <= 1
+    for name in ("train.over.torch", "train.busy", "embed.over.tower", "embed.products_per_s"):
+        assert figures[name]["value"] > 0, name
+    assert not hidden.part(tree, "exported").root.exists()
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"

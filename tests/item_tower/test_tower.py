@@ -52,6 +52,25 @@ def test_a_product_without_an_input_has_a_unit_vector_and_gradients(shape: Shape
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in tower.parameters())
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product([], [], 1),
+        Product([], [(1, 4)], 0),
+        Product([(1, 3)], [], 0),
+        Product([(key, key) for key in range(1, 7)], [(key, 1) for key in range(1, 7)], 0),  # unknown under every key
+        Product([(1, 3)], [(1, 4)], 10_000),
+        Product([(1, 3)], [(1 + n % 6, 1 + n % 29) for n in range(10_000)], 3),
+    ],
+    ids=["one title token", "one RE token", "one STD value", "unknowns", "long title", "many RE tokens"],
+)
+def test_extreme_products_have_one_unit_vector_and_disturb_nobody(tower: ItemTower, product: Product) -> None:
+    alone, among = vectors(tower, [product])[0], vectors(tower, [FULL, product, BARE])
+    assert torch.linalg.vector_norm(alone).item() == pytest.approx(1, abs=1e-5)
+    assert torch.dot(alone, among[1]).item() >= 1 - 1e-5
+    assert torch.dot(vectors(tower, [FULL])[0], among[0]).item() >= 1 - 1e-5
+
+
 def test_hiding_a_value_equals_never_having_had_it(tower: ItemTower) -> None:
     """Trap: a mask that leaves exp(0) in the softmax, or counts hidden positions in the mean, fails here."""
     whole = batch([FULL])

@@ -1,0 +1,125 @@
+"""What Ray adds to the item tower's work: Ray Train over a torch loop, the loader's share, the export over the tower.
+
+train.over.torch     products/s of `rec.train.item.train` on one Ray Train worker over those of a bare loop of the
+                     same steps in this process, medians of ROUNDS runs in turn
+train.busy           share of the bare loop's time that is not spent on making batches
+embed.products_per_s the stage embed on all products, from an empty store
+embed.over.tower     over the bare tower on the same blocks
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rec import embed, histories, runtime
+from rec.config import Config
+from rec.evaluate import hidden
+from rec.evaluate.benchmark import Figures, figure
+from rec.models import item_tower
+from rec.models.item_inputs import ItemInputs
+from rec.train import contrast, ddp, item
+
+PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
+ROUNDS, QUICK_ROUNDS = 5, 1
+TRAIN_GOAL, BUSY_GOAL = 0.98, 0.95
+SECONDS = "seconds.json"
+
+
+def training(config: Config, *, quick: bool) -> Figures:
+    """`train.*` on the first products of a recipe that went through encode, with a frozen text encoder."""
+    h = histories.load(config.root)
+    part = hidden.part(config, "speed")
+    kept = np.arange(h.num_items) < (QUICK_PRODUCTS if quick else PRODUCTS)
+    hidden.write(config, part, kept, h, np.zeros(len(h.items), dtype=np.bool_))
+    once = config.item_tower.train.model_copy(update={"epochs": 1, "num_workers": 1})
+    options = config.item_tower.model_copy(update={"train": once, "text": "frozen"})
+    part = part.model_copy(update={"item_tower": options})
+    folder = part.at("runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    work = item.inputs_of_loop(part, item.shape_of(part, None), folder)
+    runtime.start(config.cpus)
+    inside, bare, load = [], [], []
+    for number in range(QUICK_ROUNDS if quick else ROUNDS):
+        name = f"speed-{number}"
+        shutil.rmtree(folder / name, ignore_errors=True)
+        ddp.fit(timed, once, name, work, folder)
+        inside.append(float(json.loads((folder / SECONDS).read_text(encoding="utf-8"))))
+        seconds, loading = _bare(work)
+        bare.append(seconds)
+        load.append(loading)
+    shutil.rmtree(folder)
+    return {
+        "train.products_per_s": figure(round(float(kept.sum() / np.median(inside)), 1), "products/s"),
+        "train.over.torch": figure(round(float(np.median(bare) / np.median(inside)), 4), "times", goal=TRAIN_GOAL),
+        "train.busy": figure(round(1 - float(np.median(load) / np.median(bare)), 4), "ratio", goal=BUSY_GOAL),
+    }
+
+
+def timed(config: dict[str, Any]) -> None:
+    """The stage's own loop in a worker, from its first batch to its checkpoint, without the probe; writes SECONDS."""
+    tower, items, options = item.drawn(config)
+    categories = items.first_std(config["category"])
+    started = time.perf_counter()
+    item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None)
+    (Path(config["inputs"]) / SECONDS).write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
+
+
+def _bare(config: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of as many steps in a loop of a few lines, and of making its batches alone."""
+    tower, items, options = item.drawn(config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.train.cpus_per_worker)
+    tower.to("cuda" if options.train.use_gpu else "cpu").train()
+    optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate)
+    count = -(-len(items) // options.train.batch_size)
+    batches = np.array_split(np.random.default_rng(0).permutation(len(items)), count)
+    started = time.perf_counter()
+    for step, rows in enumerate(batches):
+        optimizer.zero_grad()
+        contrast.step(tower, items, rows, tower.shape.num_keys, options, np.random.default_rng(step))
+        optimizer.step()
+    if options.train.use_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    for step, rows in enumerate(batches):
+        contrast.two_views(items.batch(rows), tower.shape.num_keys, options, np.random.default_rng(step))
+    loading = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    return seconds, loading
+
+
+def exporting(config: Config, trained: Config) -> Figures:
+    """`embed.*` of all products of `config` with the tower that `trained` has."""
+    part = hidden.part(config, "exported").model_copy(update={"item_tower": trained.item_tower})
+    shutil.rmtree(part.root, ignore_errors=True)
+    for name in hidden.DATASETS:
+        hidden.link(config, part, name)
+    hidden.link(trained, part, item_tower.KIND)
+    runtime.start(config.cpus)
+    started = time.perf_counter()
+    embed.run(part)
+    inside = time.perf_counter() - started
+    tower = item_tower.load(trained.at(item_tower.KIND))
+    device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
+    items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=tower.shape.reads_ids)
+    tower.to(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(trained.item_tower.train.cpus_per_worker)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for start in range(0, len(items), embed.BLOCK_ROWS):
+            tower(items.batch(np.arange(start, min(start + embed.BLOCK_ROWS, len(items)))).to(device)).cpu()
+    bare = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    shutil.rmtree(part.root)
+    return {
+        "embed.products_per_s": figure(round(len(items) / inside, 1), "products/s"),
+        "embed.tower.products_per_s": figure(round(len(items) / bare, 1), "products/s"),
+        "embed.over.tower": figure(round(bare / inside, 4), "times"),
+    }
