@@ -39,7 +39,8 @@ Vectors = NDArray[np.float32]
 def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: Mapping[str, Vectors]) -> Figures:
     """Figures of each of `towers` and of the raw text, and what `full` keeps more than each other (goal 0).
 
-    Nothing for a recipe whose towers read no titles. `vectors` float32[N, d] are all products' of each tower and of `rawtext`, in item-row order.
+    Nothing for a recipe whose towers read no titles. `vectors` float32[N, d] are those of all products, in item-row
+    order, of each tower and of `rawtext`.
     """
     if "title" not in config.text.fields:
         return {}

@@ -33,14 +33,13 @@ def apply(tower: ItemTower, items: ItemInputs) -> None:
 
     A catalogue whose texts all say the same, or nothing, leaves the tower as it was drawn.
     """
-    means = _final_means(tower, items)  # float32[D, w]
-    lengths = np.linalg.norm(means, axis=1)
+    vectors = _final_means(tower, items)  # float32[D, w]
+    lengths = np.linalg.norm(vectors, axis=1)
     said = lengths > 0
     carriers = np.flatnonzero(said[items.text_of_item])
     if len(carriers) == 0:
         return
     sample = carriers[np.linspace(0, len(carriers) - 1, min(SAMPLE, len(carriers))).astype(np.int64)]
-    vectors = means
     vectors /= np.maximum(lengths, 1e-12)[:, None]  # in place: large catalogues have a gibibyte here
     found = whitening(vectors[items.text_of_item[sample]], tower.shape.width)
     if found is None:
