@@ -356,6 +356,15 @@ class Behaviour(Branch):
     """Softmax temperature of the loss."""
 
 
+class ItemTrain(Train):
+    """The item tower's Ray Train run."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training rows."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """AdamW step size; larger steps leave the start from texts behind."""
+
+
 class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
@@ -392,8 +401,8 @@ class ItemTower(Branch):
     """AdamW step size of the encoder's layers (`top`, `full`); train.learning_rate is that of all else."""
     compile: bool = False
     """Train through torch.compile: worth its start on a GPU; on a CPU it needs a C++ compiler."""
-    train: Train = Train(epochs=20, learning_rate=3e-4)
-    """Its Ray Train run; larger steps leave the start from texts behind."""
+    train: ItemTrain = ItemTrain()
+    """Its Ray Train run."""
     behaviour: Behaviour = Behaviour()
 
     def identity(self) -> dict[str, Any]:

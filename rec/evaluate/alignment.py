@@ -2,8 +2,8 @@
 
 Of all that the cross-attention of a STD value takes from a product's RE tokens, the share that falls on the tokens of
 its key, less the share that they would have by their number; over STD values of products that have RE tokens of their
-key and of others, mean by product. The tower with one embedding for a key is compared with one that has a second for
-RE, trained alike.
+key and of others, mean by product, with intervals over content groups. The tower with one embedding for a key is
+compared with one that has a second for RE, trained alike by one seed.
 """
 
 from pathlib import Path
@@ -32,10 +32,11 @@ def measure(config: Config, shared: Path, apart: Path) -> Figures:
     items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=ids)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(items))[:SAMPLE])
     taken = np.stack([own_key(tower, items, rows) for tower in towers.values()], axis=1)
-    taken = taken[~np.isnan(taken).any(axis=1)]
-    if len(taken) == 0:
+    chosen = ~np.isnan(taken).any(axis=1)
+    if not chosen.any():
         return {}
-    return compared("keys.{}.own", list(towers), taken, np.arange(len(taken)), config.evaluate.bootstrap, config.seed)
+    _, cluster = np.unique(items.groups[rows[chosen]], return_inverse=True)
+    return compared("keys.{}.own", list(towers), taken[chosen], cluster, config.evaluate.bootstrap, config.seed)
 
 
 @torch.inference_mode()

@@ -1,12 +1,15 @@
 """How far marketing phrases in titles move products: their nearest neighbours before and after.
 
-Some products get a phrase at the end of their title and are placed anew among all others, which stay. The phrases
+Some products get a phrase at the end of their title, if all of the text still fits into `text.max_tokens`, and are
+placed anew among all others, which stay. The phrases
 name no attribute, so that attributes stay what they are; a tower that reads these, too, should be moved less than one
 of titles alone or the text embedding.
 
-    SYSTEM.overlap10   share of a product's 10 nearest products that are the same before and after, mean over products
+    SYSTEM.overlap10   share of a product's 10 nearest products that are the same before and after, mean over products,
+                       with intervals over content groups
 """
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,6 +38,8 @@ SAMPLE, K = 1_000, 10
 
 Vectors = NDArray[np.float32]
 
+log = logging.getLogger(__name__)
+
 
 def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: Mapping[str, Vectors]) -> Figures:
     """Figures of each of `towers` and of the raw text, and what `full` keeps more than each other (goal 0).
@@ -53,14 +58,19 @@ def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: 
         product["title"] += f" {phrase}"
     told = [joined(product[field] for field in config.text.fields) for product in chosen]
     encoder = text_encoder.load(config.text, config.item_tower.layers_above_states)
-    ids = encoder.tokenize(told, config.text.max_tokens)
+    cut = encoder.tokenize(told, config.text.max_tokens + 1)
+    whole = np.array([len(row) <= config.text.max_tokens for row in cut], dtype=np.bool_)
+    log.info("%d of %d texts have room for a phrase", whole.sum(), len(rows))
+    if not whole.any():
+        return {}
+    rows, ids = rows[whole], [row for row, fits in zip(cut, whole, strict=True) if fits]
     states = encoder.token_states(ids, config.text.batch_size)
-    moved = {"rawtext": _items(config, None).retold(rows, ids, states).text_vectors()}
+    items = _items(config, None)
+    _, cluster = np.unique(items.groups[rows], return_inverse=True)
+    moved = {"rawtext": items.retold(rows, ids, states).text_vectors()}
     moved |= {name: _placed(tower, config, rows, ids, states) for name, tower in towers.items()}
     kept = np.stack([_overlap(vectors[name], made, rows) for name, made in moved.items()], axis=1)
-    return compared(
-        f"{prefix}.{{}}.overlap{K}", list(moved), kept, np.arange(len(rows)), config.evaluate.bootstrap, config.seed
-    )
+    return compared(f"{prefix}.{{}}.overlap{K}", list(moved), kept, cluster, config.evaluate.bootstrap, config.seed)
 
 
 def _items(config: Config, tower: item_tower.ItemTower | None) -> ItemInputs:
@@ -85,5 +95,6 @@ def _overlap(vectors: Vectors, moved: Vectors, rows: NDArray[np.int64]) -> NDArr
     own = [np.array([row]) for row in rows.tolist()]
     before, _ = search(vectors[rows], vectors, K, own)
     after, _ = search(moved, vectors, K, own)
-    shares: NDArray[np.float64] = (before[:, :, None] == after[:, None, :]).any(2).mean(1)
+    same = (before[:, :, None] == after[:, None, :]).any(2) & (before >= 0)
+    shares: NDArray[np.float64] = same.sum(1) / np.maximum((before >= 0).sum(1), 1)
     return shares

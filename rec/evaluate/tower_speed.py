@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.train.torch import get_device
 
 from rec import embed, histories, runtime
 from rec.config import Config
+from rec.config import ItemTower as Options
 from rec.evaluate import hidden
 from rec.evaluate.benchmark import Figures, figure
 from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs
+from rec.models.item_tower import ItemTower
 from rec.train import contrast, ddp, item
 
 PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
@@ -64,9 +67,17 @@ def timed(config: dict[str, Any]) -> None:
     """The stage's own loop in a worker, from its first batch to its checkpoint, without the probe; writes SECONDS."""
     tower, items, options = item.drawn(config)
     categories = items.first_std(config["category"])
+    _warm(tower.to(get_device()), items, options)
     started = time.perf_counter()
     item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None)
     (Path(config["inputs"]) / SECONDS).write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
+
+
+def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
+    """One step whose gradient is dropped: what a device or a compiler needs once is not timed."""
+    rows = np.arange(min(options.train.batch_size, len(items)))
+    contrast.step(tower.train(), items, rows, tower.shape.num_keys, options, np.random.default_rng(0))
+    tower.zero_grad()
 
 
 def _bare(config: dict[str, Any]) -> tuple[float, float]:
@@ -74,7 +85,7 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
     tower, items, options = item.drawn(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.train.cpus_per_worker)
-    tower.to("cuda" if options.train.use_gpu else "cpu").train()
+    _warm(tower.to("cuda" if options.train.use_gpu else "cpu"), items, options)
     optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate)
     count = -(-len(items) // options.train.batch_size)
     batches = np.array_split(np.random.default_rng(0).permutation(len(items)), count)
@@ -96,7 +107,9 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
 
 def exporting(config: Config, trained: Config) -> Figures:
     """`embed.*` of all products of `config` with the tower that `trained` has."""
-    part = hidden.part(config, "exported").model_copy(update={"item_tower": trained.item_tower})
+    alone = trained.item_tower.train.model_copy(update={"num_workers": 1})
+    options = trained.item_tower.model_copy(update={"train": alone})
+    part = hidden.part(config, "exported").model_copy(update={"item_tower": options})
     shutil.rmtree(part.root, ignore_errors=True)
     for name in hidden.DATASETS:
         hidden.link(config, part, name)

@@ -201,6 +201,11 @@ def world_size() -> int:
     return int(ray.train.get_context().get_world_size())
 
 
+def fresh() -> bool:
+    """Whether the run starts from nothing, and not from a checkpoint."""
+    return ray.train.get_checkpoint() is None
+
+
 @dataclass(slots=True)
 class Epoch:
     """One pass over the training rows."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 
 from rec import artifact, dataset, histories, runtime
@@ -171,7 +172,8 @@ def loop(config: dict[str, Any]) -> None:
     categories = items.first_std(config["category"])
     probe = None
     if ddp.rank() == 0:
-        text_start.apply(tower, items)  # the other workers get its weights
+        if ddp.fresh():
+            text_start.apply(tower, items, get_device())  # the other workers get its weights
         probe = Probe(items, categories, options, config["seed"])
     train(tower, items, categories, options, config["seed"], Path(config["tensors"]), probe)
 

@@ -28,12 +28,15 @@ Floats = NDArray[np.float32]
 
 
 @torch.no_grad()
-def apply(tower: ItemTower, items: ItemInputs) -> None:
+def apply(tower: ItemTower, items: ItemInputs, device: torch.device) -> None:
     """Let the tables and the title's projection of an untrained tower on the CPU start from the texts of `items`.
 
-    A catalogue whose texts all say the same, or nothing, leaves the tower as it was drawn.
+    A tower that reads no titles stays as it was drawn, and so does one whose texts all say the same, or nothing.
+    `device` is where layers of the text encoder that the tower holds are run.
     """
-    vectors = _final_means(tower, items)  # float32[D, w]
+    if "title" not in tower.shape.inputs:
+        return
+    vectors = _final_means(tower, items, device)  # float32[D, w]
     lengths = np.linalg.norm(vectors, axis=1)
     said = lengths > 0
     carriers = np.flatnonzero(said[items.text_of_item])
@@ -66,6 +69,8 @@ def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
     values, directions = values[kept], directions[:, kept]
     if values.max(initial=0.0) < 1e-12:
         return None
+    told = values > 1e-9 * values.max()  # along the others the texts do not differ, but those of later products may
+    directions *= told * np.sign(directions[np.abs(directions).argmax(0), np.arange(len(kept))])
     weight = np.zeros((vectors.shape[1], width), dtype=np.float32)
     weight[:, : len(kept)] = directions / np.sqrt(np.maximum(values, 0.0) + noise)
     return centre.astype(np.float32), weight
@@ -76,18 +81,18 @@ def _added(means: Floats, carried: IntArray) -> torch.Tensor:
     return torch.from_numpy(means * (carried / (carried + RARE))[:, None].astype(np.float32))
 
 
-def _final_means(tower: ItemTower, items: ItemInputs) -> Floats:
+def _final_means(tower: ItemTower, items: ItemInputs, device: torch.device) -> Floats:
     """Mean of the encoder's last states of each text, float32[D, w]; blank is zero."""
     if tower.text is None or tower.shape.layers_above_states == 0:
         return items.text_means()
     means = np.zeros((int(items.text_of_item.max(initial=-1)) + 1, items.text_width), dtype=np.float32)
     texts, first = np.unique(items.text_of_item, return_index=True)
     training = tower.text.training
-    tower.text.eval()
+    tower.text.eval().to(device)
     for start in range(0, len(texts), BLOCK):
-        batch = items.batch(first[start : start + BLOCK])
+        batch = items.batch(first[start : start + BLOCK]).to(device)
         seen = batch.title_mask.unsqueeze(-1).float()  # float32[B, T, 1]
         states = tower.text(batch.title, batch.title_mask) * seen  # float32[B, T, w]
-        means[texts[start : start + BLOCK]] = (states.sum(1) / seen.sum(1).clamp(min=1)).numpy()
-    tower.text.train(training)
+        means[texts[start : start + BLOCK]] = (states.sum(1) / seen.sum(1).clamp(min=1)).cpu().numpy()
+    tower.text.train(training).cpu()
     return means

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rec import config, dataset, histories
+from rec import config, dataset, encode, histories
 from rec.errors import ArtifactError
 from rec.evaluate import cases, cold_items, hidden
 from rec.evaluate.cold_items import World
@@ -130,13 +130,18 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
 def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way on a small shop, whose shoppers stay with a colour, with two towers of one epoch."""
     tree = catalogue.shop(tmp_path, 60)
+    encode.run(tree)
     asked = {"status": "ok", "std": [], "re": [], "vocab_version": "", "tokens_in": 0, "tokens_out": 0}
     rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "content_hash": "", **asked} for i in range(60)]
     catalogue.put(tree, ENRICHED, rows)
     behaviour = tree.item_tower.behaviour.model_copy(update={"epochs": 1, "batch_size": 16})
     train = tree.item_tower.train.model_copy(update={"epochs": 1})
     tower = tree.item_tower.model_copy(update={"behaviour": behaviour, "train": train})
-    some = {"full": tower, cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]})}
+    some = {
+        "full": tower,
+        cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
+        cold_items.APART: tower.model_copy(update={"shared_keys": False}),
+    }
     monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
     figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
     for measure in ("neighbours.r10", "hr10"):
@@ -146,8 +151,10 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
         assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
     assert figures["re.lift.n10"]["unit"] == "difference"
     assert 0 < figures["noise.catalogue.full.overlap10"]["value"] <= 1
-    for name in ("train.over.torch", "train.busy", "embed.over.tower", "embed.products_per_s"):
-        assert figures[name]["value"] > 0, name
+    assert 0 < figures["train.busy"]["value"] < 1
+    assert figures["train.over.torch"]["value"] < 2
+    assert 0 < figures["embed.products_per_s"]["value"] < figures["embed.tower.products_per_s"]["value"]
+    assert "keys.full.minus.apart.own" in figures
     assert not hidden.part(tree, "exported").root.exists()
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rec import config, encode
+from rec import encode
 from rec.enrich.attributes import from_rules
 from rec.enrich.text import Canonical
 from rec.evaluate import noise
@@ -25,9 +25,10 @@ def test_overlap_is_the_share_of_neighbours_that_stay() -> None:
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     rows = np.array([5, 20])
     assert noise._overlap(vectors, vectors[rows], rows).tolist() == [1.0, 1.0]
-    moved = np.stack([vectors[39], vectors[25]])
-    # 39 has 29..38 near, none of which 5 has; 25 has 21..30, of which 20 has 21..25, and itself takes no place
-    assert noise._overlap(vectors, moved, rows).tolist() == pytest.approx([0.0, 0.6], abs=0.11)
+    moved = np.stack([vectors[39], [np.cos(25.1 * 0.05), np.sin(25.1 * 0.05)]]).astype(np.float32)
+    # at 39, product 5 would see 30 to 39, of which it had none; at 25.1, product 20 sees 21 to 30, of which it had five
+    assert noise._overlap(vectors, moved, rows).tolist() == [0.0, 0.5]
+    assert noise._overlap(vectors[:4], moved, np.array([0, 1])).tolist() == [1.0, 1.0]  # all three others, twice
 
 
 @pytest.mark.slow
@@ -60,4 +61,3 @@ def test_products_with_phrases_are_placed_by_their_new_text(tmp_path_factory: py
     finally:
         silent.undo()
     assert still["noise.x.full.overlap10"]["value"] > 0.99
-    assert config.load("demo").text.fields == ["title"]

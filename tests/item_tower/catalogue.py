@@ -55,7 +55,7 @@ def write(folder: Path, products: int, *, seed: int = 0, overrides: Sequence[str
     ) as draft:
         (draft.path / "std.toml").write_text(std.shipped(), encoding="utf-8")
         tokens.save(draft.path / "re.json")
-    rows = _rows(vocabulary, tokens, tree, products, np.random.default_rng(seed))
+    rows, _ = _rows(vocabulary, tokens, tree, products, seed)
     made_by = {"text": {"encoder": tree.text.encoder}, "seed": seed}
     dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=made_by)
     return tree
@@ -76,7 +76,10 @@ def shop(folder: Path, products: int, *, seed: int = 0) -> Config:
         for step, item in enumerate(rng.choice(liked, min(len(liked), 6), replace=False).tolist()):
             at = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=step)
             events.append({"user_id": f"u{user:04}", "product_id": ids[item], "event": "purchase", "at": at})
-    put(tree, PRODUCTS, [{"product_id": i, "title": "a garment", "available": True} for i in ids])
+    vocabulary = StdVocabulary.load()
+    _, titles = _rows(vocabulary, ReVocabulary.load(tree.at("vocabulary") / "re.json"), tree, products, seed)
+    told = zip(ids, titles, strict=True)
+    put(tree, PRODUCTS, [{"product_id": i, "title": title, "available": True} for i, title in told])
     put(tree, USERS, [{"user_id": f"u{user:04}"} for user in range(4 * products)])
     put(tree, INTERACTIONS, events)
     _states(tree, products, rng)
@@ -103,8 +106,10 @@ def _states(tree: Config, products: int, rng: np.random.Generator) -> None:
 
 
 def _rows(
-    vocabulary: StdVocabulary, tokens: ReVocabulary, tree: Config, products: int, rng: np.random.Generator
-) -> pa.Table:
+    vocabulary: StdVocabulary, tokens: ReVocabulary, tree: Config, products: int, seed: int
+) -> tuple[pa.Table, list[str]]:
+    """Rows of TENSORS, and the titles that they were cut from."""
+    rng = np.random.default_rng(seed)
     std_key, std_id, re_key, re_id, titles = [], [], [], [], []
     for product in range(products):
         values = {key: str(rng.choice(vocabulary.values(key)[:8])) for key in KEYS}
@@ -116,7 +121,7 @@ def _rows(
         re_key.append([key for key, _ in pairs])
         re_id.append([token for _, token in pairs])
         titles.append("" if product % 8 == 3 else title)
-    return pa.table(
+    rows = pa.table(
         {
             "product_id": [f"p{product:04}" for product in range(products)],
             "group": pa.array(range(products), pa.int32()),
@@ -127,3 +132,4 @@ def _rows(
             "title_id": text_encoder.load(tree.text).tokenize(titles, tree.text.max_tokens),
         }
     )
+    return rows, titles

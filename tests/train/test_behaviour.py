@@ -68,7 +68,7 @@ def test_products_nobody_chose_come_near_to_what_goes_with_their_kind() -> None:
         {
             "feature_dropout": 0.1,
             "token_dropout": 0.2,
-            "behaviour": {"epochs": 8, "batch_size": 64, "learning_rate": 1e-2, "window": 1},
+            "behaviour": {"epochs": 14, "batch_size": 64, "learning_rate": 1e-2, "window": 1},
         }
     )
     shape = Shape(
