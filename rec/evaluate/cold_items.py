@@ -38,7 +38,7 @@ from rec.evaluate.cases import Cases
 from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
-from rec.models.item_inputs import ItemInputs
+from rec.models.item_inputs import ItemInputs, unit
 from rec.retrieval import search
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.train import copurchase, item
@@ -95,9 +95,9 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
         towers[name], vectors[name] = trained, _vectors(trained, config)
     text = items.text_vectors()
     vectors["rawtext"] = text
-    vectors["centred"] = _unit(text - text.mean(0))
+    vectors["centred"] = unit(text - text.mean(0))
     drawn = np.random.default_rng(config.seed).standard_normal((len(items), config.item_tower.width))
-    vectors["random"] = _unit(drawn.astype(np.float32))
+    vectors["random"] = unit(drawn.astype(np.float32))
     without_re = vectors.pop(NO_RE, None)
     vectors.pop(APART, None)
     figures = cold(prefix, world, vectors, config)
@@ -174,11 +174,6 @@ def _vectors(trained: Config, whole: Config) -> Vectors:
     items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
     blocks = np.split(np.arange(len(items)), range(BLOCK_ROWS, len(items), BLOCK_ROWS))
     return np.concatenate([tower(items.batch(rows).to(device)).cpu().numpy() for rows in blocks])
-
-
-def _unit(rows: Vectors) -> Vectors:
-    made: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return made
 
 
 def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config) -> Figures:

@@ -242,7 +242,7 @@ class ItemInputs:
         float32[num_tokens, text_width], the mean of their texts' vectors, and int64[num_tokens]. A token that no item
         carries has the mean of all items.
         """
-        vectors = _unit(self.text_means())
+        vectors = unit(self.text_means())
         means, carried = self.means_by_id("re", num_tokens, vectors)
         means[carried == 0] = vectors[self._text_of_item].mean(0) if len(self) else 0.0
         return means, carried
@@ -271,7 +271,7 @@ class ItemInputs:
 
     def text_vectors(self) -> NDArray[np.float32]:
         """Each item's text as one unit vector, as `TextEncoder.embed` does: float32[N, text_width]; blank is zero."""
-        return _unit(self.text_means())[self._text_of_item]
+        return unit(self.text_means())[self._text_of_item]
 
     def text_means(self) -> NDArray[np.float32]:
         """Mean of the states of each text: float32[D, text_width]; blank is zero."""
@@ -288,6 +288,7 @@ class ItemInputs:
         return means
 
 
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows float32[n, w] at length 1; a zero row stays zero."""
     made: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return made

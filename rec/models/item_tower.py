@@ -139,7 +139,7 @@ def _branch_end(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def _mean(rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def present_mean(rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """float32[B, d]: mean of rows float32[B, S, d] over the positions present, bool[B, S]; zero where none is."""
     weight = present.unsqueeze(-1).to(rows.dtype)  # float32[B, S, 1]
     return (rows * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -199,7 +199,7 @@ class ItemTower(nn.Module):
         x, present = self._queries(batch)  # float32[B, S, d], bool[B, S]
         context, visible, said = self._context(batch)  # float32[B, C, d], bool[B, C], float32[B, d]
         x = self.cross_attention(x, self.context_norm(context), visible)
-        pooled = _mean(x, present) + said  # float32[B, d]; the anchor is always present
+        pooled = present_mean(x, present) + said  # float32[B, d]; the anchor is always present
         return nn.functional.normalize(self.project(pooled), dim=-1)
 
     def attention(self, batch: ItemBatch) -> torch.Tensor:
@@ -233,12 +233,12 @@ class ItemTower(nn.Module):
             keys = self.key_table if self.re_key_table is None else self.re_key_table
             parts.append(rows + keys(batch.re_key))
             masks.append(present)
-            said = said + _mean(rows, present)
+            said = said + present_mean(rows, present)
         if "title" in self.shape.inputs:
             states = self._titles(batch)
             parts.append(states)
             masks.append(batch.title_mask)
-            said = said + _mean(states, batch.title_mask)
+            said = said + present_mean(states, batch.title_mask)
         return torch.cat(parts, 1), torch.cat(masks, 1), said
 
     def _titles(self, batch: ItemBatch) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rec.models.item_inputs import IntArray, ItemInputs
-from rec.models.item_tower import ItemTower
+from rec.models.item_tower import ItemTower, present_mean
 
 SAMPLE = 50_000
 """Products, evenly spread over the catalogue, whose texts give the covariance."""
@@ -91,8 +91,7 @@ def _final_means(tower: ItemTower, items: ItemInputs, device: torch.device) -> F
     tower.text.eval().to(device)
     for start in range(0, len(texts), BLOCK):
         batch = items.batch(first[start : start + BLOCK]).to(device)
-        seen = batch.title_mask.unsqueeze(-1).float()  # float32[B, T, 1]
-        states = tower.text(batch.title, batch.title_mask) * seen  # float32[B, T, w]
-        means[texts[start : start + BLOCK]] = (states.sum(1) / seen.sum(1).clamp(min=1)).cpu().numpy()
+        states = tower.text(batch.title, batch.title_mask)  # float32[B, T, w]
+        means[texts[start : start + BLOCK]] = present_mean(states, batch.title_mask).cpu().numpy()
     tower.text.train(training).cpu()
     return means

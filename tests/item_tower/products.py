@@ -43,25 +43,21 @@ def inputs(catalogue: list[Product], *, ids: bool = False) -> ItemInputs:
     """The catalogue as training holds it, with token ids for titles if `ids`."""
     states = [product.states() for product in catalogue]
     return ItemInputs(
-        std_key=_ragged([[key for key, _ in product.std] for product in catalogue]),
-        std_id=_ragged([[value for _, value in product.std] for product in catalogue]),
-        re_key=_ragged([[key for key, _ in product.re] for product in catalogue]),
-        re_id=_ragged([[value for _, value in product.re] for product in catalogue]),
+        std_key=Ragged.from_lists([[key for key, _ in product.std] for product in catalogue]),
+        std_id=Ragged.from_lists([[value for _, value in product.std] for product in catalogue]),
+        re_key=Ragged.from_lists([[key for key, _ in product.re] for product in catalogue]),
+        re_id=Ragged.from_lists([[value for _, value in product.re] for product in catalogue]),
         groups=np.arange(len(catalogue)),
         text_of_item=np.arange(len(catalogue)),
         state_offsets=_offsets([len(rows) for rows in states]),
         states=np.concatenate([*states, np.empty((0, TEXT_WIDTH), np.float16)]),
-        title_id=_ragged([product.ids() for product in catalogue]) if ids else None,
+        title_id=Ragged.from_lists([product.ids() for product in catalogue]) if ids else None,
     )
 
 
 def batch(catalogue: list[Product], *, ids: bool = False) -> ItemBatch:
     """All products of the catalogue in one batch."""
     return inputs(catalogue, ids=ids).batch(np.arange(len(catalogue)))
-
-
-def _ragged(lists: list[list[int]]) -> Ragged:
-    return Ragged(np.array([value for row in lists for value in row], np.int64), _offsets([len(row) for row in lists]))
 
 
 def _offsets(lengths: list[int]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from rec.errors import ConfigError
 from rec.models import item_tower, text_encoder, text_layers
 from rec.models.item_inputs import ItemBatch
 from rec.models.item_tower import ItemTower, Shape
-from rec.train import contrast
+from rec.train import contrast, text_start
 from tests.item_tower import encoders
 from tests.item_tower.products import TEXT_WIDTH, Product, batch, inputs, products
 
@@ -220,3 +220,25 @@ def test_a_compiled_tower_is_the_same(mode: str) -> None:
             torch.testing.assert_close(found.grad, expected.grad, atol=1e-5, rtol=1e-4, msg=name)
         torch.testing.assert_close(compiled(some), plain(some), atol=1e-5, rtol=0)
     assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_a_tower_with_layers_starts_from_what_these_make_of_the_states() -> None:
+    """As in a batch of one: products are read in padded blocks, and one of them has no title."""
+    catalogue = [Product([(1, 3)], [(2, 5)], length, seed) for seed, length in enumerate([6, 1, 0, 9, 4, 7])]
+    tower, items = build("top"), inputs(catalogue)
+    untouched = {name: weight.clone() for name, weight in tower.text.state_dict().items()} if tower.text else {}
+    text_start.apply(tower, items, torch.device("cpu"))
+    assert tower.text is not None
+    said = []
+    with torch.inference_mode():
+        for place in (0, 1, 3, 4, 5):
+            alone = items.batch(np.array([place]))
+            said.append(tower.text(alone.title, alone.title_mask)[0].mean(0).numpy())
+    means = np.stack(said)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    expected = text_start.whitening(means / lengths, tower.shape.width)
+    assert expected is not None
+    np.testing.assert_allclose(tower.title.weight.detach().numpy(), expected[1].T / lengths.mean(), atol=2e-2)
+    assert not tower.text.training
+    for name, weight in tower.text.state_dict().items():
+        assert torch.equal(weight, untouched[name]), name
