@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ray.train.torch import get_device
 
 from rec import embed, histories, runtime
 from rec.config import Config
@@ -67,14 +66,15 @@ def timed(config: dict[str, Any]) -> None:
     """The stage's own loop in a worker, from its first batch to its checkpoint, without the probe; writes SECONDS."""
     tower, items, options = item.drawn(config)
     categories = items.first_std(config["category"])
-    _warm(tower.to(get_device()), items, options)
+    _warm(tower, items, options)
     started = time.perf_counter()
     item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None)
     (Path(config["inputs"]) / SECONDS).write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
 
 
 def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
-    """One step whose gradient is dropped: what a device or a compiler needs once is not timed."""
+    """One step on the device, whose gradient is dropped: what a device or a compiler needs once is not timed."""
+    tower.to("cuda" if options.train.use_gpu else "cpu")
     rows = np.arange(min(options.train.batch_size, len(items)))
     contrast.step(tower.train(), items, rows, tower.shape.num_keys, options, np.random.default_rng(0))
     tower.zero_grad()
@@ -85,7 +85,7 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
     tower, items, options = item.drawn(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.train.cpus_per_worker)
-    _warm(tower.to("cuda" if options.train.use_gpu else "cpu"), items, options)
+    _warm(tower, items, options)
     optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate)
     count = -(-len(items) // options.train.batch_size)
     batches = np.array_split(np.random.default_rng(0).permutation(len(items)), count)
