@@ -15,7 +15,7 @@ PIECES = strategies.sampled_from(
 def test_the_quick_look_misses_nothing(pieces: list[str]) -> None:
     prepared, _ = searchable("".join(pieces))
     for finder in (Finder(WORDS), Finder(["v neck"])):
-        there = words._latin_words(prepared)
+        there = words.latin_words(prepared)
         if there is not None:
             assert finder._latin is not None
             assert finder.spans(prepared) == [match.span() for match in finder._latin.finditer(prepared)]
