@@ -365,6 +365,22 @@ class ItemTrain(Train):
     """AdamW step size; larger steps leave the start from texts behind."""
 
 
+class UserTrain(Train):
+    """The user tower's Ray Train run."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training windows."""
+
+
+class RankerTrain(Train):
+    """The ranker's Ray Train run."""
+
+    epochs: int = Field(default=5, ge=1)
+    """Passes over the training requests."""
+    batch_size: int = Field(default=4096, ge=2)
+    """Candidates per optimizer step over all workers."""
+
+
 class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
@@ -440,6 +456,9 @@ class UserTower(Branch):
     """Probability that a whole input is hidden in training, so that any subset works."""
     exclude_seen: bool = True
     """Items of the user's own history are no candidates."""
+    adapter: int = Field(default=0, ge=0)
+    """Hidden width of a small network that moves the item tower's vectors, those of cold items as well, to where users
+    want them; 0: none, and the vectors stay as they are."""
     delta_norm: float = Field(default=0.5, ge=0)
     """Bound on the learned per-item delta; 0 turns it off."""
     temperature: float = Field(default=0.07, gt=0)
@@ -448,7 +467,9 @@ class UserTower(Branch):
     """Sampled negatives per step, beside the batch's own targets; catalogues not larger use all items."""
     cold_weight: float = Field(default=0.02, ge=0, le=1)
     """How much an item without training events counts as a negative; 0: not at all, 1: as any other item."""
-    train: Train = Train(epochs=20)
+    patience: int = Field(default=5, ge=0)
+    """Epochs without a better NDCG@10 at second last events after which training stops; 0: never. The best is kept."""
+    train: UserTrain = UserTrain()
     """Its Ray Train run."""
 
 
@@ -471,7 +492,7 @@ class Ranker(Branch):
     """Share of users that choose the best epoch and train nothing."""
     max_users: int | None = Field(default=None, ge=1)
     """Cap on users whose held-out event trains the ranker."""
-    train: Train = Train(epochs=5, batch_size=4096)
+    train: RankerTrain = RankerTrain()
     """Its Ray Train run."""
 
 

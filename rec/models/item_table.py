@@ -1,8 +1,10 @@
-"""Item vectors during user-tower training: the item tower's, plus a norm-bounded learned delta.
+"""Item vectors during user-tower training: the item tower's as the user tower adapts them, plus a norm-bounded delta.
 
 Only items that are a target in training (warm items) have a delta: those of all training events but the few
-that validation holds out. A cold item keeps the item tower's vector, also when it is drawn as a negative.
+that validation holds out. A cold item has the adapted vector alone, also when it is drawn as a negative.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 
 class ItemTable(nn.Module):
-    """Unit vectors of N items: normalise(frozen + delta), ‖delta‖ ≤ bound."""
+    """Unit vectors of N items: normalise(adapt(frozen) + delta), ‖delta‖ ≤ bound."""
 
     frozen: Tensor
     slot: Tensor
@@ -29,9 +31,9 @@ class ItemTable(nn.Module):
         self.register_buffer("frozen", torch.from_numpy(np.ascontiguousarray(frozen)), persistent=False)
         self.register_buffer("slot", torch.from_numpy(slot), persistent=False)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Unit vectors float32[..., d] of item rows int64[...]."""
-        vectors = self.frozen[rows]
+    def forward(self, rows: Tensor, adapt: Callable[[Tensor], Tensor]) -> Tensor:
+        """Unit vectors float32[..., d] of item rows int64[...]; `adapt` is the user tower's."""
+        vectors = adapt(self.frozen[rows])
         if self.bound > 0:
             vectors = vectors + self.deltas(rows)
         return F.normalize(vectors, dim=-1)
@@ -43,7 +45,8 @@ class ItemTable(nn.Module):
         return raw * (self.bound / raw.norm(dim=-1, keepdim=True).clamp(min=self.bound))
 
     @torch.inference_mode()
-    def export(self) -> NDArray[np.float32]:
+    def export(self, adapt: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         """All unit vectors float32[N, d]."""
-        vectors: NDArray[np.float32] = self(torch.arange(len(self.frozen), device=self.frozen.device)).cpu().numpy()
+        rows = torch.arange(len(self.frozen), device=self.frozen.device)
+        vectors: NDArray[np.float32] = self(rows, adapt).cpu().numpy()
         return vectors

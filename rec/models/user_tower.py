@@ -32,7 +32,7 @@ from rec.schema import EVENTS
 from rec.state import UserState
 
 KIND = "user_tower"
-VERSION = 2
+VERSION = 3
 
 HOUR, DAY = 3_600.0, 86_400.0
 GAP_EDGES_S = (
@@ -60,6 +60,8 @@ class Shape:
     layers: int
     heads: int
     dropout: float
+    adapter: int
+    """Hidden width of the item adapter, 0 for none."""
     inputs: tuple[str, ...]
     """Those of behaviour, context, profile that are in use."""
     text_encoder: str
@@ -166,6 +168,12 @@ class UserTower(nn.Module):
         d = shape.width
         self.register_buffer("item_vectors", torch.empty(0, d), persistent=False)  # float32[N, d]
         self.register_buffer("edges", torch.tensor(GAP_EDGES_S), persistent=False)
+        if shape.adapter:
+            self.adapter = nn.Sequential(
+                nn.Linear(d, shape.adapter), nn.GELU(), nn.Dropout(shape.dropout), nn.Linear(shape.adapter, d)
+            )
+            nn.init.zeros_(self.adapter[-1].weight)
+            nn.init.zeros_(self.adapter[-1].bias)
         self.bos = nn.Parameter(torch.randn(d) * 0.02)
         if "behaviour" in shape.inputs:
             self.item_in = nn.Linear(d, d)
@@ -191,6 +199,10 @@ class UserTower(nn.Module):
         """Set the unit item vectors float32[N, d] that `vectors` looks up; returns self."""
         self.item_vectors = torch.from_numpy(np.ascontiguousarray(item_vectors, np.float32)).to(self.bos.device)
         return self
+
+    def adapt(self, vectors: Tensor) -> Tensor:
+        """The item tower's unit vectors float32[..., d] as this tower compares them: a function of content alone."""
+        return F.normalize(vectors + self.adapter(vectors), dim=-1) if self.shape.adapter else vectors
 
     def behaviour(self, history: Tensor, sequences: Sequences) -> Tensor:
         """float32[T, d] at every flat position, given the item vectors `history` float32[B, L, d]."""

@@ -183,7 +183,8 @@ def _drop_torn(run: Path) -> None:
 def distribute(module: nn.Module) -> nn.Module:
     """`module` on this worker's device, its gradients averaged over the workers when there are several."""
     module = module.to(get_device())
-    return DistributedDataParallel(module) if world_size() > 1 else module
+    # Our buffers are tables that no step changes: to send them with every step would cost more than the gradients.
+    return DistributedDataParallel(module, broadcast_buffers=False) if world_size() > 1 else module
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -199,6 +200,14 @@ def rank() -> int:
 def world_size() -> int:
     """How many workers there are."""
     return int(ray.train.get_context().get_world_size())
+
+
+def from_first(value: float) -> float:
+    """Worker 0's `value` on every worker: what they measure may differ in its last bits, what follows from it not."""
+    found = torch.tensor([value], dtype=torch.float64, device=get_device())
+    if world_size() > 1:
+        torch.distributed.broadcast(found, 0)
+    return float(found)
 
 
 def fresh() -> bool:

@@ -37,6 +37,7 @@ from rec.models.deepfm import TABLE_STD, DeepFM
 from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
 from rec.train import ddp
+from rec.train.contest import Contest
 from rec.train.listwise import listwise_loss, target_ranks
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
@@ -80,14 +81,14 @@ def run(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     loop_config = {"folder": str(folder), "ranker": config.ranker.model_dump(mode="json"), "seed": config.seed}
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
-    contest = Contest(start(folder, config.ranker), start(folder, config.ranker))
+    contest = Contest(start(folder, config.ranker))
     ddp.load_checkpoint(last, contest)
-    facts |= {"ndcg10": round(float(contest.best_ndcg), 5), "best_epoch": int(contest.best_epoch)}
+    facts |= {"ndcg10": round(float(contest.best_figure), 5), "best_epoch": int(contest.best_epoch)}
     facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
     if not facts["beats_retrieval"]:
         log.warning("the ranker does not beat the retrieval order on held-out users: %s", facts)
     with artifact.write(target, **work) as draft:
-        contest.best.export().save(draft.path)
+        contest.winner().export().save(draft.path)
         artifact.write_json(
             draft.path / "transfer.json",
             {"mode": config.ranker.transfer, "tables": [report.to_json() for report in reports]},
@@ -196,33 +197,6 @@ def _fresh(
     return model, reports
 
 
-class Contest(nn.Module):
-    """The model in training beside the best epoch so far; both are in every checkpoint."""
-
-    best_ndcg: Tensor
-    best_epoch: Tensor
-
-    def __init__(self, current: DeepFM, best: DeepFM) -> None:
-        super().__init__()
-        self.current = current
-        self.best = best.requires_grad_(False)
-        self.best.load_state_dict(current.state_dict())
-        self.register_buffer("best_ndcg", torch.full((1,), -1.0))
-        self.register_buffer("best_epoch", torch.full((1,), -1, dtype=torch.int64))
-
-    def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
-        """Logits float32[K] of the model in training."""
-        logits: Tensor = self.current(sparse, varlen, dense)
-        return logits
-
-    def judge(self, reached: float, epoch: int) -> None:
-        """Keep the model in training as the best when its NDCG is higher; `epoch` 0 is the start."""
-        if reached > float(self.best_ndcg):
-            self.best.load_state_dict(self.current.state_dict())
-            self.best_ndcg.fill_(reached)
-            self.best_epoch.fill_(epoch)
-
-
 def step_loss(model: nn.Module, data: Requests, users: NDArray[np.int64], device: torch.device) -> Tensor:
     """The loss of one batch of requests."""
     inputs = data.inputs(users)
@@ -247,7 +221,7 @@ def loop(config: dict[str, Any]) -> None:
     folder, options = Path(config["folder"]), Ranker.model_validate(config["ranker"])
     data = requests.open_requests(folder)
     parts = load_numpy(folder / "parts.safetensors")
-    contest = Contest(start(folder, options), start(folder, options))
+    contest = Contest(start(folder, options))
     device = get_device()
     wrapped = ddp.distribute(contest)
     optimizer = torch.optim.AdamW(
@@ -257,7 +231,7 @@ def loop(config: dict[str, Any]) -> None:
     widest = int(np.diff(data.offsets).max())
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):
         if epoch.number == 0:
-            contest.judge(evaluate(contest.current, data, held), 0)
+            contest.judge(ddp.from_first(evaluate(contest.current, data, held)), 0)
         contest.train()
         total = torch.zeros((), device=device)
         steps = ddp.batches(len(train), max(options.train.batch_size // widest, 1), epoch.rng)
@@ -269,7 +243,7 @@ def loop(config: dict[str, Any]) -> None:
             total += loss.detach()
         contest.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
-        epoch.metrics["ndcg10"] = evaluate(contest.current, data, held)
+        epoch.metrics["ndcg10"] = ddp.from_first(evaluate(contest.current, data, held))
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
 
 

@@ -1,7 +1,7 @@
 """Train the user tower on frozen item vectors: softmax over many items at every position of the history.
 
-Only training events are seen: all but the last two of a user with three or more. A small part of the users
-keeps its last training event out, and recall@10 on these is logged with every epoch.
+Only training events are seen: all but the last two of a user with three or more. The epoch that is kept is the best
+one at the second last events of some of them, which is the field's protocol; they choose it and nothing else.
 """
 
 import time
@@ -20,19 +20,20 @@ from rec.artifact import Manifest
 from rec.config import Config, Text
 from rec.config import UserTower as Options
 from rec.errors import ArtifactError
+from rec.evaluate import metrics
 from rec.histories import Histories
 from rec.models import text_encoder
 from rec.models.item_table import ItemTable
 from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, vectors
-from rec.train import ddp, schedule, softmax
-from rec.train.sequences import Batch, Windows, first_time, last_windows, windows
+from rec.train import curves, ddp, schedule, softmax
+from rec.train.contest import Contest
+from rec.train.sequences import Batch, Windows, last_windows, windows
 
 MADE_BY = "python jobs/train_user.py"
 INPUTS = "inputs.safetensors"
-VALIDATION_SHARE = 0.03
-VALIDATION_USERS = 1_000
+VALIDATION_USERS = 4_000
 VALIDATION_K = 10
 WARMUP = 0.05
 """Share of all steps over which the learning rate rises."""
@@ -54,7 +55,7 @@ class Training(nn.Module):
     def users(self, batch: Batch, input_dropout: float) -> Tensor:
         """Unit vectors float32[T, d]; each whole input of a user is hidden with probability `input_dropout`."""
         sequences = batch.sequences
-        behaviour = self.tower.behaviour(self.table(sequences.items), sequences)
+        behaviour = self.tower.behaviour(self.table(sequences.items, self.tower.adapt), sequences)
         owners = sequences.owners
         drawn = torch.rand(3, len(sequences.lengths), device=owners.device)
         hidden = drawn[:, owners] < input_dropout  # bool[3, T]
@@ -63,33 +64,42 @@ class Training(nn.Module):
         profiles = batch.profiles[owners].masked_fill(hidden[2, :, None], torch.nan)
         return self.tower.combine(behaviour, contexts, profiles)
 
+    def export(self) -> NDArray[np.float32]:
+        """Unit vectors float32[N, d] of all items, as users' vectors are compared with them."""
+        return self.table.export(self.tower.adapt)
+
     def forward(self, batch: Batch, options: Options) -> Tensor:
         """Mean loss over the counted positions of the batch."""
         users = self.users(batch, options.input_dropout)[batch.counted]
         targets = batch.targets[batch.counted]
         rows, log_q = self.candidates(targets)
-        scores = users @ self.table(rows).T / options.temperature  # float32[t, C]
+        scores = users @ self.table(rows, self.tower.adapt).T / options.temperature  # float32[t, C]
         return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
 
 
-def hold_out(h: Histories, ends: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """User indices whose last training event is kept out of training: those with two or more, drawn by seed."""
-    repeated = ~first_time(h)[np.maximum(ends - 1, 0)]
-    able = np.flatnonzero((ends - h.offsets[:-1] >= 2) & ~repeated)
-    count = min(int(len(able) * VALIDATION_SHARE), VALIDATION_USERS)
-    return np.sort(np.random.default_rng(seed).choice(able, count, replace=False))
+def validation_users(h: Histories, seed: int) -> NDArray[np.int64]:
+    """Ascending indices of the users whose second last event chooses the epoch, drawn by seed."""
+    users = histories.leave_one_out(h).ranker_users
+    if len(users) <= VALIDATION_USERS:
+        return users
+    return np.sort(np.random.default_rng(seed).choice(users, VALIDATION_USERS, replace=False))
 
 
-def validate(model: Training, data: Windows, device: torch.device) -> float:
-    """Recall@10 on the last event of each window, over all items that the window does not hold before."""
-    batch = data.batch(np.arange(len(data.users))).to(device)
+def validate(model: Training, data: Windows) -> dict[str, float]:
+    """Recall and NDCG at 10 on the last event of each window, over all items that the window does not hold before."""
+    batch = data.batch(np.arange(len(data.users))).to(model.tower.bos.device)
     last = batch.sequences.starts + batch.sequences.lengths
     with torch.inference_mode():
-        found = model.users(batch, 0.0)[last].cpu().numpy()
+        users = model.users(batch, 0.0)[last].cpu().numpy()
     targets = data.h.items[data.ends - 1]
     exclude = [data.h.items[s : e - 1] for s, e in zip(data.starts, data.ends, strict=True)]
-    rows, _ = search(found, model.table.export(), VALIDATION_K, exclude)
-    return float((rows == targets[:, None]).any(axis=1).mean())
+    found, _ = search(users, model.export(), VALIDATION_K, exclude)
+    hit = found == targets[:, None]  # bool[U, K]
+    ranks = np.where(hit.any(axis=1), hit.argmax(axis=1), metrics.MISSED)
+    return {
+        "recall10": float(metrics.recall(ranks, VALIDATION_K).mean()),
+        "ndcg10": float(metrics.ndcg(ranks, VALIDATION_K).mean()),
+    }
 
 
 def build(
@@ -104,6 +114,7 @@ def build(
         layers=options.layers,
         heads=options.heads,
         dropout=options.dropout,
+        adapter=options.adapter,
         inputs=tuple(options.inputs),
         text_encoder=encoder,
         text_width=texts.shape[1],
@@ -117,26 +128,28 @@ def build(
 
 
 def _texts(h: Histories) -> list[str]:
-    """The distinct context texts of training events, ascending; held-out texts are not looked at."""
-    return sorted({h.contexts[event] for event in np.flatnonzero(histories.training_events(h))} - {""})
+    """The distinct context texts of all events but the tests, ascending."""
+    return sorted({h.contexts[event] for event in np.flatnonzero(histories.events_before_test(h))} - {""})
 
 
 def loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs; `config` holds the folders, the options and the seed."""
     options, seed = Options.model_validate(config["user_tower"]), config["seed"]
     model, data, validation = _prepare(config, options)
-    wrapped = ddp.distribute(model)
+    contest = Contest(model)
+    wrapped = ddp.distribute(contest)
     device = model.tower.bos.device
     train = options.train
     optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
+        if contest.stale(epoch.number, options.patience):
+            break
         model.train()
         steps = ddp.batches(len(data.users), train.batch_size, epoch.rng)
         total = torch.zeros((), device=device)
         for step, rows in enumerate(epoch.progress(steps, what="user tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * train.learning_rate
+            schedule.set_rates(optimizer, [train.learning_rate], rate)
             loss = wrapped(data.batch(rows).to(device), options)
             optimizer.zero_grad()
             loss.backward()
@@ -145,7 +158,9 @@ def loop(config: dict[str, Any]) -> None:
         model.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
         if len(validation.users):
-            epoch.metrics["recall10"] = validate(model, validation, device)
+            epoch.metrics |= validate(model, validation)
+        # With nobody to validate on, the last epoch is the best.
+        contest.judge(ddp.from_first(epoch.metrics.get("ndcg10", epoch.number)), epoch.number + 1)
 
 
 def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Windows, Windows]:
@@ -154,11 +169,9 @@ def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Window
     arrays = load_numpy(Path(config["inputs"]) / INPUTS)
     names = {text: row for row, text in enumerate(_texts(h), start=1)}
     ends = histories.leave_one_out(h).train_end
-    held = hold_out(h, ends, config["seed"])
-    shortened = ends.copy()
-    shortened[held] -= 1
-    data = windows(h, shortened, options.history, names, exclude_seen=options.exclude_seen)
-    validation = last_windows(h, held, ends[held], options.history, names, exclude_seen=options.exclude_seen)
+    held = validation_users(h, config["seed"])
+    data = windows(h, ends, options.history, names, exclude_seen=options.exclude_seen)
+    validation = last_windows(h, held, ends[held] + 1, options.history, names, exclude_seen=options.exclude_seen)
     torch.manual_seed(config["seed"])
     return build(data, arrays["vectors"], arrays["texts"], options, config["text_encoder"]), data, validation
 
@@ -203,12 +216,16 @@ def run(config: Config) -> dict[str, Any]:
     }
     checkpoint = ddp.fit(loop, options.train, name, loop_config, storage)
     model, data, _ = _prepare(loop_config, options)
-    ddp.load_checkpoint(checkpoint, model)
+    contest = Contest(model)
+    ddp.load_checkpoint(checkpoint, contest)
+    history, best = ddp.history_of(checkpoint), int(contest.best_epoch)
     with artifact.write(target, **work) as draft:
-        model.eval().tower.save(draft.path, model.table.export())
+        trained = contest.winner().eval()
+        trained.tower.save(draft.path, trained.export())
+        curves.write(draft.path, f"the user tower of {config.name}", history)
         draft.note(items=h.num_items, warm_items=int((data.target_counts > 0).sum()))
         draft.note(users=len(np.unique(data.users)), windows=len(data.users))
-        draft.note(epochs=options.train.epochs, metrics=ddp.metrics_of(checkpoint))
+        draft.note(epochs=len(history), best_epoch=best, metrics=history[best - 1])
     ddp.sweep(storage, KIND)
     found = artifact.read(target, kind=KIND, version=VERSION, made_by=MADE_BY)
     return _facts(target, found) | {"seconds": round(time.monotonic() - started, 1)}

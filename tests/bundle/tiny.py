@@ -176,6 +176,7 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             layers=1,
             heads=2,
             dropout=0.0,
+            adapter=0,
             inputs=("behaviour", "context", "profile"),
             text_encoder="minilm",
             text_width=TEXT_WIDTH,

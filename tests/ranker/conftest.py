@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from rec import artifact, dataset, histories
-from rec.config import Config, Ranker, Train
+from rec.config import Config, Ranker, RankerTrain
 from rec.config import UserTower as UserTowerOptions
 from rec.features import items as item_features
 from rec.features.items import ItemFeatures
@@ -110,6 +110,7 @@ def _user_tower(root: Path, h: Histories, rng: np.random.Generator) -> None:
                 layers=1,
                 heads=2,
                 dropout=0.0,
+                adapter=0,
                 inputs=("behaviour", "profile"),
                 text_encoder="minilm",
                 text_width=TEXT_WIDTH,
@@ -161,7 +162,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, vocabulary: StdVocabulary) ->
             embedding_dim=8,
             hidden=[16],
             re_tokens=4,
-            train=Train(epochs=6, batch_size=1200, learning_rate=1e-2, cpus_per_worker=1),
+            train=RankerTrain(epochs=6, batch_size=1200, learning_rate=1e-2, cpus_per_worker=1),
         ),
     )
     rng = np.random.default_rng(5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from rec.models.item_table import ItemTable
 from rec.train.softmax import Candidates, cross_entropy
@@ -26,17 +27,17 @@ def test_the_delta_is_bounded_and_cold_items_have_none(bound: float) -> None:
     assert norms.max() <= bound * (1 + 1e-5)
     assert norms[warm].min() > bound * 0.9
     assert (norms[1::2] == 0).all()
-    np.testing.assert_allclose(table.export()[1::2], item_vectors()[1::2], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(table.export(), axis=1), 1, atol=1e-5)
-    table(ALL).square().mul(torch.randn(1, 16)).sum().backward()
+    np.testing.assert_allclose(table.export(nn.Identity())[1::2], item_vectors()[1::2], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(table.export(nn.Identity()), axis=1), 1, atol=1e-5)
+    table(ALL, nn.Identity()).square().mul(torch.randn(1, 16)).sum().backward()
     assert table.delta.grad is not None
     assert torch.isfinite(table.delta.grad).all()
 
 
 def test_a_new_table_is_the_item_towers_and_can_learn_from_zero() -> None:
     table = ItemTable(item_vectors(), np.arange(5), 0.5)
-    np.testing.assert_allclose(table.export(), item_vectors(), atol=1e-6)
-    (table(ALL) @ torch.ones(16)).sum().backward()
+    np.testing.assert_allclose(table.export(nn.Identity()), item_vectors(), atol=1e-6)
+    (table(ALL, nn.Identity()) @ torch.ones(16)).sum().backward()
     assert table.delta.grad is not None
     assert (table.delta.grad.norm(dim=1) > 0).all()
 
@@ -44,6 +45,19 @@ def test_a_new_table_is_the_item_towers_and_can_learn_from_zero() -> None:
 def test_without_a_bound_nothing_is_learned_per_item() -> None:
     table = ItemTable(item_vectors(), np.arange(5), 0.0)
     assert list(table.parameters()) == []
+
+
+def test_an_adapter_moves_cold_items_as_well_and_the_delta_comes_on_top() -> None:
+    warm = np.arange(0, NUM_ITEMS, 2)
+    table = ItemTable(item_vectors(), warm, 0.5)
+    turn = torch.from_numpy(np.linalg.qr(unit_rows(np.random.default_rng(0), (16, 16)))[0])
+    with torch.no_grad():
+        table.delta.normal_(0, 1)
+    moved = item_vectors() @ turn.numpy()
+    found = table.export(lambda vectors: vectors @ turn)
+    np.testing.assert_allclose(found[1::2], moved[1::2], atol=1e-6)
+    off = moved[warm] + table.deltas(torch.from_numpy(warm)).detach().numpy()
+    np.testing.assert_allclose(found[warm], off / np.linalg.norm(off, axis=1, keepdims=True), atol=1e-6)
 
 
 def _loss(scores: torch.Tensor, place: list[int], log_q: torch.Tensor | None = None) -> float:

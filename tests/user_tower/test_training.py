@@ -1,5 +1,6 @@
 """Training windows, and the whole stage on Ray Train: it learns all three inputs, and a resumed run is equal."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rec import histories
-from rec.config import Config, Train, UserTower
+from rec.config import Config, UserTower, UserTrain
 from rec.errors import ArtifactError
 from rec.histories import leave_one_out
 from rec.models import text_encoder, user_tower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS
 from rec.state import cold_state
+from rec.train import curves
 from rec.train.sequences import last_windows, windows
 from rec.train.user import build, run
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
 
 def _config(store: Path, **options: object) -> Config:
-    train = Train(epochs=12, batch_size=16, learning_rate=3e-3, cpus_per_worker=1)
-    tower = UserTower.model_validate({"train": train, "history": 8, "layers": 1, **options})
+    train = UserTrain(epochs=12, batch_size=16, learning_rate=3e-3, cpus_per_worker=1)
+    tower = UserTower.model_validate({"train": train, "history": 8, "layers": 1, "patience": 0, **options})
     return Config(name="world", store=str(store), item_tower={"width": 16}, user_tower=tower)  # type: ignore[arg-type]
 
 
@@ -103,7 +105,7 @@ def test_training_windows_and_states_give_the_same_vectors(tmp_path: Path) -> No
     last = (batch.sequences.starts + batch.sequences.lengths).numpy()
     ends = data.ends - 1
     states = [histories.state(h, int(u), int(e), 8, int(h.at[e]), "") for u, e in zip(data.users, ends, strict=True)]
-    served = model.tower.attach(model.table.export()).vectors(states, None)
+    served = model.tower.attach(model.export()).vectors(states, None)
     np.testing.assert_allclose(served, flat[last].numpy(), atol=2e-5)
 
 
@@ -114,6 +116,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config
     result = run(config)
     assert result["epochs"] == 12
     return config
+
+
+@pytest.mark.slow
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(tmp_path: Path, ray_local: None) -> None:
+    still = UserTrain(epochs=12, batch_size=16, learning_rate=1e-9, cpus_per_worker=1)
+    config = _config(tmp_path, train=still, patience=2)
+    make(config.root)
+    made = run(config)
+    epochs = json.loads((config.at("user_tower") / curves.JSON).read_text())["epochs"]
+    assert (made["epochs"], made["best_epoch"]) == (len(epochs), 1) == (3, 1)
+    assert made["metrics"] == epochs[0]
+    assert {"loss", "recall10", "ndcg10"} == set(epochs[0])
+    assert "recall10" in (config.at("user_tower") / curves.PAGE).read_text()
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ def make_tower(inputs: tuple[str, ...] = INPUTS, seed: int = 0) -> UserTower:
     """A tower with every weight random, so that no input is without effect by its zero start."""
     torch.manual_seed(seed)
     shape = Shape(
-        width=WIDTH, history=6, layers=2, heads=2, dropout=0.3, inputs=inputs, text_encoder="minilm", text_width=TEXT,
+        width=WIDTH, history=6, layers=2, heads=2, dropout=0.3, adapter=12, inputs=inputs, text_encoder="minilm",
+        text_width=TEXT,
         profile_names=("height_cm", "weight_kg"), profile_mean=(170.0, 65.0), profile_std=(10.0, 12.0),
     )  # fmt: skip
     tower = UserTower(shape)
@@ -183,3 +184,15 @@ def test_the_text_encoder_is_loaded_once_and_only_where_a_text_is_read(monkeypat
     texts = np.array([[len(state.context)] * TEXT for state in states], np.float32)
     np.testing.assert_allclose(found[:23], tower.vectors(states, texts), atol=1e-5)
     np.testing.assert_allclose(found[23:], found[:3], atol=1e-5)
+
+
+def test_the_adapter_starts_as_no_change_and_depends_on_the_vector_alone() -> None:
+    vectors = torch.from_numpy(item_vectors())
+    fresh = UserTower(make_tower().shape).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(fresh.adapt(vectors), vectors)
+        tower = make_tower()
+        moved = tower.adapt(vectors)
+        assert (moved - vectors).norm(dim=1).min() > 0.01
+        torch.testing.assert_close(moved.norm(dim=1), torch.ones(NUM_ITEMS))
+        torch.testing.assert_close(tower.adapt(vectors[7:9]), moved[7:9])
