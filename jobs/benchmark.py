@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
-retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls
+retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls; with --towers the user
+             tower alone, with several seeds, beside SASRec and towers without delta, context or profile
 extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, and which
              category, pattern and colour they conclude from H&M descriptions; which share of the AI Hub garments'
              attribute values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on
@@ -27,8 +28,19 @@ from rec.config import Config, load
 from rec.data import amazon
 from rec.enrich import oamine
 from rec.errors import ConfigError
-from rec.evaluate import benchmark, closed, cold_items, coverage, enrichment, scale, tagging, zero_shot
-from rec.models import text_encoder
+from rec.evaluate import (
+    benchmark,
+    closed,
+    cold_items,
+    coverage,
+    enrichment,
+    scale,
+    tagging,
+    towers,
+    user_speed,
+    zero_shot,
+)
+from rec.models import text_encoder, user_tower
 from rec.vocab.std import StdVocabulary
 
 QUICK_PRODUCTS = 20_000
@@ -115,6 +127,12 @@ def tagged(config: Config, options: argparse.Namespace, llm_seconds_per_title: f
     return tagging.figures(found, llm_seconds_per_title, resamples=config.evaluate.bootstrap, seed=config.seed)
 
 
+def evaluated(config: Config) -> benchmark.Figures:
+    """What the pipeline's evaluation found, and what the user tower costs."""
+    tower = user_tower.load(config.at(user_tower.KIND))
+    return benchmark.retrieval(config) | user_speed.measure(tower, config.evaluate.bootstrap, config.seed)
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
@@ -138,8 +156,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
         chosen = shortened(config) if options.quick else config
-        prepare(chosen)
-        figures = benchmark.retrieval(chosen)
+        prepare(chosen, "embed" if options.towers else "evaluate")
+        figures = towers.measure(chosen, range(options.seeds)) if options.towers else evaluated(chosen)
     result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
@@ -155,5 +173,9 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--test-split", action="store_true", help="extraction: ask the titles of the test split, for a final figure"
     )
+    arguments.add_argument(
+        "--towers", action="store_true", help="retrieval: the user tower alone, beside towers that lack a part of it"
+    )
+    arguments.add_argument("--seeds", type=int, default=3, help="retrieval --towers: trainings of each (default 3)")
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

@@ -456,6 +456,9 @@ class UserTower(Branch):
     """Probability that a whole input is hidden in training, so that any subset works."""
     exclude_seen: bool = True
     """Items of the user's own history are no candidates."""
+    content: bool = True
+    """Items are the item tower's vectors. False: vectors that start at random, without a bound on what is learned of
+    each: SASRec with this tower's softmax, the control, under which no item without training events is found."""
     adapter: int = Field(default=0, ge=0)
     """Hidden width of a small network that moves the item tower's vectors, those of cold items as well, to where users
     want them; 0: none, and the vectors stay as they are."""

@@ -36,7 +36,9 @@ def measure(config: Config, shared: Path, apart: Path) -> Figures:
     if not chosen.any():
         return {}
     _, cluster = np.unique(items.groups[rows[chosen]], return_inverse=True)
-    return compared("keys.{}.own", list(towers), taken[chosen], cluster, config.evaluate.bootstrap, config.seed)
+    return compared(
+        "keys.{}.own", list(towers), taken[chosen], cluster, config.evaluate.bootstrap, config.seed, ours="full"
+    )
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -21,15 +20,11 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from rec import histories
 from rec.config import Config
 from rec.enrich import oamine
 from rec.evaluate.bootstrap import interval, resampled_means
-from rec.models import user_tower
 from rec.svg import svg
 
-LATENCY_CALLS = 300
-TOWER_GOAL_MS = 2.0
 VERSIONS = ("numpy", "pyarrow", "ray", "torch", "transformers")
 SCORES = ("precision", "recall", "f1")
 SHORT = {"ndcg@10": "n10", "recall@10": "r10", "recall@100": "r100"}
@@ -57,7 +52,6 @@ def retrieval(config: Config) -> Figures:
             figures[f"{recipe}.final.minus.{system}.n10"] = figure(**values["ndcg@10"], goal=0.0, unit="difference")
     for system, share in report["coverage@10"].items():
         figures[f"{recipe}.{system}.coverage10"] = figure(value=share, unit="ratio")
-    figures["user_tower.ms"] = _tower_latency(config)
     return figures
 
 
@@ -93,25 +87,6 @@ def scores(counts: np.ndarray) -> np.ndarray:
 def figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
     """One figure of the JSON object."""
     return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
-
-
-def _tower_latency(config: Config) -> dict[str, Any]:
-    """Median time of one user's vector in this process, text encoding apart; interval over calls."""
-    tower = user_tower.load(config.at("user_tower"))
-    h = histories.load(config.root)
-    users = np.random.default_rng(config.seed).choice(histories.leave_one_out(h).test_users, LATENCY_CALLS)
-    times = []
-    for user in users.tolist():
-        end = int(h.offsets[user + 1]) - 1
-        state = histories.state(h, user, end, config.user_tower.history, int(h.at[end]), "")
-        started = time.perf_counter()
-        tower.vectors([state], None)
-        times.append((time.perf_counter() - started) * 1e3)
-    drawn = np.random.default_rng(config.seed).choice(times, (config.evaluate.bootstrap, len(times)))
-    low, high = interval(np.median(drawn, axis=1)[:, None])[:, 0]
-    return figure(
-        round(float(np.median(times)), 3), "ms", [round(float(low), 3), round(float(high), 3)], goal=TOWER_GOAL_MS
-    )
 
 
 def envelope(name: str, figures: Figures, *, quick: bool) -> dict[str, Any]:

@@ -186,9 +186,11 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     log.info("%d hidden products in pairs, %d users whose last choice is hidden", len(rows), len(users))
     names, options = list(vectors), config.evaluate
     _, cluster = np.unique(world.groups[rows], return_inverse=True)
-    figures = compared(f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed)
+    figures = compared(
+        f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours="full"
+    )
     return figures | compared(
-        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed
+        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours="full"
     )
 
 

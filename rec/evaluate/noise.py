@@ -70,7 +70,9 @@ def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: 
     moved = {"rawtext": items.retold(rows, ids, states).text_vectors()}
     moved |= {name: _placed(tower, config, rows, ids, states) for name, tower in towers.items()}
     kept = np.stack([_overlap(vectors[name], made, rows) for name, made in moved.items()], axis=1)
-    return compared(f"{prefix}.{{}}.overlap{K}", list(moved), kept, cluster, config.evaluate.bootstrap, config.seed)
+    return compared(
+        f"{prefix}.{{}}.overlap{K}", list(moved), kept, cluster, config.evaluate.bootstrap, config.seed, ours="full"
+    )
 
 
 def _items(config: Config, tower: item_tower.ItemTower | None) -> ItemInputs:

@@ -1,4 +1,4 @@
-"""Systems measured on the same cases: each one's mean, and what `full` has more than each other, with intervals."""
+"""Systems measured on the same cases: each one's mean, and what `ours` has more than each other, with intervals."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +10,15 @@ Floats = NDArray[np.float64]
 
 
 def compared(
-    name: str, systems: list[str], values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int
+    name: str, systems: list[str], values: Floats, cluster: NDArray[np.int64], resamples: int, seed: int, *, ours: str
 ) -> Figures:
-    """Figures of each system and of `full` minus each other one (goal 0); values float64[Q, M]."""
-    others = [system for system in systems if system != "full"]
-    full = values[:, systems.index("full")]
-    gains = [full - values[:, systems.index(system)] for system in others]
+    """Figures of each system and of `ours` minus each other one (goal 0); values float64[Q, M]."""
+    others = [system for system in systems if system != ours]
+    own = values[:, systems.index(ours)]
+    gains = [own - values[:, systems.index(system)] for system in others]
     made = means(np.column_stack([values, *gains]), cluster, resamples, seed)
     labels: list[tuple[str, str, float | None]] = [(name.format(system), "ratio", None) for system in systems]
-    labels += [(name.format(f"full.minus.{system}"), "difference", 0.0) for system in others]
+    labels += [(name.format(f"{ours}.minus.{system}"), "difference", 0.0) for system in others]
     return {
         label: figure(value, unit, bounds, goal)
         for (label, unit, goal), (value, bounds) in zip(labels, made, strict=True)

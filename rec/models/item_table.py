@@ -4,6 +4,7 @@ Only items that are a target in training (warm items) have a delta: those of all
 that validation holds out. A cold item has the adapted vector alone, also when it is drawn as a negative.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -20,7 +21,7 @@ class ItemTable(nn.Module):
     slot: Tensor
 
     def __init__(self, frozen: NDArray[np.float32], warm: NDArray[np.int64], bound: float) -> None:
-        """`frozen` is float32[N, d] unit rows, `warm` the item rows that may get a delta; bound 0: none."""
+        """`frozen` is float32[N, d] unit rows, `warm` the item rows that may get a delta; bound 0: none, inf: any."""
         super().__init__()
         self.bound = bound
         slot = np.full(len(frozen), -1, np.int64)
@@ -42,6 +43,8 @@ class ItemTable(nn.Module):
         """Bounded deltas float32[..., d]; zero for cold items."""
         slot = self.slot[rows]
         raw = F.embedding(slot.clamp(min=0), self.delta) * (slot >= 0).unsqueeze(-1)
+        if math.isinf(self.bound):
+            return raw
         return raw * (self.bound / raw.norm(dim=-1, keepdim=True).clamp(min=self.bound))
 
     @torch.inference_mode()

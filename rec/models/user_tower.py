@@ -169,11 +169,10 @@ class UserTower(nn.Module):
         self.register_buffer("item_vectors", torch.empty(0, d), persistent=False)  # float32[N, d]
         self.register_buffer("edges", torch.tensor(GAP_EDGES_S), persistent=False)
         if shape.adapter:
-            self.adapter = nn.Sequential(
-                nn.Linear(d, shape.adapter), nn.GELU(), nn.Dropout(shape.dropout), nn.Linear(shape.adapter, d)
-            )
-            nn.init.zeros_(self.adapter[-1].weight)
-            nn.init.zeros_(self.adapter[-1].bias)
+            last = nn.Linear(shape.adapter, d)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.adapter = nn.Sequential(nn.Linear(d, shape.adapter), nn.GELU(), nn.Dropout(shape.dropout), last)
         self.bos = nn.Parameter(torch.randn(d) * 0.02)
         if "behaviour" in shape.inputs:
             self.item_in = nn.Linear(d, d)

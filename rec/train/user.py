@@ -4,6 +4,7 @@ Only training events are seen: all but the last two of a user with three or more
 one at the second last events of some of them, which is the field's protocol; they choose it and nothing else.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def build(
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),
     )
-    table = ItemTable(frozen, np.flatnonzero(counts), options.delta_norm)
+    bound = options.delta_norm if options.content else math.inf
+    table = ItemTable(frozen, np.flatnonzero(counts), bound)
     candidates = softmax.Candidates(torch.from_numpy(counts), options.cold_weight, options.num_negatives)
     return Training(UserTower(shape), table, candidates, texts)
 
@@ -130,6 +132,12 @@ def build(
 def _texts(h: Histories) -> list[str]:
     """The distinct context texts of all events but the tests, ascending."""
     return sorted({h.contexts[event] for event in np.flatnonzero(histories.events_before_test(h))} - {""})
+
+
+def without_content(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Random unit rows of `shape`, float32[N, d]."""
+    drawn = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -205,7 +213,10 @@ def run(config: Config) -> dict[str, Any]:
             f"{config.at('events')} has no event on a known product ({h.unknown} on unknown ones): "
             "give events whose product_id is in the products file, then run `python jobs/ingest.py` again"
         )
-    _write_inputs(folder, h, item_vectors(config.root, width), config.text if "context" in options.inputs else None)
+    items = item_vectors(config.root, width)
+    if not options.content:
+        items = without_content(items.shape, config.seed)
+    _write_inputs(folder, h, items, config.text if "context" in options.inputs else None)
     runtime.start(config.cpus)
     loop_config = {
         "root": str(config.root),
