@@ -2,7 +2,8 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls; with --towers the user
-             tower alone, with several seeds, beside SASRec and towers without delta, context or profile
+             tower alone, with several seeds, beside SASRec and towers without delta, context or profile, and with a
+             tenth of the products hidden from all training
 extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, and which
              category, pattern and colour they conclude from H&M descriptions; which share of the AI Hub garments'
              attribute values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on
@@ -31,6 +32,7 @@ from rec.errors import ConfigError
 from rec.evaluate import (
     benchmark,
     closed,
+    cold_and_warm,
     cold_items,
     coverage,
     enrichment,
@@ -157,7 +159,10 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     else:
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "embed" if options.towers else "evaluate")
-        figures = towers.measure(chosen, range(options.seeds)) if options.towers else evaluated(chosen)
+        if options.towers:
+            figures = towers.measure(chosen, range(options.seeds)) | cold_and_warm.measure(chosen)
+        else:
+            figures = evaluated(chosen)
     result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")

@@ -80,7 +80,7 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     """
     prefix = f"cold.{config.name.removesuffix('-quick')}"
     config = _shortened(config) if quick else config
-    world, items = _world(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
+    world, items = world_of(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
     seen = hidden.part(config, "seen")
     hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
@@ -92,7 +92,7 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
             hidden.link(seen, trained, part)
         log.info("tower %s", name)
         item.run(trained)
-        towers[name], vectors[name] = trained, _vectors(trained, config)
+        towers[name], vectors[name] = trained, product_vectors(trained, config)
     text = items.text_vectors()
     vectors["rawtext"] = text
     vectors["centred"] = unit(text - text.mean(0))
@@ -143,7 +143,8 @@ def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
     return towers
 
 
-def _world(config: Config) -> World:
+def world_of(config: Config) -> World:
+    """The products of a recipe that went through tensorize, a tenth of them drawn to be hidden."""
     h, groups = histories.load(config.root), _groups(config)
     made = dataset.read(config.at("enriched"), ENRICHED, ["product_id", "model"])
     answered = made.filter(pc.is_valid(made["model"]))["product_id"].combine_chunks()
@@ -167,7 +168,7 @@ def _groups(config: Config) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def _vectors(trained: Config, whole: Config) -> Vectors:
+def product_vectors(trained: Config, whole: Config) -> Vectors:
     """float32[N, d] of all products of `whole` by the tower that `trained` has."""
     device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
     tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
