@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import aihub, amazon, clean, files, hm, sample
+from rec.data import aihub, amazon, clean, files, hm, rtr, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
@@ -83,6 +83,11 @@ def open_source(source: Source, seed: int) -> Reader:
         paths, kept = reviews.all(), {"kind", "currency", "event", "limit"}
         products, events = partial(amazon.products, reviews, source), partial(amazon.events, reviews)
         users = _no_users
+    elif source.kind == "rtr":
+        rentals = rtr.find(Path(source.folder))
+        paths, kept = {"events": rentals}, {"kind", "limit"}
+        products, events = partial(rtr.products, rentals, source), partial(rtr.events, rentals)
+        users = partial(rtr.users, rentals)
     else:
         paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
         products, events = partial(files.products, source), partial(files.events, source)
