@@ -283,11 +283,12 @@ def test_a_whole_column_in_another_unit_is_an_error(
         empty = {"cm": "", "kg": "", "shoe": ""}
         return [{"uid": f"v{number}", **empty, column: value} for number in range(count)]
 
-    made = config(tmp_path, users=users(wrong, 100))
+    made = config(tmp_path, users=[*users(wrong, 100), {"uid": "gap", "cm": "", "kg": "", "shoe": ""}])
     with pytest.raises(InputError, match=message):
         ingest.run(made)
     assert not made.root.exists()
-    for fine in (users(wrong, 99), users(right, 100)):
+    sure = {"cm": "98 cm", "kg": "111 kg"}[column]  # children, or a shop for the heavy: who writes the unit means it
+    for fine in (users(wrong, 99), users(right, 100), users(sure, 100)):
         facts = ingest.run(config(tmp_path, users=fine))
         assert facts["users"] == {"rows": len(fine) + 2, "rejected": 0, "values_left_out": 0}
 

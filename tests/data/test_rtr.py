@@ -165,7 +165,7 @@ def test_what_cannot_be_read_of_a_profile_is_told_and_left_out(tmp_path: Path) -
 
 
 def test_rows_that_are_no_rental_are_refused_once(tmp_path: Path) -> None:
-    bad = [{**FULL, "review_date": "some day"}, {**FULL, "item_id": None}, {**FULL, "user_id": None}]
+    bad = [{**FULL, "review_date": "some day", "size": 40}, {**FULL, "item_id": None}, {**FULL, "user_id": None}]
     official(tmp_path, [*bad, FULL])
     with gzip.open(tmp_path / rtr.OFFICIAL, "at") as file:
         file.write("no json\n")
@@ -173,6 +173,7 @@ def test_rows_that_are_no_rental_are_refused_once(tmp_path: Path) -> None:
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 1, "rejected": 0}
     assert facts["events"] == {"rows": 1, "rejected": 4, "left_out": 0}
+    assert profiles(made)["420272"]["numeric"]["size"] == 14, "a refused rental says nothing of the user"
     reasons = pq.read_table(made.at("events") / "rejected.parquet")["reason"].to_pylist()
     assert sorted(reason.split(" is ")[-1] for reason in reasons) == [
         "empty", "empty", "neither ISO 8601 nor epoch seconds within 1990 to 2100", "no JSON object",

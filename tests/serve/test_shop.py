@@ -165,6 +165,8 @@ def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
     facts = shop.client.get("/v1/shop").json()
     assert facts["categories"] == sorted(tiny.CATEGORIES)
     assert facts["users"][0]["recent"]
+    assert facts["profile_ranges"]["height_cm"] == [50, 250]
+    assert all(f'id="{name}"' in page.text for name in facts["profile_ranges"]), "the page bounds an input of each"
     found = shop.client.get("/v1/products", params={"query": "원피스", "limit": 3}).json()["items"]
     assert len(found) == 3
     assert all("원피스" in product["title"] for product in found)
