@@ -62,10 +62,10 @@ class Columns(Branch):
 class Source(Branch):
     """Where products, users and events come from."""
 
-    kind: Literal["sample", "hm", "amazon", "aihub", "kfashion", "files"] = "sample"
-    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `amazon`: the parquet cut of the Beauty
-    benchmark; `aihub`, `kfashion`: AI Hub's JSON files of 의류 통합 데이터 and of K-Fashion 이미지; `files`: any csv,
-    jsonl or parquet."""
+    kind: Literal["sample", "hm", "amazon", "rtr", "aihub", "kfashion", "files"] = "sample"
+    """`sample`: the synthetic catalogue; `hm`: H&M csv or its parquet cut; `amazon`: UCSD's Amazon reviews of 2014
+    (5-core) or the parquet cut of Beauty; `rtr`: UCSD's Rent the Runway rentals or their parquet cut; `aihub`,
+    `kfashion`: AI Hub's JSON files of 의류 통합 데이터 and of K-Fashion 이미지; `files`: any csv, jsonl or parquet."""
     folder: str = ""
     """Folder of the files (all but `sample`); relative to the working directory."""
     products: str = ""
@@ -77,7 +77,7 @@ class Source(Branch):
     columns: Columns = Columns()
     """Which of their columns is what (`files`)."""
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "purchase"
-    """Kind of the events that name none (`files`)."""
+    """Kind of the events that name none (`files`, `amazon`)."""
     currency: str = "USD"
     """ISO 4217 code for prices that carry none."""
     limit: int | None = Field(default=None, ge=1)

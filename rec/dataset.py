@@ -4,7 +4,8 @@
 
 Writing streams record batches in the order given into files of fixed row-group size, so the same rows
 in the same order always give the same bytes and content hash. Rows that a stage refuses are kept in
-`rejected.parquet` with a reason; both counts are facts of the manifest.
+`rejected.parquet` with a reason, and so are single values that it left out of rows that stay; the counts
+of all three are facts of the manifest.
 """
 
 import json
@@ -27,20 +28,23 @@ REJECTS_IN_MEMORY = 65_536
 
 
 class Rejects:
-    """Collects refused rows; hand it to `write`. All but the last REJECTS_IN_MEMORY lie in a temporary file."""
+    """Collects refused rows and values; hand it to `write`. All but the last REJECTS_IN_MEMORY lie in a file."""
 
     def __init__(self) -> None:
         self.first_reason: str | None = None
         """Why the first row was refused."""
+        self.values_left_out = 0
+        """How many were single values, whose rows stay."""
         self._count = 0
         self._rows: list[dict[str, Any]] = []
         self._spilled: tuple[BinaryIO, pq.ParquetWriter] | None = None
 
-    def add(self, *, source: str, row: int | None, reason: str, record: Mapping[str, Any]) -> None:
-        """Keep one refused row with the reason it was refused."""
+    def add(self, *, source: str, row: int | None, reason: str, record: Mapping[str, Any], whole: bool = True) -> None:
+        """Keep one refused row with the reason it was refused, or (not `whole`) one that lost a single value."""
         text = json.dumps(record, ensure_ascii=False, default=str)[:RECORD_CAP]
         self._rows.append({"source": source, "row": row, "reason": reason, "record": text})
         self._count += 1
+        self.values_left_out += not whole
         self.first_reason = self.first_reason or reason
         if len(self._rows) == REJECTS_IN_MEMORY:
             self._spill()
@@ -89,7 +93,8 @@ def write(
                 rows += table.num_rows
         if rejects:
             rejects.save(draft.path / "rejected.parquet")
-        draft.note(rows=rows, rejected=len(rejects or ()), **(facts or {}))
+        refused = len(rejects) - rejects.values_left_out if rejects else 0
+        draft.note(rows=rows, rejected=refused, **(facts or {}))
     return read_manifest(target, contract)
 
 

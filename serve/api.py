@@ -1,10 +1,11 @@
 """Bodies of the HTTP API: what is accepted, with its limits, and what is answered."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from rec import profile
 from rec.histories import BODY
 from rec.index.search import Filters
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
@@ -13,14 +14,16 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_EXCLUDE = 1_000
 MAX_PROFILE_COLUMNS = 64
 
-RANGES = {"height_cm": (50.0, 260.0), "weight_kg": (20.0, 400.0), "birth_year": (1900.0, 2030.0)}
-"""What a body can be; other profile columns are any finite number."""
-
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Price = Annotated[Number, Field(ge=0, le=1e9)]
 """Well within float32, which prices are stored as."""
+
+
+def profile_ranges() -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of the columns that a body bounds; other profile columns are any finite number."""
+    return profile.ranges(datetime.now(UTC).year)
 
 
 class Body(BaseModel):
@@ -89,14 +92,15 @@ class RecommendBody(Body):
         )
 
 
-def profile_problem(profile: dict[str, float], names: list[str]) -> tuple[str, str] | None:
+def profile_problem(given: dict[str, float], names: list[str]) -> tuple[str, str] | None:
     """(column, what is wrong with it) of the first bad profile column, given the columns that the models read."""
-    for name, value in profile.items():
+    ranges = profile_ranges()
+    for name, value in given.items():
         if name not in BODY and name not in names:
             return name, f"unknown profile column (known: {', '.join(dict.fromkeys([*BODY, *names]))})"
-        low, high = RANGES.get(name, (-float("inf"), float("inf")))
+        low, high = ranges.get(name, (-float("inf"), float("inf")))
         if not low <= value <= high:
-            return name, f"must lie between {low:g} and {high:g}"
+            return name, f"{value:g} must lie between {low:g} and {high:g}"
     return None
 
 
@@ -198,5 +202,7 @@ class ShopFacts(BaseModel):
     items: int
     categories: list[str]
     profile_names: list[str]
+    profile_ranges: dict[str, tuple[float, float]]
+    """Lowest and highest value of the columns that have any."""
     users: list[Shopper]
     """Synthetic shoppers to try; empty for catalogues of real people."""

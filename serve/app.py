@@ -248,6 +248,7 @@ class Recommender:
             "items": len(front.shelf),
             "categories": front.shelf.categories,
             "profile_names": front.resolver.profile_names,
+            "profile_ranges": api.profile_ranges(),
             "users": users,
         }
 

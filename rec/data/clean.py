@@ -2,17 +2,19 @@
 
 A raw table has the contract's column names; maps come as one column per key: `attributes.colour`,
 `measurements.inseam`, `numeric.shoe_size`. Checks run on whole columns; the first broken rule of a
-row is its reason.
+row is its reason. A profile value that cannot be is left out alone, with a reason of its own: the
+rest of what is known of the user stays.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec.data import parse
+from rec.data import body, parse
 from rec.dataset import Rejects
 from rec.errors import InputError
 from rec.schema import EVENTS, INTERACTIONS, PRODUCTS, USERS
@@ -25,6 +27,10 @@ EVENT_TABLE = pa.schema(
     ]
 )  # fmt: skip
 """Clean events: the contract with repeated strings encoded, a tenth of the memory."""
+
+CLOCK_SKEW = timedelta(days=1)
+"""How far in the future an event may lie: clocks differ, and so do the zones of times that name none."""
+_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,13 @@ class Raw:
 
 
 class _Check:
-    """Collects the first broken rule of each row of one raw table."""
+    """Collects the first broken rule of each row of one raw table, and single values that are left out."""
 
     def __init__(self, raw: Raw) -> None:
         self.raw = raw
         self.good = np.ones(raw.table.num_rows, dtype=bool)
         self.reasons: dict[int, str] = {}
+        self.left_out: list[tuple[int, str]] = []
 
     def refuse(self, bad: np.ndarray, reason: str, column: str | None = None) -> None:
         """Refuse rows where `bad`; `{}` in the reason becomes the row's value of `column`."""
@@ -52,21 +59,26 @@ class _Check:
         if not len(fresh):
             return
         self.good &= ~bad
-        values = self.raw.table.column(column).take(pa.array(fresh)).to_pylist() if column else [None] * len(fresh)
-        for row, value in zip(fresh.tolist(), values, strict=True):
-            self.reasons[row] = reason.replace("{}", repr(value)[:80])
+        self.reasons |= self._said(fresh, reason, column)
+
+    def leave_out(self, bad: np.ndarray, reason: str, column: str) -> None:
+        """Say that the values of `column` where `bad` are not used; their rows stay."""
+        self.left_out += self._said(np.flatnonzero(bad), reason, column).items()
+
+    def _said(self, rows: np.ndarray, reason: str, column: str | None) -> dict[int, str]:
+        values = self.raw.table.column(column).take(pa.array(rows)).to_pylist() if column else [None] * len(rows)
+        return {row: reason.replace("{}", repr(value)[:80]) for row, value in zip(rows.tolist(), values, strict=True)}
 
     def kept(self, rejects: Rejects) -> np.ndarray:
-        """Positions int64 of the good rows; the others go to `rejects`."""
+        """Positions int64 of the good rows; the others, and the values left out of good ones, go to `rejects`."""
         refused = np.flatnonzero(~self.good)
-        for row, record in zip(refused.tolist(), self.raw.table.take(pa.array(refused)).to_pylist(), strict=True):
+        said = [(row, self.reasons[row], True) for row in refused.tolist()]
+        said += [(row, reason, False) for row, reason in self.left_out if self.good[row]]
+        records = self.raw.table.take(pa.array([row for row, _, _ in said], pa.int64())).to_pylist()
+        for (row, reason, whole), record in zip(said, records, strict=True):
             present = {name: value for name, value in record.items() if value is not None}
-            rejects.add(
-                source=self.raw.source,
-                row=int(self.raw.positions[row]),
-                reason=self.reasons[row],
-                record=present,
-            )
+            position = int(self.raw.positions[row])
+            rejects.add(source=self.raw.source, row=position, reason=reason, record=present, whole=whole)
         return np.flatnonzero(self.good)
 
     def required(self, name: str) -> pa.ChunkedArray:
@@ -102,14 +114,35 @@ class _Check:
             self.refuse(micros == 0, f"{name} is empty")
         return pa.array(micros, mask=micros == 0).cast(pa.timestamp("us", tz="UTC"))
 
-    def numbers(self, prefix: str, *, low: float | None, what: str) -> list[list[tuple[str, float]]]:
-        """Map entries of all columns `prefix.key`; a missing number is no entry."""
+    def body(self, name: str, year: int) -> body.Column:
+        """A body column; leaves out what no person has."""
+        if name not in self.raw.table.column_names:
+            absent = np.zeros(self.raw.table.num_rows, dtype=bool)
+            return body.Column(name, np.full(len(absent), np.nan), absent, absent, "")
+        found = body.read(name, self.raw.table.column(name), year)
+        self.leave_out(found.bad, found.reason, name)
+        return found
+
+    def measurements(self) -> list[list[tuple[str, float]]]:
+        """Map entries of the columns `measurements.key`; refuses what is no length."""
+        names = _keyed(self.raw.table, "measurements")
+        return self._entries({name: self.number(name, low=0, what="a length in cm") for name in names})
+
+    def numeric(self) -> list[list[tuple[str, float]]]:
+        """Map entries of the columns `numeric.key`; leaves out what is no number."""
+        columns = {}
+        for name in _keyed(self.raw.table, "numeric"):
+            values, bad = parse.number(self.raw.table.column(name))
+            self.leave_out(bad, f"{name} {{}} is no number: give a number without a unit", name)
+            columns[name] = np.where(bad, np.nan, values)
+        return self._entries(columns)
+
+    def _entries(self, columns: dict[str, np.ndarray]) -> list[list[tuple[str, float]]]:
+        """Per row (key, value) of columns `prefix.key`; a missing number is no entry."""
         entries: list[list[tuple[str, float]]] = [[] for _ in range(self.raw.table.num_rows)]
-        for name in _keyed(self.raw.table, prefix):
-            key = name.removeprefix(f"{prefix}.")
-            for row, value in enumerate(self.number(name, low=low, what=what).tolist()):
-                if value == value:  # not NaN
-                    entries[row].append((key, value))
+        for name, values in columns.items():
+            for row in np.flatnonzero(~np.isnan(values)).tolist():
+                entries[row].append((name.partition(".")[2], float(values[row])))
         return entries
 
 
@@ -132,7 +165,7 @@ def _products(raw: Raw, rejects: Rejects, currency: str, met: set[str]) -> pa.Ta
     price = check.number("price", low=0, what="a price")
     money = pc.utf8_upper(check.optional("currency")).fill_null(currency)
     check.refuse(~pc.match_substring_regex(money, "^[A-Z]{3}$").to_numpy(), "currency is not an ISO 4217 code")
-    measurements = check.numbers("measurements", low=0, what="a length in cm")
+    measurements = check.measurements()
     available = np.ones(count, dtype=bool)
     if "available" in raw.table.column_names:
         available, bad = parse.flag(raw.table.column("available"), missing=True)
@@ -160,10 +193,16 @@ def _products(raw: Raw, rejects: Rejects, currency: str, met: set[str]) -> pa.Ta
     return _take(columns, kept).cast(schema)
 
 
-def users(raws: Iterable[Raw], rejects: Rejects, *, in_events: pa.Array) -> pa.Table:
-    """All good users and, with an empty profile, those that only events name; sorted by user_id."""
+def users(raws: Iterable[Raw], rejects: Rejects, *, in_events: pa.Array, year: int) -> pa.Table:
+    """All good users and, with an empty profile, those that only events name; sorted by user_id.
+
+    `year` is the present one: nobody is born after it. Heights or weights that are in another unit as a whole are an
+    InputError.
+    """
     met: set[str] = set()
-    tables = [_users(raw, rejects, met) for raw in raws]
+    units = body.Units()
+    tables = [_users(raw, rejects, met, year, units) for raw in raws]
+    units.check()
     table = pa.concat_tables([USERS.schema.empty_table(), *tables])
     unknown = in_events.filter(pc.invert(pc.is_in(in_events, table.column("user_id").combine_chunks())))
     profile = {field.name: pa.nulls(len(unknown), field.type) for field in USERS.schema if field.name != "user_id"}
@@ -172,38 +211,42 @@ def users(raws: Iterable[Raw], rejects: Rejects, *, in_events: pa.Array) -> pa.T
     return table.take(pc.sort_indices(table.column("user_id")))
 
 
-def _users(raw: Raw, rejects: Rejects, met: set[str]) -> pa.Table:
+def _users(raw: Raw, rejects: Rejects, met: set[str], year: int, units: body.Units) -> pa.Table:
     check = _Check(raw)
     ids = check.required("user_id")
-    height = check.number("height_cm", low=1, what="a height in cm")
-    weight = check.number("weight_kg", low=1, what="a weight in kg")
-    born = check.number("birth_year", low=1850, what="a year")
-    check.refuse(born > 2100, "birth_year {} is not a year", "birth_year")
-    numeric = check.numbers("numeric", low=None, what="a number")
+    height, weight, born = (check.body(name, year) for name in ("height_cm", "weight_kg", "birth_year"))
+    numeric = check.numeric()
     _refuse_repeated(check, ids, met)
     kept = check.kept(rejects)
+    for column in (height, weight):
+        units.add(column, kept)
     columns = {
-        "user_id": ids, "height_cm": pa.array(height, pa.float32(), mask=np.isnan(height)),
-        "weight_kg": pa.array(weight, pa.float32(), mask=np.isnan(weight)),
-        "birth_year": pa.array(np.nan_to_num(born).astype(np.int32), mask=np.isnan(born)),
+        "user_id": ids, "height_cm": pa.array(height.values, pa.float32(), mask=np.isnan(height.values)),
+        "weight_kg": pa.array(weight.values, pa.float32(), mask=np.isnan(weight.values)),
+        "birth_year": pa.array(np.nan_to_num(born.values).astype(np.int32), mask=np.isnan(born.values)),
         "numeric": pa.array(numeric, USERS.schema.field("numeric").type),
     }  # fmt: skip
     return _take(columns, kept).cast(USERS.schema)
 
 
 def events(
-    raws: Iterable[Raw], rejects: Rejects, *, product_ids: pa.Array, kind: str, cut: bool
+    raws: Iterable[Raw], rejects: Rejects, *, product_ids: pa.Array, kind: str, cut: bool, now: datetime
 ) -> tuple[pa.Table, int]:
     """All good events under EVENT_TABLE, sorted by (user_id, at) with ties in the source's order.
 
     `kind` is the event of rows that name none. Events on products outside `product_ids` are refused,
     or, where the products were cut short on purpose (`cut`), left out; their number comes second.
+    Events later than `now` by more than CLOCK_SKEW are refused, and so is the same event told again.
     """
-    tables, left_out = [], 0
+    latest = int((now + CLOCK_SKEW).timestamp()) * 1_000_000
+    tables, sources, positions, left_out = [], [], [np.empty(0, np.int64)], 0
     for raw in raws:
-        table, absent = _events(raw, rejects, product_ids, kind, cut)
+        table, kept, absent = _events(raw, rejects, product_ids, kind, cut, latest)
         tables.append(table)
+        sources.append(raw.source)
+        positions.append(raw.positions[kept])
         left_out += absent
+    ends = np.cumsum([table.num_rows for table in tables])
     table = _whole(tables, EVENT_TABLE, rejects, "events").unify_dictionaries().combine_chunks()
     user = table.column("user_id").combine_chunks()
     names = user.dictionary.to_numpy(zero_copy_only=False)
@@ -211,10 +254,31 @@ def events(
     rank[np.argsort(names, kind="stable")] = np.arange(len(names))
     at = table.column("at").cast(pa.int64()).to_numpy()
     order = np.lexsort((at, rank[user.indices.to_numpy()]))  # stable, last key first
-    return table.take(pa.array(order)), left_out
+    table = table.take(pa.array(order))
+    again = _told_again(table)
+    place = np.concatenate(positions)
+    for row, record in zip(order[again].tolist(), table.take(pa.array(again)).to_pylist(), strict=True):
+        source = sources[int(np.searchsorted(ends, row, side="right"))]
+        rejects.add(source=source, row=int(place[row]), reason="the same event twice", record=record)
+    return (table.take(pa.array(np.delete(np.arange(len(order)), again))) if len(again) else table), left_out
 
 
-def _events(raw: Raw, rejects: Rejects, product_ids: pa.Array, kind: str, cut: bool) -> tuple[pa.Table, int]:
+def _told_again(table: pa.Table) -> np.ndarray:
+    """Rows int64 of sorted events that repeat an earlier one in every column.
+
+    Midnight is what a stamp of days looks like: there, equal rows are things bought twice on a day, and stay.
+    """
+    user = table.column("user_id").combine_chunks().indices.to_numpy()
+    at = table.column("at").cast(pa.int64()).to_numpy()
+    follows = (user[1:] == user[:-1]) & (at[1:] == at[:-1]) & (at[1:] % _DAY_US != 0)
+    near = np.flatnonzero(np.append(follows, False) | np.insert(follows, 0, False))
+    return near[table.take(pa.array(near)).cast(INTERACTIONS.schema).to_pandas().duplicated().to_numpy(dtype=bool)]
+
+
+def _events(
+    raw: Raw, rejects: Rejects, product_ids: pa.Array, kind: str, cut: bool, latest: int
+) -> tuple[pa.Table, np.ndarray, int]:
+    """Good events of `raw`, their rows int64 in it, and how many were left out; `latest` in UTC microseconds."""
     check = _Check(raw)
     user, product = check.required("user_id"), check.required("product_id")
     event = pc.utf8_lower(check.optional("event")).fill_null(kind)
@@ -222,6 +286,8 @@ def _events(raw: Raw, rejects: Rejects, product_ids: pa.Array, kind: str, cut: b
         known = pc.is_in(event, pa.array(EVENTS)).to_numpy()
         check.refuse(~known, f"event {{}} is none of {', '.join(EVENTS)}", "event")
     at = check.time("at", required=True)
+    late = at.cast(pa.int64()).fill_null(0).to_numpy() > latest
+    check.refuse(late, "at {} lies in the future: check its unit and its time zone", "at")
     value = check.number("value")
     absent = pc.invert(pc.is_in(product, product_ids)).to_numpy() & product.is_valid().to_numpy()
     if not cut:
@@ -232,11 +298,12 @@ def _events(raw: Raw, rejects: Rejects, product_ids: pa.Array, kind: str, cut: b
         "user_id": user, "product_id": product, "event": event, "at": at,
         "value": pa.array(value, pa.float32(), mask=np.isnan(value)), "context": check.optional("context"),
     }  # fmt: skip
-    table = _take(columns, kept[~absent[kept]] if cut else kept)
+    used = kept[~absent[kept]] if cut else kept
+    table = _take(columns, used)
     encoded = {name: table.column(name) for name in EVENT_TABLE.names}
     for name in ("user_id", "product_id", "event", "context"):
         encoded[name] = pc.dictionary_encode(encoded[name])
-    return pa.table(encoded, schema=EVENT_TABLE), outside
+    return pa.table(encoded, schema=EVENT_TABLE), used, outside
 
 
 def event_batches(table: pa.Table, rows: int = 65_536) -> Iterator[pa.Table]:

@@ -8,7 +8,8 @@ import csv
 import difflib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,31 @@ def read(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Iterator[R
     name = file.name.casefold().removesuffix(".gz")
     packed = file.name.casefold().endswith(".gz")
     ending = Path(name).suffix
-    try:
+    with _readable_as(file, ending.removeprefix(".")):
         if ending in _TABULAR:
             yield from _read_csv(file, mapping, rejects, _TABULAR[ending])
         elif ending in _LINES:
-            yield from _read_lines(file, mapping, rejects)
+            yield from _read_lines(file, mapping, rejects, json.loads)
         elif ending == ".parquet" and not packed:
             yield from _read_parquet(file, mapping)
         else:
             raise InputError(f"{file} ends in none of .csv, .tsv, .jsonl, .ndjson (or these with .gz), .parquet")
+
+
+def read_lines(
+    file: Path, mapping: Mapping[str, str], rejects: Rejects, load: Callable[[str], Any] = json.loads
+) -> Iterator[Raw]:
+    """As `read`, of a file with one object a line whatever its name; `load` raises ValueError where a line is none."""
+    with _readable_as(file, "lines"):
+        yield from _read_lines(file, mapping, rejects, load)
+
+
+@contextmanager
+def _readable_as(file: Path, kind: str) -> Iterator[None]:
+    """Errors of reading become an InputError that names the file."""
+    try:
+        yield
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        kind = ending.removeprefix(".")
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file} cannot be read as {kind} in UTF-8 ({reason}): repair or export it again") from error
 
@@ -178,7 +193,7 @@ def _header(file: Path, start: bytes, delimiter: str) -> list[str]:
     return names
 
 
-def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Iterator[Raw]:
+def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects, load: Callable[[str], Any]) -> Iterator[Raw]:
     """One JSON object a line. A mapped column has to occur in the first BATCH_ROWS objects."""
     wanted = list(dict.fromkeys(mapping.values()))
     single = [column for field, column in mapping.items() if not field.startswith(_LISTS)]
@@ -187,7 +202,7 @@ def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Ite
     positions: list[int] = []
     checked = False
     with _open(file) as stream:
-        for position, record in _objects(file, io.TextIOWrapper(stream, encoding="utf-8-sig"), rejects):
+        for position, record in _objects(file, io.TextIOWrapper(stream, encoding="utf-8-sig"), rejects, load):
             present.update(dict.fromkeys(record))
             several = [column for column in single if isinstance(record.get(column), list)]
             if several:
@@ -208,13 +223,15 @@ def _read_lines(file: Path, mapping: Mapping[str, str], rejects: Rejects) -> Ite
         yield _renamed(file, np.array(positions), table(records, wanted), mapping)
 
 
-def _objects(file: Path, lines: Iterable[str], rejects: Rejects) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(
+    file: Path, lines: Iterable[str], rejects: Rejects, load: Callable[[str], Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 0, object) of every line that holds one; blank lines are skipped."""
     for position, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = load(line)
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):

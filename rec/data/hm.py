@@ -109,7 +109,7 @@ def users(files: Files, rejects: Rejects, buyers: pa.Array) -> Iterator[Raw]:
         born = pc.if_else(
             pa.array(bad), table.column("age"), pa.array(LAST_YEAR - age, mask=np.isnan(age)).cast("string")
         )
-        table = table.drop_columns("age").append_column("birth_year", born)  # a bad age is refused as a bad year
+        table = table.drop_columns("age").append_column("birth_year", born)  # a bad age is told as a bad year
         yield Raw(raw.source, raw.positions[chosen.to_numpy()], table)
 
 

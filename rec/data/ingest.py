@@ -1,7 +1,8 @@
 """Stage `ingest`: a source becomes the datasets products, users and events.
 
 Products are sorted by product_id, users by user_id, events by (user_id, at) with ties in the source's
-order. Refused rows are kept beside each dataset with the reason. Memory holds the products and, with
+order. Refused rows, and profile values left out of rows that stay, are kept beside each dataset with the
+reason. Events in the future are refused by the clock of the run that reads them. Memory holds the products and, with
 repeated strings encoded, the events: about 30 bytes an event.
 """
 
@@ -11,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import aihub, amazon, clean, files, hm, sample
+from rec.data import aihub, amazon, clean, files, hm, rtr, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
 
 logger = logging.getLogger(__name__)
+
+RULES = 2
+"""Rises when the same files give other rows, so that datasets made by earlier rules are made again."""
 
 _CONTRACTS: dict[str, Contract] = {"products": PRODUCTS, "users": USERS, "events": INTERACTIONS}
 
@@ -49,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     """Write products, users and events; does nothing when they were made from the same input already."""
     started = time.perf_counter()
     reader = open_source(config.source, config.seed)
-    identity: dict[str, dict[str, Any]] = {"inputs": reader.inputs, "config": reader.config}
+    identity: dict[str, dict[str, Any]] = {"inputs": reader.inputs, "config": reader.config | {"rules": RULES}}
     manifests = {
         name: artifact.finished(config.at(name), kind=contract.kind, version=contract.version, **identity)
         for name, contract in _CONTRACTS.items()
@@ -74,10 +79,15 @@ def open_source(source: Source, seed: int) -> Reader:
         products, events = partial(hm.products, found, source), partial(hm.events, found)
         users: Callable[[Rejects, pa.Array], Iterator[Raw]] = partial(hm.users, found)
     elif source.kind == "amazon":
-        cut = amazon.find(Path(source.folder))
-        paths, kept = cut.all(), {"kind", "currency", "event", "limit"}
-        products, events = partial(amazon.products, cut, source), partial(amazon.events, cut)
+        reviews = amazon.find(Path(source.folder))
+        paths, kept = reviews.all(), {"kind", "currency", "event", "limit"}
+        products, events = partial(amazon.products, reviews, source), partial(amazon.events, reviews)
         users = _no_users
+    elif source.kind == "rtr":
+        rentals = rtr.find(Path(source.folder))
+        paths, kept = {"events": rentals}, {"kind", "limit"}
+        products, events = partial(rtr.products, rentals, source), partial(rtr.events, rentals)
+        users = partial(rtr.users, rentals)
     else:
         paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
         products, events = partial(files.products, source), partial(files.events, source)
@@ -134,7 +144,7 @@ def _rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Raw]:
 
 def _write(config: Config, reader: Reader, identity: Mapping[str, Mapping[str, Any]]) -> None:
     rejects = {name: Rejects() for name in _CONTRACTS}
-    limit = config.source.limit
+    limit, now = config.source.limit, datetime.now(UTC)
     raws = log.progress(reader.products(rejects["products"]), total=None, what="products", unit="batch")
     products = clean.products(raws, rejects["products"], currency=config.source.currency)
     events, left_out = clean.EVENT_TABLE.empty_table(), 0
@@ -142,17 +152,20 @@ def _write(config: Config, reader: Reader, identity: Mapping[str, Mapping[str, A
         raws = log.progress(reader.events(rejects["events"]), total=None, what="events", unit="batch")
         ids = products.column("product_id").combine_chunks()
         events, left_out = clean.events(
-            raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None
+            raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None, now=now
         )
     buyers = events.column("user_id").unique().cast(pa.string())
     raws = log.progress(reader.users(rejects["users"], buyers), total=None, what="users", unit="batch")
-    users = clean.users(raws, rejects["users"], in_events=buyers)
+    users = clean.users(raws, rejects["users"], in_events=buyers, year=now.year)
     batches: dict[str, Iterable[pa.Table]] = {
         "products": [products], "users": [users], "events": clean.event_batches(events),
     }  # fmt: skip
+    facts = {"events": {"left_out": left_out}, "users": {"values_left_out": rejects["users"].values_left_out}}
     for name, contract in _CONTRACTS.items():
-        facts = {"left_out": left_out} if name == "events" else {}
         manifest = dataset.write(
-            config.at(name), contract, batches[name], **identity, rejects=rejects[name], facts=facts
+            config.at(name), contract, batches[name], **identity, rejects=rejects[name], facts=facts.get(name)
         )
         logger.info("%s: %d rows, %d refused", name, manifest.facts["rows"], manifest.facts["rejected"])
+    if rejects["users"].values_left_out:
+        place = config.at("users") / "rejected.parquet"
+        logger.warning("users: %d profile values are not used: %s says why", rejects["users"].values_left_out, place)

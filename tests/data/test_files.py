@@ -187,7 +187,7 @@ def test_bad_rows_are_kept_apart_with_place_and_reason(tmp_path: Path) -> None:
     made = config(tmp_path, products=products, users=users, events=events)
     facts = ingest.run(made)
     assert (facts["products"]["rows"], facts["products"]["rejected"]) == (2, 6)
-    assert (facts["users"]["rows"], facts["users"]["rejected"]) == (2, 2)
+    assert facts["users"] == {"rows": 3, "rejected": 1, "values_left_out": 1}
     assert (facts["events"]["rows"], facts["events"]["rejected"]) == (2, 5)
     assert reasons(made, "products") == [
         (1, "product_id 'b' occurs twice"),
@@ -197,7 +197,9 @@ def test_bad_rows_are_kept_apart_with_place_and_reason(tmp_path: Path) -> None:
         (5, "measurements.leg '-3' is not a length in cm"),
         (6, "product_id is empty"),
     ]
-    assert reasons(made, "users") == [(2, "user_id 'u1' occurs twice"), (3, "height_cm 'tall' is not a height in cm")]
+    repeated, tall = reasons(made, "users")
+    assert repeated == (2, "user_id 'u1' occurs twice")
+    assert (tall[0], tall[1].split(":")[0]) == (3, "height_cm 'tall' is no height of a person in cm (50 to 250)")
     assert [row for row, _ in reasons(made, "events")] == [1, 2, 3, 4, 5]
     assert "none of view, cart" in reasons(made, "events")[0][1]
     assert reasons(made, "events")[3][1] == "product_id 'gone' is not in the catalogue"
@@ -229,6 +231,90 @@ def test_nul_characters_and_numbers_beyond_float32_never_arrive(tmp_path: Path, 
         (4, "measurements.leg '1e300' is not a length in cm"),
     ]
     assert reasons(made, "users") == [(2, "user_id 'u\\x007' holds a NUL character")]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_profile_value_that_no_person_has_is_left_out_alone(tmp_path: Path, ending: str) -> None:
+    users = [
+        {"uid": "metres", "cm": "1.7", "kg": "62 kg", "shoe": "41"},
+        {"uid": "feet", "cm": "5' 8\"", "kg": "137lbs", "shoe": "9 UK"},
+        {"uid": "both", "cm": "999", "kg": "-3", "shoe": ""},
+        {"uid": "both", "cm": "2", "kg": "1", "shoe": "x"},
+        {"uid": "u1", "cm": "1.72 m", "kg": "300", "shoe": ""},
+    ]
+    made = config(tmp_path, ending, users=users)
+    facts = ingest.run(made)
+    assert facts["users"] == {"rows": 5, "rejected": 1, "values_left_out": 4}
+    found = {row["user_id"]: row for row in read(made)[1]}
+    profile = {name: [row["height_cm"], row["weight_kg"], dict(row["numeric"] or ())] for name, row in found.items()}
+    assert profile["metres"] == [None, 62, {"shoe": 41}]
+    assert profile["feet"] == [pytest.approx(172.72), pytest.approx(62.142, abs=1e-3), {}]
+    assert profile["both"] == [None, None, {}]
+    assert profile["u1"] == [172, 300, {}]
+    assert sorted(reasons(made, "users")) == [
+        (
+            0,
+            "height_cm '1.7' is no height of a person in cm (50 to 250): give centimetres, or write the unit ('1.7 m')",
+        ),
+        (1, "numeric.shoe '9 UK' is no number: give a number without a unit"),
+        (
+            2,
+            "height_cm '999' is no height of a person in cm (50 to 250): give centimetres, or write the unit ('1.7 m')",
+        ),
+        (
+            2,
+            "weight_kg '-3' is no weight of a person in kg (20 to 300): give kilograms, or write the unit ('137 lbs')",
+        ),
+        (3, "user_id 'both' occurs twice"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong", "right", "message"),
+    [
+        ("kg", 137, "137 lbs", "median weight_kg of 100 users is 137, which is no median in kg .*pounds.*'137 lbs'"),
+        ("cm", 65, "65 in", "median height_cm of 100 users is 65, which is no median in cm .*inches.*'68 in'"),
+    ],
+)
+def test_a_whole_column_in_another_unit_is_an_error(
+    tmp_path: Path, column: str, wrong: int, right: str, message: str
+) -> None:
+    def users(value: object, count: int) -> list[Row]:
+        empty = {"cm": "", "kg": "", "shoe": ""}
+        return [{"uid": f"v{number}", **empty, column: value} for number in range(count)]
+
+    made = config(tmp_path, users=[*users(wrong, 100), {"uid": "gap", "cm": "", "kg": "", "shoe": ""}])
+    with pytest.raises(InputError, match=message):
+        ingest.run(made)
+    assert not made.root.exists()
+    sure = {"cm": "98 cm", "kg": "111 kg"}[column]  # children, or a shop for the heavy: who writes the unit means it
+    for fine in (users(wrong, 99), users(right, 100), users(sure, 100)):
+        facts = ingest.run(config(tmp_path, users=fine))
+        assert facts["users"] == {"rows": len(fine) + 2, "rejected": 0, "values_left_out": 0}
+
+
+def test_an_event_told_twice_counts_once_unless_its_time_is_a_day(tmp_path: Path) -> None:
+    event = {**EVENT_ROWS[1], "when": "2025-03-04T10:00:00Z", "why": "gift"}
+    day = {**EVENT_ROWS[1], "when": "2025-03-04"}
+    others = [
+        {**event, "who": "u2"},
+        {**event, "what": "a"},
+        {**event, "how": "view"},
+        {**event, "when": "2025-03-04T10:00:01Z"},
+        {**event, "why": ""},
+    ]
+    made = config(tmp_path, events=[event, *others, {**event, "when": "2025-03-04T19:00:00+09:00"}, day, day, event])
+    assert ingest.run(made)["events"] == {"rows": 8, "rejected": 2, "left_out": 0}
+    assert reasons(made, "events") == [(6, "the same event twice"), (9, "the same event twice")]
+
+
+def test_an_event_in_the_future_is_refused_but_for_a_day_of_skew(tmp_path: Path) -> None:
+    now = dt.datetime.now(dt.UTC)
+    ahead = [dt.timedelta(hours=23), dt.timedelta(hours=25), dt.timedelta(days=9_000)]
+    made = config(tmp_path, events=[{**EVENT_ROWS[1], "when": (now + span).isoformat()} for span in ahead])
+    assert ingest.run(made)["events"] == {"rows": 1, "rejected": 2, "left_out": 0}
+    assert [row for row, _ in reasons(made, "events")] == [1, 2]
+    assert "lies in the future: check its unit and its time zone" in reasons(made, "events")[0][1]
 
 
 def test_a_json_list_where_one_value_belongs_refuses_its_row_alone(tmp_path: Path) -> None:

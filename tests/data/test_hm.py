@@ -97,14 +97,13 @@ def test_customers_give_birth_years_of_buyers_only(tmp_path: Path) -> None:
     assert [(row["user_id"], row["birth_year"]) for row in users] == [("aa", 1990), ("bb", None)]
 
 
-def test_a_customer_whose_age_is_no_number_is_refused_and_still_a_user(tmp_path: Path) -> None:
+def test_an_age_that_is_no_number_is_left_out_with_a_reason(tmp_path: Path) -> None:
     official(tmp_path)
     (tmp_path / "customers.csv").write_text("customer_id,age\naa,old\nbb,20\n")
     made = config(tmp_path)
-    assert ingest.run(made)["users"] == {"rows": 2, "rejected": 1}
-    assert pq.read_table(made.at("users") / "rejected.parquet")["reason"].to_pylist() == [
-        "birth_year 'old' is not a year"
-    ]
+    assert ingest.run(made)["users"] == {"rows": 2, "rejected": 0, "values_left_out": 1}
+    (reason,) = pq.read_table(made.at("users") / "rejected.parquet")["reason"].to_pylist()
+    assert reason.startswith("birth_year 'old' is no year of birth (1900 to ")
 
 
 def test_customers_file_is_optional(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_the_whole_cut(tmp_path: Path, repository: Path) -> None:
     made = load("hm", [f'source.folder="{folder}"', f'store="{tmp_path}"'])
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 105_542, "rejected": 0}
-    assert facts["users"] == {"rows": 68_984, "rejected": 0}
+    assert facts["users"] == {"rows": 68_984, "rejected": 0, "values_left_out": 0}
     assert facts["events"] == {"rows": 240_311, "rejected": 0, "left_out": 0}
     assert facts["seconds"] < 60
     events = dataset.read(made.at("events"), INTERACTIONS, ["user_id", "at"])

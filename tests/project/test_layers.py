@@ -10,7 +10,20 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime", "memory", "svg"}
+GROUND = {
+    "errors",
+    "config",
+    "schema",
+    "artifact",
+    "dataset",
+    "log",
+    "state",
+    "cli",
+    "runtime",
+    "memory",
+    "svg",
+    "profile",
+}
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "postgres"}
 STAGES = {
     "data",

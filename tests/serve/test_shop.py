@@ -91,6 +91,9 @@ def test_the_served_answer_is_the_chain_s(shop: Shop, chain: Chain, body: dict[s
         ({"user_id": ""}, ["body", "user_id"]),
         ({"user_id": "\ud800"}, ["body", "user_id"]),
         ({"profile": {"height_cm": 900}}, ["body", "profile", "height_cm"]),
+        ({"profile": {"height_cm": 1.7}}, ["body", "profile", "height_cm"]),
+        ({"profile": {"weight_kg": 301}}, ["body", "profile", "weight_kg"]),
+        ({"profile": {"birth_year": 1899}}, ["body", "profile", "birth_year"]),
         ({"profile": {"height_cm": float("nan")}}, ["body", "profile", "height_cm"]),
         ({"profile": {"shoe": 43}}, ["body", "profile", "shoe"]),
         ({"filters": {"category": ["spaceship"]}}, ["body", "filters", "category"]),
@@ -162,6 +165,8 @@ def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
     facts = shop.client.get("/v1/shop").json()
     assert facts["categories"] == sorted(tiny.CATEGORIES)
     assert facts["users"][0]["recent"]
+    assert facts["profile_ranges"]["height_cm"] == [50, 250]
+    assert all(f'id="{name}"' in page.text for name in facts["profile_ranges"]), "the page bounds an input of each"
     found = shop.client.get("/v1/products", params={"query": "원피스", "limit": 3}).json()["items"]
     assert len(found) == 3
     assert all("원피스" in product["title"] for product in found)
