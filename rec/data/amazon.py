@@ -2,11 +2,14 @@
 
     official   reviews_<category>_5.json.gz   one JSON object a line
                meta_<category>.json.gz        one Python dict a line
-    cut        amazon2014_beauty_items.parquet       item_id, asin, title
+    cut        amazon2014_beauty_items.parquet       item_id, asin, title, s3rec_attr_ids
                amazon2014_beauty_sequences.parquet   reviewer_id, items (item ids, oldest first)
 
 Products are those that have reviews; the title of one that has none is its asin, so that none of them, nor its events,
 is lost to the benchmark. Ids are asins, in the cut its own numbers.
+
+The cut knows categories and brands by number alone: they are given under `detail` as words, `category173`, since no
+vocabulary value is meant by one.
 
 The cut has no times, only each reviewer's order: event n of every reviewer is on day n, so no time between events or
 between reviewers means anything.
@@ -41,6 +44,7 @@ _META = {
     "image_urls": "imUrl",
     "attributes.category": "categories",
 }
+_CUT = {"product_id": "item_id", "title": "title", "asin": "asin", "attributes.detail": "s3rec_attr_ids"}
 _REVIEWS = {"user_id": "reviewerID", "product_id": "asin", "at": "unixReviewTime", "value": "overall"}
 
 
@@ -156,8 +160,12 @@ def _leaves(paths: Any) -> list[str]:
 
 
 def _cut_products(files: Files, rejects: Rejects) -> Iterator[Raw]:
-    for raw in read(files.products, {"product_id": "item_id", "title": "title", "asin": "asin"}, rejects):
-        yield _titled(raw, "asin")
+    for raw in read(files.products, _CUT, rejects):
+        titled = _titled(raw, "asin")
+        numbers = parse.lists(titled.table.column("attributes.detail"))
+        words = pa.array([[f"category{number}" for number in row] for row in numbers], pa.list_(pa.string()))
+        place = titled.table.column_names.index("attributes.detail")
+        yield Raw(raw.source, raw.positions, titled.table.set_column(place, "attributes.detail", words))
 
 
 def _cut_events(files: Files, rejects: Rejects) -> Iterator[Raw]:

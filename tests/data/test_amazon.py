@@ -113,7 +113,14 @@ def test_lies_in_knows_beauty_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_sequences_become_events_in_their_order(tmp_path: Path) -> None:
-    items = pa.table({"item_id": [1, 2, 3], "asin": ["A", "B", "C"], "title": ["Lip balm", "", None]})
+    items = pa.table(
+        {
+            "item_id": [1, 2, 3],
+            "asin": ["A", "B", "C"],
+            "title": ["Lip balm", "", None],
+            "s3rec_attr_ids": pa.array([[173, 1], [], None], pa.list_(pa.int32())),
+        }
+    )
     pq.write_table(items, tmp_path / amazon.ITEMS)
     sequences = {
         "user_id": [1, 2],
@@ -125,7 +132,9 @@ def test_sequences_become_events_in_their_order(tmp_path: Path) -> None:
     made = tree(tmp_path)
     facts = ingest.run(made)
     assert facts["events"] == {"rows": 4, "rejected": 0, "left_out": 0}
-    assert dataset.read(made.at("products"), PRODUCTS)["title"].to_pylist() == ["Lip balm", "B", "C"]
+    products = dataset.read(made.at("products"), PRODUCTS).to_pylist()
+    assert [row["title"] for row in products] == ["Lip balm", "B", "C"]
+    assert [dict(row["attributes"] or ()) for row in products] == [{"detail": ["category173", "category1"]}, {}, {}]
     found = [(event["user_id"], event["product_id"], event["event"]) for event in events(made)]
     assert found == [("Ann", "2", "rating"), ("Zoe", "3", "rating"), ("Zoe", "1", "rating"), ("Zoe", "3", "rating")]
 
