@@ -28,11 +28,11 @@ from rec.errors import ArtifactError
 from rec.models import item_tower, token_map
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
+from rec.models.item_vectors import BLOCK_ROWS, item_vectors
 from rec.schema import DIGEST_BYTES, TENSORS, Contract, vectors
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
-BLOCK_ROWS = 1_024
 VECTORS, DONE, KEPT = "vectors.npy", "done.npy", "kept.npy"
 """Files of a run: float32[N, d] vectors; bool[blocks] which are there; bool[N] which products keep their vector."""
 _READ = ("std_key", "std_id", "re_key", "re_id", "title_id")
@@ -46,19 +46,17 @@ class Embed:
 
     def __init__(self, tower: Path, vocabulary: Path, tensors: Path, text_states: Path, train: Train) -> None:
         torch.set_num_threads(train.cpus_per_worker)
-        self._device = torch.device("cuda" if train.use_gpu else "cpu")
+        device = torch.device("cuda" if train.use_gpu else "cpu")
         self._items = ItemInputs.load(tensors, text_states, ids=item_tower.read_shape(tower).reads_ids)
-        self._tower = _tower(tower, vocabulary, self._items).to(self._device)
+        self._tower = _tower(tower, vocabulary, self._items).to(device)
 
-    @torch.inference_mode()
     def __call__(self, asked: pa.Table) -> pa.Table:
         made = [self._vectors(np.array(rows)) for rows in asked["rows"].to_pylist()]
         return pa.table({"block": asked["block"], "vectors": pa.array(made, pa.list_(pa.float32()))})
 
     def _vectors(self, rows: IntArray) -> FloatArray:
         """float32[len(rows) * d]"""
-        made: FloatArray = self._tower(self._items.batch(rows).to(self._device)).cpu().numpy()
-        return made.reshape(-1)
+        return item_vectors(self._tower, self._items, rows).reshape(-1)
 
 
 def _tower(folder: Path, vocabulary: Path, items: ItemInputs) -> ItemTower:

@@ -39,6 +39,7 @@ from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs, unit
+from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.train import copurchase, item
@@ -48,7 +49,6 @@ SHARE = 0.1
 K, WINDOW = 10, 5
 NOISED = ("full", "title")
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
-BLOCK_ROWS = 1_024
 NO_RE, APART = "no-re", "apart"
 
 Floats = NDArray[np.float64]
@@ -167,14 +167,12 @@ def _groups(config: Config) -> NDArray[np.int64]:
     return column.to_numpy().astype(np.int64)
 
 
-@torch.inference_mode()
 def product_vectors(trained: Config, whole: Config) -> Vectors:
     """float32[N, d] of all products of `whole` by the tower that `trained` has."""
     device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
     tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
     items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
-    blocks = np.split(np.arange(len(items)), range(BLOCK_ROWS, len(items), BLOCK_ROWS))
-    return np.concatenate([tower(items.batch(rows).to(device)).cpu().numpy() for rows in blocks])
+    return item_vectors(tower, items)
 
 
 def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config) -> Figures:

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rec import dataset
@@ -22,6 +21,7 @@ from rec.evaluate.benchmark import Figures
 from rec.evaluate.paired import compared
 from rec.models import item_tower, text_encoder
 from rec.models.item_inputs import ItemInputs
+from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
 from rec.schema import PRODUCTS
 from rec.vocab.rows import joined
@@ -81,15 +81,13 @@ def _items(config: Config, tower: item_tower.ItemTower | None) -> ItemInputs:
     )
 
 
-@torch.inference_mode()
 def _placed(
     trained: Config, whole: Config, rows: NDArray[np.int64], ids: list[list[int]], states: list[NDArray[np.float16]]
 ) -> Vectors:
     """float32[len(rows), d] of the products with their new texts by the tower that `trained` has."""
     tower = item_tower.load(trained.at(item_tower.KIND))
     items = _items(whole, tower).retold(rows, ids, states)
-    made: Vectors = tower(items.batch(np.arange(len(items)))).numpy()
-    return made
+    return item_vectors(tower, items)
 
 
 def _overlap(vectors: Vectors, moved: Vectors, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from rec.evaluate.benchmark import Figures, figure
 from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
+from rec.models.item_vectors import item_vectors
 from rec.train import contrast, ddp, item
 
 PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
@@ -125,9 +126,7 @@ def exporting(config: Config, trained: Config) -> Figures:
     threads = torch.get_num_threads()
     torch.set_num_threads(trained.item_tower.train.cpus_per_worker)
     started = time.perf_counter()
-    with torch.inference_mode():
-        for start in range(0, len(items), embed.BLOCK_ROWS):
-            tower(items.batch(np.arange(start, min(start + embed.BLOCK_ROWS, len(items)))).to(device)).cpu()
+    item_vectors(tower, items)
     bare = time.perf_counter() - started
     torch.set_num_threads(threads)
     shutil.rmtree(part.root)
