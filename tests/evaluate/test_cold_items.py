@@ -7,9 +7,11 @@ import pyarrow as pa
 import pytest
 
 from rec import config, dataset, encode, histories
+from rec.config import UserTower, UserTrain
 from rec.errors import ArtifactError
-from rec.evaluate import cases, cold_items, hidden
+from rec.evaluate import cases, cold_and_warm, cold_items, hidden
 from rec.evaluate.cold_items import World
+from rec.models import user_tower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
 from tests.item_tower import catalogue
 from tests.train import test_copurchase as pairs
@@ -158,3 +160,12 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     assert not hidden.part(tree, "exported").root.exists()
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
+    users = UserTower(layers=1, adapter=8, train=UserTrain(epochs=2, cpus_per_worker=1))
+    figures = cold_and_warm.measure(tree.model_copy(update={"item_tower": tower, "user_tower": users}))
+    for side in ("cold", "warm", "all"):
+        for system in ("tower", "delta", "content", "centred"):
+            low, high = figures[f"catalogue.{side}.{system}.hr10"]["ci95"]
+            assert 0 <= low <= figures[f"catalogue.{side}.{system}.hr10"]["value"] <= high <= 1
+    assert {figures[name]["goal"] for name in ("catalogue.cold.over.content", "catalogue.warm.over.delta")} == {1.0}
+    learned = user_tower.load(hidden.part(tree, "user-tower").at(user_tower.KIND))
+    assert len(learned.item_vectors) == 54, "user towers are trained without the hidden, too"
