@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +12,21 @@ from rec import histories
 from rec.evaluate import ranking, slices
 from rec.evaluate.cases import last_events
 from rec.histories import Histories
-from rec.retrieval import popular, search
+from rec.retrieval import Excluded, popular, search
 from tests.user_tower.world import NUM_ITEMS, START, make
 
 
-def _draw(seed: int, num_items: int) -> tuple[np.random.Generator, np.ndarray, list[np.ndarray]]:
+def _excluded(num_items: int, rows: list[np.ndarray]) -> Excluded:
+    """Rows that each user had before; no item is launched late."""
+    return Excluded(np.full(num_items, -1, np.int64), np.zeros(len(rows), np.int64), rows)
+
+
+def _draw(seed: int, num_items: int) -> tuple[np.random.Generator, np.ndarray, Excluded]:
     """A target per user, and excluded rows that are not it."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, num_items, 5)
     exclude = [np.flatnonzero((rng.random(num_items) < 0.3) & (np.arange(num_items) != t)) for t in targets]
-    return rng, targets, exclude
+    return rng, targets, _excluded(num_items, exclude)
 
 
 @settings(deadline=None)
@@ -48,6 +54,34 @@ def test_ranks_by_order_are_positions_without_the_excluded(seed: int, num_items:
         if wanted[user] >= 0:
             kept = sorted(kept, key=lambda row: groups[row] != wanted[user])
         assert kept.index(target) == grouped[user]
+
+
+def _rank(how: str, num_items: int, targets: list[int], exclude: Excluded) -> None:
+    """Rank `num_items` items for users with these targets, by one of the three functions."""
+    order, asked = np.arange(num_items), np.array(targets, np.int64)
+    if how == "vectors":
+        ranking.by_vectors(np.ones((len(asked), 1), np.float32), np.ones((num_items, 1), np.float32), asked, exclude)
+    elif how == "order":
+        ranking.by_order(order, asked, exclude)
+    else:
+        ranking.by_group_then_order(order, order % 2, np.zeros(len(asked), np.int64), asked, exclude)
+
+
+@pytest.mark.parametrize("how", ["vectors", "order", "group"])
+def test_a_sample_of_the_items_is_not_ranked(how: str) -> None:
+    nothing = [np.empty(0, np.int64)]
+    _rank(how, 1_000, [5], _excluded(1_000, nothing))
+    with pytest.raises(ValueError, match=r"100 items are to be ranked, but the catalogue has 1000: .* rank every item"):
+        _rank(how, 100, [5], _excluded(1_000, nothing))
+    with pytest.raises(ValueError, match="target 100 is no row of the 100 items"):
+        _rank(how, 100, [100], _excluded(100, nothing))
+    with pytest.raises(ValueError, match=r"target 7 of user 1 is excluded .*: leave the user out"):
+        _rank(how, 100, [5, 7], _excluded(100, [*nothing, np.array([7])]))
+
+
+def test_an_order_has_every_item() -> None:
+    with pytest.raises(ValueError, match="item 2 is not in the order"):
+        ranking.by_order(np.array([0, 1, 1]), np.array([0]), _excluded(3, [np.empty(0, np.int64)]))
 
 
 def _histories(root: Path) -> Histories:
