@@ -76,8 +76,8 @@ def cold_users(h: Histories, share: float, seed: int) -> Holdout:
     count = round(share * len(active))
     if not 0 < count < len(active):
         raise ConfigError(
-            f"a share of {share} makes {count} of {len(active)} users with events cold: choose one between 0 and 1 that "
-            "leaves some of both"
+            f"a share of {share} makes {count} of {len(active)} users with events cold: choose one between 0 and 1 "
+            "that leaves some of both"
         )
     drawn = np.sort(np.random.default_rng(seed).choice(active, count, replace=False))
     training = ~np.isin(np.repeat(np.arange(len(h.user_ids)), np.diff(h.offsets)), drawn)

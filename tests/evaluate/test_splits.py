@@ -119,7 +119,7 @@ def test_a_planted_leak_is_refused(tmp_path: Path) -> None:
             int(cut.tests[0]),
             "1 events that are tests, such as that of user 'u0.*' on product 'p.*: remove",
         ),
-        (cut, int(cut.tests[0]) + 1, "1 events at or after the cut at"),
+        (cut, int(np.setdiff1d(np.flatnonzero(~cut.training), cut.tests)[0]), "1 events at or after the cut at"),
         (cold, int(h.offsets[cold.cold_users[0]]), "1 events of cold users"),
     ]
     for number, (split, event, message) in enumerate(plants):
