@@ -524,7 +524,7 @@ class Evaluate(Branch):
     aside = frozenset({"floor_ndcg10"})
 
     cutoffs: list[Annotated[int, Field(ge=1)]] = Field(default=[5, 10, 100], min_length=1)
-    """k of the reported Recall and NDCG; the floor and the benchmarks read those of 10."""
+    """k of the reported Recall, NDCG and MRR; the floor and the benchmarks read those of 10."""
     bootstrap: int = Field(default=1_000, ge=100)
     """Bootstrap resamples over users."""
     max_users: int | None = Field(default=None, ge=1)

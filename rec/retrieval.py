@@ -43,6 +43,11 @@ class Excluded(Sequence[NDArray[np.int64]]):
         self._late = np.searchsorted(created_us[self._launches], at, side="right")
         self._seen = seen
 
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue, the excluded ones among them."""
+        return len(self._launches)
+
     def __len__(self) -> int:
         return len(self._late)
 

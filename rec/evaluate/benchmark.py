@@ -50,8 +50,8 @@ def retrieval(config: Config) -> Figures:
     for system, values in report["slices"]["all"]["differences"].items():
         if "ndcg@10" in values:
             figures[f"{recipe}.final.minus.{system}.n10"] = figure(**values["ndcg@10"], goal=0.0, unit="difference")
-    for system, share in report["coverage@10"].items():
-        figures[f"{recipe}.{system}.coverage10"] = figure(value=share, unit="ratio")
+    for system, found in report["lists@10"].items():
+        figures[f"{recipe}.{system}.coverage10"] = figure(value=found["coverage"], unit="ratio")
     return figures
 
 

@@ -1,4 +1,4 @@
-"""The test: each user's last event, and what was known just before it.
+"""The test: one held-out event of each user, the last one unless a split says otherwise, and what was known before it.
 
 A user is left out, and counted, when the target could not have been recommended: it was in the history
 while the recipe excludes seen items, or it was launched after the event according to its own date.
@@ -24,9 +24,9 @@ class Cases:
     users: Ints
     """int64[U] user indices."""
     targets: Ints
-    """int64[U] item row of the last event."""
+    """int64[U] item row of the event."""
     at: Ints
-    """int64[U] UTC microseconds of the last event."""
+    """int64[U] UTC microseconds of the event."""
     states: list[UserState]
     exclude: Excluded
     """Items seen before, where the recipe excludes them, and items launched after the event."""
@@ -51,34 +51,42 @@ class Cases:
 def last_events(
     h: Histories, created_us: Ints, *, history: int, exclude_seen: bool, max_users: int | None, seed: int
 ) -> Cases:
-    """The test of `h`; `created_us` int64[N] is each item's launch, -1 where unknown.
+    """`at_events` of the leave-one-out split: each test user's last event."""
+    last = h.offsets[histories.leave_one_out(h).test_users + 1] - 1
+    return at_events(h, last, created_us, history=history, exclude_seen=exclude_seen, max_users=max_users, seed=seed)
 
+
+def at_events(
+    h: Histories, ends: Ints, created_us: Ints, *, history: int, exclude_seen: bool, max_users: int | None, seed: int
+) -> Cases:
+    """The test of the events `ends` int64[T] of `h`, ascending, at most one of a user.
+
+    `created_us` int64[N] is each item's launch, -1 where unknown.
     More than `max_users` users are cut to a seeded draw, after those that cannot be tested are left out.
     """
-    every = histories.leave_one_out(h).test_users
-    last = h.offsets[every + 1] - 1
-    targets, at = h.items[last], h.at[last]
+    every = np.searchsorted(h.offsets, ends, side="right") - 1
+    targets, at = h.items[ends], h.at[ends]
     unlaunched = created_us[targets] > at
     again = np.zeros(len(every), bool)
     if exclude_seen:
         again = np.array(
-            [target in h.items[h.offsets[u] : e] for u, e, target in zip(every, last, targets, strict=True)], bool
+            [target in h.items[h.offsets[u] : e] for u, e, target in zip(every, ends, targets, strict=True)], bool
         )
     able = np.flatnonzero(~unlaunched & ~again)
     chosen = able
     if max_users is not None and len(able) > max_users:
         chosen = np.sort(np.random.default_rng(seed).choice(able, max_users, replace=False))
-    users, ends = every[chosen], last[chosen]
+    users, tested = every[chosen], ends[chosen]
     states = [
-        histories.state(h, int(user), int(end), history, int(h.at[end]), h.contexts[end])
-        for user, end in zip(users, ends, strict=True)
+        histories.state(h, user, end, history, int(h.at[end]), h.contexts[end])
+        for user, end in zip(users.tolist(), tested.tolist(), strict=True)
     ]
     seen = [
         h.items[h.offsets[user] : end if exclude_seen else h.offsets[user]]
-        for user, end in zip(users, ends, strict=True)
+        for user, end in zip(users, tested, strict=True)
     ]
     counts = {
-        "with_three_events": len(every),
+        "held_out": len(every),
         "left_out_target_seen": int(again.sum()),
         "left_out_target_not_launched": int((unlaunched & ~again).sum()),
         "testable": len(able),

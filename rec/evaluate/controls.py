@@ -4,7 +4,12 @@ have no parameters to choose, so the events that train the ranker are theirs as 
 * popular: most events first
 * category_popular: the category of the user's last item first, most events first within it
 * random: unit vectors drawn at random for the items; a user is the mean of those of their history
+
+`shuffled` gives each user the target of another one: what a system still finds then is popularity, and no knowledge of
+the user.
 """
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +18,11 @@ from rec import histories
 from rec.evaluate import ranking
 from rec.evaluate.cases import Cases
 from rec.histories import Histories
-from rec.retrieval import popular, popularity
+from rec.retrieval import Excluded, popular, popularity
 
 RANDOM_WIDTH = 128
+SHUFFLES = 100
+"""Other users with whom one is tried to exchange a target that is no candidate."""
 
 Ints = NDArray[np.int64]
 
@@ -39,6 +46,31 @@ def ranks(cases: Cases, order: Ints, category: Ints, seed: int) -> dict[str, Int
         ),
         "random": _random(cases, len(category), seed),
     }
+
+
+def popular_lists(order: Ints, exclude: Excluded, k: int) -> list[Ints]:
+    """The first k candidates of each user in the order int64[N] of all."""
+    heads = ((order[: k + len(rows)], rows) for rows in exclude)
+    return [head[~np.isin(head, rows)][:k] for head, rows in heads]
+
+
+def shuffled(cases: Cases, seed: int) -> tuple[Cases, Ints]:
+    """The same users with their targets permuted, and which users int64[V] they are.
+
+    A user whom the permutation gives what is no candidate for them exchanges it with others, drawn until both may have
+    what they get. Users who find no such partner are left out.
+    """
+    rng = np.random.default_rng(seed)
+    targets = rng.permutation(cases.targets)
+    wrong = np.array([t in rows for t, rows in zip(targets, cases.exclude, strict=True)], bool)
+    for user in np.flatnonzero(wrong).tolist():
+        for other in rng.integers(0, len(targets), SHUFFLES).tolist():
+            if targets[other] not in cases.exclude[user] and targets[user] not in cases.exclude[other]:
+                targets[[user, other]] = targets[[other, user]]
+                wrong[[user, other]] = False
+                break
+    kept = np.flatnonzero(~wrong)
+    return replace(cases.part(kept), targets=targets[kept]), kept
 
 
 def _random(cases: Cases, num_items: int, seed: int) -> Ints:

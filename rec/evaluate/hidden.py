@@ -1,4 +1,4 @@
-"""Parts of a recipe's products as stores of their own: some of them for a quick run, and all but the hidden ones.
+"""Parts of a recipe as stores of their own: some products for a quick run, all but the hidden ones, some events only.
 
 Hidden products are whole content groups. The store that towers are trained from has neither them nor their events, so
 no training code has to be trusted to leave them out; only the vocabulary, whose RE words they helped to count, is that
@@ -76,12 +76,18 @@ def write(config: Config, target: Config, kept: Bools, h: Histories, events: Boo
     for name in AS_THEY_ARE:
         link(config, target, name)
     for name, contract in (("products", PRODUCTS), ("tensors", TENSORS)):
+        if kept.all():
+            link(config, target, name)
+            continue
         rows = dataset.read(config.at(name), contract).filter(pa.array(kept))
         _write(target.at(name), contract, rows, dataset.read_manifest(config.at(name), contract), kept)
     source = dataset.read_manifest(config.at("events"), INTERACTIONS)
     _write(target.at("events"), INTERACTIONS, _events(config, h, events), source, np.concatenate([kept, events]))
     if artifact.peek(config.at(TEXT_STATES)) is not None:
-        _write_states(config.at(TEXT_STATES), target, kept)
+        if kept.all():
+            link(config, target, TEXT_STATES)
+        else:
+            _write_states(config.at(TEXT_STATES), target, kept)
 
 
 def check(target: Config, hidden_ids: pa.Array) -> None:

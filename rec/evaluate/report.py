@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from html import escape
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rec.evaluate.curves import by_bin, reliability
+from rec.evaluate.figures import FEW
+from rec.evaluate.slices import HISTORY, history_name
 from rec.svg import svg
-
-if TYPE_CHECKING:  # imported where a plot is drawn: a finished evaluation draws none
-    pass
 
 SYSTEMS = {
     "final": "final list",
@@ -16,6 +16,8 @@ SYSTEMS = {
     "category_popular": "same-category popular",
     "popular": "popular",
     "random": "random vectors",
+    "shuffled": "final list, targets shuffled",
+    "shuffled_retrieval": "retrieval, targets shuffled",
 }
 COLOURS = {
     "final": "#1b4f72",
@@ -23,6 +25,8 @@ COLOURS = {
     "category_popular": "#b9770e",
     "popular": "#e59866",
     "random": "#b2babb",
+    "shuffled": "#7d6608",
+    "shuffled_retrieval": "#b7950b",
 }
 SLICES = {
     "all": "all users",
@@ -30,17 +34,26 @@ SLICES = {
     "cold_items": "target without training events",
     "same_moment": "last known event at the target's timestamp",
     "earlier": "last known event before the target's timestamp",
-    "short_history": "at most 2 events known",
-    "long_history": "more than 2 events known",
     "cold_users": "history hidden",
+    "popularity:1": "target in the rarest quarter",
+    "popularity:2": "target in the second rarest quarter",
+    "popularity:3": "target in the second most popular quarter",
+    "popularity:4": "target in the most popular quarter",
 }
+BY_HISTORY = {"cold_users": "hidden"} | {
+    name: name.removeprefix("history:") for name in (history_name(low, high) for low, high in HISTORY)
+}
+BY_POPULARITY = {"cold_items": "none"} | {f"popularity:{n}": f"quarter {n}" for n in range(1, 5)}
+IN_BINS = (BY_HISTORY.keys() | BY_POPULARITY.keys()) - {"cold_users", "cold_items"}
+DRAWN = ("final", "retrieval", "popular")
+"""Systems of the plots by history and popularity."""
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Evaluation of $recipe</title><style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2833; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid #d5d8dc; text-align: right; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #d5d8dc; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 small { color: #5f6a6a; display: block; }
 figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
@@ -52,8 +65,22 @@ All events before it in the file are known: for $same_moment users the last of t
 (part of the same basket, where a source stamps days), and the slices below report them apart.
 Seen items are $seen. The final list is the top $candidates of retrieval, reranked; a target outside counts as missed.
 Intervals are 95 % bootstrap intervals over users.</p>
-<p>Coverage at 10: $coverage of $items items, of which $warm have training events.</p>
+<p>The catalogue has $items items, of which $warm have training events. Slices of fewer than $few users are marked:
+their intervals are themselves unsure.</p>
 <figure>$plot</figure>
+<h2>By what is known of the user, and by how popular the target is</h2>
+<p>Each quarter of popularity holds about a quarter of the training events: its products have at most $quartiles of
+them each, in the last one more. Hollow: fewer than $few users.</p>
+<figure>$bins</figure>
+<h2>The first 10 items of all lists</h2>
+<p>Coverage: share of the catalogue that is in anybody's list. Gini: how unequally the places are shared out, 0 for
+equally. Similarity: mean cosine between two items of a list by their frozen vectors.</p>
+$lists
+<h2>Calibration</h2>
+<p>A softmax of the scores over the candidates of a request as the probability that a candidate is the next choice, for
+requests whose target is a candidate; tenths of the candidates by probability. A tenth without any hit is at the lower
+edge. $ece</p>
+<figure>$reliability</figure>
 $tables
 <h2>Final list minus the others, all users</h2>
 <p>Paired over the same users; red where the interval is not above zero.</p>
@@ -69,7 +96,8 @@ def page(report: dict[str, Any]) -> str:
     counts = report["users"]
     left_out = counts["left_out_target_seen"] + counts["left_out_target_not_launched"]
     tables = "".join(
-        f"<h2>{escape(label(name))} ({part['users']:,} users)</h2>{_table(part['figures'])}"
+        f"<h2>{escape(label(name))} ({part['users']:,} users{', too few to say much' if part['few'] else ''})</h2>"
+        f"{_table(part['figures'])}"
         for name, part in found.items()
     )
     return _PAGE.substitute(
@@ -79,10 +107,15 @@ def page(report: dict[str, Any]) -> str:
         same_moment=f"{report['slices']['same_moment']['users']:,}",
         seen="no candidates" if report["exclude_seen"] else "candidates too",
         candidates=report["candidates"],
-        coverage=", ".join(f"{SYSTEMS[name]} {share:.1%}" for name, share in report["coverage@10"].items()),
+        few=FEW,
+        quartiles=", ".join(f"{bound:,}" for bound in report["popularity_quartiles"]),
+        bins=_bins(report["slices"], _ndcg(report["cutoffs"])),
+        lists=_lists(report["lists@10"]),
+        ece=_ece(report["calibration"]),
+        reliability=_reliability(report["calibration"]),
         items=f"{report['items']['catalogue']:,}",
         warm=f"{report['items']['with_training_events']:,}",
-        plot=_plot(found, _ndcg(report["cutoffs"])),
+        plot=_plot({n: p for n, p in found.items() if n not in IN_BINS}, _ndcg(report["cutoffs"])),
         tables=tables,
         differences=_table(found["all"]["differences"], marked=True) if "all" in found else "",
         seed=report["seed"],
@@ -91,11 +124,48 @@ def page(report: dict[str, Any]) -> str:
 
 def label(name: str) -> str:
     """The readable name of a slice."""
-    return SLICES.get(name, name.replace("group:", "planted: "))
+    return SLICES.get(name, name.replace("group:", "planted: ").replace("history:", "events known: "))
 
 
 def _ndcg(cutoffs: Sequence[int]) -> str:
     return f"ndcg@{min((k for k in cutoffs if k >= 10), default=max(cutoffs))}"
+
+
+def _bins(parts: dict[str, Any], metric: str) -> str:
+    """Inline SVG: the metric by history length and by popularity of the target."""
+    panels = {"known events": BY_HISTORY, "training events of the target": BY_POPULARITY}
+    shown = {
+        axis: {text: parts[name] for name, text in names.items() if parts[name]["users"]}
+        for axis, names in panels.items()
+    }
+    systems = {name: (SYSTEMS[name], COLOURS[name]) for name in DRAWN}
+    return by_bin({axis: bins for axis, bins in shown.items() if bins}, systems, metric)
+
+
+def _lists(found: dict[str, Any]) -> str:
+    """Systems as rows; the similarity with its interval, where any list has two items."""
+    rows = []
+    for system, values in found.items():
+        alike = _cell(values["similarity"], False) if "similarity" in values else "<td></td>"
+        cells = f"<td>{values['coverage']:.1%}</td><td>{values['gini']:.4f}</td>{alike}"
+        rows.append(f"<tr><td>{SYSTEMS[system]}</td>{cells}</tr>")
+    head = "<tr><th></th><th>coverage</th><th>gini</th><th>similarity</th></tr>"
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _ece(found: dict[str, Any]) -> str:
+    """The mean gap of each system, in words."""
+    said = [
+        f"{SYSTEMS[system]}: ECE {values['ece']:.5f} over {values['requests']:,} requests"
+        for system, values in found.items()
+        if values["requests"]
+    ]
+    return "; ".join(said) + "." if said else "No request has its target among its candidates."
+
+
+def _reliability(found: dict[str, Any]) -> str:
+    bins = {system: values["bins"] for system, values in found.items() if values["bins"]}
+    return reliability(bins, {name: (SYSTEMS[name], COLOURS[name]) for name in bins}) if bins else ""
 
 
 def _table(figures: dict[str, dict[str, Any]], *, marked: bool = False) -> str:
@@ -126,9 +196,10 @@ def _plot(found: dict[str, Any], metric: str) -> str:
     axes = figure.add_subplot()
     height = 0.8 / len(SYSTEMS)
     for place, system in enumerate(SYSTEMS):
-        values = [part["figures"][system][metric] for part in found.values()]
+        having = [(row, part["figures"]) for row, part in enumerate(found.values()) if system in part["figures"]]
+        values = [figures[system][metric] for _, figures in having]
         axes.barh(
-            [row + place * height for row in range(len(found))],
+            [row + place * height for row, _ in having],
             [value["value"] for value in values],
             height,
             xerr=[
@@ -142,6 +213,6 @@ def _plot(found: dict[str, Any], metric: str) -> str:
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(found))], [label(name) for name in found])
     axes.invert_yaxis()
     axes.set_xlabel(metric.upper())
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)

@@ -4,7 +4,9 @@
 * warm_items, cold_items: whether the target has a training event
 * same_moment, earlier: whether the last known event has the target's timestamp, or is older. Where a source
   stamps days, `same_moment` asks for the rest of a basket whose order is that of the file
-* short_history, long_history: at most SHORT events before the target, or more
+* history:RANGE: how many events before the target are known; of longer histories the tower reads the last ones only
+* popularity:1 to popularity:4: quartiles of the target's training count, the rarest first, in which every training
+  event counts once: each quartile of the products has about a quarter of the events. Cold targets are in none
 * group:NAME: the planted groups of the synthetic sample
 """
 
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 
 from rec.evaluate.cases import Cases
 
-SHORT = 2
+HISTORY = ((0, 0), (1, 2), (3, 5), (6, 10), (11, None))
+"""First and last number of known events of each slice."""
+QUARTILES = (25, 50, 75)
 
 Ints = NDArray[np.int64]
 
@@ -34,10 +38,30 @@ def of(cases: Cases, popularity: Ints, groups: Mapping[str, Ints]) -> dict[str, 
         "cold_items": np.flatnonzero(~warm),
         "same_moment": np.flatnonzero(age == 0),
         "earlier": np.flatnonzero(age > 0),
-        "short_history": np.flatnonzero(length <= SHORT),
-        "long_history": np.flatnonzero(length > SHORT),
+        **{
+            history_name(low, high): np.flatnonzero((length >= low) & (length <= (np.inf if high is None else high)))
+            for low, high in HISTORY
+        },
+        **_by_popularity(popularity[cases.targets], quartile_bounds(popularity)),
         **groups,
     }
+
+
+def history_name(low: int, high: int | None) -> str:
+    """The slice of users of whom `low` to `high` events are known."""
+    return f"history:{low}+" if high is None else f"history:{low}" if low == high else f"history:{low}-{high}"
+
+
+def quartile_bounds(popularity: Ints) -> list[int]:
+    """Highest training count in each of the first three quartiles, of the counts int64[N] of all products."""
+    counts = np.repeat(popularity, popularity)  # of every event, how many its product has
+    return [int(np.percentile(counts, q, method="inverted_cdf")) for q in QUARTILES] if len(counts) else [0, 0, 0]
+
+
+def _by_popularity(counts: Ints, bounds: list[int]) -> dict[str, Ints]:
+    """`popularity:N` slices of targets with the training counts int64[U]."""
+    quartile = np.searchsorted(bounds, counts, side="left") + 1
+    return {f"popularity:{n}": np.flatnonzero((quartile == n) & (counts > 0)) for n in range(1, len(bounds) + 2)}
 
 
 def planted(cases: Cases, user_ids: list[str], truth: Mapping[str, str]) -> dict[str, Ints]:

@@ -1,7 +1,8 @@
 """The stage: evaluate retrieval and the final list on each user's last event, beside the controls.
 
 Every item that is a candidate is ranked: no sampled negatives. The slice `cold_users` asks again for some of
-the users with their history hidden, so that only context and profile are known.
+the users with their history hidden, so that only context and profile are known. `shuffled` and `shuffled_retrieval` are
+final list and retrieval asked for other users' targets, over all users.
 """
 
 import time
@@ -16,11 +17,12 @@ from rec import artifact, dataset, histories, samples
 from rec.artifact import Manifest
 from rec.config import Config
 from rec.data import sample
+from rec.evaluate import calibration, controls, diversity, ranking, report, slices
 from rec.evaluate import cases as test_cases
-from rec.evaluate import controls, report, slices
 from rec.evaluate.cases import Cases
 from rec.evaluate.figures import slice_figures
-from rec.evaluate.systems import Recommender, coverage
+from rec.evaluate.metrics import MISSED
+from rec.evaluate.systems import TOP, Answers, Recommender, first, places
 from rec.features import items as item_features
 from rec.features.items import ItemFeatures
 from rec.histories import Histories
@@ -28,9 +30,11 @@ from rec.models import fused, user_tower
 from rec.models.user_vectors import UserVectors
 from rec.retrieval import popular
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
+from rec.schema import vectors as vectors_of
+from rec.train.user import item_vectors
 
 KIND = "evaluation"
-VERSION = 2
+VERSION = 3
 MADE_BY = "python jobs/evaluate.py"
 COLD_USERS = 2_000
 """Users who are asked for again with their history hidden."""
@@ -42,6 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     """Write the `evaluation` artifact (report.json, report.html); does nothing when that is done already."""
     target = config.at(KIND)
     inputs = {
+        "vectors": dataset.read_manifest(config.at("vectors"), vectors_of(config.item_tower.width)).content_hash,
         "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
         "users": dataset.read_manifest(config.at("users"), USERS).content_hash,
         "events": dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash,
@@ -91,10 +96,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     answers = recommender.answer(cases, "final lists")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
     ranks |= controls.ranks(cases, order, category, config.seed)
+    shuffled = _shuffled(recommender, cases, answers, config.seed)
     groups = _planted(config, h, cases)
     figures = {
         name: slice_figures(
-            {system: r[rows] for system, r in ranks.items()}, options.cutoffs, options.bootstrap, config.seed
+            {system: r[rows] for system, r in (ranks | shuffled if name == "all" else ranks).items()},
+            options.cutoffs,
+            options.bootstrap,
+            config.seed,
         )
         for name, rows in slices.of(cases, counts, groups).items()
     }
@@ -107,10 +116,9 @@ def evaluate(config: Config) -> dict[str, Any]:
         "candidates": config.ranker.candidates,
         "exclude_seen": config.user_tower.exclude_seen,
         "cutoffs": options.cutoffs,
-        "coverage@10": {
-            "retrieval": round(coverage(answers.retrieval_top, h.num_items), 6),
-            "final": round(coverage(answers.final_top, h.num_items), 6),
-        },
+        "popularity_quartiles": slices.quartile_bounds(counts),
+        f"lists@{TOP}": _lists(config, cases, answers, order),
+        "calibration": _calibration(config, cases, answers),
         "slices": figures,
     }
 
@@ -125,6 +133,42 @@ def _recommender(config: Config, h: Histories, popular_order: Ints) -> Recommend
         past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,
     )
+
+
+def _shuffled(recommender: Recommender, cases: Cases, answers: Answers, seed: int) -> dict[str, Ints]:
+    """int64[U] ranks of other users' targets, MISSED for the few users who could be given none."""
+    dealt, kept = controls.shuffled(cases, seed)
+    final, retrieval = (np.full(len(cases), MISSED, np.int64) for _ in range(2))
+    final[kept] = places([answers.reranked[user].rows for user in kept], dealt.targets)
+    retrieval[kept] = ranking.by_vectors(answers.vectors[kept], recommender.items.vectors, dealt.targets, dealt.exclude)
+    return {"shuffled": final, "shuffled_retrieval": retrieval}
+
+
+def _lists(config: Config, cases: Cases, answers: Answers, order: Ints) -> dict[str, Any]:
+    """Coverage and diversity of the first TOP items of every system that makes lists."""
+    frozen = item_vectors(config.root, config.item_tower.width)
+    tops = {
+        "final": answers.final_top,
+        "retrieval": answers.retrieval_top,
+        "popular": first(controls.popular_lists(order, cases.exclude, TOP)),
+    }
+    return {name: diversity.figures(top, frozen, config.evaluate.bootstrap, config.seed) for name, top in tops.items()}
+
+
+def _calibration(config: Config, cases: Cases, answers: Answers) -> dict[str, Any]:
+    """Of the ranker's scores, and of retrieval's at the temperature of its loss, over the same candidates."""
+    temperature, options = np.float32(config.user_tower.temperature), config.evaluate
+    logits = {
+        "final": ([each.scores for each in answers.reranked], answers.final),
+        "retrieval": (
+            [each.scores / temperature for each in answers.found],
+            places([each.rows for each in answers.found], cases.targets),
+        ),
+    }
+    return {
+        name: calibration.figures(values, hits, options.bootstrap, config.seed)
+        for name, (values, hits) in logits.items()
+    }
 
 
 def _categories(items: ItemFeatures) -> Ints:

@@ -19,9 +19,20 @@ from rec.retrieval import Candidates, candidates
 USERS_PER_RERANK = 64
 """Requests whose features are computed at once."""
 TOP = 10
-"""Items of each list that count for coverage."""
+"""Items of each list that count for coverage and diversity."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """K candidates of one user by falling score of the ranker, ties in the order of retrieval."""
+
+    rows: Ints
+    """int64[K] item rows."""
+    scores: Floats
+    """float32[K]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,11 @@ class Answers:
     """int64[U, TOP] item rows, -1 where the list is shorter."""
     final_top: Ints
     """int64[U, TOP] item rows, -1 where the list is shorter."""
+    vectors: Floats
+    """float32[U, d] of the users."""
+    found: list[Candidates]
+    """What was reranked."""
+    reranked: list[Reranked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +74,37 @@ class Recommender:
         retrieval = ranking.by_vectors(vectors, self.items.vectors, cases.targets, exclude)
         cold = [state.cold for state in cases.states]
         found = candidates(vectors, self.items.vectors, self.popular, k=self.num_candidates, cold=cold, exclude=exclude)
-        retrieval_top = _first([each.rows for each in found])
-        final, lists = np.full(len(cases), MISSED, np.int64), []
+        retrieval_top = first([each.rows for each in found])
+        lists: list[Reranked] = []
         starts = range(0, len(cases), USERS_PER_RERANK)
         for start in progress(starts, total=len(starts), what=what, unit="block"):
             block = slice(start, min(start + USERS_PER_RERANK, len(cases)))
             lists += self._reranked(cases, found, block)
-        for user, (order, target) in enumerate(zip(lists, cases.targets, strict=True)):
-            place = np.flatnonzero(order == target)
-            if len(place):
-                final[user] = place[0]
-        return Answers(retrieval, final, retrieval_top, _first(lists))
+        final = places([each.rows for each in lists], cases.targets)
+        return Answers(retrieval, final, retrieval_top, first([each.rows for each in lists]), vectors, found, lists)
 
-    def _reranked(self, cases: Cases, found: list[Candidates], block: slice) -> list[Ints]:
-        """Item rows of each user of the block by falling ranker score, ties in the order of the candidates."""
+    def _reranked(self, cases: Cases, found: list[Candidates], block: slice) -> list[Reranked]:
+        """The lists of the users of the block."""
         inputs = compute_batch(self.items, cases.states[block], found[block], cases.at[block], self.past)
         ends = np.cumsum([len(each.rows) for each in found[block]])
         scores = np.split(self.ranker.score(inputs), ends[:-1])
-        return [each.rows[np.argsort(-score, kind="stable")] for each, score in zip(found[block], scores, strict=True)]
+        orders = [np.argsort(-score, kind="stable") for score in scores]
+        return [Reranked(c.rows[o], s[o]) for c, s, o in zip(found[block], scores, orders, strict=True)]
 
 
-def _first(lists: list[Ints]) -> Ints:
+def places(lists: list[Ints], targets: Ints) -> Ints:
+    """int64[U] rank of each target in its list of item rows, MISSED where it is not there."""
+    ranks = np.full(len(targets), MISSED, np.int64)
+    for user, (rows, target) in enumerate(zip(lists, targets, strict=True)):
+        place = np.flatnonzero(rows == target)
+        if len(place):
+            ranks[user] = place[0]
+    return ranks
+
+
+def first(lists: list[Ints]) -> Ints:
     """int64[U, TOP] the first items of each list, -1 where it is shorter."""
     made = np.full((len(lists), TOP), -1, np.int64)
     for user, rows in enumerate(lists):
         made[user, : min(len(rows), TOP)] = rows[:TOP]
     return made
-
-
-def coverage(top: Ints, num_items: int) -> float:
-    """Share of all items that are in anybody's list int64[U, TOP]."""
-    return len(np.unique(top[top >= 0])) / num_items

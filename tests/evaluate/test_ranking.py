@@ -1,26 +1,33 @@
 """Full rankings against slow twins; which users are tested and what they may be recommended."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec import histories
-from rec.evaluate import ranking, slices
+from rec.evaluate import controls, ranking, slices
 from rec.evaluate.cases import last_events
 from rec.histories import Histories
-from rec.retrieval import popular, search
+from rec.retrieval import Excluded, popular, search
 from tests.user_tower.world import NUM_ITEMS, START, make
 
 
-def _draw(seed: int, num_items: int) -> tuple[np.random.Generator, np.ndarray, list[np.ndarray]]:
+def _excluded(num_items: int, rows: list[np.ndarray]) -> Excluded:
+    """Rows that each user had before; no item is launched late."""
+    return Excluded(np.full(num_items, -1, np.int64), np.zeros(len(rows), np.int64), rows)
+
+
+def _draw(seed: int, num_items: int) -> tuple[np.random.Generator, np.ndarray, Excluded]:
     """A target per user, and excluded rows that are not it."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, num_items, 5)
     exclude = [np.flatnonzero((rng.random(num_items) < 0.3) & (np.arange(num_items) != t)) for t in targets]
-    return rng, targets, exclude
+    return rng, targets, _excluded(num_items, exclude)
 
 
 @settings(deadline=None)
@@ -48,6 +55,34 @@ def test_ranks_by_order_are_positions_without_the_excluded(seed: int, num_items:
         if wanted[user] >= 0:
             kept = sorted(kept, key=lambda row: groups[row] != wanted[user])
         assert kept.index(target) == grouped[user]
+
+
+def _rank(how: str, num_items: int, targets: list[int], exclude: Excluded) -> None:
+    """Rank `num_items` items for users with these targets, by one of the three functions."""
+    order, asked = np.arange(num_items), np.array(targets, np.int64)
+    if how == "vectors":
+        ranking.by_vectors(np.ones((len(asked), 1), np.float32), np.ones((num_items, 1), np.float32), asked, exclude)
+    elif how == "order":
+        ranking.by_order(order, asked, exclude)
+    else:
+        ranking.by_group_then_order(order, order % 2, np.zeros(len(asked), np.int64), asked, exclude)
+
+
+@pytest.mark.parametrize("how", ["vectors", "order", "group"])
+def test_a_sample_of_the_items_is_not_ranked(how: str) -> None:
+    nothing = [np.empty(0, np.int64)]
+    _rank(how, 1_000, [5], _excluded(1_000, nothing))
+    with pytest.raises(ValueError, match=r"100 items are to be ranked, but the catalogue has 1000: .* rank every item"):
+        _rank(how, 100, [5], _excluded(1_000, nothing))
+    with pytest.raises(ValueError, match="target 100 is no row of the 100 items"):
+        _rank(how, 100, [100], _excluded(100, nothing))
+    with pytest.raises(ValueError, match=r"target 7 of user 1 is excluded .*: leave the user out"):
+        _rank(how, 100, [5, 7], _excluded(100, [*nothing, np.array([7])]))
+
+
+def test_an_order_has_every_item() -> None:
+    with pytest.raises(ValueError, match="item 2 is not in the order"):
+        ranking.by_order(np.array([0, 1, 1]), np.array([0]), _excluded(3, [np.empty(0, np.int64)]))
 
 
 def _histories(root: Path) -> Histories:
@@ -115,3 +150,54 @@ def test_the_draw_of_users_is_seeded_and_a_part_keeps_its_own(tmp_path: Path) ->
     hidden = part.without_histories()
     assert all(state.cold for state in hidden.states)
     assert [state.profile.tolist() for state in hidden.states] == [state.profile.tolist() for state in part.states]
+
+
+def test_histories_and_popularity_cut_the_users(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    cases = last_events(h, np.full(NUM_ITEMS, -1), history=20, exclude_seen=False, max_users=None, seed=0)
+    counts = np.bincount(h.items, minlength=NUM_ITEMS) * (np.arange(NUM_ITEMS) % 7 > 0)
+    found = slices.of(cases, counts, {})
+    length = [len(state.items) for state in cases.states]
+    assert found["history:3-5"].tolist() == [u for u, n in enumerate(length) if 3 <= n <= 5]
+    assert found["history:6-10"].tolist() == [u for u, n in enumerate(length) if 6 <= n <= 10]
+    parts = [found[f"popularity:{n}"] for n in range(1, 5)]
+    assert sorted(np.concatenate([*parts, found["cold_items"]])) == found["all"].tolist()
+    highest = [counts[cases.targets[part]].max() for part in parts if len(part)]
+    assert highest == sorted(set(highest))
+    bounds = slices.quartile_bounds(counts)
+    assert all(counts[cases.targets[part]].max() <= bound for part, bound in zip(parts[:3], bounds, strict=True))
+
+
+def test_each_quartile_has_about_a_quarter_of_the_events() -> None:
+    counts = np.arange(200)
+    bounds = slices.quartile_bounds(counts)
+    edges = np.searchsorted(bounds, counts, side="left")
+    assert np.bincount(edges, counts) / counts.sum() == pytest.approx([0.25] * 4, abs=0.01)
+    assert slices.quartile_bounds(np.zeros(5, np.int64)) == [0, 0, 0]
+
+
+def test_shuffled_targets_are_the_same_targets_and_all_candidates(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    cases = last_events(h, np.full(NUM_ITEMS, -1), history=20, exclude_seen=True, max_users=None, seed=0)
+    dealt, kept = controls.shuffled(cases, 1)
+    assert len(kept) == len(cases), "everybody finds a partner"
+    assert sorted(dealt.targets) == sorted(cases.targets)
+    assert (dealt.targets != cases.targets).mean() > 0.8
+    assert all(target not in rows for target, rows in zip(dealt.targets, dealt.exclude, strict=True))
+    assert controls.shuffled(cases, 1)[0].targets.tolist() == dealt.targets.tolist()
+
+
+def test_who_can_exchange_with_nobody_is_left_out(tmp_path: Path) -> None:
+    h = _histories(tmp_path)
+    cases = last_events(h, np.full(NUM_ITEMS, -1), history=20, exclude_seen=False, max_users=None, seed=0)
+    own = [np.setdiff1d(np.arange(NUM_ITEMS), [target]) for target in cases.targets]
+    only = replace(cases.part(np.arange(3)), exclude=_excluded(NUM_ITEMS, own[:3]), targets=np.array([0, 10, 20]))
+    dealt, kept = controls.shuffled(only, 2)
+    assert len(kept) < 3
+    assert len(dealt) == len(kept)
+
+
+def test_popular_lists_are_the_order_without_the_excluded() -> None:
+    order = np.array([3, 1, 4, 0, 2])
+    exclude = _excluded(5, [np.array([1, 3]), np.arange(4)])
+    assert [rows.tolist() for rows in controls.popular_lists(order, exclude, 2)] == [[4, 0], [4]]

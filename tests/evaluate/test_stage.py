@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rec import artifact, dataset, histories, samples
-from rec.config import Config, Evaluate, Ranker, Source, UserTower
+from rec.config import Config, Evaluate, ItemTower, Ranker, Source, UserTower
 from rec.evaluate import controls
 from rec.evaluate.cases import last_events
 from rec.evaluate.metrics import ndcg
@@ -33,9 +33,10 @@ def _shop(store: Path, **weights: float) -> Config:
         name="tiny",
         store=str(store),
         source=Source(kind="files"),
+        item_tower=ItemTower(width=WIDTH),
         user_tower=UserTower(inputs=["behaviour"], history=8),
         ranker=Ranker(candidates=CANDIDATES, hidden=[4]),
-        evaluate=Evaluate(cutoffs=[5, 10, CANDIDATES], bootstrap=200),
+        evaluate=Evaluate(cutoffs=[5, 10, CANDIDATES, NUM_ITEMS], bootstrap=200),
     )  # fmt: skip
     root, vocabulary = config.root, StdVocabulary.load(None)
     make(root, num_users=120)
@@ -56,7 +57,7 @@ def _shop(store: Path, **weights: float) -> Config:
     h = histories.load(root)
     torch.manual_seed(0)
     tower = user_tower.UserTower(
-        Shape(WIDTH, 8, 1, 2, 0.0, ("behaviour",), "minilm", 0, tuple(h.profile_names), (0.0,), (1.0,))
+        Shape(WIDTH, 8, 1, 2, 0.0, 0, ("behaviour",), "minilm", 0, tuple(h.profile_names), (0.0,), (1.0,))
     )
     with artifact.write(
         root / "user_tower", kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}
@@ -113,7 +114,9 @@ def test_a_ranker_that_keeps_the_order_gives_retrievals_figures(report: dict[str
     figures = report["slices"]["all"]["figures"]
     for metric in ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@12", "ndcg@12"):
         assert figures["final"][metric] == figures["retrieval"][metric]
-    assert figures["final"]["mrr"]["value"] < figures["retrieval"]["mrr"]["value"]
+        assert figures["final"][metric.replace("ndcg", "mrr")] == figures["retrieval"][metric.replace("ndcg", "mrr")]
+    beyond = f"mrr@{NUM_ITEMS}"
+    assert figures["final"][beyond]["value"] < figures["retrieval"][beyond]["value"]
     assert report["slices"]["all"]["differences"]["retrieval"]["ndcg@10"]["value"] == 0
 
 
@@ -125,9 +128,39 @@ def test_content_beats_the_controls_and_random_is_chance(report: dict[str, Any])
     assert recall["ci95"][0] < 10 / (NUM_ITEMS - 6) < recall["ci95"][1] + 0.05
 
 
+def test_other_users_targets_are_found_no_better_than_popular_ones_are(report: dict[str, Any]) -> None:
+    """Shoppers stay in their cluster: the lists are about them, so they find little of what others chose."""
+    for system, other in (("final", "shuffled"), ("retrieval", "shuffled_retrieval")):
+        assert _ndcg(report, other) < 0.7 * _ndcg(report, system)
+        assert report["slices"]["all"]["figures"][other]["ndcg@10"]["ci95"][0] < _ndcg(report, "popular")
+    assert "shuffled" not in report["slices"]["warm_items"]["figures"]
+
+
+def test_lists_and_probabilities_are_reported(report: dict[str, Any]) -> None:
+    lists = report["lists@10"]
+    assert lists["popular"]["coverage"] < lists["retrieval"]["coverage"] == lists["final"]["coverage"]
+    assert lists["popular"]["gini"] > lists["retrieval"]["gini"]
+    assert lists["retrieval"]["similarity"]["value"] > lists["popular"]["similarity"]["value"], "one's own cluster"
+    found = report["slices"]["all"]["figures"]["final"][f"recall@{CANDIDATES}"]["value"]
+    tested = report["users"]["tested"]
+    for system in ("final", "retrieval"):
+        assert report["calibration"][system]["requests"] == round(found * tested)
+        assert report["calibration"][system]["candidates"] == CANDIDATES * report["calibration"][system]["requests"]
+
+
+def test_a_slice_of_few_users_says_so(report: dict[str, Any]) -> None:
+    few = {name: part["few"] for name, part in report["slices"].items()}
+    assert (few["all"], few["cold_items"]) == (False, True)
+
+
 def test_cold_items_have_their_own_slice_where_popular_is_blind(report: dict[str, Any]) -> None:
     parts = {name: part["users"] for name, part in report["slices"].items()}
-    assert parts["all"] == parts["warm_items"] + parts["cold_items"] == parts["short_history"] + parts["long_history"]
+    assert (
+        parts["all"]
+        == parts["warm_items"] + parts["cold_items"]
+        == sum(parts[n] for n in parts if n.startswith("history"))
+    )
+    assert parts["warm_items"] == sum(parts[f"popularity:{n}"] for n in range(1, 5))
     assert parts["cold_items"] == 20
     assert (parts["same_moment"], parts["earlier"]) == (0, parts["all"])  # a day lies between two events
     assert parts["cold_users"] == parts["all"]
@@ -164,6 +197,11 @@ def test_the_page_is_self_contained_and_shows_every_slice(by_score: Config) -> N
         "history hidden",
         "same-category popular",
         "last known event before the target",
+        "targets shuffled",
+        "(20 users, too few to say much)",
+        "known events",
+        "mean predicted probability",
+        "Gini",
     ):
         assert heading in page
     assert "$" not in page

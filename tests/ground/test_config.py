@@ -37,6 +37,7 @@ def test_later_overrides_win() -> None:
     [
         ("item_tower.widht=64", r"unknown option 'item_tower\.widht'; did you mean 'item_tower\.width'\?"),
         ("itemtower.width=64", "unknown option 'itemtower'; did you mean 'item_tower'"),
+        ("evaluate.sampled=99", r"unknown option 'evaluate\.sampled'"),
         ("item_tower.train.epoch=2", r"did you mean 'item_tower\.train\.epochs'"),
         ("item_tower.width=wide", r"option 'item_tower\.width': .*integer.*'wide'"),
         ("item_tower.width=0", r"option 'item_tower\.width': .*greater than or equal to 8"),
