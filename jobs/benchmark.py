@@ -2,8 +2,8 @@
 """Run one benchmark; the last printed line is its JSON object, --html writes the page with plots.
 
 retrieval    retrieval and final list of a recipe (hm unless told otherwise) beside the controls; with --towers the user
-             tower alone, with several seeds, beside SASRec and towers without delta, context or profile, and with a
-             tenth of the products hidden from all training
+             tower alone, with several seeds, beside SASRec and towers without delta, context or profile, and where
+             users, products or the latest tenth of time are hidden from all training
 extraction   what the enrichment engine, and the tagger that is trained here, read out of OA-Mine titles, and which
              category, pattern and colour they conclude from H&M descriptions; which share of the AI Hub garments'
              attribute values the vocabulary knows, and how near mapped rows of new RE tokens are to trained ones on
@@ -36,6 +36,7 @@ from rec.evaluate import (
     cold_items,
     coverage,
     enrichment,
+    other_splits,
     scale,
     tagging,
     towers,
@@ -160,7 +161,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
-            figures = towers.measure(chosen, range(options.seeds)) | cold_and_warm.measure(chosen)
+            figures = towers.measure(chosen, range(options.seeds)) | other_splits.measure(chosen)
+            figures |= cold_and_warm.measure(chosen)
         else:
             figures = evaluated(chosen)
     result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}

@@ -1,5 +1,6 @@
 """The user tower beside towers that lack a part of it, on a planted world, and what one user's vector costs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from rec import histories
 from rec.config import Config, UserTower, UserTrain
-from rec.evaluate import towers, user_speed
+from rec.evaluate import other_splits, towers, user_speed
 from tests.user_tower.test_user_tower import make_tower
 from tests.user_tower.world import make
 
@@ -31,8 +32,26 @@ def test_each_part_is_left_out_once_and_its_loss_is_seen(tmp_path: Path, ray_loc
         assert gain["goal"] == 0
     for name in ("no-context", "popular"):  # one event in five goes where only the context says, and taste is planted
         assert gains[name]["ci95"][0] > 0, name
+    splits = other_splits.measure(config)
+    for split in ("cold-users", "temporal"):
+        for name in (f"{split}.tower.hr10", f"{split}.popular.n10", f"{split}.tower.minus.popular.n10"):
+            low, high = splits[f"world.{name}"]["ci95"]
+            assert low <= splits[f"world.{name}"]["value"] <= high
+    assert splits["world.temporal.tower.minus.popular.n10"]["ci95"][0] > 0, "clusters are planted"
     again = towers.measure(config, [0])  # trained before: nothing is timed, all else is the same
     assert again == {name: value for name, value in found.items() if not name.endswith(".minutes")}
+
+
+def test_splits_are_those_that_the_data_allow(tmp_path: Path) -> None:
+    make(tmp_path, num_users=30)
+    h = histories.load(tmp_path)
+    found = other_splits.holdouts(h, 0)
+    assert set(found) == {"cold-users", "temporal"}
+    assert len(found["cold-users"].cold_users) == 3
+    assert found["temporal"].training.mean() == pytest.approx(0.9, abs=0.05)
+    order = np.concatenate([np.arange(count) for count in np.diff(h.offsets)]) * 86_400_000_000
+    silent = replace(h, at=order, contexts=[""] * len(h.items), profiles=h.profiles[:, :0], profile_names=[])
+    assert other_splits.holdouts(silent, 0) == {}
 
 
 def test_only_inputs_that_the_data_has_are_left_out(tmp_path: Path) -> None:
