@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 GROUND = {"errors", "config", "schema", "artifact", "dataset", "log", "state", "cli", "runtime", "memory", "svg"}
-MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "postgres"}
+MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
 STAGES = {
     "data",
     "enrich",
