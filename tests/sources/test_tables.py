@@ -6,7 +6,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rec.sources import cooccurrence, neighbours, segments, tables
-from rec.sources.tables import LAST_ITEMS, Sources
+from rec.sources.neighbours import Neighbours, strongest, summed
+from rec.sources.tables import LAST_ITEMS, MOST, Sources
 from rec.state import UserState, cold_state
 from tests.sources.world import histories
 
@@ -40,6 +41,20 @@ def test_only_the_last_distinct_items_count() -> None:
     made = sources()
     assert made.propose(state([2, *last])).cooccurrence.tolist() == []
     assert made.propose(state([2, *last[1:-3], 19])).cooccurrence.tolist() == [8]
+
+
+def test_each_source_proposes_its_best_and_not_more_than_most() -> None:
+    many = 40 * LAST_ITEMS
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.permutation(many)[:30] for _ in range(many)]).astype(np.int32)
+    table = Neighbours(rows, np.sort(rng.random(rows.shape).astype(np.float32))[:, ::-1].copy())
+    last = list(range(LAST_ITEMS))
+    found = Sources(table, table, sources().segments).propose(state(last))
+    for proposed, combine in ((found.item, strongest), (found.cooccurrence, summed)):
+        every = table.of(np.array(last), combine)[0]
+        assert len(every) > MOST
+        assert proposed.tolist() == every[:MOST].tolist()
+    assert len(found.cooccurrence_scores) == MOST
 
 
 def test_a_cold_user_gets_popular_items_only() -> None:
