@@ -40,11 +40,11 @@ class Sources:
     def propose(self, state: UserState) -> Proposed:
         """What each source has for a user: neighbours of the last items, or popular items where there are none."""
         last = _last_distinct(state.items, LAST_ITEMS)
-        rows, scores = (best[:MOST] for best in self.cooccurrence.of(last, summed))
+        rows, scores = self.cooccurrence.of(last, summed)
         return Proposed(
             item=self.item.of(last, strongest)[0][:MOST],
-            cooccurrence=rows,
-            cooccurrence_scores=scores,
+            cooccurrence=rows[:MOST],
+            cooccurrence_scores=scores[:MOST],
             popular=self.segments.popular(state.profile) if state.cold else np.empty(0, np.int64),
         )
 
