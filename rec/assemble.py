@@ -35,6 +35,7 @@ PLACES = {
     "exclude_seen": "user_tower.exclude_seen",
     "temperature": "user_tower.temperature",
     "candidates": "ranker.candidates",
+    "quotas": "ranker.quotas",
     "max_users": "ranker.max_users",
     "re_tokens": "ranker.re_tokens",
 }

@@ -5,7 +5,7 @@
         config.json         the configuration, without the store's path
         metrics.json        the evaluation report
         products.parquet    what to show of each product, in item-row order
-        vocabulary/ item_tower/ user_tower/ features/ ranker/    the stages' files
+        vocabulary/ item_tower/ user_tower/ sources/ features/ ranker/    the stages' files
 
 The id is the first 12 hex digits of the manifest's SHA-256, so equal content has one id wherever it is made, and a
 changed byte anywhere is found. Files are safetensors, JSON, parquet, and the vocabulary's TOML.
@@ -35,9 +35,9 @@ from rec import artifact
 from rec.config import Config
 from rec.errors import ArtifactError
 
-VERSION = 2
+VERSION = 3
 MADE_BY = "python jobs/publish.py"
-PARTS = ("vocabulary", "item_tower", "user_tower", "features", "ranker")
+PARTS = ("vocabulary", "item_tower", "user_tower", "sources", "features", "ranker")
 """Artifacts whose files a bundle carries."""
 
 _ATTRIBUTES = pa.list_(
@@ -136,8 +136,14 @@ def check_version(holder: str, part: str, version: int, made_by: str) -> None:
     """Raise ArtifactError when the program reads another version of `part` than `holder` has."""
     from rec.features import items as item_features  # here: what only asks whether a shop runs needs no torch
     from rec.models import fused, user_tower
+    from rec.sources import tables
 
-    served = {"user_tower": user_tower.VERSION, "features": item_features.VERSION, "ranker": fused.VERSION}
+    served = {
+        "user_tower": user_tower.VERSION,
+        "sources": tables.VERSION,
+        "features": item_features.VERSION,
+        "ranker": fused.VERSION,
+    }
     known = served.get(part, version)  # the other parts are carried for the record
     if version != known:
         raise ArtifactError(f"{holder} {part} version {version}, this program reads version {known}: run `{made_by}`")

@@ -476,11 +476,29 @@ class UserTower(Branch):
     """Its Ray Train run."""
 
 
+class Quotas(Branch):
+    """Shares of a request's candidates that other sources may claim before the search by the user vector fills the
+    rest; a source with 0 is not asked at all."""
+
+    item: float = Field(default=0.1, ge=0, le=1)
+    """Items near the last ones of the history."""
+    cooccurrence: float = Field(default=0.1, ge=0, le=1)
+    """Items that other users had together with these."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.item + self.cooccurrence > 1:
+            raise ValueError(f"ranker.quotas.item={self.item} and .cooccurrence={self.cooccurrence} are more than 1")
+        return self
+
+
 class Ranker(Branch):
     """DeepFM and its candidates."""
 
     candidates: int = Field(default=100, ge=10)
     """Candidates retrieved per request, in training and serving."""
+    quotas: Quotas = Quotas()
+    """Which of them come from where."""
     embedding_dim: int = Field(default=16, ge=4)
     """Width of a field's embedding."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[128, 64], min_length=1)

@@ -1,25 +1,29 @@
-"""Candidates for one user: exact inner-product search, and popular items for those without a history.
+"""Candidates for one user: exact inner-product search, and the merge of what all sources found.
 
 `search` is the exact reference that the approximate index is compared with, and what training and
 evaluation use. A score is always the inner product of the user vector and the item vector, whatever
 source a candidate came from, so that scores of all sources are comparable; `sources` says who found it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SOURCES = ("ann", "popular")
-"""Where a candidate can come from, in the order of `Candidates.sources`."""
+from rec.config import Quotas
+
+SOURCES = ("ann", "item", "cooccurrence", "popular")
+"""Where a candidate can come from: the search by the user vector; items near the last ones of the history; items that
+other users had together with these; items popular among users alike. Source s is the bit 1 << s of
+`Candidates.sources`."""
+ANN, ITEM, COOCCURRENCE, POPULAR = (1 << s for s in range(len(SOURCES)))
 
 MOST_USERS, MOST_SCORES = 1_024, 2**27
 """Users whose scores over all items are in memory at once, and how many scores: half a GiB."""
-_ANN, _POPULAR = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,45 @@ class Candidates:
     scores: NDArray[np.float32]
     """float32[K] inner product of user and item vector."""
     sources: NDArray[np.int64]
-    """int64[K] positions in `SOURCES`."""
+    """int64[K] the bits of all sources that have the item among their first K."""
+    cooccurrence: NDArray[np.float32]
+    """float32[K] score of the source `cooccurrence`, 0 where it has not found the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What the sources beside the search have for one user, each best first and without repetition."""
+
+    item: NDArray[np.int64]
+    """int64[I] item rows."""
+    cooccurrence: NDArray[np.int64]
+    """int64[C] item rows."""
+    cooccurrence_scores: NDArray[np.float32]
+    """float32[C]"""
+    popular: NDArray[np.int64]
+    """int64[P] item rows; for a user with a history there are none."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """All item rows, each once, ascending."""
+        return np.unique(np.concatenate([self.item, self.cooccurrence, self.popular]))
+
+    def without(self, source: str) -> "Proposed":
+        """What is left when `source`, one of SOURCES but `ann`, is not asked."""
+        none: dict[str, NDArray[Any]] = {source: np.empty(0, np.int64)}
+        if source == "cooccurrence":
+            none["cooccurrence_scores"] = np.empty(0, np.float32)
+        return replace(self, **none)
+
+    def where(self, allowed: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> "Proposed":
+        """The items that are `allowed`, a function from rows to a mask of them."""
+        together = allowed(self.cooccurrence)
+        return Proposed(
+            item=self.item[allowed(self.item)],
+            cooccurrence=self.cooccurrence[together],
+            cooccurrence_scores=self.cooccurrence_scores[together],
+            popular=self.popular[allowed(self.popular)],
+        )
 
 
 class Excluded(Sequence[NDArray[np.int64]]):
@@ -128,63 +170,85 @@ def popularity(items: NDArray[np.int64], num_items: int) -> NDArray[np.int64]:
     return np.bincount(items, minlength=num_items).astype(np.int64)
 
 
-def popular(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[N] all item rows, most popular first, ties by row."""
+def popular(counts: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+    """int64[N] all item rows by falling count, ties by row."""
     return np.argsort(-counts, kind="stable").astype(np.int64)
 
 
 def candidates(
     vectors: NDArray[np.float32],
     item_vectors: NDArray[np.float32],
-    popular_rows: NDArray[np.int64],
+    ann: NDArray[np.int64],
+    proposed: Iterable[Proposed],
     *,
     k: int,
-    cold: Sequence[bool],
+    quotas: Quotas,
     exclude: Sequence[NDArray[np.int64]],
 ) -> list[Candidates]:
-    """`candidates_for` each of B users by exact search: what training and evaluation rank."""
-    rows, scores = search(vectors, item_vectors, k, exclude)
+    """`merge` for each of B users: what training and evaluation rank. `ann` int64[B, >= k] are the rows of `search`."""
     return [
-        candidates_for(
-            vectors[user],
-            item_vectors,
-            (rows[user], scores[user]),
-            popular_rows,
-            k=k,
-            cold=cold[user],
-            exclude=exclude[user],
-        )
-        for user in range(len(vectors))
+        merge(vectors[user], item_vectors, ann[user], one, k=k, quotas=quotas, exclude=exclude[user])
+        for user, one in enumerate(proposed)
     ]
 
 
-def candidates_for(
+def merge(
     vector: NDArray[np.float32],
     item_vectors: NDArray[np.float32],
-    ann: tuple[NDArray[np.int64], NDArray[np.float32]],
-    popular_rows: NDArray[np.int64],
+    ann: NDArray[np.int64],
+    proposed: Proposed,
     *,
     k: int,
-    cold: bool,
+    quotas: Quotas,
     exclude: NDArray[np.int64],
 ) -> Candidates:
-    """Merge what the index found for one user with popular items, k candidates in all where there are so many.
+    """The k candidates of one user, fewer only where the search found fewer.
 
-    `vector` is float32[d], `ann` the rows and scores of the search (rows of -1 are ignored),
-    `popular_rows` item rows by falling popularity. A cold user gets both sources in turn, popular first;
-    any other user gets the search's rows, and popular ones only where these are fewer than k.
+    `vector` is float32[d], `ann` the rows of the search (-1 is ignored), `exclude` ascending rows that the user must
+    not get and the search did not return. Co-occurrence and then item-to-item claim what their quotas allow, the search
+    fills the rest, and all are in order of score. Where there are popular items, which is for users without a history,
+    these and the search take turns, popular first, and the order is that.
     """
-    keep = ann[0] >= 0
-    ann_rows, ann_scores = ann[0][keep][:k], ann[1][keep][:k]
-    if not cold and len(ann_rows) == k:
-        return Candidates(ann_rows, ann_scores, np.full(k, _ANN, np.int64))
-    enough = popular_rows[: k + len(exclude) + len(ann_rows)]
-    fill = enough[~np.isin(enough, exclude)][: k + len(ann_rows)]
-    rows = np.concatenate([ann_rows, fill])
-    sources = np.repeat(np.array([_ANN, _POPULAR], np.int64), [len(ann_rows), len(fill)])
-    place = np.concatenate([np.arange(len(ann_rows)), np.arange(len(fill))])
-    turn = np.lexsort((-sources, place)) if cold else np.arange(len(rows))
-    _, first = np.unique(rows[turn], return_index=True)
-    chosen = turn[np.sort(first)][:k]
-    scores = np.concatenate([ann_scores, item_vectors[fill] @ vector]).astype(np.float32)
-    return Candidates(rows[chosen], scores[chosen], sources[chosen])
+    ann = ann[ann >= 0][:k]
+    proposed = proposed.where(lambda rows: _absent(rows, exclude))
+    together = proposed.cooccurrence[: round(quotas.cooccurrence * k)]
+    item = proposed.item[~np.isin(proposed.item, together)][: round(quotas.item * k)]
+    rest = _in_turn(proposed.popular[:k], ann)
+    rows = _distinct(np.concatenate([together, item, rest]))[:k]
+    scores = item_vectors[rows] @ vector
+    if not len(proposed.popular):
+        order = np.lexsort((rows, -scores))
+        rows, scores = rows[order], scores[order]
+    found = {ANN: ann, ITEM: proposed.item, COOCCURRENCE: proposed.cooccurrence, POPULAR: proposed.popular}
+    sources = np.zeros(len(rows), np.int64)
+    for bit, of_source in found.items():
+        sources |= bit * np.isin(rows, of_source[:k])
+    return Candidates(rows, scores.astype(np.float32), sources, _scores_of(rows, proposed))
+
+
+def _absent(rows: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[R] which of `rows` are not among `ascending` int64[E], which may be most of the catalogue."""
+    if not len(ascending):
+        return np.ones(len(rows), bool)
+    place = np.minimum(np.searchsorted(ascending, rows), len(ascending) - 1)
+    return ascending[place] != rows
+
+
+def _in_turn(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of both in turns, beginning with `first`."""
+    turns = np.concatenate([2 * np.arange(len(first)), 2 * np.arange(len(second)) + 1])
+    return np.concatenate([first, second])[np.argsort(turns)]
+
+
+def _distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each row once, where it comes first."""
+    return rows[np.sort(np.unique(rows, return_index=True)[1])]
+
+
+def _scores_of(rows: NDArray[np.int64], proposed: Proposed) -> NDArray[np.float32]:
+    """float32[K] co-occurrence scores of `rows`."""
+    scores = np.zeros(len(rows), np.float32)
+    same = rows[:, None] == proposed.cooccurrence[: len(rows)]  # bool[K, C]
+    place, of = np.nonzero(same)
+    scores[place] = proposed.cooccurrence_scores[of]
+    return scores

@@ -2,8 +2,8 @@
 second last event, which is the target.
 
 The user tower has not seen that event, and the candidates are made as serving makes them: same vectors,
-same exclusions, same merge of sources. Items launched after the event are no candidates. Vectors and the order
-of popular items are those of the whole training period, as serving has them, not those of the target's day. A
+same exclusions, same merge of sources. Items launched after the event are no candidates. Vectors and the tables
+of the sources are those of the whole training period, as serving has them, not those of the target's day. A
 user whose target was not retrieved teaches the ranker nothing and is left out, counted as `missed`.
 """
 
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from rec import artifact, dataset, histories, log, runtime
-from rec.config import Config, Text
+from rec.config import Config, Quotas, Text
 from rec.features.popularity import PastPopularity
 from rec.histories import Histories
 from rec.models import user_tower
 from rec.models.user_vectors import UserVectors
-from rec.retrieval import Candidates, Excluded, candidates, popular, popularity
+from rec.retrieval import Candidates, Excluded, candidates, popularity, search
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, USERS
+from rec.sources import build, tables
 from rec.state import UserState
 
 USERS_PER_BLOCK = 1_024
@@ -48,16 +49,18 @@ class Samples:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Write the `samples` dataset; returns its counts."""
+    """Write the `sources` artifact and the `samples` dataset; returns the counts of the samples."""
     root, target = config.root, config.at("samples")
     inputs = {
         "products": dataset.read_manifest(root / "products", PRODUCTS).content_hash,
         "users": dataset.read_manifest(root / "users", USERS).content_hash,
         "events": dataset.read_manifest(root / "events", INTERACTIONS).content_hash,
-        "user_tower": user_tower_manifest(root / "user_tower").content_hash,
+        "user_tower": user_tower.manifest(root / "user_tower").content_hash,
+        "sources": build.run(config),
     }
     options = {
         "candidates": config.ranker.candidates,
+        "quotas": config.ranker.quotas.identity(),
         "max_users": config.ranker.max_users,
         "history": config.user_tower.history,
         "exclude_seen": config.user_tower.exclude_seen,
@@ -91,6 +94,7 @@ def _retrieved(config: Config, facts: dict[str, Any]) -> Iterator[pa.Table]:
             "root": str(config.root),
             "text": config.text,
             "k": config.ranker.candidates,
+            "quotas": config.ranker.quotas,
             "history": config.user_tower.history,
             "exclude_seen": config.user_tower.exclude_seen,
         },
@@ -131,14 +135,14 @@ def past_popularity(h: Histories) -> PastPopularity:
 class Retrieval:
     """Ray Data stage: user indices in, rows of the samples contract out (label MISSED where not retrieved)."""
 
-    def __init__(self, root: str, text: Text, k: int, history: int, exclude_seen: bool) -> None:
+    def __init__(self, root: str, text: Text, k: int, quotas: Quotas, history: int, exclude_seen: bool) -> None:
         folder = Path(root)
         self._h = histories.load(folder)
         self._vectors = UserVectors(user_tower.load(folder / "user_tower"), text)
         self._items = load_file(folder / "user_tower" / "item_vectors.safetensors")["item_vectors"]
-        self._popular = popular(training_popularity(self._h))
+        self._sources = tables.load(folder / tables.KIND)
         self._created = created_us(folder)
-        self._k, self._history, self._exclude_seen = k, history, exclude_seen
+        self._k, self._quotas, self._history, self._exclude_seen = k, quotas, history, exclude_seen
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Columns of SAMPLES for the users of `batch`."""
@@ -148,14 +152,10 @@ class Retrieval:
             histories.state(h, user, end, self._history, int(h.at[end]), h.contexts[end])
             for user, end in zip(users.tolist(), ends.tolist(), strict=True)
         ]
-        made = candidates(
-            self._vectors(states),
-            self._items,
-            self._popular,
-            k=self._k,
-            cold=[state.cold for state in states],
-            exclude=Excluded(self._created, h.at[ends], self._seen(users, ends)),
-        )
+        vectors, exclude = self._vectors(states), Excluded(self._created, h.at[ends], self._seen(users, ends))
+        ann, _ = search(vectors, self._items, self._k, exclude)
+        proposed = (self._sources.propose(state) for state in states)
+        made = candidates(vectors, self._items, ann, proposed, k=self._k, quotas=self._quotas, exclude=exclude)
         return pa.table(
             {
                 "user_id": pa.array([h.user_ids[user] for user in users]),
@@ -166,6 +166,7 @@ class Retrieval:
                 "rows": _lists([found.rows for found in made], pa.int32()),
                 "scores": _lists([found.scores for found in made], pa.float32()),
                 "sources": _lists([found.sources for found in made], pa.int32()),
+                "cooccurrence": _lists([found.cooccurrence for found in made], pa.float32()),
             }
         )
 
@@ -179,11 +180,6 @@ def created_us(root: Path) -> NDArray[np.int64]:
     """int64[N] when each item was launched, UTC microseconds, -1 where unknown."""
     column = dataset.read(root / "products", PRODUCTS, ["created_at"]).column("created_at")
     return pc.fill_null(column.cast(pa.int64()), -1).to_numpy().astype(np.int64)
-
-
-def user_tower_manifest(folder: Path) -> artifact.Manifest:
-    """The checked manifest of the user tower."""
-    return artifact.read(folder, kind=user_tower.KIND, version=user_tower.VERSION, made_by="python jobs/train_user.py")
 
 
 def _position(rows: NDArray[np.int64], target: int) -> int:
@@ -209,9 +205,12 @@ def load(root: Path, h: Histories, history: int) -> Samples:
         histories.state(h, user, end, history, now, h.contexts[end])
         for user, end, now in zip(users.tolist(), ends.tolist(), at.tolist(), strict=True)
     ]
-    columns = [table.column(name).combine_chunks() for name in ("rows", "scores", "sources")]
+    columns = [table.column(name).combine_chunks() for name in ("rows", "scores", "sources", "cooccurrence")]
     offsets = columns[0].offsets.to_numpy()
-    rows, scores, sources = (column.flatten().to_numpy() for column in columns)
+    rows, scores, sources, together = (column.flatten().to_numpy() for column in columns)
     parts = [slice(start, stop) for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-    found = [Candidates(rows[part].astype(np.int64), scores[part], sources[part].astype(np.int64)) for part in parts]
+    found = [
+        Candidates(rows[part].astype(np.int64), scores[part], sources[part].astype(np.int64), together[part])
+        for part in parts
+    ]
     return Samples(states, found, at, table.column("label").to_numpy().astype(np.int64))

@@ -154,7 +154,7 @@ def vectors(width: int) -> Contract:
 
 SAMPLES = Contract(
     "samples",
-    1,
+    2,
     pa.schema(
         [
             _required("user_id", pa.string()),
@@ -162,7 +162,8 @@ SAMPLES = Contract(
             _required("label", pa.int32()),  # position of the target among the candidates
             _required("rows", INTS),  # item rows of the candidates in retrieval order
             _required("scores", pa.list_(pa.field("item", pa.float32(), nullable=False))),  # retrieval scores
-            _required("sources", INTS),  # positions in rec.retrieval.SOURCES
+            _required("sources", INTS),  # bits of rec.retrieval.SOURCES
+            _required("cooccurrence", pa.list_(pa.field("item", pa.float32(), nullable=False))),  # scores, 0: not found
         ]
     ),  # one row per user, ascending; users whose target was not retrieved are left out
     "python jobs/candidates.py",

@@ -143,7 +143,9 @@ class Recommended(Product):
     """Higher is better; comparable within one answer only."""
     retrieval_score: float
     """Inner product of user and product vector."""
-    source: Literal["ann", "popular"]
+    sources: list[Literal["ann", "item", "cooccurrence", "popular"]]
+    """All that found it: the user vector's neighbours, those of the last products of the history, what others had
+    together with these, what is popular among shoppers alike."""
     reasons: list[str]
     """Codes; see rec/recommend/why.py."""
     because: Cause | None

@@ -180,7 +180,7 @@ class Recommender:
         found = await _within(
             patience,
             "retrieval",
-            self._retriever.retrieve.remote(name, encoded.vector, wanted, state.cold, exclude, request.filters),
+            self._retriever.retrieve.remote(name, encoded.vector, wanted, state, exclude, request.filters),
         )
         watch.lap("retrieval")
         asked = self._ranker.rank.remote(name, state, found.candidates, request.k, microseconds(at))

@@ -44,11 +44,11 @@ class Retriever:
         self._retrievers.get(active(self._connections))
 
     async def retrieve(
-        self, bundle: str, vector: np.ndarray, k: int, cold: bool, exclude: np.ndarray, filters: Filters
+        self, bundle: str, vector: np.ndarray, k: int, state: UserState, exclude: np.ndarray, filters: Filters
     ) -> Retrieved:
-        """k candidates for a user vector float32[d]."""
+        """k candidates for a user vector float32[d] of `state`."""
         return await asyncio.to_thread(
-            lambda: self._retrievers.get(bundle).retrieve(vector, k, cold=cold, exclude=exclude, filters=filters)
+            lambda: self._retrievers.get(bundle).retrieve(vector, k, state=state, exclude=exclude, filters=filters)
         )
 
     async def similar(self, bundle: str, row: int, k: int) -> Retrieved:

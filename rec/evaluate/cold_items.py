@@ -42,7 +42,8 @@ from rec.models.item_inputs import ItemInputs, unit
 from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
-from rec.train import copurchase, item
+from rec.sources import cooccurrence
+from rec.train import item
 
 SHARE = 0.1
 """Of the products that are hidden."""
@@ -216,7 +217,7 @@ def lift(world: World, full: Vectors, without: Vectors, config: Config) -> Figur
 def chosen_with(world: World) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Hidden products that were chosen together with others, int64[Q], and the codes q * N + i of those, ascending."""
     count = len(world.groups)
-    first, second, _ = copurchase.together(world.h, np.ones(len(world.h.items), bool), world.groups, WINDOW)
+    first, second, _ = cooccurrence.together(world.h, np.ones(len(world.h.items), bool), world.groups, WINDOW)
     codes = np.concatenate([first * count + second, second * count + first])
     codes = np.sort(codes[world.hidden[codes // count]])
     return np.unique(codes // count), codes

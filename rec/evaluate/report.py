@@ -19,6 +19,13 @@ SYSTEMS = {
     "shuffled": "final list, targets shuffled",
     "shuffled_retrieval": "retrieval, targets shuffled",
 }
+SOURCES = {
+    "ann": "search by the user vector",
+    "item": "item-to-item",
+    "cooccurrence": "co-occurrence",
+    "popular": "popular",
+}
+PROVENANCE = {"all": "all users", "cold_users": "history hidden"}
 COLOURS = {
     "final": "#1b4f72",
     "retrieval": "#2e86c1",
@@ -85,6 +92,10 @@ $tables
 <h2>Final list minus the others, all users</h2>
 <p>Paired over the same users; red where the interval is not above zero.</p>
 $differences
+<h2>Where the $candidates candidates come from</h2>
+<p>Share of the candidates and of the targets among them that each source found, those that no other found, and the
+share of users whose target is a candidate (recall) when the source is left out. A candidate may come from several.</p>
+$provenance
 <p><small>Seed $seed. report.json beside this page holds every figure.</small></p>
 </body></html>
 """)
@@ -118,7 +129,22 @@ def page(report: dict[str, Any]) -> str:
         plot=_plot({n: p for n, p in found.items() if n not in IN_BINS}, _ndcg(report["cutoffs"])),
         tables=tables,
         differences=_table(found["all"]["differences"], marked=True) if "all" in found else "",
+        provenance="".join(_provenance(label, report["provenance"][part]) for part, label in PROVENANCE.items()),
         seed=report["seed"],
+    )
+
+
+def _provenance(users: str, found: dict[str, Any]) -> str:
+    """Sources as rows."""
+    head = "".join(f"<th>{name}</th>" for name in ("candidates", "hits", "hits alone", "recall without"))
+    rows = []
+    for source, figures in found["sources"].items():
+        cells = "".join(f"<td>{figures[name]:.1%}</td>" for name in ("candidates", "hits", "hits_alone"))
+        without = f"{figures['recall_without']:.4f}" if "recall_without" in figures else ""
+        rows.append(f"<tr><td>{SOURCES[source]}</td>{cells}<td>{without}</td></tr>")
+    return (
+        f"<h3>{users}: recall {found['recall']:.4f}</h3>"
+        f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
     )
 
 

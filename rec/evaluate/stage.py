@@ -28,13 +28,13 @@ from rec.features.items import ItemFeatures
 from rec.histories import Histories
 from rec.models import fused, user_tower
 from rec.models.user_vectors import UserVectors
-from rec.retrieval import popular
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
 from rec.schema import vectors as vectors_of
+from rec.sources import tables
 from rec.train.user import item_vectors
 
 KIND = "evaluation"
-VERSION = 3
+VERSION = 4
 MADE_BY = "python jobs/evaluate.py"
 COLD_USERS = 2_000
 """Users who are asked for again with their history hidden."""
@@ -50,7 +50,8 @@ def run(config: Config) -> dict[str, Any]:
         "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
         "users": dataset.read_manifest(config.at("users"), USERS).content_hash,
         "events": dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash,
-        "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
+        "user_tower": user_tower.manifest(config.at("user_tower")).content_hash,
+        "sources": tables.manifest(config.at("sources")).content_hash,
         "features": item_features.manifest(config.at("features")).content_hash,
         "ranker": artifact.read(
             config.at("ranker"), kind=fused.KIND, version=fused.VERSION, made_by="python jobs/train_ranker.py"
@@ -59,6 +60,7 @@ def run(config: Config) -> dict[str, Any]:
     made_by = {
         "evaluate": config.evaluate.identity(),
         "candidates": config.ranker.candidates,
+        "quotas": config.ranker.quotas.identity(),
         "history": config.user_tower.history,
         "exclude_seen": config.user_tower.exclude_seen,
         "text": config.text.identity(),
@@ -91,7 +93,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         max_users=options.max_users,
         seed=config.seed,
     )
-    recommender = _recommender(config, h, popular(counts))
+    recommender = _recommender(config, h)
     category, order = _categories(recommender.items), controls.popular_order(h)
     answers = recommender.answer(cases, "final lists")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
@@ -107,7 +109,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         )
         for name, rows in slices.of(cases, counts, groups).items()
     }
-    figures["cold_users"] = _cold_users(config, recommender, order, category, cases)
+    figures["cold_users"], cold_provenance = _cold_users(config, recommender, order, category, cases)
     return {
         "recipe": config.name,
         "seed": config.seed,
@@ -119,19 +121,21 @@ def evaluate(config: Config) -> dict[str, Any]:
         "popularity_quartiles": slices.quartile_bounds(counts),
         f"lists@{TOP}": _lists(config, cases, answers, order),
         "calibration": _calibration(config, cases, answers),
+        "provenance": {"all": answers.provenance, "cold_users": cold_provenance},
         "slices": figures,
     }
 
 
-def _recommender(config: Config, h: Histories, popular_order: Ints) -> Recommender:
+def _recommender(config: Config, h: Histories) -> Recommender:
     vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
     return Recommender(
         vectors=UserVectors(user_tower.load(config.at("user_tower")), config.text),
         items=item_features.load(config.at("features"), vectors),
         ranker=fused.load(config.at("ranker")),
-        popular=popular_order,
+        sources=tables.load(config.at("sources")),
         past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,
+        quotas=config.ranker.quotas,
     )
 
 
@@ -188,8 +192,10 @@ def _planted(config: Config, h: Histories, cases: Cases) -> dict[str, Ints]:
     return slices.planted(cases, h.user_ids, truth)
 
 
-def _cold_users(config: Config, recommender: Recommender, order: Ints, category: Ints, cases: Cases) -> dict[str, Any]:
-    """Figures for a seeded draw of the cases with their histories hidden."""
+def _cold_users(
+    config: Config, recommender: Recommender, order: Ints, category: Ints, cases: Cases
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and provenance for a seeded draw of the cases with their histories hidden."""
     rows = np.arange(len(cases))
     if len(rows) > COLD_USERS:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, COLD_USERS, replace=False))
@@ -197,7 +203,8 @@ def _cold_users(config: Config, recommender: Recommender, order: Ints, category:
     answers = recommender.answer(hidden, "final lists of cold users")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
     ranks |= controls.ranks(hidden, order, category, config.seed)
-    return slice_figures(ranks, config.evaluate.cutoffs, config.evaluate.bootstrap, config.seed)
+    figures = slice_figures(ranks, config.evaluate.cutoffs, config.evaluate.bootstrap, config.seed)
+    return figures, answers.provenance
 
 
 def _headline(found: dict[str, Any]) -> dict[str, Any]:

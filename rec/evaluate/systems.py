@@ -1,11 +1,13 @@
 """What the project itself answers for each test case: retrieval over all items, and the reranked final list."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rec.evaluate import ranking
+from rec.config import Quotas
+from rec.evaluate import provenance, ranking
 from rec.evaluate.cases import Cases
 from rec.evaluate.metrics import MISSED
 from rec.features.compute import compute_batch
@@ -14,7 +16,8 @@ from rec.features.popularity import PastPopularity
 from rec.log import progress
 from rec.models.fused import FusedDeepFM
 from rec.models.user_vectors import UserVectors
-from rec.retrieval import Candidates, candidates
+from rec.retrieval import Candidates, candidates, search
+from rec.sources.tables import Sources
 
 USERS_PER_RERANK = 64
 """Requests whose features are computed at once."""
@@ -52,6 +55,8 @@ class Answers:
     found: list[Candidates]
     """What was reranked."""
     reranked: list[Reranked]
+    provenance: dict[str, Any]
+    """Which source the candidates came from; see `rec.evaluate.provenance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +66,28 @@ class Recommender:
     vectors: UserVectors
     items: ItemFeatures
     ranker: FusedDeepFM
-    popular: Ints
-    """int64[N] item rows by falling count of training events, whenever these were: what cold users get beside the
-    search. Serving has this one order too, and one for each test's day would cost a sort of all items per user."""
+    sources: Sources
+    """Of all training events, whenever these were: serving has these tables too, and one set for each test's day would
+    cost as many builds."""
     past: PastPopularity
     """What the ranker is told of an item's popularity: as of the test's time."""
     num_candidates: int
+    quotas: Quotas
 
     def answer(self, cases: Cases, what: str) -> Answers:
         """Both lists for all cases; `what` names the work in the progress bar."""
         vectors, exclude = self.vectors(cases.states), cases.exclude
         retrieval = ranking.by_vectors(vectors, self.items.vectors, cases.targets, exclude)
-        cold = [state.cold for state in cases.states]
-        found = candidates(vectors, self.items.vectors, self.popular, k=self.num_candidates, cold=cold, exclude=exclude)
+        ann, _ = search(vectors, self.items.vectors, self.num_candidates, exclude)
+
+        def merged(without: str | None = None) -> list[Candidates]:
+            proposed = (self.sources.propose(state) for state in cases.states)
+            kept = (one if without is None else one.without(without) for one in proposed)
+            return candidates(
+                vectors, self.items.vectors, ann, kept, k=self.num_candidates, quotas=self.quotas, exclude=exclude
+            )
+
+        found = merged()
         retrieval_top = first([each.rows for each in found])
         lists: list[Reranked] = []
         starts = range(0, len(cases), USERS_PER_RERANK)
@@ -81,7 +95,9 @@ class Recommender:
             block = slice(start, min(start + USERS_PER_RERANK, len(cases)))
             lists += self._reranked(cases, found, block)
         final = places([each.rows for each in lists], cases.targets)
-        return Answers(retrieval, final, retrieval_top, first([each.rows for each in lists]), vectors, found, lists)
+        by_source = provenance.figures(found, cases.targets, lambda source: merged(without=source))
+        final_top = first([each.rows for each in lists])
+        return Answers(retrieval, final, retrieval_top, final_top, vectors, found, lists, by_source)
 
     def _reranked(self, cases: Cases, found: list[Candidates], block: slice) -> list[Reranked]:
         """The lists of the users of the block."""

@@ -51,6 +51,7 @@ class _Batch:
     real: NDArray[np.bool_]  # bool[B, K]
     scores: Floats  # float32[B, K]
     sources: NDArray[np.int64]  # int64[B, K]
+    cooccurrence: Floats  # float32[B, K]
     past: NDArray[np.int64]  # int64[B, H] item rows, newest first, 0 at padding
     known: NDArray[np.bool_]  # bool[B, H]
     events: NDArray[np.int64]  # int64[B, H]
@@ -102,6 +103,7 @@ def _pad(
     size, width, history = len(states), max((len(c.rows) for c in candidates), default=0), items.history
     rows, real = np.zeros((size, width), np.int64), np.zeros((size, width), bool)
     scores, sources = np.zeros((size, width), np.float32), np.zeros((size, width), np.int64)
+    together = np.zeros((size, width), np.float32)
     past, known = np.zeros((size, history), np.int64), np.zeros((size, history), bool)
     events, ages = np.zeros((size, history), np.int64), np.zeros((size, history), np.float32)
     profile = np.full((size, len(items.profile_names)), np.nan, np.float32)
@@ -109,12 +111,13 @@ def _pad(
         count = len(found.rows)
         rows[b, :count], real[b, :count] = found.rows, True
         scores[b, :count], sources[b, :count] = found.scores, found.sources
+        together[b, :count] = found.cooccurrence
         length = min(len(state.items), history)
         newest = slice(len(state.items) - length, len(state.items))
         past[b, :length], known[b, :length] = state.items[newest][::-1], True
         events[b, :length], ages[b, :length] = state.events[newest][::-1], state.ages_s[newest][::-1]
         profile[b] = state.profile
-    return _Batch(rows, real, scores, sources, past, known, events, ages, profile, now_us)
+    return _Batch(rows, real, scores, sources, together, past, known, events, ages, profile, now_us)
 
 
 def _sparse(items: ItemFeatures, batch: _Batch) -> NDArray[np.int64]:
@@ -129,7 +132,7 @@ def _sparse(items: ItemFeatures, batch: _Batch) -> NDArray[np.int64]:
     brands = items.brand[batch.past]
     columns["item_brand"] = items.brand[batch.rows]
     columns["user_brand"] = _most_frequent(brands, batch.known & (brands > 0), 0)
-    columns["source"] = 1 + batch.sources
+    columns["source"] = batch.sources
     return np.stack(
         [np.broadcast_to(columns[field.name], batch.rows.shape).astype(np.int64) for field in items.spec.sparse],
         axis=-1,
@@ -191,6 +194,7 @@ def _retrieval(batch: _Batch) -> Mapping[str, Floats]:
         "score": batch.scores,
         "score_gap": np.where(batch.real, batch.scores - best, 0).astype(np.float32),
         "log_rank": np.log1p(rank)[None, :],
+        "cooccurrence": batch.cooccurrence,
     }
 
 

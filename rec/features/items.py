@@ -25,7 +25,7 @@ from rec.histories import profile_statistics
 from rec.vocab.re import UNKNOWN_ID
 
 KIND = "features"
-VERSION = 1
+VERSION = 2
 NO_BRAND, OTHER_BRAND = 0, 1
 MIN_BRAND_ITEMS = 2
 """A brand with fewer products shares the row OTHER_BRAND: it would be an id of the product."""

@@ -9,6 +9,8 @@ STD fields share one table because the vocabulary gives all keys one id space, a
 the fields of the user (`user_*`) look up the same rows as those of the item, so the model's dot products
 compare like with like.
 
+The field `source` is the bit set of the sources that found the candidate: one row for each combination.
+
 Stock is no field: it is a filter of retrieval, and a shop records only today's stock, so a training sample
 could not see the value of its own time.
 """
@@ -25,8 +27,8 @@ USER_KEYS = ("category", "gender", "colour", "pattern", "fit", "style", "vibe", 
 _USER = ("history_length", "history_recency", "history_last_age", "history_bought")
 _ITEM = ("log_price", "price_missing", "log_age", "age_missing", "log_popularity")
 _CROSS = (
-    "score", "score_gap", "log_rank", "seen", "seen_count", "same_group", "same_brand", "price_gap", "price_distance",
-    "cosine_max", "cosine_mean", "cosine_last", "re_match", "re_match_max",
+    "score", "score_gap", "log_rank", "cooccurrence", "seen", "seen_count", "same_group", "same_brand", "price_gap",
+    "price_distance", "cosine_max", "cosine_mean", "cosine_last", "re_match", "re_match_max",
 )  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def build(
         for name in profile:
             dense += [f"{name}_to_{measurement}", f"{name}_to_{measurement}_distance"]
     return Spec(
-        tables={"std": std_rows, "re": re_rows, "brand": brand_rows, "source": 1 + len(SOURCES)},
+        tables={"std": std_rows, "re": re_rows, "brand": brand_rows, "source": 2 ** len(SOURCES)},
         sparse=tuple(sparse),
         varlen=(VarlenField("item_re", "re", re_length),),
         dense=tuple(dense),

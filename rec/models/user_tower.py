@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec.artifact import write_json
+from rec import artifact
+from rec.artifact import Manifest, write_json
 from rec.errors import ArtifactError
 from rec.schema import EVENTS
 from rec.state import UserState
@@ -277,6 +278,11 @@ def collate(states: Sequence[UserState], history: int) -> Sequences:
             events[b, :length] = state.events[-length:]
             gaps[b, :length] = -np.diff(state.ages_s[-length:], append=np.float32(0))
     return Sequences(*(torch.from_numpy(array) for array in (lengths, items, events, gaps)))
+
+
+def manifest(folder: Path) -> Manifest:
+    """The checked manifest of the tower at `folder`."""
+    return artifact.read(folder, kind=KIND, version=VERSION, made_by="python jobs/train_user.py")
 
 
 def load(folder: Path) -> UserTower:

@@ -114,7 +114,7 @@ class Chain:
         found = self._retriever.retrieve(
             encoded.vector,
             max(self._num_candidates, request.k),
-            cold=state.cold,
+            state=state,
             exclude=exclude,
             filters=request.filters,
         )

@@ -56,7 +56,7 @@ class Ranked:
     rows: np.ndarray  # int64[k]
     scores: np.ndarray  # float32[k] ranker logits, or retrieval scores where the ranker did not answer
     retrieval_scores: np.ndarray  # float32[k]
-    sources: np.ndarray  # int64[k] positions in rec.retrieval.SOURCES
+    sources: np.ndarray  # int64[k] bits of rec.retrieval.SOURCES
     by_ranker: bool
 
 

@@ -1,17 +1,19 @@
-"""From a user vector to candidates: pgvector, and what is popular for those without a history."""
+"""From a user vector to candidates: pgvector, and what the other sources propose."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from rec.bundle import Bundle
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
-from rec.retrieval import Candidates, candidates_for, popular
+from rec.retrieval import Candidates, Proposed, merge
+from rec.sources import tables
+from rec.state import UserState
 
-POPULAR_POOL = 2_000
-"""Most popular products that the filters are tried on for a cold user."""
+_NO_ROWS = np.empty(0, np.int64)
+NOTHING = Proposed(_NO_ROWS, _NO_ROWS, np.empty(0, np.float32), _NO_ROWS)
+"""What other sources propose where only neighbours are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +31,27 @@ class Retriever:
     def __init__(self, bundle: Bundle, connections: Connections) -> None:
         self._vectors = bundle.item_vectors()  # float32[N, d]
         self._index = VectorIndex(connections, bundle.id, bundle.config.index)
-        counts = load_file(bundle.folder("features") / "features.safetensors")["popularity"]
-        self._popular = popular(counts.astype(np.int64))[:POPULAR_POOL]
+        self._sources = tables.load(bundle.folder("sources"))
+        self._quotas = bundle.config.ranker.quotas
 
-    def retrieve(self, vector: np.ndarray, k: int, *, cold: bool, exclude: np.ndarray, filters: Filters) -> Retrieved:
-        """k candidates for a user vector float32[d], without the item rows `exclude` int64[E]."""
-        found = self._index.search(vector, k, exclude=exclude, filters=filters)
-        scores = self._vectors[found.rows] @ vector  # the column may be half precision
-        order = np.lexsort((found.rows, -scores))
-        favourites = self._index.passing(self._popular, filters) if cold else self._popular[:0]
-        candidates = candidates_for(
-            vector,
-            self._vectors,
-            (found.rows[order], scores[order]),
-            favourites,
-            k=k,
-            cold=cold,
-            exclude=exclude,
-        )
-        return Retrieved(candidates, found.underfilled)
+    def retrieve(
+        self, vector: np.ndarray, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters
+    ) -> Retrieved:
+        """k candidates for a user vector float32[d] of `state`, without the ascending item rows `exclude` int64[E]."""
+        return self._merged(vector, k, self._sources.propose(state), exclude, filters)
 
     def similar(self, row: int, k: int) -> Retrieved:
         """The k nearest available products to an item row, without itself."""
-        return self.retrieve(self._vectors[row], k, cold=False, exclude=np.array([row], np.int64), filters=Filters())
+        return self._merged(self._vectors[row], k, NOTHING, np.array([row], np.int64), Filters())
+
+    def _merged(
+        self, vector: np.ndarray, k: int, proposed: Proposed, exclude: np.ndarray, filters: Filters
+    ) -> Retrieved:
+        found = self._index.search(vector, k, exclude=exclude, filters=filters)
+        scores = self._vectors[found.rows] @ vector  # the column may be half precision
+        nearest = found.rows[np.lexsort((found.rows, -scores))]
+        if len(proposed.rows):
+            passing = self._index.passing(proposed.rows, filters)
+            proposed = proposed.where(lambda rows: np.isin(rows, passing))
+        candidates = merge(vector, self._vectors, nearest, proposed, k=k, quotas=self._quotas, exclude=exclude)
+        return Retrieved(candidates, found.underfilled)

@@ -3,7 +3,8 @@
 similar_to_history   the nearest product of the history is at least NEAR by cosine
 fits_context         what the shopper said raised the item's retrieval score by at least RAISED
 fits_profile         the shopper's profile did
-popular              it came from the popular products
+chosen_together      others chose it together with the last products of the history
+popular              it is one of the popular products
 near_shopper         none of these: its vector is near the shopper's
 for_anyone           nothing is known of the shopper: it is near where the user tower starts
 ranker_unavailable   the ranker did not answer; the list is in retrieval order
@@ -42,10 +43,11 @@ class Explainer:
         for at, row in enumerate(ranked.rows.tolist()):
             card = self._shelf.card(row)
             cause = self._cause(card, state, cosine[at])
-            source = SOURCES[ranked.sources[at]]
+            sources = [source for place, source in enumerate(SOURCES) if ranked.sources[at] >> place & 1]
             reasons = ["similar_to_history"] if cause is not None and cause["cosine"] >= NEAR else []
             reasons += [f"fits_{name}" for name, by in raised.items() if by[at] >= RAISED]
-            reasons += ["popular"] if source == "popular" else []
+            reasons += ["chosen_together"] if "cooccurrence" in sources else []
+            reasons += ["popular"] if "popular" in sources else []
             reasons = reasons or ["for_anyone" if unknown else "near_shopper"]
             reasons += [] if ranked.by_ranker else ["ranker_unavailable"]
             items.append(
@@ -53,7 +55,7 @@ class Explainer:
                     **shown(card),
                     "score": float(ranked.scores[at]),
                     "retrieval_score": float(ranked.retrieval_scores[at]),
-                    "source": source,
+                    "sources": sources,
                     "reasons": reasons,
                     "because": cause,
                 }

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from rec import histories
 from rec.histories import Histories
+from rec.sources.cooccurrence import together
 
 FILE = "pairs.safetensors"
 
@@ -62,20 +63,3 @@ def find(h: Histories, groups: Ints, *, window: int, damping: float) -> Pairs:
     popularity = np.bincount(np.concatenate([first, second]), np.concatenate([counts, counts]), h.num_items)
     weight = counts / (popularity[first] * popularity[second]).astype(np.float64) ** damping
     return Pairs(first, second, weight / weight.sum() if len(weight) else weight)
-
-
-def together(h: Histories, chosen: NDArray[np.bool_], groups: Ints, window: int) -> tuple[Ints, Ints, Ints]:
-    """Item rows first < second of two groups that users have at most `window` events apart, and how often: int64[P].
-
-    Of the events `chosen` bool[E] only: the others are as if they had not been.
-    """
-    users = np.repeat(np.arange(len(h.user_ids)), np.diff(h.offsets))[chosen]
-    items = h.items[chosen]
-    codes = [np.empty(0, np.int64)]
-    for apart in range(1, min(window, len(items) - 1) + 1):
-        one, other = items[:-apart], items[apart:]
-        pairs = (users[:-apart] == users[apart:]) & (groups[one] != groups[other])
-        codes.append(np.minimum(one, other)[pairs] * h.num_items + np.maximum(one, other)[pairs])
-    found, counts = np.unique(np.concatenate(codes), return_counts=True)
-    first, second = np.divmod(found, max(h.num_items, 1))
-    return first, second, counts.astype(np.int64)

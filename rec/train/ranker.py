@@ -32,7 +32,7 @@ from rec.features.requests import Requests
 from rec.features.spec import Spec
 from rec.features.transfer import TransferReport, transfer
 from rec.histories import Histories
-from rec.models import fused, item_tower
+from rec.models import fused, item_tower, user_tower
 from rec.models.deepfm import TABLE_STD, DeepFM
 from rec.models.fused import DenseScale
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
     inputs = {
         "samples": dataset.read_manifest(config.at("samples"), SAMPLES).content_hash,
         "item_tower": item_tower.manifest(config.at("item_tower")).content_hash,
-        "user_tower": samples.user_tower_manifest(config.at("user_tower")).content_hash,
+        "user_tower": user_tower.manifest(config.at("user_tower")).content_hash,
     }
     h = histories.load(config.root)
     items = features(config, h)

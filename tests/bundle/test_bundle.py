@@ -189,7 +189,7 @@ def test_a_missing_stage_is_named_and_nothing_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [("vectors", "item_tower"), ("samples", "user_tower"), ("ranker", "features"), ("evaluation", "ranker")],
+    [("vectors", "item_tower"), ("samples", "sources"), ("ranker", "features"), ("evaluation", "ranker")],
 )
 def test_artifacts_of_different_runs_make_no_bundle(tmp_path: Path, name: str, source: str) -> None:
     recipe = tiny.make(tiny.config(tmp_path))
@@ -209,6 +209,7 @@ def test_artifacts_of_different_runs_make_no_bundle(tmp_path: Path, name: str, s
         ("features", {"history": 9, "inputs": ["std"]}, "user_tower.history = 9, but 8"),
         ("ranker", {"temperature": 0.07, "seed": 18}, "seed = 18, but 17"),
         ("evaluation", {"source": "sample", "candidates": 50}, "ranker.candidates = 50, but 60"),
+        ("sources", {"quotas": {"item": 0.3, "cooccurrence": 0.1}}, "ranker.quotas.item = 0.3, but 0.1"),
     ],
 )
 def test_a_bundle_states_the_options_it_was_made_with(

@@ -21,6 +21,7 @@ from rec.models import fused, item_tower, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape, UserTower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
+from rec.sources import build
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary, shipped
 
@@ -70,6 +71,7 @@ def make(chosen: Config, *, ndcg10: float = 0.2) -> Config:
     with torch.random.fork_rng():
         torch.manual_seed(chosen.seed)
         _towers(chosen, h, vocabulary, vectors)
+        build.run(chosen)
         _ranker(chosen, h, vocabulary, vectors)
     with artifact.write(chosen.at("evaluation"), kind="evaluation", version=1, inputs={}, config={}) as draft:
         figure = {"value": ndcg10, "ci95": [ndcg10, ndcg10]}

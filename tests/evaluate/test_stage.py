@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rec import artifact, dataset, histories, samples
-from rec.config import Config, Evaluate, ItemTower, Ranker, Source, UserTower
+from rec.config import Config, Evaluate, ItemTower, Quotas, Ranker, Source, UserTower
 from rec.evaluate import controls
 from rec.evaluate.cases import last_events
 from rec.evaluate.metrics import ndcg
@@ -19,15 +19,18 @@ from rec.features import items as item_features
 from rec.models import fused, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape
-from rec.retrieval import popular
+from rec.retrieval import SOURCES, popular
 from rec.schema import PRODUCTS, TENSORS
+from rec.sources import build
 from rec.vocab.std import StdVocabulary
 from tests.user_tower.world import NUM_ITEMS, PER_CLUSTER, WIDTH, item_vectors, make, write
 
 CANDIDATES = 12
+ALONE = Quotas(item=0, cooccurrence=0)
+"""The search by the user vector alone."""
 
 
-def _shop(store: Path, **weights: float) -> Config:
+def _shop(store: Path, quotas: Quotas = ALONE, **weights: float) -> Config:
     """All that evaluation reads; the ranker's score is the sum of the named dense fields times their weights."""
     config = Config(
         name="tiny",
@@ -35,7 +38,7 @@ def _shop(store: Path, **weights: float) -> Config:
         source=Source(kind="files"),
         item_tower=ItemTower(width=WIDTH),
         user_tower=UserTower(inputs=["behaviour"], history=8),
-        ranker=Ranker(candidates=CANDIDATES, hidden=[4]),
+        ranker=Ranker(candidates=CANDIDATES, quotas=quotas, hidden=[4]),
         evaluate=Evaluate(cutoffs=[5, 10, CANDIDATES, NUM_ITEMS], bootstrap=200),
     )  # fmt: skip
     root, vocabulary = config.root, StdVocabulary.load(None)
@@ -63,6 +66,7 @@ def _shop(store: Path, **weights: float) -> Config:
         root / "user_tower", kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}
     ) as draft:
         tower.save(draft.path, item_vectors())
+    build.run(config)
     items = item_features.build(
         dataset.read(root / "products", PRODUCTS),
         dataset.read(root / "tensors", TENSORS),
@@ -177,6 +181,26 @@ def test_the_final_list_reranks_candidates_only(tmp_path: Path, report: dict[str
     assert figures["final"]["recall@12"] == figures["retrieval"]["recall@12"]
 
 
+def test_the_report_says_where_candidates_come_from(tmp_path: Path, report: dict[str, Any]) -> None:
+    """Recall without a source is the recall of a recipe that gives it no quota."""
+    alone = report["provenance"]["all"]
+    assert alone["sources"]["ann"] == {"candidates": 1, "hits": 1, "hits_alone": 1}
+    assert alone["recall"] == pytest.approx(report["slices"]["all"]["figures"]["retrieval"]["recall@12"]["value"])
+    both, one = (
+        evaluate(_shop(tmp_path / str(item), Quotas(item=item, cooccurrence=0.25), score=1.0)) for item in (0.25, 0)
+    )
+    warm, cold = both["provenance"]["all"], both["provenance"]["cold_users"]
+    assert list(warm["sources"]) == list(SOURCES)
+    assert warm["recall"] == both["slices"]["all"]["figures"]["final"]["recall@12"]["value"]
+    assert warm["sources"]["item"]["recall_without"] == one["provenance"]["all"]["recall"] != warm["recall"]
+    for name in ("item", "cooccurrence"):
+        assert 3 / CANDIDATES <= warm["sources"][name]["candidates"] < 1
+        assert cold["sources"][name]["candidates"] == 0
+    assert warm["sources"]["popular"] == {"candidates": 0, "hits": 0, "hits_alone": 0, "recall_without": warm["recall"]}
+    assert cold["sources"]["popular"]["candidates"] >= 0.5
+    assert cold["sources"]["popular"]["recall_without"] != cold["recall"]
+
+
 def test_the_report_is_written_once_with_the_same_bytes(by_score: Config, tmp_path: Path) -> None:
     assert run(by_score)["skipped"]
     again = _shop(tmp_path, score=1.0)
@@ -202,6 +226,8 @@ def test_the_page_is_self_contained_and_shows_every_slice(by_score: Config) -> N
         "known events",
         "mean predicted probability",
         "Gini",
+        "co-occurrence",
+        "recall without",
     ):
         assert heading in page
     assert "$" not in page

@@ -24,7 +24,7 @@ def test_every_stage_left_a_sound_artifact_made_from_the_one_before(finished: Fi
     manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
     assert set(manifests) == {
         "products", "users", "events", "enriched", "vocabulary", "tensors", "text_states", "item_tower", "vectors",
-        "user_tower", "samples", "ranker", "features", "evaluation",
+        "user_tower", "sources", "samples", "ranker", "features", "evaluation",
     }  # fmt: skip
     for name, manifest in manifests.items():
         artifact.verify(finished.config.at(name), manifest)

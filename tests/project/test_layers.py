@@ -24,7 +24,7 @@ GROUND = {
     "svg",
     "profile",
 }
-MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "postgres"}
+MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
 STAGES = {
     "data",
     "enrich",

@@ -206,6 +206,7 @@ def shop_requests(shop: Config, shop_items: ItemFeatures) -> list[Request]:
         now = int(h.at[min(end, len(h.at) - 1)])
         rows = rng.choice(ITEMS, 20, replace=False).astype(np.int64)
         scores = np.sort(rng.normal(size=20).astype(np.float32))[::-1].copy()
-        found = Candidates(rows, scores, rng.integers(0, 2, 20).astype(np.int64))
+        together = rng.choice([0.0, 0.3, 0.7], 20).astype(np.float32)
+        found = Candidates(rows, scores, rng.integers(1, 16, 20).astype(np.int64), together)
         made.append(Request(histories.state(h, user, end, 8, now, ""), found, now))
     return made

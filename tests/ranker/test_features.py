@@ -15,7 +15,7 @@ from rec.features.compute import RankInputs, compute, compute_batch
 from rec.features.items import ItemFeatures
 from rec.features.popularity import PastPopularity
 from rec.features.spec import Spec
-from rec.retrieval import Candidates
+from rec.retrieval import ANN, COOCCURRENCE, ITEM, POPULAR, Candidates
 from rec.state import UserState, cold_state
 from rec.vocab.std import StdVocabulary
 
@@ -48,7 +48,7 @@ def _state(items: list[int], profile: list[float] | None = None, num_profile: in
 
 def _candidates(rows: list[int]) -> Candidates:
     scores = np.linspace(0.9, 0.1, len(rows)).astype(np.float32)
-    return Candidates(np.array(rows, np.int64), scores, np.zeros(len(rows), np.int64))
+    return Candidates(np.array(rows, np.int64), scores, np.ones(len(rows), np.int64), np.zeros(len(rows), np.float32))
 
 
 def test_one_request_gives_the_numbers_it_gives_in_a_batch(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:
@@ -113,6 +113,15 @@ def test_shared_re_tokens_are_the_cosine_of_the_bags(shop_items: ItemFeatures) -
     np.testing.assert_allclose(_dense(shop_items, inputs, "re_match"), expected, atol=1e-6)
     assert expected[0] > 0.5  # its own bag is half of the history
     assert _dense(shop_items, inputs, "re_match")[2] == 0  # row 6 has no tokens
+
+
+def test_sources_and_the_score_of_co_occurrence_are_features(shop_items: ItemFeatures) -> None:
+    several, together = np.array([ANN | COOCCURRENCE, ITEM], np.int64), np.array([0.4, 0], np.float32)
+    found = dataclasses.replace(_candidates([5, 11]), sources=several, cooccurrence=together)
+    inputs = compute(shop_items, _state([3]), found, 0)
+    assert _sparse(shop_items, inputs, "source").tolist() == several.tolist()
+    assert shop_items.spec.tables["source"] > ANN | ITEM | COOCCURRENCE | POPULAR
+    np.testing.assert_array_equal(_dense(shop_items, inputs, "cooccurrence"), together)
 
 
 def test_a_cold_user_has_no_cross_features(shop_items: ItemFeatures) -> None:

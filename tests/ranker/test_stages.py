@@ -21,7 +21,9 @@ from rec.features.compute import compute, compute_batch
 from rec.features.transfer import project
 from rec.models import fused, user_tower
 from rec.models.deepfm import TABLE_STD
+from rec.retrieval import ANN, merge
 from rec.schema import SAMPLES
+from rec.sources import tables
 from rec.train import ranker
 from rec.train.listwise import target_ranks
 
@@ -47,6 +49,7 @@ def test_samples_are_what_retrieval_gives_before_the_target(shop: Config, retrie
     assert 0 < retrieved["missed"] < 200
     tower = user_tower.load(shop.at("user_tower"))
     created = samples.created_us(shop.root)
+    sources, from_others = tables.load(shop.at("sources")), 0
     for row in table[::9]:
         user = h.user_ids.index(row["user_id"])
         end = int(h.offsets[user + 1]) - 2
@@ -55,15 +58,31 @@ def test_samples_are_what_retrieval_gives_before_the_target(shop: Config, retrie
         scores = tower.item_vectors.numpy() @ vector
         seen = set(h.items[h.offsets[user] : end].tolist())
         allowed = [item for item in np.argsort(-scores, kind="stable").tolist() if item not in seen]
-        assert row["rows"] == allowed[:60]
+        expected = merge(
+            vector,
+            tower.item_vectors.numpy(),
+            np.array(allowed[:60]),
+            proposed := sources.propose(state),
+            k=60,
+            quotas=shop.ranker.quotas,
+            exclude=np.array(sorted(seen), np.int64),
+        )
+        assert row["rows"] == expected.rows.tolist()
+        assert row["sources"] == expected.sources.tolist()
+        assert row["cooccurrence"] == expected.cooccurrence.tolist()
+        assert len(proposed.item)
+        assert len(proposed.cooccurrence)
+        from_others += sum(bits & ANN == 0 for bits in row["sources"])
         assert row["rows"][row["label"]] == h.items[end]
         assert (created[row["rows"]] <= h.at[end]).all()
         np.testing.assert_allclose(row["scores"], scores[row["rows"]], atol=1e-6)
-        assert row["sources"] == [0] * 60
+    assert from_others > 0
 
 
 def test_items_launched_after_the_target_are_no_candidates(shop: Config, retrieved: dict[str, Any]) -> None:
-    retrieval = samples.Retrieval(root=str(shop.root), text=shop.text, k=60, history=8, exclude_seen=False)
+    retrieval = samples.Retrieval(
+        root=str(shop.root), text=shop.text, k=60, quotas=shop.ranker.quotas, history=8, exclude_seen=False
+    )
     h = histories.load(shop.root)
     user = int(histories.leave_one_out(h).ranker_users[0])
     end = int(h.offsets[user + 1]) - 2
@@ -197,7 +216,7 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
             ranker.run(other)
     assert not other.at("ranker").exists()
     ranker.run(other)
-    for stage in ("samples", "features", "ranker"):
+    for stage in ("sources", "samples", "features", "ranker"):
         hashes = [artifact.peek(config.at(stage)) for config in (shop, other)]
         assert hashes[0] is not None
         assert hashes[1] is not None

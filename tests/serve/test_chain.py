@@ -21,6 +21,11 @@ def ids(answer: object) -> list[str]:
     return [item["product_id"] for item in answer.items]  # type: ignore[attr-defined]
 
 
+def named(answer: object) -> set[str]:
+    """All sources that an answer names."""
+    return {source for item in answer.items for source in item["sources"]}  # type: ignore[attr-defined]
+
+
 def row(product_id: str) -> int:
     """Item row of a product id of the tiny shop."""
     return int(product_id[1:])
@@ -59,27 +64,35 @@ def test_every_answer_keeps_its_promises(
     assert all(item["reasons"] for item in answer.items)
     cold = not history and user != "u00" and user != "u05"
     assert all((item["because"] is None) == cold for item in answer.items)
-    assert cold or all(item["source"] == "ann" for item in answer.items)
+    assert all(item["sources"] for item in answer.items)
+    assert all(("popular" in item["sources"]) <= cold for item in answer.items)
     assert answer.bundle == chain.bundle.id
     assert set(answer.milliseconds) == {"state", "user_tower", "retrieval", "ranking", "explanation", "total"}
 
 
-REASON_OF = {"ann": "for_anyone", "popular": "popular"}
-"""Why an unknown shopper is shown a candidate of each source."""
-
-
 def test_a_cold_shopper_gets_popular_products_too(chain: Chain) -> None:
     answer = chain.recommend(Request(k=40))
-    assert {item["source"] for item in answer.items} == {"ann", "popular"}
-    assert all(item["reasons"] == [REASON_OF[item["source"]]] for item in answer.items), "no taste of theirs is claimed"
+    assert named(answer) == {"ann", "popular"}
+    for item in answer.items:
+        expected = "popular" if "popular" in item["sources"] else "for_anyone"
+        assert item["reasons"] == [expected], "no taste of theirs is claimed"
     said = chain.recommend(Request(k=40, context="a linen dress for a beach wedding"))
     assert not any("for_anyone" in item["reasons"] for item in said.items)
 
 
 def test_popular_products_pass_the_filter(chain: Chain) -> None:
     answer = chain.recommend(Request(k=20, filters=Filters(categories=("coat",), price_max=80.0)))
-    assert {item["source"] for item in answer.items} == {"ann", "popular"}
+    assert named(answer) == {"ann", "popular"}
     assert all(tiny.category(row(name)) == "coat" and row(name) <= 70 for name in ids(answer))
+
+
+def test_what_others_chose_too_says_so(chain: Chain) -> None:
+    answer = chain.recommend(Request(history=(Choice("P0006"), Choice("P0012")), k=60))
+    together = [item for item in answer.items if "cooccurrence" in item["sources"]]
+    assert named(answer) == {"ann", "item", "cooccurrence"}
+    assert all("chosen_together" in item["reasons"] for item in together)
+    assert len(together) == sum("chosen_together" in item["reasons"] for item in answer.items)
+    assert all(row(item["product_id"]) % 6 == 0 for item in together), "stored shoppers buy one colour"
 
 
 def test_the_cause_is_the_nearest_product_of_the_history(chain: Chain) -> None:

@@ -11,25 +11,14 @@ from numpy.typing import NDArray
 from rec.histories import Histories, leave_one_out
 from rec.train import copurchase
 from rec.train.copurchase import Pairs
+from tests.sources import world
 
 ITEMS = 12
 
 
 def histories(users: list[list[int]], num_items: int = ITEMS) -> Histories:
     """The item rows of each user's events, oldest first."""
-    flat = [item for events in users for item in events]
-    return Histories(
-        user_ids=[f"u{user}" for user in range(len(users))],
-        offsets=np.cumsum([0, *map(len, users)], dtype=np.int64),
-        items=np.array(flat, np.int64),
-        events=np.ones(len(flat), np.int64),
-        at=np.arange(len(flat), dtype=np.int64),
-        contexts=[""] * len(flat),
-        profiles=np.zeros((len(users), 0), np.float32),
-        profile_names=[],
-        num_items=num_items,
-        unknown=0,
-    )
+    return world.histories(users, num_items)
 
 
 def found(pairs: Pairs) -> dict[tuple[int, int], float]:

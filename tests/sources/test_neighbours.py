@@ -1,0 +1,60 @@
+"""Neighbour tables against slow twins."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rec.sources import neighbours
+from rec.sources.neighbours import NONE, strongest, summed
+
+ITEMS = 9
+
+
+def test_nearest_are_the_other_items_by_inner_product() -> None:
+    vectors = np.random.default_rng(3).normal(size=(30, 4)).astype(np.float32)
+    found = neighbours.nearest(vectors, 5)
+    for row, product in enumerate(vectors @ vectors.T):
+        others = [other for other in np.argsort(-product, kind="stable").tolist() if other != row]
+        assert found.rows[row].tolist() == others[:5]
+        np.testing.assert_allclose(found.scores[row], product[others[:5]], atol=1e-6)
+
+
+def test_a_small_catalogue_has_fewer_neighbours() -> None:
+    found = neighbours.nearest(np.eye(3, dtype=np.float32), 50)
+    assert found.rows.tolist() == [[1, 2, NONE], [0, 2, NONE], [0, 1, NONE]]
+    assert np.isfinite(found.scores).all()
+
+
+pairs = st.dictionaries(
+    st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS - 1)).filter(lambda pair: pair[0] != pair[1]),
+    st.sampled_from([0.25, 0.5, 0.75]),
+)
+
+
+@settings(deadline=None)
+@given(pairs, st.integers(1, 5), st.lists(st.integers(0, ITEMS - 1), max_size=4, unique=True))
+def test_tables_keep_the_best_and_combine_what_several_items_have(
+    given: dict[tuple[int, int], float], length: int, items: list[int]
+) -> None:
+    first, second = (np.array([pair[side] for pair in given], np.int64) for side in (0, 1))
+    table = neighbours.best(first, second, np.array(list(given.values())), ITEMS, length)
+    kept = {
+        item: sorted((-score, other) for (one, other), score in given.items() if one == item)[:length]
+        for item in range(ITEMS)
+    }
+    for item, expected in kept.items():
+        assert table.rows[item].tolist() == [other for _, other in expected] + [NONE] * (length - len(expected))
+    for combine, slow in ((strongest, max), (summed, sum)):
+        scores: dict[int, list[float]] = {}
+        for item in items:
+            for score, other in kept[item]:
+                scores.setdefault(other, []).append(-score)
+        order = sorted((-slow(each), other) for other, each in scores.items())
+        rows, values = table.of(np.array(items, np.int64), combine)
+        assert rows.tolist() == [other for _, other in order]
+        assert values.tolist() == [-score for score, _ in order]
+
+
+def test_a_source_that_is_not_in_use_proposes_nothing() -> None:
+    rows, scores = neighbours.none(ITEMS).of(np.array([3, 4]), summed)
+    assert len(rows) == len(scores) == 0
