@@ -159,6 +159,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
         chosen = shortened(config) if options.quick else config
+        if options.seeds < 1:
+            raise ConfigError(f"--seeds {options.seeds}: a tower is trained at least once")
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
             figures = towers.measure(chosen, range(options.seeds)) | other_splits.measure(chosen)

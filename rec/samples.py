@@ -20,7 +20,7 @@ import ray
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from rec import artifact, dataset, histories, log, runtime
+from rec import artifact, dataset, histories, log, runtime, source_tables
 from rec.config import Config, Quotas, Text
 from rec.features.popularity import PastPopularity
 from rec.histories import Histories
@@ -28,7 +28,7 @@ from rec.models import user_tower
 from rec.models.user_vectors import UserVectors
 from rec.retrieval import Candidates, Excluded, candidates, popularity, search
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, USERS
-from rec.sources import build, tables
+from rec.sources import tables
 from rec.state import UserState
 
 USERS_PER_BLOCK = 1_024
@@ -56,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
         "users": dataset.read_manifest(root / "users", USERS).content_hash,
         "events": dataset.read_manifest(root / "events", INTERACTIONS).content_hash,
         "user_tower": user_tower.manifest(root / "user_tower").content_hash,
-        "sources": build.run(config),
+        "sources": source_tables.run(config),
     }
     options = {
         "candidates": config.ranker.candidates,

@@ -85,7 +85,7 @@ def open_source(source: Source, seed: int) -> Reader:
         users = _no_users
     elif source.kind == "rtr":
         rentals = rtr.find(Path(source.folder))
-        paths, kept = {"events": rentals}, {"kind", "limit"}
+        paths, kept = {"events": rentals}, {"kind", "currency", "limit"}
         products, events = partial(rtr.products, rentals, source), partial(rtr.events, rentals)
         users = partial(rtr.users, rentals)
     else:

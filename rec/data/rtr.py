@@ -8,8 +8,8 @@ it with thousands of others: the item tower sees the same of these, so they are 
 says (`rec.vocab.groups`), and none is given.
 
 A profile holds the first known value in time order of each column, which is known before every later event. In the
-published data everything but `size` is the same in all rentals of a user, and `size` is given in each: the first rental
-says all, and none that evaluation holds out (`rec.histories`: the last two of three or more) is read for a profile.
+published data these are the same in all rentals of a user. The size that was rented is none of them: it is said of one
+garment, and two users of three have one rental, whose size would be in the profile that is to foretell it.
 """
 
 import re
@@ -36,7 +36,6 @@ _SAME = {
     "at": "review_date",
     "value": "rating",
     "category": "category",
-    "size": "size",
     "age": "age",
     "fit": "fit",
 }
@@ -49,7 +48,7 @@ _CUT = {
     "bust": "bust_size_num", "cup": "bust_size_letter",
 }  # fmt: skip
 _EVENT = ("user_id", "product_id", "at", "value", "context")
-_PROFILE = ("height", "weight", "age", "bust", "body_type", "size")
+_PROFILE = ("height", "weight", "age", "bust", "body_type")
 CUPS = {
     "aa": 0, "a": 1, "b": 2, "c": 3, "d": 4, "d+": 5, "dd": 6,
     "e": 7, "dd/e": 7, "ddd": 7, "ddd/e": 7, "f": 8, "g": 9, "h": 10, "i": 11, "j": 12,
@@ -121,7 +120,6 @@ def users(file: Path, rejects: Rejects, renters: pa.Array) -> Iterator[Raw]:
         "height_cm": known["height"].tolist(),
         "weight_kg": known["weight"].tolist(),
         "birth_year": known["birth_year"].tolist(),
-        "numeric.size": known["size"].tolist(),
         "numeric.bust_band": [band for band, _ in busts],
         "numeric.cup": [cup for _, cup in busts],
     }

@@ -49,8 +49,13 @@ def measure(config: Config) -> Figures:
     hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
+    items = seen.model_copy(update={"name": "full"})  # the item tower of `rec.evaluate.cold_items`
+    for part in hidden.DATASETS:
+        hidden.link(seen, items, part)
+    item.run(items)
+    embed.run(items)
     towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update={"adapter": 0})}
-    ranks = {name: _ranks(config, seen, name, options, world) for name, options in towers.items()}
+    ranks = {name: _ranks(config, items, name, options, world) for name, options in towers.items()}
     text = ItemInputs.load(config.at("tensors"), config.at("text_states")).text_vectors()
     every = np.arange(len(world.cases))
     ranks |= {
@@ -61,7 +66,11 @@ def measure(config: Config) -> Figures:
     cold = world.hidden[world.cases.targets]
     figures: Figures = {}
     options, names = config.evaluate, list(ranks)
-    for side, rows in (("cold", cold), ("warm", ~cold), ("all", cold | ~cold)):
+    sides = {"cold": cold, "warm": ~cold, "all": cold | ~cold}
+    for empty in [side for side, rows in sides.items() if not rows.any()]:
+        log.warning("no user's last choice is %s: those figures are left out", empty)
+        del sides[empty]
+    for side, rows in sides.items():
         figures |= compared(
             f"{prefix}.{side}.{{}}.hr{K}",
             names,
@@ -71,8 +80,10 @@ def measure(config: Config) -> Figures:
             config.seed,
             ours=TOWER,
         )
-    for side, rows, other in (("cold", cold, CONTENT), ("warm", ~cold, DELTA)):
-        pair = hits[rows][:, [names.index(TOWER), names.index(other)]]
+    for side, other in (("cold", CONTENT), ("warm", DELTA)):
+        if side not in sides:
+            continue
+        pair = hits[sides[side]][:, [names.index(TOWER), names.index(other)]]
         figures[f"{prefix}.{side}.over.{other}"] = _ratio(pair, options.bootstrap, config.seed)
     return figures
 
@@ -85,18 +96,16 @@ def _ratio(pair: NDArray[np.float64], resamples: int, seed: int) -> dict[str, An
     return figure(round(float(value), 3), "ratio of rates", [low, high], 1.0)
 
 
-def _ranks(config: Config, seen: Config, name: str, options: UserTower, world: World) -> NDArray[np.int64]:
-    """int64[U] ranks by a user tower trained in the store `seen`."""
-    trained = seen.model_copy(update={"name": f"user-{name}", "user_tower": options})
-    for part in hidden.DATASETS:
-        hidden.link(seen, trained, part)
+def _ranks(config: Config, items: Config, name: str, options: UserTower, world: World) -> NDArray[np.int64]:
+    """int64[U] ranks by a user tower trained on the vectors that the store of `items` has."""
+    trained = items.model_copy(update={"name": f"user-{name}", "user_tower": options})
+    for part in (*hidden.DATASETS, "vectors"):
+        hidden.link(items, trained, part)
     log.info("%s", trained.name)
-    item.run(trained)
-    embed.run(trained)
     user.run(trained)
     tower = user_tower.load(trained.at(user_tower.KIND))
     with torch.inference_mode():
-        vectors = tower.adapt(torch.from_numpy(product_vectors(trained, config))).numpy().copy()
+        vectors = tower.adapt(torch.from_numpy(product_vectors(items, config))).numpy().copy()
     vectors[~world.hidden] = tower.item_vectors.numpy()
     users = UserVectors(tower.attach(vectors), config.text)(world.cases.states)
     return ranking.by_vectors(users, vectors, world.cases.targets, world.cases.exclude)

@@ -106,6 +106,7 @@ def link(config: Config, target: Config, name: str) -> None:
     """Let `target` have the artifact `name` of `config`."""
     target.root.mkdir(parents=True, exist_ok=True)
     if not target.at(name).exists():
+        target.at(name).unlink(missing_ok=True)  # a link to what is gone
         target.at(name).symlink_to(os.path.relpath(config.at(name), target.root), target_is_directory=True)
 
 

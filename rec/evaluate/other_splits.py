@@ -8,7 +8,7 @@ import logging
 
 import numpy as np
 
-from rec import histories, samples
+from rec import embed, histories, samples
 from rec.config import Config
 from rec.evaluate import metrics, ranking, splits
 from rec.evaluate.benchmark import Figures
@@ -18,7 +18,7 @@ from rec.histories import Histories
 from rec.models import user_tower
 from rec.models.user_vectors import UserVectors
 from rec.retrieval import popular, popularity
-from rec.train import user
+from rec.train import item, user
 
 SHARE, LAST = 0.1, 0.1
 K = 10
@@ -61,6 +61,9 @@ def _of(prefix: str, config: Config, name: str, h: Histories, split: Holdout) ->
         seed=config.seed,
     )
     trained = splits.write(config, name, h, split)
+    if config.item_tower.behaviour.epochs:
+        item.run(trained)
+        embed.run(trained)
     user.run(trained)
     tower = user_tower.load(trained.at(user_tower.KIND))
     vectors = UserVectors(tower, config.text)(cases.states)

@@ -37,8 +37,10 @@ def by_vectors(users: Floats, items: Floats, targets: Ints, exclude: Excluded) -
         forbid(block, exclude[start:stop])
         target = torch.from_numpy(targets[start:stop]).to(device)[:, None]
         own = block.gather(1, target)  # float32[b, 1]
-        if bool((own == -torch.inf).any()):
-            user = start + int(own.argmin())
+        if not bool(torch.isfinite(own).all()):
+            user = start + int(torch.isfinite(own).flatten().int().argmin())
+            if not (np.isfinite(users[user]).all() and np.isfinite(items[targets[user]]).all()):
+                raise ValueError(f"the vector of user {user} or of target {int(targets[user])} is not finite")
             raise _no_candidate(int(targets[user]), user)
         ahead = (block > own) | ((block == own) & (position < target))
         ranks[start:stop] = ahead.sum(dim=1).cpu().numpy()

@@ -70,8 +70,8 @@ figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
 <p>Each user's last event is hidden and ranked among all items that were candidates at that moment. $users
 All events before it in the file are known: for $same_moment users the last of them has the target's own timestamp
 (part of the same basket, where a source stamps days), and the slices below report them apart.
-Seen items are $seen. The final list is the top $candidates of retrieval, reranked; a target outside counts as missed.
-Intervals are 95 % bootstrap intervals over users.</p>
+Seen items are $seen. The final list is the $candidates candidates of all sources, reranked; a target outside counts
+as missed. Intervals are 95 % bootstrap intervals over users.</p>
 <p>The catalogue has $items items, of which $warm have training events. Slices of fewer than $few users are marked:
 their intervals are themselves unsure.</p>
 <figure>$plot</figure>

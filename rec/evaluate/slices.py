@@ -4,7 +4,7 @@
 * warm_items, cold_items: whether the target has a training event
 * same_moment, earlier: whether the last known event has the target's timestamp, or is older. Where a source
   stamps days, `same_moment` asks for the rest of a basket whose order is that of the file
-* history:RANGE: how many events before the target are known; of longer histories the tower reads the last ones only
+* history:RANGE: how many events before the target the tower reads, at most `user_tower.history`
 * popularity:1 to popularity:4: quartiles of the target's training count, the rarest first, in which every training
   event counts once: each quartile of the products has about a quarter of the events. Cold targets are in none
 * group:NAME: the planted groups of the synthetic sample

@@ -118,6 +118,8 @@ def write(config: Config, name: str, h: Histories, split: Holdout) -> Config:
     hidden.write(config, target, np.ones(h.num_items, bool), h, split.training)
     if not config.item_tower.behaviour.epochs:
         hidden.link(config, target, "vectors")
+    elif target.at("vectors").is_symlink():  # of a recipe without the stage: these vectors are not from this split
+        target.at("vectors").unlink()
     check(target, h, split)
     return target
 

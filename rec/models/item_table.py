@@ -1,7 +1,7 @@
 """Item vectors during user-tower training: the item tower's as the user tower adapts them, plus a norm-bounded delta.
 
-Only items that are a target in training (warm items) have a delta: those of all training events but the few
-that validation holds out. A cold item has the adapted vector alone, also when it is drawn as a negative.
+Only items that are a target in training (warm items) have a delta. A cold item has the adapted vector alone, also
+when it is drawn as a negative.
 """
 
 import math

@@ -21,8 +21,9 @@ FILE = "sources.safetensors"
 LAST_ITEMS = 10
 """Distinct items at the end of a history whose neighbours are proposed."""
 MOST = 150
-"""Neighbours that one source proposes. Serving asks Postgres which of them pass the filters: at 105,542 products 300
-rows take 2.4 ms by index, and from about 600 the planner reads all products, 13 ms."""
+"""Neighbours that a table proposes for a history; popular items, which cold users get, are more. Serving asks Postgres
+which of them pass the filters: at 105,542 products 300 rows take 2.4 ms by index, and from about 600 the planner reads
+all products, 13 ms."""
 
 Ints = NDArray[np.int64]
 

@@ -21,7 +21,7 @@ class Contest(nn.Module, Generic[M]):
         self._names = list(begun)
         # Parameters without gradients: data-parallel training leaves these alone.
         self._best = nn.ParameterList(nn.Parameter(value.clone(), requires_grad=False) for value in begun.values())
-        self.register_buffer("best_figure", torch.full((1,), -1.0))
+        self.register_buffer("best_figure", torch.full((1,), -1.0, dtype=torch.float64))
         self.register_buffer("best_epoch", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, *inputs: Any) -> Any:

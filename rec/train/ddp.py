@@ -183,7 +183,8 @@ def _drop_torn(run: Path) -> None:
 def distribute(module: nn.Module) -> nn.Module:
     """`module` on this worker's device, its gradients averaged over the workers when there are several."""
     module = module.to(get_device())
-    # Our buffers are tables that no step changes: to send them with every step would cost more than the gradients.
+    # Our buffers are tables that no step changes, and what all workers agree on between epochs (`from_first`): to send
+    # them with every step would cost more than the gradients.
     return DistributedDataParallel(module, broadcast_buffers=False) if world_size() > 1 else module
 
 

@@ -20,7 +20,7 @@ from rec import artifact, dataset, histories, runtime
 from rec.artifact import Manifest
 from rec.config import Config, Text
 from rec.config import UserTower as Options
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, TrainingError
 from rec.evaluate import metrics
 from rec.histories import Histories
 from rec.models import text_encoder
@@ -86,14 +86,17 @@ def validation_users(h: Histories, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(users, VALIDATION_USERS, replace=False))
 
 
-def validate(model: Training, data: Windows) -> dict[str, float]:
-    """Recall and NDCG at 10 on the last event of each window, over all items that the window does not hold before."""
+def validate(model: Training, data: Windows, *, exclude_seen: bool) -> dict[str, float]:
+    """Recall and NDCG at 10 on the last event of each window, over all items; with `exclude_seen`, over those that the
+    user did not have before. Items launched later are not left out, as evaluation does.
+    """
     batch = data.batch(np.arange(len(data.users))).to(model.tower.bos.device)
     last = batch.sequences.starts + batch.sequences.lengths
     with torch.inference_mode():
         users = model.users(batch, 0.0)[last].cpu().numpy()
     targets = data.h.items[data.ends - 1]
-    exclude = [data.h.items[s : e - 1] for s, e in zip(data.starts, data.ends, strict=True)]
+    firsts = data.h.offsets[data.users] if exclude_seen else data.ends - 1
+    exclude = [data.h.items[s : e - 1] for s, e in zip(firsts, data.ends, strict=True)]
     found, _ = search(users, model.export(), VALIDATION_K, exclude)
     hit = found == targets[:, None]  # bool[U, K]
     ranks = np.where(hit.any(axis=1), hit.argmax(axis=1), metrics.MISSED)
@@ -165,8 +168,14 @@ def loop(config: dict[str, Any]) -> None:
             total += loss.detach()
         model.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
+        if not math.isfinite(epoch.metrics["loss"]):
+            raise TrainingError(
+                f"the user tower's loss in epoch {epoch.number + 1} is no number: lower user_tower.train.learning_rate="
+                f"{train.learning_rate} or raise user_tower.temperature={options.temperature}; the checkpoint of the "
+                "epoch before stays"
+            )
         if len(validation.users):
-            epoch.metrics |= validate(model, validation)
+            epoch.metrics |= validate(model, validation, exclude_seen=options.exclude_seen)
         # With nobody to validate on, the last epoch is the best.
         contest.judge(ddp.from_first(epoch.metrics.get("ndcg10", epoch.number)), epoch.number + 1)
 

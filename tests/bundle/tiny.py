@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rec import artifact, dataset, histories
+from rec import artifact, dataset, histories, source_tables
 from rec.config import Config, Evaluate, Index, ItemTower, Ranker
 from rec.config import UserTower as UserTowerOptions
 from rec.features import items as item_features
@@ -21,7 +21,6 @@ from rec.models import fused, item_tower, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape, UserTower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
-from rec.sources import build
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary, shipped
 
@@ -71,7 +70,7 @@ def make(chosen: Config, *, ndcg10: float = 0.2) -> Config:
     with torch.random.fork_rng():
         torch.manual_seed(chosen.seed)
         _towers(chosen, h, vocabulary, vectors)
-        build.run(chosen)
+        source_tables.run(chosen)
         _ranker(chosen, h, vocabulary, vectors)
     with artifact.write(chosen.at("evaluation"), kind="evaluation", version=1, inputs={}, config={}) as draft:
         figure = {"value": ndcg10, "ci95": [ndcg10, ndcg10]}

@@ -133,11 +133,12 @@ def test_a_profile_is_the_first_known_value_in_time_order(tmp_path: Path) -> Non
     found = profiles(made)
     early = found["420272"]  # the file's first row is a later rental, of another size and age
     assert (early["height_cm"], early["weight_kg"]) == (pytest.approx(172.72), pytest.approx(62.142, abs=1e-3))
-    assert (early["birth_year"], early["numeric"]["size"]) == (2016 - 28, 14)
+    assert early["birth_year"] == 2016 - 28
+    assert "size" not in early["numeric"], "a size is of one rental, whose garment the profile is to foretell"
     assert (early["numeric"]["bust_band"], early["numeric"]["cup"]) == (34, 3)
     assert found["7"]["numeric"]["cup"] == 7
     late = found["8"]
-    assert (late["numeric"]["size"], late["height_cm"], late["birth_year"]) == (4, pytest.approx(172.72), 2017 - 28)
+    assert (late["height_cm"], late["birth_year"]) == (pytest.approx(172.72), 2017 - 28)
     flags = {name: value for name, value in early["numeric"].items() if name.startswith("body_")}
     assert flags == {
         "body_apple": 0, "body_athletic": 0, "body_full_bust": 0, "body_hourglass": 0, "body_pear": 0, "body_petite": 0,
@@ -161,11 +162,15 @@ def test_what_cannot_be_read_of_a_profile_is_told_and_left_out(tmp_path: Path) -
     heads = ["body type 'cube' is none", "height_cm 'tall' is", "weight_kg '7lbs' is", "birth_year '1886' is"]
     for head in [*heads, "numeric.cup 'zz' is"]:
         assert [reason for reason in reasons if reason.startswith(head)], head
-    assert profiles(made)["420272"]["numeric"] == {"bust_band": 34, "size": 14}
+    assert profiles(made)["420272"]["numeric"] == {"bust_band": 34}
 
 
 def test_rows_that_are_no_rental_are_refused_once(tmp_path: Path) -> None:
-    bad = [{**FULL, "review_date": "some day", "size": 40}, {**FULL, "item_id": None}, {**FULL, "user_id": None}]
+    bad = [
+        {**FULL, "review_date": "some day", "bust size": "40d"},
+        {**FULL, "item_id": None},
+        {**FULL, "user_id": None},
+    ]
     official(tmp_path, [*bad, FULL])
     with gzip.open(tmp_path / rtr.OFFICIAL, "at") as file:
         file.write("no json\n")
@@ -173,7 +178,7 @@ def test_rows_that_are_no_rental_are_refused_once(tmp_path: Path) -> None:
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 1, "rejected": 0}
     assert facts["events"] == {"rows": 1, "rejected": 4, "left_out": 0}
-    assert profiles(made)["420272"]["numeric"]["size"] == 14, "a refused rental says nothing of the user"
+    assert profiles(made)["420272"]["numeric"]["bust_band"] == 34, "a refused rental says nothing of the user"
     reasons = pq.read_table(made.at("events") / "rejected.parquet")["reason"].to_pylist()
     assert sorted(reason.split(" is ")[-1] for reason in reasons) == [
         "empty", "empty", "neither ISO 8601 nor epoch seconds within 1990 to 2100", "no JSON object",
@@ -221,7 +226,7 @@ def test_the_whole_cut(tmp_path: Path, repository: Path) -> None:
     # Every value is known in the user's first rental, so that no later one was read for a profile (`rec.data.rtr`).
     raw = pq.read_table(folder / rtr.CUT).to_pandas().drop_duplicates()
     by_user = raw.sort_values("review_date", kind="stable").groupby("user_id")
-    columns = ["weight_lbs", "height_in", "age", "bust_size_num", "bust_size_letter", "body_type", "size"]
+    columns = ["weight_lbs", "height_in", "age", "bust_size_num", "bust_size_letter", "body_type"]
     assert (
         (by_user[columns].first().isna() == by_user.head(1).set_index("user_id")[columns].isna().sort_index())
         .all()

@@ -201,3 +201,15 @@ def test_popular_lists_are_the_order_without_the_excluded() -> None:
     order = np.array([3, 1, 4, 0, 2])
     exclude = _excluded(5, [np.array([1, 3]), np.arange(4)])
     assert [rows.tolist() for rows in controls.popular_lists(order, exclude, 2)] == [[4, 0], [4]]
+
+
+def test_vectors_that_are_no_numbers_have_no_rank() -> None:
+    users, items = np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    exclude = Excluded(np.full(3, -1), np.zeros(2, np.int64), [np.empty(0, np.int64)] * 2)
+    targets = np.array([0, 1])
+    for broken in (users, items):
+        spoilt = broken.copy()
+        spoilt[1] = np.nan
+        given = (spoilt, items) if broken is users else (users, spoilt)
+        with pytest.raises(ValueError, match="vector of user 1 or of target 1 is not finite"):
+            ranking.by_vectors(*given, targets, exclude)

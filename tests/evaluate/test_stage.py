@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rec import artifact, dataset, histories, samples
+from rec import artifact, dataset, histories, samples, source_tables
 from rec.config import Config, Evaluate, ItemTower, Quotas, Ranker, Source, UserTower
 from rec.evaluate import controls
 from rec.evaluate.cases import last_events
@@ -21,7 +21,6 @@ from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape
 from rec.retrieval import SOURCES, popular
 from rec.schema import PRODUCTS, TENSORS
-from rec.sources import build
 from rec.vocab.std import StdVocabulary
 from tests.user_tower.world import NUM_ITEMS, PER_CLUSTER, WIDTH, item_vectors, make, write
 
@@ -66,7 +65,7 @@ def _shop(store: Path, quotas: Quotas = ALONE, **weights: float) -> Config:
         root / "user_tower", kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}
     ) as draft:
         tower.save(draft.path, item_vectors())
-    build.run(config)
+    source_tables.run(config)
     items = item_features.build(
         dataset.read(root / "products", PRODUCTS),
         dataset.read(root / "tensors", TENSORS),

@@ -31,6 +31,7 @@ STAGES = {
     "encode",
     "embed",
     "train",
+    "source_tables",
     "samples",
     "evaluate",
     "assemble",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rec import histories
 from rec.config import Config, UserTower, UserTrain
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, TrainingError
 from rec.histories import leave_one_out
 from rec.models import text_encoder, user_tower
 from rec.retrieval import search
@@ -118,8 +118,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config
     return config
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(tmp_path: Path, ray_local: None) -> None:
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     still = UserTrain(epochs=12, batch_size=16, learning_rate=1e-9, cpus_per_worker=1)
     config = _config(tmp_path, train=still, patience=2)
     make(config.root)
@@ -129,6 +135,29 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(tmp_pa
     assert made["metrics"] == epochs[0]
     assert {"loss", "recall10", "ndcg10"} == set(epochs[0])
     assert "recall10" in (config.at("user_tower") / curves.PAGE).read_text()
+    killed = _config(tmp_path / "killed", train=still, patience=2)
+    make(killed.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "write", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed)
+    assert not killed.at("user_tower").exists()
+    again = run(killed)  # the stopped run is found and not trained on
+    assert {name: again[name] for name in ("epochs", "best_epoch", "metrics")} == {
+        name: made[name] for name in ("epochs", "best_epoch", "metrics")
+    }
+    for name in ("user_tower.safetensors", "item_vectors.safetensors"):
+        assert (killed.at("user_tower") / name).read_bytes() == (config.at("user_tower") / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_remedy(tmp_path: Path, ray_local: None) -> None:
+    wild = UserTrain(epochs=3, batch_size=16, learning_rate=1e30, max_failures=0, cpus_per_worker=1)
+    config = _config(tmp_path, train=wild)
+    make(config.root, num_users=60)
+    with pytest.raises(TrainingError, match=r"loss in epoch \d is no number: lower user_tower\.train\.learning_rate"):
+        run(config)
+    assert not config.at("user_tower").exists()
 
 
 @pytest.mark.slow
