@@ -19,6 +19,7 @@ LONGEST = [
     "pipeline/test_planted.py",
     "pipeline/test_ray_jobs.py",
     "evaluate/test_enrichment.py",
+    "evaluate/test_cold_items.py",
     "train/test_behaviour.py",
     "enrich/test_tag.py",
     "enrich/test_openai.py",
@@ -28,8 +29,8 @@ LONGEST = [
     "train/test_item_stages.py",
     "ranker/test_stages.py",
     "enrich/test_stage.py",
-    "evaluate/test_cold_items.py",
     "evaluate/test_scale.py",
+    "evaluate/test_towers.py",
     "user_tower/test_training.py",
     "vocab/test_tensorize.py",
 ]
