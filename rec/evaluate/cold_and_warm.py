@@ -16,21 +16,19 @@ import logging
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rec import dataset, embed
+from rec import embed
 from rec.config import Config, UserTower
 from rec.evaluate import hidden, metrics, ranking
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
-from rec.evaluate.cold_items import K, World, next_ranks, product_vectors, world_of
+from rec.evaluate.cold_items import K, World, next_ranks, product_vectors, seen_of, world_of
 from rec.evaluate.paired import compared
 from rec.models import user_tower
 from rec.models.item_inputs import ItemInputs, unit
 from rec.models.user_vectors import UserVectors
-from rec.schema import PRODUCTS
 from rec.train import item, user
 
 TOWER, DELTA, CONTENT = "tower", "delta", "content"
@@ -45,17 +43,15 @@ def measure(config: Config) -> Figures:
     """
     prefix = config.name.removesuffix("-quick")
     world = world_of(config)
-    seen = hidden.part(config, "seen")
-    hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
-    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
-    hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
+    seen = seen_of(config, world)
     items = seen.model_copy(update={"name": "full"})  # the item tower of `rec.evaluate.cold_items`
     for part in hidden.DATASETS:
         hidden.link(seen, items, part)
     item.run(items)
     embed.run(items)
+    placed = product_vectors(items, config)
     towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update={"adapter": 0})}
-    ranks = {name: _ranks(config, items, name, options, world) for name, options in towers.items()}
+    ranks = {name: _ranks(items, name, options, world, placed) for name, options in towers.items()}
     text = ItemInputs.load(config.at("tensors"), config.at("text_states")).text_vectors()
     every = np.arange(len(world.cases))
     ranks |= {
@@ -96,8 +92,13 @@ def _ratio(pair: NDArray[np.float64], resamples: int, seed: int) -> dict[str, An
     return figure(round(float(value), 3), "ratio of rates", [low, high], 1.0)
 
 
-def _ranks(config: Config, items: Config, name: str, options: UserTower, world: World) -> NDArray[np.int64]:
-    """int64[U] ranks by a user tower trained on the vectors that the store of `items` has."""
+def _ranks(
+    items: Config, name: str, options: UserTower, world: World, placed: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """int64[U] ranks by a user tower trained on the vectors that the store of `items` has.
+
+    `placed` float32[N, d] is where its item tower puts all products, the hidden ones as well.
+    """
     trained = items.model_copy(update={"name": f"user-{name}", "user_tower": options})
     for part in (*hidden.DATASETS, "vectors"):
         hidden.link(items, trained, part)
@@ -105,7 +106,7 @@ def _ranks(config: Config, items: Config, name: str, options: UserTower, world: 
     user.run(trained)
     tower = user_tower.load(trained.at(user_tower.KIND))
     with torch.inference_mode():
-        vectors = tower.adapt(torch.from_numpy(product_vectors(items, config))).numpy().copy()
+        vectors = tower.adapt(torch.from_numpy(placed)).numpy().copy()
     vectors[~world.hidden] = tower.item_vectors.numpy()
-    users = UserVectors(tower.attach(vectors), config.text)(world.cases.states)
+    users = UserVectors(tower.attach(vectors), items.text)(world.cases.states)
     return ranking.by_vectors(users, vectors, world.cases.targets, world.cases.exclude)

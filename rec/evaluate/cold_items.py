@@ -82,10 +82,7 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     prefix = f"cold.{config.name.removesuffix('-quick')}"
     config = _shortened(config) if quick else config
     world, items = world_of(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
-    seen = hidden.part(config, "seen")
-    hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
-    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
-    hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
+    seen = seen_of(config, world)
     vectors, towers = {}, {}
     for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
         trained = seen.model_copy(update={"name": name, "item_tower": options})
@@ -112,6 +109,15 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     if speed:
         figures |= tower_speed.training(config, quick=quick) | tower_speed.exporting(config, towers["full"])
     return figures
+
+
+def seen_of(config: Config, world: World) -> Config:
+    """The recipe on the store, written and checked here, that has nothing of the hidden products."""
+    seen = hidden.part(config, "seen")
+    hidden.write(config, seen, ~world.hidden, world.h, hidden.open_events(world.h, world.hidden))
+    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
+    hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
+    return seen
 
 
 def _shortened(config: Config) -> Config:
