@@ -91,6 +91,20 @@ def test_a_later_event_never_changes_an_earlier_position() -> None:
         assert not torch.allclose(before[changed + 1], after[changed + 1], atol=1e-4)  # it does change its own
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_last_position_alone_is_the_last_of_all_positions(layers: int) -> None:
+    torch.manual_seed(1)
+    tower = UserTower(replace(make_tower().shape, layers=layers)).attach(item_vectors()).eval()
+    states, _ = make_states(np.random.default_rng(4), 40)
+    sequences = collate([cold_state(2), *states], 6)
+    history = tower.item_vectors[sequences.items]
+    with torch.inference_mode():
+        everywhere = tower.behaviour(history, sequences)
+        torch.testing.assert_close(
+            tower.last(history, sequences), everywhere[sequences.starts + sequences.lengths], atol=1e-5, rtol=1e-5
+        )
+
+
 def test_only_the_last_events_are_read_and_each_input_matters() -> None:
     tower = make_tower()
     rng = np.random.default_rng(5)
