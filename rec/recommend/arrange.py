@@ -67,9 +67,10 @@ def arrange(
 ) -> Order:
     """The best k of n candidates with `relevance` float64[n]; of equal ones the first.
 
-    `vectors` are float32[n, d] unit rows, read for diversity alone. `pins` maps a place of the list (0 is the top, below k) to a candidate; pins
-    count for caps and diversity from the start, wherever they stand. Buried candidates (`buried` bool[n]) come after
-    all others that the caps allow. When there is none of either left, what is over a cap fills the list.
+    `vectors` are float32[n, d] unit rows, read for diversity alone. `pins` maps a place of the list (0 is the top,
+    below k) to a candidate; pins count for caps and diversity from the start, wherever they stand. Buried candidates
+    (`buried` bool[n]) come after all others that the caps allow. When there is none of either left, what is over a cap
+    fills the list.
     """
     size, room = len(relevance), _Room(caps, len(relevance))
     base = relevance - LEVEL * buried  # float64[n] relevance by level, -inf once it is in the list

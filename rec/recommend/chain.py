@@ -101,7 +101,7 @@ class Chain:
     def __init__(self, bundle: Bundle, connections: Connections) -> None:
         shelf = Shelf(bundle)
         self.bundle = bundle
-        self._shelf = shelf
+        self.shelf = shelf
         self._catalogue = Catalogue(connections, bundle.recipe)
         self._resolver = Resolver(bundle, shelf)
         self._encoder = UserEncoder(bundle)
@@ -109,7 +109,9 @@ class Chain:
         self._scorer = Scorer(bundle)
         self._explainer = Explainer(bundle, shelf)
         self._num_candidates = bundle.config.ranker.candidates
-        self.rules = RuleBook(connections, bundle, shelf, self._explainer.vectors)
+        self.vectors = self._explainer.vectors
+        """float32[N, d] unit rows."""
+        self.rules = RuleBook(connections, bundle, shelf, self.vectors)
 
     def recommend(self, request: Request, clock: datetime | None = None) -> Answer:
         """Answer a request at `clock`, by default now, under the rules in force, at most RULES_S seconds late."""
@@ -139,7 +141,7 @@ class Chain:
         watch.lap("retrieval")
         ranked = self._scorer.rank(state, found.candidates, len(found.candidates.rows), microseconds(at))
         watch.lap("ranking")
-        arranged = rules.arrange(ranked, request.k, prices(rules, ranked.rows, self._shelf, self._catalogue))
+        arranged = rules.arrange(ranked, request.k, prices(rules, ranked.rows, self.shelf, self._catalogue))
         watch.lap("rules")
         items = self._explainer.explain(arranged.ranked, state, encoded)
         add_codes(items, arranged)

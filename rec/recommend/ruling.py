@@ -189,6 +189,11 @@ class Ruling:
                 self._rows[name] = int(shelf.rows([rule.product])[0])
         self._latest: tuple[tuple[bool, ...], InForce] | None = None
 
+    def selected(self) -> dict[str, int]:
+        """By name of a rule, how many products it selects, whatever they cost."""
+        chosen = {name: int(selection.mask.sum()) for name, selection in self._selections.items()}
+        return {name: chosen.get(name, int(name in self._rows)) for name, _ in self._named}
+
     def in_force(self, at: datetime) -> InForce:
         """The rules that hold at a moment; made anew only when one begins or ends."""
         flags = tuple(rule.in_force(at) for _, rule in self._named)
