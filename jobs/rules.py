@@ -184,21 +184,26 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
-if __name__ == "__main__":
-    arguments = parser(__doc__ or "")
-    arguments.add_argument("action", choices=ACTIONS)
-    arguments.add_argument("file", nargs="?", type=Path, metavar="FILE", help="TOML file of rules")
-    arguments.add_argument(
+def arguments() -> argparse.ArgumentParser:
+    """The job's options."""
+    made = parser(__doc__ or "")
+    made.add_argument("action", choices=ACTIONS)
+    made.add_argument("file", nargs="?", type=Path, metavar="FILE", help="TOML file of rules")
+    made.add_argument(
         "--users",
         type=_between(1, 10_000),
         default=20,
         metavar="N",
         help="preview: stored shoppers (default: 20)",
     )
-    arguments.add_argument("--user", action="append", metavar="ID", help="preview: this shopper; may be repeated")
-    arguments.add_argument(
+    made.add_argument("--user", action="append", metavar="ID", help="preview: this shopper; may be repeated")
+    made.add_argument(
         "--history", action="append", metavar="PRODUCT", help="preview: one who chose this product; may be repeated"
     )
-    arguments.add_argument("--k", type=_between(1, MAX_K), default=10, help="preview: length of a list (default: 10)")
-    arguments.add_argument("--out", type=Path, metavar="FILE", help="show: where to write the rules")
-    main(run, arguments)
+    made.add_argument("--k", type=_between(1, MAX_K), default=10, help="preview: length of a list (default: 10)")
+    made.add_argument("--out", type=Path, metavar="FILE", help="show: where to write the rules")
+    return made
+
+
+if __name__ == "__main__":
+    main(run, arguments())

@@ -1,6 +1,7 @@
 """The order of a list under pins, caps, buried products and maximal marginal relevance; numbers only.
 
-Greedy, one place at a time: 100 of 100 candidates take about half a millisecond on one core.
+Greedy, one place at a time. Of 100 candidates, with diversity, 100 take .7 ms on one core, .9 ms with two caps, and 10
+take .13 ms; 10 without any rule take .03 ms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ class _Room:
         """Count a candidate; whether others have become full by it."""
         changed = False
         for cap, counts in zip(self._caps, self._counts, strict=True):
-            for value in cap.codes[place].tolist():
+            for value in set(cap.codes[place].tolist()):
                 if value >= 0:
                     counts[value] = counts.get(value, 0) + 1
                     if counts[value] == cap.most:

@@ -85,8 +85,9 @@ class Exclude(_Rule):
 
     @model_validator(mode="after")
     def _selects(self) -> Self:
-        if not self.model_fields_set - {"name", "start", "until"}:
-            raise ValueError(f"names no products: give one of {', '.join(SELECTORS[type(self).__name__])}")
+        fields = SELECTORS[type(self).__name__]
+        if all(getattr(self, name) in (None, {}) for name in fields):
+            raise ValueError(f"names no products: give one of {', '.join(fields)}")
         return self
 
     def values(self) -> Iterator[tuple[str, list[str]]]:
