@@ -45,7 +45,6 @@ from rec.recommend.chain import (
 )
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.rulebook import RuleBook
-from rec.recommend.ruling import NOTHING
 from rec.recommend.score import retrieval_order
 from rec.recommend.shelf import Shelf
 from rec.recommend.why import Explainer, shown
@@ -183,8 +182,8 @@ class Recommender:
         name, catalogue = front.bundle.id, Catalogue(self._connections, front.bundle.recipe)
         now = datetime.now(UTC)
         at = moment(front.bundle, now)
-        ruling = front.rules.ruling
-        rules = standing(ruling, request, now)
+        ruling = front.rules.ruling if request.rules else None
+        rules = standing(ruling, now)
         known = NOBODY
         if request.user_id is not None:
             known = await asyncio.to_thread(catalogue.known, request.user_id, STORED_EVENTS)
@@ -226,7 +225,7 @@ class Recommender:
             "at": at,
             "underfilled": len(items) < request.k,
             "rules": None
-            if ruling is None or rules is NOTHING
+            if ruling is None
             else {"version": ruling.number, "left_out": rules.left_out(ranked.rows, exclude, request.k)},
             "milliseconds": watch.milliseconds(),
         }
@@ -238,7 +237,7 @@ class Recommender:
         if not front.shelf.known(product_id):
             raise UnknownProducts([product_id])
         row = int(front.shelf.rows([product_id])[0])
-        exclude = front.rules.in_force(datetime.now(UTC)).exclude
+        exclude = standing(front.rules.ruling, datetime.now(UTC)).exclude
         found = await _within(STAGE_S, "retrieval", self._retriever.similar.remote(front.bundle.id, row, k, exclude))
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))

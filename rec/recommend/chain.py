@@ -123,7 +123,8 @@ class Chain:
         watch = Stopwatch()
         now = clock or datetime.now(UTC)
         at = moment(self.bundle, now)
-        rules = standing(ruling, request, now)
+        ruling = ruling if request.rules else None
+        rules = standing(ruling, now)
         known = NOBODY if request.user_id is None else self._catalogue.known(request.user_id, STORED_EVENTS)
         state, exclude = self._resolver.resolve(request, known, at)
         exclude = np.union1d(exclude, rules.exclude)
@@ -148,7 +149,7 @@ class Chain:
         freshen(items, self._catalogue)
         watch.lap("explanation")
         applied = None
-        if ruling is not None and rules is not NOTHING:
+        if ruling is not None:
             left_out = rules.left_out(ranked.rows, exclude, request.k)
             applied = Applied(ruling.number, left_out, arranged.moved_by)
         return Answer(items, self.bundle.id, at, len(items) < request.k, applied, watch.milliseconds())
@@ -157,9 +158,9 @@ class Chain:
 NOBODY = Known([], {})
 
 
-def standing(ruling: Ruling | None, request: Request, now: datetime) -> InForce:
-    """The rules that hold for a request."""
-    return ruling.in_force(now) if ruling is not None and request.rules else NOTHING
+def standing(ruling: Ruling | None, now: datetime) -> InForce:
+    """The rules that hold at a moment."""
+    return NOTHING if ruling is None else ruling.in_force(now)
 
 
 def prices(rules: InForce, rows: np.ndarray, shelf: Shelf, catalogue: Catalogue) -> np.ndarray | None:

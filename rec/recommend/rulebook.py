@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from rec.index import rule_versions
 from rec.index.connections import Connections
 from rec.recommend.facets import Facets
 from rec.recommend.rules import Rules, parse
-from rec.recommend.ruling import NOTHING, InForce, Ruling
+from rec.recommend.ruling import Ruling
 from rec.recommend.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,3 @@ class RuleBook:
             "inactive": [] if ruling is None else [str(unknown) for unknown in ruling.unknown],
             "problem": self.problem,
         }
-
-    def in_force(self, at: datetime) -> InForce:
-        """What holds at a moment."""
-        return NOTHING if self.ruling is None else self.ruling.in_force(at)
