@@ -71,6 +71,8 @@ class RecommendBody(Body):
     k: int = Field(default=10, ge=1, le=MAX_K)
     exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
     """Products that must not be recommended."""
+    rules: bool = True
+    """Whether the merchandiser's rules apply; false shows the list without them."""
 
     def request(self) -> Request:
         """The request as the recommender takes it."""
@@ -89,6 +91,7 @@ class RecommendBody(Body):
             ),
             k=self.k,
             exclude=tuple(self.exclude),
+            rules=self.rules,
         )
 
 
@@ -140,15 +143,33 @@ class Recommended(Product):
     """A recommended product and why."""
 
     score: float
-    """Higher is better; comparable within one answer only."""
+    """Higher is better; comparable within one answer only. Rules may put an item above one of a higher score."""
     retrieval_score: float
     """Inner product of user and product vector."""
     sources: list[Literal["ann", "item", "cooccurrence", "popular"]]
     """All that found it: the user vector's neighbours, those of the last products of the history, what others had
-    together with these, what is popular among shoppers alike."""
+    together with these, what is popular among shoppers alike. Empty: a rule alone brought it in."""
     reasons: list[str]
     """Codes; see rec/recommend/why.py."""
     because: Cause | None
+
+
+class PinLeftOut(BaseModel):
+    """A pinned product that the list does not have."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    product_id: str
+    reason: Literal["excluded", "filtered"]
+    """`excluded`: by the request, by a rule, or because the shopper has it; `filtered`: the request's filters do not
+    let it pass, or it is out of stock."""
+
+
+class AppliedRules(BaseModel):
+    """The merchandiser's rules that arranged a list."""
+
+    version: int
+    left_out: list[PinLeftOut]
 
 
 class Recommendations(BaseModel):
@@ -160,6 +181,8 @@ class Recommendations(BaseModel):
     """The moment that ages of events and products were taken at."""
     underfilled: bool
     """Fewer than k products pass the filters."""
+    rules: AppliedRules | None
+    """None: there are none, or the request declined them."""
     milliseconds: dict[str, float]
 
 

@@ -3,8 +3,9 @@
     serve run serve.app:graph
 
 The ingress chooses the bundle once per request and every stage answers for that one. It follows the active bundle: a
-promoted one is loaded beside the old one and takes over after it has answered a request. REC_STORE names the store
-(default `.rec`), REC_DATABASE_URL the Postgres (default: the embedded one of the store). Importing opens nothing.
+promoted one is loaded beside the old one and takes over after it has answered a request. It follows the rules of the
+merchandiser as well. REC_STORE names the store (default `.rec`), REC_DATABASE_URL the Postgres (default: the embedded
+one of the store). Importing opens nothing.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -34,11 +36,15 @@ from rec.recommend.chain import (
     Resolver,
     Stopwatch,
     UnknownProducts,
+    add_codes,
     freshen,
     microseconds,
     moment,
+    prices,
+    standing,
 )
 from rec.recommend.request import MAX_K, Request
+from rec.recommend.rulebook import RuleBook
 from rec.recommend.score import retrieval_order
 from rec.recommend.shelf import Shelf
 from rec.recommend.why import Explainer, shown
@@ -50,7 +56,7 @@ from serve.stages import Ranker, Retriever, UserTower
 log = logging.getLogger("ray.serve")
 
 FOLLOW_S = 2.0
-"""How often the active bundle is looked up."""
+"""How often the active bundle and the rules are looked up."""
 STAGE_S = 8.0
 """Longest wait for the user tower or retrieval; the answer is then 503."""
 RANKER_S = 2.0
@@ -102,12 +108,15 @@ class Front:
     shelf: Shelf
     resolver: Resolver
     explainer: Explainer
+    rules: RuleBook
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "Front":
+    def of(cls, bundle: Bundle, connections: Connections) -> "Front":
         """Load the ingress's part of `bundle`."""
         shelf = Shelf(bundle)
-        return cls(bundle, shelf, Resolver(bundle, shelf), Explainer(bundle, shelf))
+        explainer = Explainer(bundle, shelf)
+        rules = RuleBook(connections, bundle, shelf, explainer.vectors)
+        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules)
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
@@ -129,19 +138,22 @@ class Recommender:
     def __init__(self, store: str, user_tower: Stage, retriever: Stage, ranker: Stage) -> None:
         self._user_tower, self._retriever, self._ranker = user_tower, retriever, ranker
         self._connections: Connections = connections(store, size=4)
-        self._fronts = Loaded(store, Front.of)
+        self._fronts = Loaded(store, lambda bundle: Front.of(bundle, self._connections))
         self._front = self._fronts.get(active(self._connections))
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Switch to a newly promoted bundle once every stage has answered for it."""
+        """Take over new rules, and a newly promoted bundle once every stage has answered for it."""
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
                 name = await asyncio.to_thread(active, self._connections)
-                if name != self._front.bundle.id:
+                front = self._front
+                if name != front.bundle.id:
                     front = await asyncio.to_thread(self._fronts.get, name)
+                await asyncio.to_thread(front.rules.refresh)
+                if front is not self._front:
                     await self._answer(front, Request(k=1), patience=LOADING_S, need_ranker=True)
                     log.info("bundle %s takes over from %s", name, self._front.bundle.id)
                     self._front = front
@@ -168,11 +180,15 @@ class Recommender:
     ) -> dict[str, Any]:
         watch = Stopwatch()
         name, catalogue = front.bundle.id, Catalogue(self._connections, front.bundle.recipe)
-        at = moment(front.bundle, datetime.now(UTC))
+        now = datetime.now(UTC)
+        at = moment(front.bundle, now)
+        ruling = front.rules.ruling if request.rules else None
+        rules = standing(ruling, now)
         known = NOBODY
         if request.user_id is not None:
             known = await asyncio.to_thread(catalogue.known, request.user_id, STORED_EVENTS)
         state, exclude = front.resolver.resolve(request, known, at)
+        exclude = np.union1d(exclude, rules.exclude)
         watch.lap("state")
         encoded = await _within(patience, "user tower", self._user_tower.encode.remote(name, state))
         watch.lap("user_tower")
@@ -180,19 +196,27 @@ class Recommender:
         found = await _within(
             patience,
             "retrieval",
-            self._retriever.retrieve.remote(name, encoded.vector, wanted, state, exclude, request.filters),
+            self._retriever.retrieve.remote(
+                name, encoded.vector, wanted, state, exclude, request.filters, rules.pinned(request.k)
+            ),
         )
         watch.lap("retrieval")
-        asked = self._ranker.rank.remote(name, state, found.candidates, request.k, microseconds(at))
+        count = len(found.candidates.rows)
+        asked = self._ranker.rank.remote(name, state, found.candidates, count, microseconds(at))
         try:
             ranked = await _within(patience if need_ranker else RANKER_S, "ranker", asked)
         except Unavailable as error:
             if need_ranker:
                 raise
             log.warning("answering in retrieval order: %s", error)
-            ranked = retrieval_order(found.candidates, request.k)
+            ranked = retrieval_order(found.candidates, count)
         watch.lap("ranking")
-        items = front.explainer.explain(ranked, state, encoded)
+        arranged = rules.arrange(
+            ranked, request.k, await asyncio.to_thread(prices, rules, ranked.rows, front.shelf, catalogue)
+        )
+        watch.lap("rules")
+        items = front.explainer.explain(arranged.ranked, state, encoded)
+        add_codes(items, arranged)
         await asyncio.to_thread(freshen, items, catalogue)
         watch.lap("explanation")
         return {
@@ -200,6 +224,9 @@ class Recommender:
             "bundle": name,
             "at": at,
             "underfilled": len(items) < request.k,
+            "rules": None
+            if ruling is None
+            else {"version": ruling.number, "left_out": rules.left_out(ranked.rows, exclude, request.k)},
             "milliseconds": watch.milliseconds(),
         }
 
@@ -210,7 +237,8 @@ class Recommender:
         if not front.shelf.known(product_id):
             raise UnknownProducts([product_id])
         row = int(front.shelf.rows([product_id])[0])
-        found = await _within(STAGE_S, "retrieval", self._retriever.similar.remote(front.bundle.id, row, k))
+        exclude = standing(front.rules.ruling, datetime.now(UTC)).exclude
+        found = await _within(STAGE_S, "retrieval", self._retriever.similar.remote(front.bundle.id, row, k, exclude))
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
         await asyncio.to_thread(freshen, [product, *items], Catalogue(self._connections, front.bundle.recipe))
@@ -263,7 +291,12 @@ class Recommender:
         answer = await self._answer(self._front, Request(k=1), need_ranker=True)
         if not answer["items"]:
             raise HTTPException(503, "no product is available")
-        return {"status": "ready", "bundle": answer["bundle"], "milliseconds": answer["milliseconds"]}
+        return {
+            "status": "ready",
+            "bundle": answer["bundle"],
+            "milliseconds": answer["milliseconds"],
+            "rules": self._front.rules.state(),
+        }
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page(self) -> Response:

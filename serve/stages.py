@@ -44,16 +44,25 @@ class Retriever:
         self._retrievers.get(active(self._connections))
 
     async def retrieve(
-        self, bundle: str, vector: np.ndarray, k: int, state: UserState, exclude: np.ndarray, filters: Filters
+        self,
+        bundle: str,
+        vector: np.ndarray,
+        k: int,
+        state: UserState,
+        exclude: np.ndarray,
+        filters: Filters,
+        also: np.ndarray,
     ) -> Retrieved:
-        """k candidates for a user vector float32[d] of `state`."""
+        """k candidates for a user vector float32[d] of `state`, and those of the rows `also` that pass."""
         return await asyncio.to_thread(
-            lambda: self._retrievers.get(bundle).retrieve(vector, k, state=state, exclude=exclude, filters=filters)
+            lambda: self._retrievers.get(bundle).retrieve(
+                vector, k, state=state, exclude=exclude, filters=filters, also=also
+            )
         )
 
-    async def similar(self, bundle: str, row: int, k: int) -> Retrieved:
-        """The k nearest products to an item row."""
-        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).similar(row, k))
+    async def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
+        """The k nearest products to an item row, without the rows `exclude`."""
+        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).similar(row, k, exclude))
 
 
 @serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})

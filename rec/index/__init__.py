@@ -3,6 +3,7 @@
 tables.py     what exists in the database, and names made from bundle ids
 load.py       a bundle and its recipe's data -> tables (binary COPY, HNSW), all or nothing
 promote.py    which bundle answers: promote, roll back
+rule_versions.py  the rules of a catalogue: apply, revert
 connections.py   pooled connections, set for vector search
 search.py     nearest products under filters
 catalogue.py  live product facts, and what is known of a user

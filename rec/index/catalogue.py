@@ -70,6 +70,15 @@ class Catalogue:
             ).fetchone()
         return Known([PastEvent(*row) for row in reversed(events)], {} if profile is None else profile[0])
 
+    def sample(self, limit: int) -> list[str]:
+        """Ids of users drawn alike, the same ones each time."""
+        with self._connections.use() as connection:
+            rows = connection.execute(
+                "SELECT user_id FROM users WHERE catalogue = %s ORDER BY md5(user_id), user_id LIMIT %s",
+                (self._name, limit),
+            ).fetchall()
+        return [row[0] for row in rows]
+
     def shoppers(self, limit: int) -> list[dict[str, Any]]:
         """The users with most events: id, profile, number of events, latest products; the demo shop offers them."""
         with self._connections.use() as connection, connection.cursor(row_factory=dict_row) as cursor:

@@ -5,6 +5,7 @@ products, users, events   one row per thing, keyed by catalogue (the recipe's na
 bundles                   the bundles whose vector table is complete
 promotions                every promotion of these, newest last; a rolled-back one carries `retracted_at`
 active_bundle             one row: the bundle that answers
+rules                     every version of a catalogue's rules, newest last; a reverted one carries `retracted_at`
 items_<bundle id>         append-only vectors of one bundle: row, product_id, embedding
 """
 
@@ -84,6 +85,14 @@ CREATE TABLE IF NOT EXISTS active_bundle (
     single boolean PRIMARY KEY DEFAULT true CHECK (single),
     bundle text NOT NULL REFERENCES bundles
 );
+CREATE TABLE IF NOT EXISTS rules (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    catalogue text NOT NULL,
+    source text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    retracted_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS rules_catalogue ON rules (catalogue, number);
 """
 
 
@@ -92,7 +101,8 @@ def create(connection: Connection[Any]) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATING,))
         # asked first: CREATE INDEX IF NOT EXISTS waits for whoever writes to the table, and lets nobody write meanwhile
-        if connection.execute("SELECT to_regclass('active_bundle')").fetchone() == (None,):
+        # for the newest table, which a database of an earlier release lacks
+        if connection.execute("SELECT to_regclass('rules')").fetchone() == (None,):
             connection.execute(_TABLES)
 
 

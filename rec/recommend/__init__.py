@@ -5,6 +5,12 @@ shelf.py     the bundle's products by id, as they are shown
 encode.py    user state -> user vector, and what each input contributed
 retrieve.py  user vector -> candidates, from pgvector and from what is popular
 score.py     candidates -> ranked list
+rules.py     what a merchandiser may say of lists, and which rule is the stronger
+facets.py    the values that rules can name
+arrange.py   pins, caps, buried products and diversity, as numbers
+ruling.py    rules of one bundle: ranked candidates -> the list
+rulebook.py  the rules that the database has
+preview.py   lists before and after rules that are not in force yet
 why.py       reason codes, matched attributes and the product that caused each item
 chain.py     all of them in one process
 """

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from rec.errors import InputError
 from rec.index.catalogue import Catalogue, Known, PastEvent
 from rec.index.connections import Connections
 from rec.recommend.encode import UserEncoder
-from rec.recommend.request import Answer, Request
+from rec.recommend.request import Answer, Applied, Request
 from rec.recommend.retrieve import Retriever
+from rec.recommend.rulebook import RuleBook
+from rec.recommend.ruling import NOTHING, Arranged, InForce, Ruling
 from rec.recommend.score import Scorer
 from rec.recommend.shelf import Shelf
 from rec.recommend.why import Explainer
@@ -30,6 +33,10 @@ where they would not all come after the last stored event."""
 STALE = timedelta(days=60)
 """Data that ended longer ago than this is served as of the day after it ended: ages of years would be all that the
 models see."""
+
+
+RULES_S = 2.0
+"""How old the rules of a chain may be."""
 
 
 class UnknownProducts(InputError):
@@ -94,6 +101,7 @@ class Chain:
     def __init__(self, bundle: Bundle, connections: Connections) -> None:
         shelf = Shelf(bundle)
         self.bundle = bundle
+        self.shelf = shelf
         self._catalogue = Catalogue(connections, bundle.recipe)
         self._resolver = Resolver(bundle, shelf)
         self._encoder = UserEncoder(bundle)
@@ -101,13 +109,25 @@ class Chain:
         self._scorer = Scorer(bundle)
         self._explainer = Explainer(bundle, shelf)
         self._num_candidates = bundle.config.ranker.candidates
+        self.vectors = self._explainer.vectors
+        """float32[N, d] unit rows."""
+        self.rules = RuleBook(connections, bundle, shelf, self.vectors)
 
     def recommend(self, request: Request, clock: datetime | None = None) -> Answer:
-        """Answer a request at `clock`, by default now."""
+        """Answer a request at `clock`, by default now, under the rules in force, at most RULES_S seconds late."""
+        self.rules.refresh(older_than_s=RULES_S)
+        return self.answer(request, self.rules.ruling, clock)
+
+    def answer(self, request: Request, ruling: Ruling | None, clock: datetime | None = None) -> Answer:
+        """Answer a request under the rules given."""
         watch = Stopwatch()
-        at = moment(self.bundle, clock or datetime.now(UTC))
+        now = clock or datetime.now(UTC)
+        at = moment(self.bundle, now)
+        ruling = ruling if request.rules else None
+        rules = standing(ruling, now)
         known = NOBODY if request.user_id is None else self._catalogue.known(request.user_id, STORED_EVENTS)
         state, exclude = self._resolver.resolve(request, known, at)
+        exclude = np.union1d(exclude, rules.exclude)
         watch.lap("state")
         encoded = self._encoder.encode(state)
         watch.lap("user_tower")
@@ -117,17 +137,46 @@ class Chain:
             state=state,
             exclude=exclude,
             filters=request.filters,
+            also=rules.pinned(request.k),
         )
         watch.lap("retrieval")
-        ranked = self._scorer.rank(state, found.candidates, request.k, microseconds(at))
+        ranked = self._scorer.rank(state, found.candidates, len(found.candidates.rows), microseconds(at))
         watch.lap("ranking")
-        items = self._explainer.explain(ranked, state, encoded)
+        arranged = rules.arrange(ranked, request.k, prices(rules, ranked.rows, self.shelf, self._catalogue))
+        watch.lap("rules")
+        items = self._explainer.explain(arranged.ranked, state, encoded)
+        add_codes(items, arranged)
         freshen(items, self._catalogue)
         watch.lap("explanation")
-        return Answer(items, self.bundle.id, at, len(items) < request.k, watch.milliseconds())
+        applied = None
+        if ruling is not None:
+            left_out = rules.left_out(ranked.rows, exclude, request.k)
+            applied = Applied(ruling.number, left_out, arranged.moved_by)
+        return Answer(items, self.bundle.id, at, len(items) < request.k, applied, watch.milliseconds())
 
 
 NOBODY = Known([], {})
+
+
+def standing(ruling: Ruling | None, now: datetime) -> InForce:
+    """The rules that hold at a moment."""
+    return NOTHING if ruling is None else ruling.in_force(now)
+
+
+def prices(rules: InForce, rows: np.ndarray, shelf: Shelf, catalogue: Catalogue) -> np.ndarray | None:
+    """float32[n] live prices of item rows, nan where there is none; None where no rule asks for them."""
+    if not rules.needs_prices:
+        return None
+    names = [shelf.product_id(row) for row in rows.tolist()]
+    live = catalogue.live(names)
+    # None, in the database or because the product is not in it, becomes nan
+    return np.array([live.get(name, {}).get("price") for name in names], np.float32)
+
+
+def add_codes(items: list[dict[str, Any]], arranged: Arranged) -> None:
+    """Put the reason codes of rules after the others of each item dictionary, in place."""
+    for item, codes in zip(items, arranged.codes, strict=True):
+        item["reasons"] += codes
 
 
 def microseconds(at: datetime) -> int:

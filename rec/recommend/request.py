@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Request:
     k: int = 10
     exclude: tuple[str, ...] = ()
     """Product ids that must not be recommended."""
+    rules: bool = True
+    """Whether the merchandiser's rules apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,26 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A pinned product that the list does not have."""
+
+    product_id: str
+    reason: Literal["excluded", "filtered"]
+    """`excluded`: by the request, by a rule, or because the shopper has it; `filtered`: the request's filters do not
+    let it pass, or it is out of stock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What rules did to a list."""
+
+    version: int
+    left_out: list[LeftOut]
+    moved_by: list[list[str]]
+    """By item, the names of the rules that its reason codes come from."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to a request."""
 
@@ -70,5 +92,7 @@ class Answer:
     """The moment that ages of events and products were taken at."""
     underfilled: bool
     """Fewer than k products pass the filters."""
+    rules: Applied | None
+    """None: no rules apply."""
     milliseconds: Mapping[str, float]
     """By stage."""

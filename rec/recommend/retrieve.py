@@ -1,6 +1,6 @@
 """From a user vector to candidates: pgvector, and what the other sources propose."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,14 +35,28 @@ class Retriever:
         self._quotas = bundle.config.ranker.quotas
 
     def retrieve(
-        self, vector: np.ndarray, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters
+        self,
+        vector: np.ndarray,
+        k: int,
+        *,
+        state: UserState,
+        exclude: np.ndarray,
+        filters: Filters,
+        also: np.ndarray = _NO_ROWS,
     ) -> Retrieved:
-        """k candidates for a user vector float32[d] of `state`, without the ascending item rows `exclude` int64[E]."""
-        return self._merged(vector, k, self._sources.propose(state), exclude, filters)
+        """k candidates for a user vector float32[d] of `state`, without the ascending item rows `exclude` int64[E].
 
-    def similar(self, row: int, k: int) -> Retrieved:
-        """The k nearest available products to an item row, without itself."""
-        return self._merged(self._vectors[row], k, NOTHING, np.array([row], np.int64), Filters())
+        After them come those of the rows `also` int64[A] that nothing found and that pass.
+        """
+        found = self._merged(vector, k, self._sources.propose(state), exclude, filters)
+        missing = also[~np.isin(also, found.candidates.rows) & ~np.isin(also, exclude)]
+        if not len(missing):
+            return found
+        return replace(found, candidates=self._extended(found.candidates, vector, missing, filters))
+
+    def similar(self, row: int, k: int, exclude: np.ndarray = _NO_ROWS) -> Retrieved:
+        """The k nearest available products to an item row, without itself and the rows `exclude` int64[E]."""
+        return self._merged(self._vectors[row], k, NOTHING, np.union1d(exclude, [row]), Filters())
 
     def _merged(
         self, vector: np.ndarray, k: int, proposed: Proposed, exclude: np.ndarray, filters: Filters
@@ -55,3 +69,13 @@ class Retriever:
             proposed = proposed.where(lambda rows: np.isin(rows, passing))
         candidates = merge(vector, self._vectors, nearest, proposed, k=k, quotas=self._quotas, exclude=exclude)
         return Retrieved(candidates, found.underfilled)
+
+    def _extended(self, found: Candidates, vector: np.ndarray, rows: np.ndarray, filters: Filters) -> Candidates:
+        """`found`, and those of `rows` that pass, which no source has found."""
+        rows = self._index.passing(rows, filters)
+        return Candidates(
+            rows=np.concatenate([found.rows, rows]),
+            scores=np.concatenate([found.scores, self._vectors[rows] @ vector]),
+            sources=np.concatenate([found.sources, np.zeros(len(rows), np.int64)]),
+            cooccurrence=np.concatenate([found.cooccurrence, np.zeros(len(rows), np.float32)]),
+        )

@@ -16,13 +16,14 @@ class Shelf:
 
     def __init__(self, bundle: Bundle) -> None:
         self._table = bundle.products().combine_chunks()
-        self._ids: list[str] = self._table["product_id"].to_pylist()
+        self.product_ids: list[str] = self._table["product_id"].to_pylist()
+        """Id of each item row."""
         self.categories: list[str] = sorted(set(pc.list_flatten(self._table["category"]).to_pylist()) - {UNKNOWN})
         """Categories of all products, by name."""
-        self._rows = {product_id: row for row, product_id in enumerate(self._ids)}
+        self._rows = {product_id: row for row, product_id in enumerate(self.product_ids)}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.product_ids)
 
     def unknown(self, product_ids: Iterable[str]) -> list[str]:
         """Those of `product_ids` that the bundle does not have, each once."""
@@ -38,7 +39,7 @@ class Shelf:
 
     def product_id(self, row: int) -> str:
         """The id of an item row."""
-        return self._ids[row]
+        return self.product_ids[row]
 
     def card(self, row: int) -> dict[str, Any]:
         """What to show of a product; `std` and `re` map a key to its values."""

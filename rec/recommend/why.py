@@ -8,6 +8,14 @@ popular              it is one of the popular products
 near_shopper         none of these: its vector is near the shopper's
 for_anyone           nothing is known of the shopper: it is near where the user tower starts
 ranker_unavailable   the ranker did not answer; the list is in retrieval order
+
+By rules (rec/recommend/rules.py), after these:
+
+pinned               a rule put it at its place
+boosted              a rule raised its relevance
+buried               a rule puts it after all others
+diversified          it is less like what stands above it than a product of higher relevance that comes later
+over_cap             a cap is exceeded, because no other product was left
 """
 
 from typing import Any
@@ -30,13 +38,14 @@ class Explainer:
     """Item dictionaries of an answer, for one bundle."""
 
     def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
-        self._vectors = bundle.item_vectors()  # float32[N, d] unit rows
+        self.vectors = bundle.item_vectors()
+        """float32[N, d] unit rows."""
         self._shelf = shelf
 
     def explain(self, ranked: Ranked, state: UserState, encoded: Encoded) -> list[dict[str, Any]]:
         """One dictionary per ranked item, in order."""
-        vectors = self._vectors[ranked.rows]  # float32[k, d]
-        cosine = vectors @ self._vectors[state.items].T  # float32[k, H]
+        vectors = self.vectors[ranked.rows]  # float32[k, d]
+        cosine = vectors @ self.vectors[state.items].T  # float32[k, H]
         raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
         unknown = state.cold and not encoded.without
         items = []
@@ -48,7 +57,8 @@ class Explainer:
             reasons += [f"fits_{name}" for name, by in raised.items() if by[at] >= RAISED]
             reasons += ["chosen_together"] if "cooccurrence" in sources else []
             reasons += ["popular"] if "popular" in sources else []
-            reasons = reasons or ["for_anyone" if unknown else "near_shopper"]
+            if not reasons and sources:  # what only a pin brought in is near nobody
+                reasons = ["for_anyone" if unknown else "near_shopper"]
             reasons += [] if ranked.by_ranker else ["ranker_unavailable"]
             items.append(
                 {

@@ -61,7 +61,7 @@ def test_shown_request_is_a_valid_body() -> None:
 
 
 def test_every_shown_recipe_is_valid(tmp_path: Path) -> None:
-    shown = [text for language, text in BLOCKS if language == "toml"]
+    shown = [text for language, text in BLOCKS if language == "toml" and not text.startswith("# rules.toml")]
     assert shown, "the README shows no recipe"
     for text in shown:
         tomllib.loads(text)

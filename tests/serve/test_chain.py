@@ -67,7 +67,7 @@ def test_every_answer_keeps_its_promises(
     assert all(item["sources"] for item in answer.items)
     assert all(("popular" in item["sources"]) <= cold for item in answer.items)
     assert answer.bundle == chain.bundle.id
-    assert set(answer.milliseconds) == {"state", "user_tower", "retrieval", "ranking", "explanation", "total"}
+    assert set(answer.milliseconds) == {"state", "user_tower", "retrieval", "ranking", "rules", "explanation", "total"}
 
 
 def test_a_cold_shopper_gets_popular_products_too(chain: Chain) -> None:

@@ -47,7 +47,7 @@ def test_following_goes_on_after_what_nobody_foresaw(
         return None
 
     def front(name: str) -> SimpleNamespace:
-        return SimpleNamespace(bundle=SimpleNamespace(id=name))
+        return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None))
 
     async def follow() -> str:
         replica: Any = SimpleNamespace(

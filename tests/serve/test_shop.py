@@ -15,14 +15,15 @@ from typing import Any, get_args
 
 import pytest
 
-from rec import publish
+from rec import postgres, publish
+from rec.index import rule_versions
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
 from rec.schema import EVENTS
 from serve import api
 from tests.bundle import tiny
-from tests.serve.conftest import Shop, free_port, shop_job
+from tests.serve.conftest import REPOSITORY, Shop, free_port, shop_job
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +155,40 @@ def test_similar_products_are_near_and_in_stock(shop: Shop) -> None:
     assert answer["items"][0]["attributes"]["category"] == answer["product"]["attributes"]["category"]
     assert "P0003" not in [item["product_id"] for item in answer["items"]]
     assert shop.client.get("/v1/products/P0003/similar?k=0").status_code == 422
+
+
+def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: Path) -> None:
+    body = {"history": ["P0003"], "k": 10}
+    plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
+        f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
+    )
+    options = ["--set", f"store={shop.recipe.store}", "--set", f"name={shop.recipe.name}"]
+    command = [sys.executable, "jobs/rules.py", "apply", str(rules), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    version = json.loads(done.stdout)["version"]
+    deadline = time.monotonic() + 30
+    while (answer := shop.recommend(**body))["rules"] is None:
+        assert time.monotonic() < deadline, "the shop does not follow"
+        time.sleep(0.2)
+    assert answer["rules"] == {"version": version, "left_out": []}
+    assert answer["items"][1]["product_id"] == "P0012"
+    assert "pinned" in answer["items"][1]["reasons"]
+    assert plain[0] not in [item["product_id"] for item in answer["items"]]
+    near = shop.client.get("/v1/products/P0003/similar?k=100").json()["items"]
+    assert plain[0] not in [item["product_id"] for item in near]
+    declined = shop.recommend(**body, rules=False)
+    assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
+    left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
+    assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
+    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
+    rule_versions.apply(postgres.url(shop.recipe.store), shop.recipe.name, "")
+    while shop.recommend(**body)["rules"] is not None:
+        assert time.monotonic() < deadline + 30, "the shop does not follow"
+        time.sleep(0.2)
 
 
 def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
