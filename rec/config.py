@@ -462,6 +462,11 @@ class UserTower(Branch):
     adapter: int = Field(default=0, ge=0)
     """Hidden width of a small network that moves the item tower's vectors, those of cold items as well, to where users
     want them; 0: none, and the vectors stay as they are."""
+    semantics: int = Field(default=0, ge=0)
+    """Components of a latent semantic analysis of the products' STD, RE and title tokens that the adapter reads beside
+    the item tower's vector: the words themselves, which text encoders blur. 0: none; needs an adapter."""
+    adapter_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout inside the adapter."""
     delta_norm: float = Field(default=0.5, ge=0)
     """Bound on the learned per-item delta; 0 turns it off."""
     temperature: float = Field(default=0.07, gt=0)
@@ -640,6 +645,15 @@ class Config(Branch):
                     f"{name}.train.precision={train.precision!r} is not implemented, only item_tower.train has it: "
                     'set it to "float32"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _semantics_are_read(self) -> Self:
+        if self.user_tower.semantics and not self.user_tower.adapter:
+            raise ValueError(
+                f"user_tower.semantics={self.user_tower.semantics} is read by the adapter, and user_tower.adapter=0 is "
+                "none: set user_tower.adapter to its hidden width, such as 512"
+            )
         return self
 
     @model_validator(mode="after")

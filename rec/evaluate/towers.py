@@ -91,7 +91,7 @@ def variants(options: UserTower, h: Histories) -> dict[str, UserTower]:
     made = {
         AS_IS: options,
         "text": options.model_copy(update={"delta_norm": 0.0}),
-        "sasrec": options.model_copy(update={"content": False, "adapter": 0}),
+        "sasrec": options.model_copy(update={"content": False, "adapter": 0, "semantics": 0}),
     }
     has = {"context": any(h.contexts), "profile": bool(h.profile_names)}
     for name in ("context", "profile"):
@@ -107,7 +107,7 @@ def _trained(
     """Ranks int64[U] of the targets by one tower, and what its stage says."""
     store = str(config.at(FOLDER))
     trained = config.model_copy(update={"store": store, "name": name, "user_tower": options, "seed": seed})
-    for part in DATASETS:
+    for part in (*DATASETS, *(["tensors"] if options.semantics else [])):
         hidden.link(config, trained, part)
     started = time.monotonic()
     facts = user.run(trained)

@@ -33,7 +33,7 @@ from rec.schema import EVENTS
 from rec.state import UserState
 
 KIND = "user_tower"
-VERSION = 3
+VERSION = 4
 
 HOUR, DAY = 3_600.0, 86_400.0
 GAP_EDGES_S = (
@@ -63,6 +63,9 @@ class Shape:
     dropout: float
     adapter: int
     """Hidden width of the item adapter, 0 for none."""
+    adapter_dropout: float
+    semantics: int
+    """k, components of the latent semantic analysis that the adapter reads; 0 for none."""
     inputs: tuple[str, ...]
     """Those of behaviour, context, profile that are in use."""
     text_encoder: str
@@ -188,7 +191,8 @@ class UserTower(nn.Module):
             last = nn.Linear(shape.adapter, d)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.adapter = nn.Sequential(nn.Linear(d, shape.adapter), nn.GELU(), nn.Dropout(shape.dropout), last)
+            first = nn.Linear(d + shape.semantics, shape.adapter)
+            self.adapter = nn.Sequential(first, nn.GELU(), nn.Dropout(shape.adapter_dropout), last)
         self.bos = nn.Parameter(torch.randn(d) * 0.02)
         if "behaviour" in shape.inputs:
             self.item_in = nn.Linear(d, d)
@@ -215,9 +219,11 @@ class UserTower(nn.Module):
         self.item_vectors = torch.from_numpy(np.ascontiguousarray(item_vectors, np.float32)).to(self.bos.device)
         return self
 
-    def adapt(self, vectors: Tensor) -> Tensor:
-        """The item tower's unit vectors float32[..., d] as this tower compares them: a function of content alone."""
-        return F.normalize(vectors + self.adapter(vectors), dim=-1) if self.shape.adapter else vectors
+    def adapt(self, content: Tensor) -> Tensor:
+        """Unit vectors float32[..., d] that users are compared with, of content float32[..., d + k]: the item tower's
+        unit vectors, and beside them the components of `rec.models.latent_semantics`."""
+        vectors = content[..., : self.shape.width]
+        return F.normalize(vectors + self.adapter(content), dim=-1) if self.shape.adapter else vectors
 
     def behaviour(self, history: Tensor, sequences: Sequences) -> Tensor:
         """float32[T, d] at every flat position, given the item vectors `history` float32[B, L, d]."""

@@ -178,6 +178,8 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             heads=2,
             dropout=0.0,
             adapter=0,
+            adapter_dropout=0.0,
+            semantics=0,
             inputs=("behaviour", "context", "profile"),
             text_encoder="minilm",
             text_width=TEXT_WIDTH,
