@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from rec import artifact
+from rec import artifact, weights
 from rec.config import Config
 from rec.errors import ArtifactError
 
@@ -117,8 +117,15 @@ class Bundle:
         return names
 
     def item_vectors(self) -> np.ndarray:
-        """float32[N, d] unit vectors in item-row order."""
-        return load_file(self.path / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+        """float32[N, d] unit vectors in item-row order. Raises ArtifactError where the file has others."""
+        with weights.reading(self.path / "user_tower" / "item_vectors.safetensors") as path:
+            vectors = load_file(path)["item_vectors"]
+        if vectors.shape != (self.items, self.width):
+            raise ArtifactError(
+                f"{path} holds vectors {vectors.shape}, bundle {self.id} says {self.items} items of width "
+                f"{self.width}: remove {self.path} and run `{MADE_BY}`"
+            )
+        return vectors
 
 
 @contextmanager

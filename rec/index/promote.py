@@ -15,7 +15,7 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, tables
+from rec.index import load, migrations, tables
 
 
 def check_floor(bundle: Bundle, *, force: bool) -> None:
@@ -43,13 +43,13 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
     """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`."""
     check_floor(bundle, force=force)
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with tables.switching(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is None:
                 raise DatabaseError(
                     f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it"
                 )
-            done = Promoted(_active(connection), load.catalogue(connection, bundle, data))
+            done = Promoted(found_active(connection), load.catalogue(connection, bundle, data))
             if done.before != bundle.id:
                 found = bundle.evaluation
                 connection.execute(
@@ -63,7 +63,7 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
 def previous(database_url: str, recipe: str) -> str:
     """Id of the bundle that `rollback` would make active. Raises DatabaseError when it would refuse."""
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         return _standing(connection, recipe)[1]
 
 
@@ -73,7 +73,7 @@ def rollback(database_url: str, recipe: str, expected: str) -> None:
     Raises DatabaseError when that is another one than `expected`: somebody promoted or rolled back meanwhile.
     """
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with tables.switching(connection):
             current, earlier = _standing(connection, recipe)
             if earlier != expected:
@@ -91,7 +91,7 @@ def prune(database_url: str, recipe: str) -> list[str]:
         active(connection)  # where nothing is active, nothing is known to be superseded
         with tables.switching(connection):
             kept = [name for _, name, _ in _promotions(connection, recipe)]
-            kept += [name for name in [_active(connection)] if name is not None and name not in kept]
+            kept += [name for name in [found_active(connection)] if name is not None and name not in kept]
             dropped = connection.execute(
                 "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s)", (recipe, kept)
             ).fetchall()
@@ -133,7 +133,7 @@ def _promotions(connection: Connection[Any], recipe: str | None = None) -> list[
 def active(connection: Connection[Any]) -> str:
     """Id of the active bundle. Raises DatabaseError when nothing has been promoted yet."""
     try:
-        found = _active(connection)
+        found = found_active(connection)
     except psycopg.errors.UndefinedTable:
         found = None
     finally:
@@ -145,7 +145,8 @@ def active(connection: Connection[Any]) -> str:
     return found
 
 
-def _active(connection: Connection[Any]) -> str | None:
+def found_active(connection: Connection[Any]) -> str | None:
+    """Id of the active bundle; None where nothing was promoted yet."""
     row = connection.execute("SELECT bundle FROM active_bundle").fetchone()
     return None if row is None else str(row[0])
 
