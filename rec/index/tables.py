@@ -11,7 +11,6 @@ schema_version            the migrations that have run (migrations.py), which sa
 items_<bundle id>         append-only vectors of one bundle: row, product_id, embedding
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,8 @@ from typing import Any
 from pgvector import HalfVector, Vector
 from psycopg import Connection, errors, sql
 
+from rec import bundle as bundles
 from rec.errors import DatabaseError
-
-BUNDLE_ID = re.compile(r"^[0-9a-f]{12}$")
 
 SWITCH_WAIT_MS = 5_000
 """How long a switch waits for another one, and for whoever changes stock."""
@@ -58,7 +56,7 @@ def switching(connection: Connection[Any]) -> Iterator[None]:
 
 def items_table(bundle: str) -> sql.Identifier:
     """The quoted name of a bundle's vector table. Raises DatabaseError for what is no bundle id."""
-    if not BUNDLE_ID.fullmatch(bundle):
+    if not bundles.BUNDLE_ID.fullmatch(bundle):
         raise DatabaseError(f"{bundle!r} is no bundle id (12 hexadecimal digits): see `python jobs/bundles.py list`")
     return sql.Identifier(f"items_{bundle}")
 

@@ -15,7 +15,7 @@ STAGES = [
 
 
 def test_there_is_a_job_for_every_stage() -> None:
-    assert {*STAGES, "pipeline", "benchmark", "shop"} <= {path.stem for path in JOBS}
+    assert {*STAGES, "pipeline", "benchmark", "bundles", "database", "shop"} <= {path.stem for path in JOBS}
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
