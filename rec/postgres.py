@@ -136,6 +136,8 @@ def _check_versions(connection: psycopg.Connection[TupleRow]) -> None:
     if row is None:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.errors.UniqueViolation:  # another connection created it at the same time
+            connection.rollback()
         except psycopg.Error as error:
             connection.close()
             raise DatabaseError(

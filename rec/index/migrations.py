@@ -169,10 +169,14 @@ def _next(connection: Connection[Any]) -> int:
 
 
 def _version(connection: Connection[Any]) -> int:
-    if connection.execute("SELECT to_regclass('schema_version')").fetchone() != (None,):
-        row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
-    else:
-        row = connection.execute("SELECT (to_regclass('active_bundle') IS NOT NULL)::integer").fetchone()
+    # not to_regclass: it remembers that there was no such table while this transaction waited for another's to be made
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relname IN ('schema_version', 'active_bundle')"
+        " AND relnamespace = current_schema()::regnamespace"
+    ).fetchall()
+    if ("schema_version",) not in rows:
+        return len(rows)  # version 1 had no such table
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
     assert row is not None
     return int(row[0])
 

@@ -41,6 +41,16 @@ def grant(database_url: str, role: str) -> list[str]:
             sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), sql.Identifier(role))
         )
         _grant(connection, names, role)
+        # where the grantor is not the owner, Postgres may only warn
+        closed = connection.execute(
+            "SELECT name FROM unnest(%s::text[]) name WHERE NOT has_table_privilege(%s, quote_ident(name), 'SELECT')",
+            (names, role),
+        ).fetchall()
+        if closed:
+            raise DatabaseError(
+                f"{role!r} may still not read {closed[0][0]}: grant as the owner of the tables, whom "
+                f"{postgres.URL_VARIABLE} has to name"
+            )
     return names
 
 
