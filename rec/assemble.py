@@ -57,7 +57,7 @@ def create(config: Config) -> Bundle:
             name = _create(folder, config)
     except OSError as error:
         raise ArtifactError(
-            f"no bundle can be written to {folder} ({error.strerror or error}): see that the folder may be written to "
+            f"no bundle can be written to {folder} ({error}): see that the folder may be written to "
             "and that its disk has space left"
         ) from error
     return bundle.read(config.store, name)

@@ -76,7 +76,7 @@ def pull(uri: str, name: str, store: str | Path) -> Moved:
         shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
-            f"bundle {name} cannot be written to {folder} ({error.strerror or error}): see that the folder may be "
+            f"bundle {name} cannot be written to {folder} ({error}): see that the folder may be "
             "written to and that its disk has space left; what has arrived is kept for the next try"
         ) from error
     return moved

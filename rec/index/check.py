@@ -16,23 +16,26 @@ _ROWS = 8_192
 
 
 def check(database_url: str, made: Bundle) -> str | None:
+    """`compare` with the database at a URL."""
+    with postgres.session(database_url) as connection:
+        return compare(connection, made)
+
+
+def compare(connection: Connection[Any], made: Bundle) -> str | None:
     """SHA-256 of ids and vectors in row order, equal to the bundle's; None where the bundle is not loaded.
 
     Raises DatabaseError naming what differs: the entry of the bundle, an index that is missing or invalid, the number
     of rows, or the first row with another id or vector.
     """
-    with postgres.session(database_url) as connection:
-        if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
-            return None
-        entry = connection.execute(
-            "SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (made.id,)
-        ).fetchone()
-        if entry is None:
-            return None
-        if entry[:3] != (made.recipe, made.items, made.width):
-            raise _differs(made, f"its entry says {entry[:3]}, not {(made.recipe, made.items, made.width)}")
-        _check_indexes(connection, made)
-        return _check_rows(connection, made, entry[3])
+    if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
+        return None
+    entry = connection.execute("SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (made.id,)).fetchone()
+    if entry is None:
+        return None
+    if entry[:3] != (made.recipe, made.items, made.width):
+        raise _differs(made, f"its entry says {entry[:3]}, not {(made.recipe, made.items, made.width)}")
+    _check_indexes(connection, made)
+    return _check_rows(connection, made, entry[3])
 
 
 def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
