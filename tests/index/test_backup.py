@@ -39,7 +39,7 @@ def test_content_moves_to_another_major_version(new_store: Callable[[], Path], t
         job.run(recipe, Namespace(action="start", argument=None))
     done = job.run(recipe, Namespace(action="backup", argument=str(file)))
     assert done == {"file": str(file), "bytes": file.stat().st_size}
-    postgres.stop_embedded(store)
+    assert job.run(recipe, Namespace(action="stop", argument=None)) == {"stopped": True}
     folder.rename(store / "postgres-16")
 
     half = tmp_path / "half.dump"
