@@ -100,7 +100,7 @@ def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
     with postgres.session(database_url) as connection:
         active(connection)  # where nothing is active, nothing is known to be superseded
         with tables.switching(connection):
-            kept = standing(connection, recipe)
+            kept = [name for _, name, _ in _promotions(connection, recipe)]
             kept += [name for name in [found_active(connection)] if name is not None and name not in kept]
             rows = connection.execute(
                 "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s) UNION ALL"
@@ -115,11 +115,6 @@ def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
                 connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
                 connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
     return Pruned(kept, dropped)
-
-
-def standing(connection: Connection[Any], recipe: str) -> list[str]:
-    """The bundles of a recipe that were promoted last and not rolled back: the newest, and the one before it."""
-    return [name for _, name, _ in _promotions(connection, recipe)]
 
 
 def before(connection: Connection[Any]) -> str | None:

@@ -133,6 +133,18 @@ def test_verify_names_what_is_wrong_in_the_database(shop: Shop, damage: str, sai
     assert check.check(shop.url, made) is not None
 
 
+def test_full_precision_is_verified_to_the_bit(shop: Shop, tmp_path: Path) -> None:
+    made = assemble.create(tiny.make(tiny.config(tmp_path, name="full", kind="vector")))
+    assert check.check(shop.url, made) is None, "not loaded"
+    load.vectors(shop.url, made, made.config.index)
+    assert check.check(shop.url, made) is not None
+    with psycopg.connect(shop.url) as connection:
+        connection.execute(f"UPDATE items_{made.id} SET embedding = embedding * '[{','.join(32 * ['1.0000002'])}]'")
+        with pytest.raises(DatabaseError, match=r"the vector of product 'P0000' is another one"):
+            check.compare(connection, made)
+        connection.rollback()
+
+
 def test_verify_reports_every_damaged_bundle(shop: Shop, tmp_path: Path) -> None:
     for name in (shop.first, shop.second):
         shutil.copytree(Path(shop.recipe.store) / "bundles" / name, tmp_path / "bundles" / name)
