@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from rec import artifact
+from rec import artifact, weights
 from rec.artifact import Manifest, write_json
 from rec.features import spec
 from rec.features.spec import Spec
@@ -111,7 +111,8 @@ def manifest(folder: Path) -> Manifest:
 def load(folder: Path, vectors: NDArray[np.float32]) -> ItemFeatures:
     """Read what `ItemFeatures.save` wrote; `vectors` float32[N, d] are the user tower's item vectors."""
     described = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    arrays = load_file(folder / "features.safetensors")
+    with weights.reading(folder / "features.safetensors") as path:
+        arrays = load_file(path)
     if len(vectors) != len(arrays["std"]):
         raise ValueError(f"{len(vectors)} item vectors for the features of {len(arrays['std'])} items in {folder}")
     return ItemFeatures(

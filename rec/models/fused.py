@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rec import weights
 from rec.artifact import write_json
 from rec.errors import ArtifactError
 from rec.features.compute import RankInputs
@@ -137,7 +138,8 @@ def load(folder: Path) -> FusedDeepFM:
     described = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
     module = FusedDeepFM(Spec.from_json(described["spec"]), described["embedding_dim"], described["hidden"])
     try:
-        module.load_state_dict(load_file(folder / "ranker.safetensors"))
+        with weights.reading(folder / "ranker.safetensors") as path:
+            module.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ArtifactError(f"{folder / 'ranker.safetensors'} does not fit ranker.json beside it: {error}") from error
     return module.eval()

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec import artifact
+from rec import artifact, weights
 from rec.artifact import Manifest, write_json
 from rec.errors import ArtifactError
 from rec.schema import EVENTS
@@ -334,7 +334,10 @@ def load(folder: Path) -> UserTower:
     described |= {name: tuple(value) for name, value in described.items() if isinstance(value, list)}
     tower = UserTower(Shape(**described))
     try:
-        tower.load_state_dict(load_file(folder / "user_tower.safetensors"))
+        with weights.reading(folder / "user_tower.safetensors") as path:
+            tower.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ArtifactError(f"{folder / 'user_tower.safetensors'} does not fit user_tower.json: {error}") from error
-    return tower.attach(load_file(folder / "item_vectors.safetensors")["item_vectors"].numpy()).eval()
+    with weights.reading(folder / "item_vectors.safetensors") as path:
+        vectors = load_file(path)["item_vectors"].numpy()
+    return tower.attach(vectors).eval()

