@@ -128,10 +128,11 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def _recommender(config: Config, h: Histories) -> Recommender:
     vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
+    items = item_features.load(config.at("features"), vectors)
     return Recommender(
         vectors=UserVectors(user_tower.load(config.at("user_tower")), config.text),
-        items=item_features.load(config.at("features"), vectors),
-        ranker=fused.load(config.at("ranker")),
+        items=items,
+        ranker=fused.load(config.at("ranker"), items.spec),
         sources=tables.load(config.at("sources")),
         past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,

@@ -14,7 +14,7 @@ from rec.features.compute import compute_batch
 from rec.features.items import ItemFeatures
 from rec.features.popularity import PastPopularity
 from rec.log import progress
-from rec.models.fused import FusedDeepFM
+from rec.models.fused import Fused
 from rec.models.user_vectors import UserVectors
 from rec.retrieval import Candidates, candidates, search
 from rec.sources.tables import Sources
@@ -65,7 +65,7 @@ class Recommender:
 
     vectors: UserVectors
     items: ItemFeatures
-    ranker: FusedDeepFM
+    ranker: Fused
     sources: Sources
     """Of all training events, whenever these were: serving has these tables too, and one set for each test's day would
     cost as many builds."""

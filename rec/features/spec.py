@@ -72,6 +72,23 @@ class Spec:
             dense=tuple(value["dense"]),
         )
 
+    @property
+    def names(self) -> list[str]:
+        """All fields: sparse, varlen, dense."""
+        return [*(field.name for field in self.sparse), *(field.name for field in self.varlen), *self.dense]
+
+    def difference(self, other: "Spec") -> str:
+        """The first thing that `other` has otherwise, in words; empty when the two are equal."""
+        names = [self.names, other.names]
+        for here, there, what in ((*names, "only the first has"), (*names[::-1], "only the second has")):
+            if more := sorted(set(here) - set(there)):
+                return f"{what} the fields {', '.join(more[:5])}{' and others' if len(more) > 5 else ''}"
+        for name in self.tables.keys() | other.tables.keys():
+            rows = self.tables.get(name), other.tables.get(name)
+            if rows[0] != rows[1]:
+                return f"table {name!r} has {rows[0]} rows in the first and {rows[1]} in the second"
+        return "" if self == other else "the same fields are in another order or look up other tables"
+
 
 def build(
     *,

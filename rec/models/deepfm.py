@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from rec.features.spec import Spec
 from rec.models.fused import DenseScale, FusedDeepFM
+from rec.models.reranker import Reranker
 
 MAX_ROWS = 2**24
 """Largest table whose ids a float32 holds exactly."""
-TABLE_STD = 0.05
-"""Standard deviation of the factor tables at the start, transferred or random."""
 
 
 def deepctr() -> ModuleType:
@@ -60,17 +59,14 @@ class GatedFM(nn.Module):
         return self.gate * self.fm(factors)
 
 
-class DeepFM(nn.Module):
-    """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside.
+class DeepFM(Reranker):
+    """deepctr-torch's DeepFM on the fields of a Spec: logits out. The pairwise term has a gate (`GatedFM`)."""
 
-    The pairwise term has a gate (`GatedFM`). A new model's score is 0 for everything; `start_from_retrieval`
-    makes it the retrieval score.
-    """
+    table_std = 0.05
 
     def __init__(
         self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int
     ) -> None:
-        super().__init__()
         if not hidden:
             raise ValueError("ranker.hidden is empty: DeepFM needs at least one hidden layer")
         for name, rows in spec.tables.items():
@@ -78,12 +74,13 @@ class DeepFM(nn.Module):
                 raise ValueError(
                     f"table {name!r} has {rows} rows; deepctr-torch keeps ids as float32, exact up to {MAX_ROWS}"
                 )
-        self.spec, self.dim, self.hidden = spec, dim, list(hidden)
+        super().__init__(spec, scale, dim)
+        self.hidden = list(hidden)
         columns = _columns(spec, dim)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.net = deepctr().models.DeepFM(
                 columns, columns, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
-                init_std=TABLE_STD, seed=seed, dnn_dropout=dropout, task="regression",
+                init_std=self.table_std, seed=seed, dnn_dropout=dropout, task="regression",
             )  # fmt: skip
             for layer in self.net.dnn.linears:
                 nn.init.xavier_uniform_(layer.weight)
@@ -91,54 +88,24 @@ class DeepFM(nn.Module):
             self.net.fm = GatedFM(self.net.fm)
             for start in (self.net.dnn_linear, self.net.linear_model, *self.net.linear_model.embedding_dict.values()):
                 nn.init.zeros_(start.weight)
-        for name in ("low", "high", "mean", "std"):
-            self.register_buffer(name, getattr(scale, name).clone())
-        limits = [spec.tables[field.table] for field in spec.sparse]
-        limits += [spec.tables[field.table] for field in spec.varlen for _ in range(field.length)]
-        self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
-    def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
-        """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G]."""
-        ids = torch.cat([sparse, varlen], dim=1)
-        self._check(ids)
-        scaled = self.scale(dense)
-        return self.net(torch.cat([ids.to(torch.float32), scaled], dim=1))[:, 0]
-
-    @property
-    def scale(self) -> DenseScale:
-        """Normalisation of the dense fields."""
-        return DenseScale(*(self.get_buffer(name) for name in ("low", "high", "mean", "std")))
+    def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
+        """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
+        logits: Tensor = self.net(torch.cat([ids.to(torch.float32), scaled], dim=1))[:, 0]
+        return logits
 
     def table(self, name: str) -> nn.Parameter:
         """Factor table float32[rows, dim] of one id space."""
         return _weight(self.net.embedding_dict[name])
 
-    def start_from_retrieval(self, temperature: float) -> None:
-        """Make the logits of a new model score / temperature, up to a constant: training starts at the retrieval order.
+    def dense_weights(self) -> Tensor:
+        """float32[G] weights of the linear term over the dense fields."""
+        weights: Tensor = self.net.linear_model.weight[:, 0]
+        return weights
 
-        Exactly so: every other part has a weight of zero at its end (the linear weights, the gate, the network's
-        last layer), and learns from the first step on, because what these weights multiply is not zero.
-        """
-        column = self.spec.dense.index("score")
-        with torch.no_grad():
-            self.net.linear_model.weight[column] = self.get_buffer("std")[column] / temperature
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: weight decay on the network only, never on a table or a linear weight."""
-        decayed = [layer.weight for layer in self.net.dnn.linears]
-        chosen = {id(weight) for weight in decayed}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-    def _check(self, ids: Tensor) -> None:
-        limits = self.get_buffer("limits")
-        wrong = ((ids < 0) | (ids >= limits)).any(dim=0)
-        if bool(wrong.any()):
-            column = int(wrong.nonzero()[0])
-            names = [field.name for field in self.spec.sparse]
-            names += [field.name for field in self.spec.varlen for _ in range(field.length)]
-            largest = int(ids[:, column].max())
-            raise ValueError(f"field {names[column]!r} has an id outside [0, {int(limits[column])}), e.g. {largest}")
+    def decayed(self) -> list[nn.Parameter]:
+        """The matrices of the deep part."""
+        return [layer.weight for layer in self.net.dnn.linears]
 
     def export(self) -> FusedDeepFM:
         """The same function as a FusedDeepFM."""
@@ -152,11 +119,10 @@ class DeepFM(nn.Module):
             fused.linear.copy_(self.net.linear_model.weight[:, 0])
             fused.bias.copy_(self.net.out.bias)
             fused.gate.copy_(self.net.fm.gate)
-            for name in ("low", "high", "mean", "std"):
-                fused.get_buffer(name).copy_(self.get_buffer(name))
             for target, source in zip(fused.layers, self.net.dnn.linears, strict=True):
                 target.load_state_dict(source.state_dict())
             fused.top.load_state_dict(self.net.dnn_linear.state_dict())
+        fused.set_scale(self.scale)
         return fused.eval()
 
 
