@@ -30,8 +30,8 @@ from rec.models.probability import log_odds
 KIND = "ranker"
 VERSION = 3
 BLOCK = 256
-"""Rows scored at once: a request is one or few blocks, and what a block makes stays in cache and is not given back to the
-system: DLRM takes twice as long with 16,384 rows."""
+"""Rows scored at once: a request is one or few blocks, and between two a block's memory is not given back to the system.
+DLRM takes twice as long with 16,384 rows."""
 
 
 @dataclass(frozen=True, slots=True)

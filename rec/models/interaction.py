@@ -40,10 +40,17 @@ class Interaction(nn.Module):
             own = F.relu(layer(own))  # float32[K, dim]
         vectors = torch.cat([own.unsqueeze(1), factors], dim=1)  # float32[K, fields + 1, dim]
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        deep = torch.cat([own, dots.index_select(1, self.pairs)], dim=1)
-        for layer in self.layers:
-            deep = F.dropout(F.relu(layer(deep)), self.dropout, self.training)
+        deep = self._first(own, dots.index_select(1, self.pairs))
+        for layer in self.layers[1:]:
+            deep = layer(F.dropout(F.relu(deep), self.dropout, self.training))
+        deep = F.dropout(F.relu(deep), self.dropout, self.training)
         return scaled @ self.linear + self.top(deep)[:, 0]
+
+    def _first(self, own: Tensor, dots: Tensor) -> Tensor:
+        """The top network's first layer on both its inputs, which are not joined: that copy would be a tenth of all."""
+        first, width = self.layers[0], own.shape[1]
+        assert isinstance(first, nn.Linear)
+        return torch.addmm(F.linear(own, first.weight[:, :width], first.bias), dots, first.weight[:, width:].T)
 
     @property
     def weights(self) -> list[nn.Parameter]:

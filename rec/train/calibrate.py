@@ -1,7 +1,7 @@
 """Calibration of a trained ranker on requests that it did not train on, and what its probabilities are worth there.
 
-Temperature and bias of `rec.models.probability` minimise the binary cross-entropy of all candidates, every request
-counting the same. The figures are of the requests that both were fitted on: two numbers on hundreds of lists.
+Temperature and bias of `rec.models.probability` minimise the logloss of all candidates. The figures are of the requests
+that both were fitted on: two numbers on hundreds of lists.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from rec.evaluate import calibration
 from rec.evaluate.classes import auc, gauc, logloss
 from rec.models.probability import log_odds
-from rec.train.listwise import pointwise_loss, rectangle
+from rec.train.listwise import rectangle
 
 LOWEST = -1e9
 """Score of what only fills a row: it has no share in a softmax, and unlike minus infinity it has a gradient."""
@@ -51,18 +52,15 @@ class Scored:
 
 def fit(given: Scored) -> tuple[float, float]:
     """Temperature, above 0, and bias; 1 and 0 where nothing better was found."""
-    counts, labels = torch.from_numpy(given.counts), torch.from_numpy(given.labels)
+    counts, target = torch.from_numpy(given.counts), torch.from_numpy(given.targets).double()
     rows = rectangle(torch.from_numpy(given.scores).double(), counts, LOWEST)
     real = torch.arange(rows.shape[1]) < counts[:, None]
-    sure = torch.zeros(len(given.scores), dtype=torch.float64)
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([log_temperature, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        odds = log_odds(rows, log_temperature.exp(), bias)[real]
-        return pointwise_loss(odds, counts, labels, sure, counts)
-
-    search = torch.optim.LBFGS([log_temperature, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+        return F.binary_cross_entropy_with_logits(log_odds(rows, log_temperature.exp(), bias)[real], target)
 
     def closure() -> torch.Tensor:
         search.zero_grad()
@@ -70,12 +68,9 @@ def fit(given: Scored) -> tuple[float, float]:
         value.backward()
         return value
 
-    with torch.no_grad():
-        before = float(loss())
+    before = loss().item()
     search.step(closure)
-    with torch.no_grad():
-        better = float(loss()) < before
-    return (float(log_temperature.exp()), float(bias)) if better else (1.0, 0.0)
+    return (log_temperature.exp().item(), bias.item()) if loss().item() < before else (1.0, 0.0)
 
 
 def figures(given: Scored, temperature: float, bias: float) -> dict[str, Any]:
