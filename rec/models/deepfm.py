@@ -7,6 +7,7 @@ What deepctr-torch 0.3.0 does, and what this adapter does about it:
     ids travel in a float32 matrix                          a table over 2^24 rows is refused
     an unknown id is an IndexError from inside torch        checked first, with the field's name
     `.fit` sums the loss and is single-process              not used: we have our own loop
+    every field is looked up on its own                     one lookup per table
     L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
                                                             where Adam leaves a row without gradient to the bit
     weights of the network start at 1e-4                    Xavier
@@ -90,13 +91,25 @@ class DeepFM(Reranker):
                 nn.init.zeros_(start.weight)
 
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
-        """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
-        logits: Tensor = self.net(torch.cat([ids.to(torch.float32), scaled], dim=1))[:, 0]
-        return logits
+        """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G].
+
+        What `self.net` makes of them, with one lookup per table in place of one per field.
+        """
+        net = self.net
+        factors = self.fields(ids, self.table)  # float32[K, fields, dim]
+        first = self.fields(ids, self._linear)  # float32[K, fields, 1]
+        deep = net.dnn_linear(net.dnn(torch.cat([factors.flatten(1), scaled], dim=1)))
+        linear = scaled @ net.linear_model.weight
+        logits: Tensor = first.sum(1) + linear + net.fm(factors) + deep + net.out.bias
+        return logits[:, 0]
 
     def table(self, name: str) -> nn.Parameter:
         """Factor table float32[rows, dim] of one id space."""
         return _weight(self.net.embedding_dict[name])
+
+    def _linear(self, name: str) -> nn.Parameter:
+        """Linear weights float32[rows, 1] of one id space."""
+        return _weight(self.net.linear_model.embedding_dict[name])
 
     def dense_weights(self) -> Tensor:
         """float32[G] weights of the linear term over the dense fields."""
@@ -110,10 +123,7 @@ class DeepFM(Reranker):
     def export(self) -> FusedDeepFM:
         """The same function as a FusedDeepFM."""
         fused = FusedDeepFM(self.spec, self.dim, self.hidden)
-        tables = [
-            torch.cat([self.table(name), _weight(self.net.linear_model.embedding_dict[name])], dim=1)
-            for name in self.spec.tables
-        ]
+        tables = [torch.cat([self.table(name), self._linear(name)], dim=1) for name in self.spec.tables]
         with torch.no_grad():
             fused.table.copy_(torch.cat(tables))
             fused.linear.copy_(self.net.linear_model.weight[:, 0])

@@ -6,10 +6,9 @@ leaves a row that no batch looked up as it was, to the bit.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rec.features.spec import Spec
-from rec.models.fused import DenseScale, FusedDLRM, id_columns, num_fields, pool
+from rec.models.fused import DenseScale, FusedDLRM, num_fields
 from rec.models.interaction import Interaction
 from rec.models.reranker import Reranker
 
@@ -41,17 +40,10 @@ class DLRM(Reranker):
             self.net = Interaction(
                 num_fields(spec), len(spec.dense), dim, bottom=bottom, hidden=hidden, dropout=dropout
             )
-        # One lookup per table: the columns that look it up, and where each column of ids lies in what all found.
-        owners = [table for _, table in id_columns(spec)]
-        self._columns = {name: [c for c, owner in enumerate(owners) if owner == name] for name in dict.fromkeys(owners)}
-        order = torch.tensor([column for columns in self._columns.values() for column in columns])
-        self.register_buffer("order", torch.argsort(order), persistent=False)
 
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
-        found = [F.embedding(ids[:, columns], self.tables[name]) for name, columns in self._columns.items()]
-        in_order = torch.cat(found, dim=1).index_select(1, self.get_buffer("order"))  # float32[K, F + R, dim]
-        logits: Tensor = self.net(pool(self.spec, ids, in_order), scaled)
+        logits: Tensor = self.net(self.fields(ids, self.table), scaled)
         return logits
 
     def table(self, name: str) -> nn.Parameter:

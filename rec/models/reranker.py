@@ -2,13 +2,15 @@
 are normalised inside, and the surface that the training loop needs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rec.features.spec import Spec
-from rec.models.fused import DenseScale, Fused, id_columns
+from rec.models.fused import DenseScale, Fused, id_columns, pool
 
 
 class Reranker(nn.Module, ABC):
@@ -23,8 +25,12 @@ class Reranker(nn.Module, ABC):
         self.spec, self.dim = spec, dim
         for name in DenseScale.NAMES:
             self.register_buffer(name, getattr(scale, name).clone())
-        limits = [spec.tables[table] for _, table in id_columns(spec)]
-        self.register_buffer("limits", torch.tensor(limits), persistent=False)
+        owners = [table for _, table in id_columns(spec)]
+        self.register_buffer("limits", torch.tensor([spec.tables[name] for name in owners]), persistent=False)
+        # One lookup per table: the columns that look it up, and where each column of ids lies in what all found.
+        self._columns = {name: [c for c, owner in enumerate(owners) if owner == name] for name in dict.fromkeys(owners)}
+        order = torch.tensor([column for columns in self._columns.values() for column in columns])
+        self.register_buffer("order", torch.argsort(order), persistent=False)
 
     def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
         """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G].
@@ -38,6 +44,12 @@ class Reranker(nn.Module, ABC):
     @abstractmethod
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
+
+    def fields(self, ids: Tensor, table: Callable[[str], Tensor]) -> Tensor:
+        """float32[K, fields, c] rows of ids int64[K, F + R], varlen fields averaged; `table` gives the rows
+        float32[rows, c] of an id space."""
+        found = [F.embedding(ids[:, columns], table(name)) for name, columns in self._columns.items()]
+        return pool(self.spec, ids, torch.cat(found, dim=1).index_select(1, self.get_buffer("order")))
 
     @abstractmethod
     def table(self, name: str) -> nn.Parameter:

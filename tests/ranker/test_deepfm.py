@@ -4,7 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from rec.models.deepfm import DeepFM
+from tests.ranker import models
 
 _NO_NETWORK = """
 import socket, threading
@@ -20,6 +25,24 @@ assert "deepctr_torch" not in __import__("sys").modules, "importing the adapter 
 assert deepctr().__version__ == "0.3.0"
 assert not started, started
 """
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_one_lookup_per_table_gives_what_deepctr_torch_gives(training: bool) -> None:
+    model = models.random("deepfm").train(training)
+    assert isinstance(model, DeepFM)
+    given = models.inputs(np.random.default_rng(3), 50)
+    sparse, varlen, dense = models.tensors(given)
+    together = torch.cat([sparse.float(), varlen.float(), model.scale(dense)], dim=1)
+    found, gradients = [], []
+    for forward in (lambda: model(sparse, varlen, dense), lambda: model.net(together)[:, 0]):
+        torch.manual_seed(5)  # of dropout
+        model.zero_grad()
+        found.append(forward())
+        found[-1].square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
