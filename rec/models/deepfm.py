@@ -77,10 +77,10 @@ class DeepFM(Reranker):
                 )
         super().__init__(spec, scale, dim)
         self.hidden = list(hidden)
-        columns = _columns(spec, dim)
+        fields = columns(spec, dim)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.net = deepctr().models.DeepFM(
-                columns, columns, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
+                fields, fields, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
                 init_std=self.table_std, seed=seed, dnn_dropout=dropout, task="regression",
             )  # fmt: skip
             for layer in self.net.dnn.linears:
@@ -96,8 +96,9 @@ class DeepFM(Reranker):
         What `self.net` makes of them, with one lookup per table in place of one per field.
         """
         net = self.net
-        factors = self.fields(ids, self.table)  # float32[K, fields, dim]
-        first = self.fields(ids, self._linear)  # float32[K, fields, 1]
+        rows = {name: torch.cat([self.table(name), self._linear(name)], dim=1) for name in self.spec.tables}
+        found = self.fields(ids, rows.__getitem__)  # float32[K, fields, dim + 1]
+        factors, first = found[..., : self.dim], found[..., self.dim :]
         deep = net.dnn_linear(net.dnn(torch.cat([factors.flatten(1), scaled], dim=1)))
         linear = scaled @ net.linear_model.weight
         logits: Tensor = first.sum(1) + linear + net.fm(factors) + deep + net.out.bias
@@ -142,7 +143,7 @@ def _weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
-def _columns(spec: Spec, dim: int) -> list[Any]:
+def columns(spec: Spec, dim: int) -> list[Any]:
     """deepctr-torch's feature columns in the order of the input matrix: sparse, varlen, dense."""
     inputs = deepctr().inputs
 

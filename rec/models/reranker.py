@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec.features.spec import Spec
-from rec.models.fused import DenseScale, Fused, id_columns, pool
+from rec.models.fused import DenseScale, Fused, id_columns
 
 
 class Reranker(nn.Module, ABC):
@@ -27,10 +27,10 @@ class Reranker(nn.Module, ABC):
             self.register_buffer(name, getattr(scale, name).clone())
         owners = [table for _, table in id_columns(spec)]
         self.register_buffer("limits", torch.tensor([spec.tables[name] for name in owners]), persistent=False)
-        # One lookup per table: the columns that look it up, and where each column of ids lies in what all found.
-        self._columns = {name: [c for c, owner in enumerate(owners) if owner == name] for name in dict.fromkeys(owners)}
-        order = torch.tensor([column for columns in self._columns.values() for column in columns])
-        self.register_buffer("order", torch.argsort(order), persistent=False)
+        # Neighbouring sparse fields of one table are looked up together.
+        tables = [field.table for field in spec.sparse]
+        starts = [at for at, table in enumerate(tables) if at == 0 or tables[at - 1] != table]
+        self._runs = [(tables[a], a, b) for a, b in zip(starts, [*starts[1:], len(tables)], strict=True)]
 
     def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
         """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G].
@@ -48,8 +48,13 @@ class Reranker(nn.Module, ABC):
     def fields(self, ids: Tensor, table: Callable[[str], Tensor]) -> Tensor:
         """float32[K, fields, c] rows of ids int64[K, F + R], varlen fields averaged; `table` gives the rows
         float32[rows, c] of an id space."""
-        found = [F.embedding(ids[:, columns], table(name)) for name, columns in self._columns.items()]
-        return pool(self.spec, ids, torch.cat(found, dim=1).index_select(1, self.get_buffer("order")))
+        found = [F.embedding(ids[:, first:last], table(name)) for name, first, last in self._runs]
+        column = len(self.spec.sparse)
+        for field in self.spec.varlen:
+            bag = ids[:, column : column + field.length]
+            found.append(F.embedding_bag(bag, table(field.table), mode="mean", padding_idx=0).unsqueeze(1))
+            column += field.length
+        return torch.cat(found, dim=1)
 
     @abstractmethod
     def table(self, name: str) -> nn.Parameter:
