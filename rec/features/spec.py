@@ -32,6 +32,36 @@ _CROSS = (
 )  # fmt: skip
 
 
+GROUPS = (
+    "profile", "activity", "habits", "attributes", "re", "brand", "product", "retrieval", "seen", "shares",
+    "similarity", "garment",
+)  # fmt: skip
+"""What the fields are about, for `group_of`."""
+_GROUPS = {
+    "brand": ("item_brand", "user_brand", "same_brand"),
+    "re": ("item_re", "re_match", "re_match_max"),
+    "product": (*_ITEM, "price_gap", "price_distance"),
+    "retrieval": ("source", "score", "score_gap", "log_rank", "cooccurrence"),
+    "seen": ("seen", "seen_count", "same_group"),
+    "activity": _USER,
+}
+_PREFIXES = {
+    "profile_": "profile", "cosine_": "similarity", "share_": "shares", "last_": "shares", "user_": "habits",
+    "item_": "attributes", "measure_": "garment", "habit_": "garment",
+}  # fmt: skip
+
+
+def group_of(field: str) -> str:
+    """The one of GROUPS that a field belongs to."""
+    for group, names in _GROUPS.items():
+        if field in names:
+            return group
+    for prefix, group in _PREFIXES.items():
+        if field.startswith(prefix):
+            return group
+    return "garment"  # a profile value beside a measurement
+
+
 @dataclass(frozen=True, slots=True)
 class SparseField:
     """One id per candidate."""

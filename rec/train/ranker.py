@@ -21,6 +21,7 @@ from ray.train.torch import get_device
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rec import artifact, dataset, histories, runtime, samples
 from rec.config import Config, Ranker
@@ -92,7 +93,7 @@ def run(config: Config) -> dict[str, Any]:
     contest = Contest(_training(folder, config.ranker, data))
     ddp.load_checkpoint(last, contest)
     ranker = contest.winner().model.export()
-    held = score(ranker, data, load_numpy(folder / "parts.safetensors")["held"])
+    held = score(ranker, data, parts(folder)[1])
     temperature, bias = calibrate.fit(held)
     ranker.temperature.fill_(temperature)
     ranker.odds_bias.fill_(bias)
@@ -175,7 +176,7 @@ def prepare(
     held_count = max(round(len(data) * config.ranker.holdout), 1)
     held, train = np.sort(order[:held_count]), np.sort(order[held_count:])
     save_numpy({"train": train, "held": held}, folder / "parts.safetensors")
-    model, reports = _fresh(config, items, data, train)
+    model, reports = fresh(config, items, data, train)
     save_file(model.state_dict(), folder / "start.safetensors")
     artifact.write_json(folder / "spec.json", items.spec.to_json())
     facts = {
@@ -187,7 +188,7 @@ def prepare(
     return reports, facts
 
 
-def _fresh(
+def fresh(
     config: Config, items: ItemFeatures, data: Requests, train: NDArray[np.int64]
 ) -> tuple[Reranker, list[TransferReport]]:
     """The model at its start: normalisers of the training requests, transferred tables, retrieval order."""
@@ -239,15 +240,12 @@ def loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs; `config` holds the work folder, the ranker options and the seed."""
     folder, options = Path(config["folder"]), Ranker.model_validate(config["ranker"])
     data = requests.open_requests(folder)
-    parts = load_numpy(folder / "parts.safetensors")
+    train, held = parts(folder)
     contest = Contest(_training(folder, options, data))
     device, model = get_device(), contest.current.model
     wrapped = ddp.distribute(contest)
     optimizer = contest.current.optimizer(options.train.learning_rate, options.train.weight_decay)
-    train, held = parts["train"], parts["held"]
-    widest = int(np.diff(data.offsets).max())
-    if options.negatives:
-        widest = min(widest, 1 + options.negatives)
+    size = requests_per_step(data, options)
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):
         if contest.stale(epoch.number, options.patience):
             break
@@ -255,13 +253,13 @@ def loop(config: dict[str, Any]) -> None:
             contest.judge(ddp.from_first(evaluate(model, data, held)), 0)
         contest.train()
         total = torch.zeros((), device=device)
-        steps = ddp.batches(len(train), max(options.train.batch_size // widest, 1), epoch.rng)
+        steps = ddp.batches(len(train), size, epoch.rng)
         uniform = epoch.rng.random(len(train)) if options.negatives else None  # by request: the same on every worker
         first = epoch.number * len(steps)
         for step, rows in enumerate(epoch.progress(steps, what="ranker", count=len(steps)), start=first):
             drawn = None if uniform is None else uniform[rows]
             given = batch(data, train[rows], options.negatives, drawn).to(device)
-            frozen = [model.table(name) for name in TRANSFERRED] if step < options.freeze_steps else []
+            frozen = transferred(model) if step < options.freeze_steps else []
             total += update(wrapped, optimizer, given, frozen)
         contest.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
@@ -272,6 +270,23 @@ def loop(config: dict[str, Any]) -> None:
             )
         epoch.metrics["ndcg10"] = ddp.from_first(evaluate(model, data, held))
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
+
+
+def parts(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The requests that train and those that choose the epoch, from the work folder."""
+    found = load_numpy(folder / "parts.safetensors")
+    return found["train"], found["held"]
+
+
+def requests_per_step(data: Requests, options: Ranker) -> int:
+    """How many requests have together no more rows than a batch may have."""
+    widest = int(np.diff(data.offsets).max())
+    return max(options.train.batch_size // min(widest, 1 + (options.negatives or widest)), 1)
+
+
+def transferred(model: Reranker) -> list[nn.Parameter]:
+    """The tables that start from the item tower."""
+    return [model.table(name) for name in TRANSFERRED]
 
 
 def _training(folder: Path, options: Ranker, data: Requests) -> Training:
