@@ -498,8 +498,10 @@ class Quotas(Branch):
 
 
 class Ranker(Branch):
-    """DeepFM and its candidates."""
+    """DeepFM or DLRM, and its candidates."""
 
+    model: Literal["deepfm", "dlrm"] = "deepfm"
+    """Factorisation machine beside a network, or dot products of all fields within one."""
     candidates: int = Field(default=100, ge=10)
     """Candidates retrieved per request, in training and serving."""
     quotas: Quotas = Quotas()
@@ -507,17 +509,28 @@ class Ranker(Branch):
     embedding_dim: int = Field(default=16, ge=4)
     """Width of a field's embedding."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[128, 64], min_length=1)
-    """Widths of the deep part's layers."""
+    """Widths of the layers of DeepFM's deep part, of DLRM's top network."""
+    bottom: list[Annotated[int, Field(ge=1)]] = [64]
+    """DLRM: widths of the layers between the dense fields and their vector."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of the deep part."""
-    transfer: Literal["project", "none"] = "project"
-    """How STD and RE tables start: projected from the item tower, or at random."""
+    """Dropout after the layers of `hidden`."""
+    transfer: Literal["copy", "project", "none"] = "project"
+    """How STD and RE tables start: as the item tower's are (`embedding_dim` must be its width), projected from them,
+    or at random."""
+    freeze_steps: int = Field(default=0, ge=0)
+    """Optimizer steps, counted over all epochs, before which the transferred tables are not changed."""
+    pointwise: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the pointwise logloss; the softmax over a request's candidates has the rest."""
+    negatives: int = Field(default=0, ge=0)
+    """Candidates beside the target that a request trains on, drawn anew each epoch with LogQ; 0: all."""
     re_tokens: int = Field(default=16, ge=1)
     """RE tokens per item that the ranker reads; the tower reads vocab.max_re_tokens."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of users that choose the best epoch and train nothing."""
     max_users: int | None = Field(default=None, ge=1)
     """Cap on users whose held-out event trains the ranker."""
+    patience: int = Field(default=0, ge=0)
+    """Epochs without a better NDCG@10 of held-out users after which training stops; 0: never. The best is kept."""
     train: RankerTrain = RankerTrain()
     """Its Ray Train run."""
 
@@ -653,6 +666,21 @@ class Config(Branch):
             raise ValueError(
                 f"user_tower.semantics={self.user_tower.semantics} is read by the adapter, and user_tower.adapter=0 is "
                 "none: set user_tower.adapter to its hidden width, such as 512"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transferred_rows_fit(self) -> Self:
+        dim, width = self.ranker.embedding_dim, self.item_tower.width
+        if self.ranker.transfer == "copy" and dim != width:
+            raise ValueError(
+                f'ranker.transfer="copy" takes rows as they are, but ranker.embedding_dim={dim} and item_tower.width='
+                f'{width} differ: set ranker.embedding_dim={width} or ranker.transfer="project"'
+            )
+        if self.ranker.transfer == "none" and self.ranker.freeze_steps:
+            raise ValueError(
+                f'ranker.freeze_steps={self.ranker.freeze_steps} holds transferred tables, and ranker.transfer="none" '
+                'transfers none: set it to 0 or ranker.transfer="project"'
             )
         return self
 

@@ -144,6 +144,8 @@ class Recommended(Product):
 
     score: float
     """Higher is better; comparable within one answer only. Rules may put an item above one of a higher score."""
+    probability: float | None
+    """That it is the shopper's next choice, given that this is one of the candidates; null without the ranker."""
     retrieval_score: float
     """Inner product of user and product vector."""
     sources: list[Literal["ann", "item", "cooccurrence", "popular"]]

@@ -32,9 +32,7 @@ def figures(logits: list[Floats], hits: Ints, resamples: int, seed: int) -> dict
     owner = np.repeat(np.arange(len(asked)), [len(each) for each in chances])
     chance = np.concatenate(chances)
     hit = np.concatenate([np.arange(len(each)) == hits[request] for each, request in zip(chances, asked, strict=True)])
-    place = np.empty(len(chance), np.int64)
-    place[np.argsort(chance, kind="stable")] = np.arange(len(chance))
-    cell = owner * BINS + place * BINS // len(chance)
+    cell = owner * BINS + _bins(chance)
     counts, chance_sums, hit_sums = (
         np.bincount(cell, weights, len(asked) * BINS).reshape(-1, BINS) for weights in (None, chance, hit)
     )
@@ -51,8 +49,22 @@ def figures(logits: list[Floats], hits: Ints, resamples: int, seed: int) -> dict
         }
         for b in np.flatnonzero(size).tolist()
     ]
-    ece = float((size * np.abs(predicted - rate)).sum() / size.sum())
-    return {"requests": len(asked), "candidates": len(chance), "ece": round(ece, DIGITS), "bins": bins}
+    error = ece(chance, hit)
+    return {"requests": len(asked), "candidates": len(chance), "ece": round(error, DIGITS), "bins": bins}
+
+
+def ece(chance: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
+    """ECE of T > 0 candidates of probability float[T] that are hits, or not, bool[T]."""
+    cell = _bins(chance)
+    gaps = np.bincount(cell, chance, BINS) - np.bincount(cell, hit, BINS)
+    return float(np.abs(gaps).sum() / len(chance))
+
+
+def _bins(chance: NDArray[np.float64]) -> Ints:
+    """int64[T] bin of each candidate by its place in the order of probability."""
+    place = np.empty(len(chance), np.int64)
+    place[np.argsort(chance, kind="stable")] = np.arange(len(chance))
+    return place * BINS // len(chance)
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from rec.evaluate import cases as test_cases
 from rec.evaluate.cases import Cases
 from rec.evaluate.figures import slice_figures
 from rec.evaluate.metrics import MISSED
-from rec.evaluate.systems import TOP, Answers, Recommender, first, places
+from rec.evaluate.systems import TOP, Answers, Recommender, Retrieval, first, places
 from rec.features import items as item_features
 from rec.features.items import ItemFeatures
 from rec.histories import Histories
@@ -126,17 +126,22 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
 
 
-def _recommender(config: Config, h: Histories) -> Recommender:
-    vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
-    return Recommender(
+def retrieval_of(config: Config, item_vectors: NDArray[np.float32]) -> Retrieval:
+    """Retrieval of a recipe that went through candidates."""
+    return Retrieval(
         vectors=UserVectors(user_tower.load(config.at("user_tower")), config.text),
-        items=item_features.load(config.at("features"), vectors),
-        ranker=fused.load(config.at("ranker")),
+        items=item_vectors,
         sources=tables.load(config.at("sources")),
-        past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,
         quotas=config.ranker.quotas,
     )
+
+
+def _recommender(config: Config, h: Histories) -> Recommender:
+    vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
+    items = item_features.load(config.at("features"), vectors)
+    ranker = fused.load(config.at("ranker"), items.spec)
+    return Recommender(retrieval_of(config, vectors), items, ranker, samples.past_popularity(h))
 
 
 def _shuffled(recommender: Recommender, cases: Cases, answers: Answers, seed: int) -> dict[str, Ints]:

@@ -59,7 +59,13 @@ class Ranked:
     scores: np.ndarray  # float32[k] ranker logits, or retrieval scores where the ranker did not answer
     retrieval_scores: np.ndarray  # float32[k]
     sources: np.ndarray  # int64[k] bits of rec.retrieval.SOURCES
-    by_ranker: bool
+    probabilities: np.ndarray | None
+    """float32[k] that each is the next choice, given the list of all candidates; None without the ranker."""
+
+    @property
+    def by_ranker(self) -> bool:
+        """Whether the ranker answered."""
+        return self.probabilities is not None
 
 
 @dataclass(frozen=True, slots=True)
