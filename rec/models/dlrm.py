@@ -43,13 +43,18 @@ class DLRM(Reranker):
             )
         # One lookup per table: the columns that look it up, and where each column of ids lies in what all found.
         owners = [table for _, table in id_columns(spec)]
-        self._columns = {name: [c for c, owner in enumerate(owners) if owner == name] for name in dict.fromkeys(owners)}
-        order = torch.tensor([column for columns in self._columns.values() for column in columns])
-        self.register_buffer("order", torch.argsort(order), persistent=False)
+        self._used = list(dict.fromkeys(owners))
+        columns = [torch.tensor([c for c, owner in enumerate(owners) if owner == name]) for name in self._used]
+        for name, of in zip(self._used, columns, strict=True):
+            self.register_buffer(f"columns_{name}", of, persistent=False)
+        self.register_buffer("order", torch.argsort(torch.cat(columns)), persistent=False)
 
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
-        found = [F.embedding(ids[:, columns], self.tables[name]) for name, columns in self._columns.items()]
+        found = [
+            F.embedding(ids.index_select(1, self.get_buffer(f"columns_{name}")), self.tables[name])
+            for name in self._used
+        ]
         in_order = torch.cat(found, dim=1).index_select(1, self.get_buffer("order"))  # float32[K, F + R, dim]
         logits: Tensor = self.net(pool(self.spec, ids, in_order), scaled)
         return logits
