@@ -30,8 +30,8 @@ from rec.models.probability import log_odds
 KIND = "ranker"
 VERSION = 3
 BLOCK = 128
-"""Rows scored at once: a request is one block, and between two blocks their memory is kept. With 256 rows and more the C
-library gives it back to the system each time, and DLRM takes up to twice as long."""
+"""Rows scored at once: a request is one block, and between two blocks their memory is kept. With 256 rows and more it
+goes back to the system each time, and DLRM takes up to twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
