@@ -165,18 +165,19 @@ def _lists(config: Config, cases: Cases, answers: Answers, order: Ints) -> dict[
 
 
 def _calibration(config: Config, cases: Cases, answers: Answers) -> dict[str, Any]:
-    """Of the ranker's scores, and of retrieval's at the temperature of its loss, over the same candidates."""
+    """Of the ranker's probabilities, and of the softmax of retrieval's scores at the temperature of its loss, over the
+    same candidates."""
     temperature, options = np.float32(config.user_tower.temperature), config.evaluate
-    logits = {
-        "final": ([each.scores for each in answers.reranked], answers.final),
+    chances: dict[str, tuple[list[calibration.Probabilities], Ints]] = {
+        "final": ([each.probabilities for each in answers.reranked], answers.final),
         "retrieval": (
-            [each.scores / temperature for each in answers.found],
+            [calibration.softmax(each.scores / temperature) for each in answers.found],
             places([each.rows for each in answers.found], cases.targets),
         ),
     }
     return {
         name: calibration.figures(values, hits, options.bootstrap, config.seed)
-        for name, (values, hits) in logits.items()
+        for name, (values, hits) in chances.items()
     }
 
 

@@ -34,8 +34,8 @@ class Reranked:
 
     rows: Ints
     """int64[K] item rows."""
-    scores: Floats
-    """float32[K]"""
+    probabilities: Floats
+    """float32[K] that each is the next choice, given the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ class Recommender:
         ends = np.cumsum([len(each.rows) for each in found[block]])
         scores = np.split(self.ranker.score(inputs), ends[:-1])
         orders = [np.argsort(-score, kind="stable") for score in scores]
-        return [Reranked(c.rows[o], s[o]) for c, s, o in zip(found[block], scores, orders, strict=True)]
+        chances = [self.ranker.probabilities(score) for score in scores]
+        return [Reranked(c.rows[o], p[o]) for c, p, o in zip(found[block], chances, orders, strict=True)]
 
 
 def places(lists: list[Ints], targets: Ints) -> Ints:

@@ -38,13 +38,15 @@ class Interaction(nn.Module):
         own = scaled
         for layer in self.bottom:
             own = F.relu(layer(own))  # float32[K, dim]
-        vectors = torch.cat([own.unsqueeze(1), factors], dim=1)  # float32[K, fields + 1, dim]
-        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        deep = self._first(own, dots.index_select(1, self.pairs))
+        deep = self._first(own, self._dots(torch.cat([own.unsqueeze(1), factors], dim=1)))
         for layer in self.layers[1:]:
             deep = layer(F.dropout(F.relu(deep), self.dropout, self.training))
         deep = F.dropout(F.relu(deep), self.dropout, self.training)
         return scaled @ self.linear + self.top(deep)[:, 0]
+
+    def _dots(self, vectors: Tensor) -> Tensor:
+        """float32[K, pairs] of vectors float32[K, fields + 1, dim]."""
+        return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
 
     def _first(self, own: Tensor, dots: Tensor) -> Tensor:
         """The top network's first layer on both its inputs, which are not joined: that copy would be a tenth of all."""

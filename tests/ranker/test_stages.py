@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.train
+import torch
 from safetensors.numpy import load_file
 
 from rec import artifact, dataset, histories, samples
@@ -24,7 +26,7 @@ from rec.models.deepfm import DeepFM
 from rec.retrieval import ANN, merge
 from rec.schema import SAMPLES
 from rec.sources import tables
-from rec.train import ranker
+from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -225,6 +227,27 @@ def test_the_first_contestant_is_the_retrieval_order(
     held = load_file(tmp_path / "work" / "parts.safetensors")["held"]
     start = ranker.evaluate(ranker.start(tmp_path / "work", options), data, held)
     assert start == pytest.approx(facts["retrieval_ndcg10"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (2, 2)])
+def test_training_that_brings_nothing_stops_after_patience(
+    shop: Config, retrieved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, epochs: int
+) -> None:
+    """The loop in this process; with steps too small to change an order, the start stays the best."""
+    h = histories.load(shop.root)
+    train = shop.ranker.train.model_copy(update={"learning_rate": 1e-12})
+    options = shop.ranker.model_copy(update={"patience": patience, "train": train, "model": "dlrm"})
+    given = shop.model_copy(update={"ranker": options})
+    ranker.prepare(tmp_path, given, h, ranker.features(given, h))
+    reports: list[dict[str, float]] = []
+    monkeypatch.setattr(ddp, "world_size", lambda: 1)
+    monkeypatch.setattr(ddp, "rank", lambda: 0)
+    for module in (ddp, ranker):
+        monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reports.append(metrics))
+    ranker.loop({"folder": str(tmp_path), "ranker": options.model_dump(mode="json"), "seed": 1})
+    assert len(reports) == epochs
 
 
 def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:

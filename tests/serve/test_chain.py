@@ -61,6 +61,10 @@ def test_every_answer_keeps_its_promises(
     scores = [item["score"] for item in answer.items]
     assert scores == sorted(scores, reverse=True)
     assert np.isfinite(scores).all()
+    chances = [item["probability"] for item in answer.items]
+    assert chances == sorted(chances, reverse=True)
+    assert all(0 <= chance <= 1 for chance in chances)
+    assert sum(chances) <= 1 + 1e-5, "an uncalibrated ranker's are a softmax over all candidates"
     assert all(item["reasons"] for item in answer.items)
     cold = not history and user != "u00" and user != "u05"
     assert all((item["because"] is None) == cold for item in answer.items)

@@ -246,6 +246,7 @@ def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
     scores = [item["retrieval_score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
+    assert all(item["probability"] is None for item in answer["items"])
     deadline = time.monotonic() + 120
     while "ranker_unavailable" in shop.recommend(user_id="u01", k=1)["items"][0]["reasons"]:
         assert time.monotonic() < deadline, "the ranker did not come back"
