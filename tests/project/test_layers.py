@@ -23,8 +23,9 @@ GROUND = {
     "memory",
     "svg",
     "profile",
+    "sizes",
 }
-MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
+MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres"}
 STAGES = {
     "data",
     "enrich",
