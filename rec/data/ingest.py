@@ -2,8 +2,8 @@
 
 Products are sorted by product_id, users by user_id, events by (user_id, at) with ties in the source's
 order. Refused rows, and profile values, sizes and fits left out of rows that stay, are kept beside each dataset with
-the reason. Events in the future are refused by the clock of the run that reads them. Memory holds the products and, with
-repeated strings encoded, the events: about 40 bytes an event.
+the reason. Events in the future are refused by the clock of the run that reads them. Memory holds the products and,
+with repeated strings encoded, the events: about 40 bytes an event.
 """
 
 import hashlib

@@ -9,8 +9,8 @@ says (`rec.vocab.groups`), and none is given.
 
 A profile holds the first known value in time order of each column, which is known before every later event. In the
 published data these are the same in all rentals of a user. The size that was rented is none of them: it is said of one
-garment, and two users of three have one rental, whose size would be in the profile that is to foretell it. It stays with
-the event, and so does how it fitted.
+garment, and two users of three have one rental, whose size would be in the profile that is to foretell it. It stays
+with the event, and so does how it fitted.
 """
 
 import re
