@@ -38,6 +38,7 @@ from rec.recommend.chain import (
     microseconds,
     moment,
 )
+from rec.recommend.fitting import Fitter
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.score import retrieval_order
 from rec.recommend.shelf import Shelf
@@ -102,12 +103,13 @@ class Front:
     shelf: Shelf
     resolver: Resolver
     explainer: Explainer
+    fitter: Fitter
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Front":
         """Load the ingress's part of `bundle`."""
         shelf = Shelf(bundle)
-        return cls(bundle, shelf, Resolver(bundle, shelf), Explainer(bundle, shelf))
+        return cls(bundle, shelf, Resolver(bundle, shelf), Explainer(bundle, shelf), Fitter(bundle, shelf))
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
@@ -193,6 +195,7 @@ class Recommender:
             ranked = retrieval_order(found.candidates, request.k)
         watch.lap("ranking")
         items = front.explainer.explain(ranked, state, encoded)
+        await asyncio.to_thread(front.fitter.add, items, request, known, catalogue)
         await asyncio.to_thread(freshen, items, catalogue)
         watch.lap("explanation")
         return {

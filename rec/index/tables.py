@@ -55,6 +55,8 @@ CREATE TABLE IF NOT EXISTS events (
     product_id text NOT NULL,
     event text NOT NULL,
     at timestamptz NOT NULL,
+    size text,
+    fit text,
     PRIMARY KEY (catalogue, user_id, position)
 );
 CREATE TABLE IF NOT EXISTS loads (
@@ -86,6 +88,8 @@ CREATE TABLE IF NOT EXISTS active_bundle (
 );
 """
 
+_HAS_SIZES = "SELECT 1 FROM pg_attribute WHERE attrelid = 'events'::regclass AND attname = 'fit' AND NOT attisdropped"
+
 
 def create(connection: Connection[Any]) -> None:
     """Create the tables where they are missing, in a transaction of its own."""
@@ -94,6 +98,8 @@ def create(connection: Connection[Any]) -> None:
         # asked first: CREATE INDEX IF NOT EXISTS waits for whoever writes to the table, and lets nobody write meanwhile
         if connection.execute("SELECT to_regclass('active_bundle')").fetchone() == (None,):
             connection.execute(_TABLES)
+        if connection.execute(_HAS_SIZES).fetchone() is None:  # a database from before events had sizes
+            connection.execute("ALTER TABLE events ADD COLUMN size text, ADD COLUMN fit text")
 
 
 @contextmanager

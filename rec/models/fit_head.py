@@ -173,7 +173,7 @@ def save(folder: Path, head: FitHead, items: Items) -> None:
     """Write WEIGHTS and DESCRIPTION into `folder`."""
     tensors = {f"head.{name}": value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
     arrays = {field.name: getattr(items, field.name) for field in fields(items)}
-    tensors |= {f"items.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+    tensors |= {f"items.{name}": torch.tensor(value) for name, value in arrays.items()}
     save_file(tensors, folder / WEIGHTS)
     write_json(folder / DESCRIPTION, {"shape": asdict(head.shape), "sizes": head.sizes.to_json()})
 

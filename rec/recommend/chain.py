@@ -12,6 +12,7 @@ from rec.errors import InputError
 from rec.index.catalogue import Catalogue, Known, PastEvent
 from rec.index.connections import Connections
 from rec.recommend.encode import UserEncoder
+from rec.recommend.fitting import Fitter
 from rec.recommend.request import Answer, Request
 from rec.recommend.retrieve import Retriever
 from rec.recommend.score import Scorer
@@ -100,6 +101,7 @@ class Chain:
         self._retriever = Retriever(bundle, connections)
         self._scorer = Scorer(bundle)
         self._explainer = Explainer(bundle, shelf)
+        self._fitter = Fitter(bundle, shelf)
         self._num_candidates = bundle.config.ranker.candidates
 
     def recommend(self, request: Request, clock: datetime | None = None) -> Answer:
@@ -122,6 +124,7 @@ class Chain:
         ranked = self._scorer.rank(state, found.candidates, request.k, microseconds(at))
         watch.lap("ranking")
         items = self._explainer.explain(ranked, state, encoded)
+        self._fitter.add(items, request, known, self._catalogue)
         freshen(items, self._catalogue)
         watch.lap("explanation")
         return Answer(items, self.bundle.id, at, len(items) < request.k, watch.milliseconds())

@@ -267,7 +267,7 @@ def run(config: Config) -> dict[str, Any]:
     history, best = ddp.history_of(checkpoint), int(contest.best_epoch)
     trained = contest.winner().eval()
     with artifact.write(target, **work) as draft:
-        fit_head.save(draft.path, trained.head, _export(trained, asked))
+        fit_head.save(draft.path, trained.head, export(trained, asked))
         curves.write(draft.path, f"the fit head of {config.name}", history)
         figures = report(trained, asked, parts, config.seed) if len(parts.test) else {}
         artifact.write_json(draft.path / REPORT, {"figures": figures})
@@ -303,7 +303,7 @@ def report(module: Training, asked: Questions, parts: Split, seed: int) -> Figur
 
 
 @torch.inference_mode()
-def _export(module: Training, asked: Questions) -> Items:
+def export(module: Training, asked: Questions) -> Items:
     """The products as tables, and the sizes that they were seen in, or else their kind."""
     device = module.items.own.device
     made = module.items(torch.arange(asked.h.num_items, device=device)).cpu().numpy()

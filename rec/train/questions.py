@@ -87,7 +87,7 @@ def split(h: Histories, told: NDArray[np.bool_]) -> Split:
     last = np.append(owners[1:] != owners[:-1], True) if len(events) else np.zeros(0, bool)
     several = np.bincount(owners, minlength=1)[owners] >= 2
     test = last & several
-    validation = np.append(test[1:], False)
+    validation = np.append(test, False)[1:]
     return Split(events[~test & ~validation], events[validation], events[test])
 
 

@@ -27,6 +27,7 @@ from rec.index.promote import Promoted
 from rec.index.search import Filters, VectorIndex, _condition
 from tests.bundle import tiny
 
+OLD_EVENTS = "ALTER TABLE events DROP COLUMN size, DROP COLUMN fit"
 NONE = np.empty(0, np.int64)
 
 
@@ -498,3 +499,16 @@ class TestPromotion:
         with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
             rows = connection.execute("SELECT floor_met, ndcg10, floor FROM promotions ORDER BY number").fetchall()
         assert rows == [(True, 0.2, 0.0), (False, 0.1, 0.5)]
+
+
+def test_a_database_from_before_events_had_sizes_gets_them(made: Bundle, database_url: str) -> None:
+    with postgres.session(database_url) as connection, connection.transaction(force_rollback=True):
+        tables.create(connection)
+        found = connection.execute(
+            "SELECT size, fit FROM events WHERE catalogue = %s AND user_id = 'u00' ORDER BY position", (made.recipe,)
+        ).fetchall()
+        assert [size for size, _ in found] == ["8", "8", "8"]
+        assert [fit for _, fit in found] == ["small", "fit", "large"]
+        connection.execute(OLD_EVENTS)
+        tables.create(connection)
+        assert connection.execute("SELECT size, fit FROM events LIMIT 1").fetchall() == [(None, None)]

@@ -202,6 +202,12 @@ def test_ground_floor_needs_no_torch() -> None:
             assert "torch" not in {n.split(".")[0] for n in imported(path)}, name
 
 
+def test_sizes_of_events_reach_the_fit_head_alone() -> None:
+    """What size an event is in is not known before it: nothing that retrieves or ranks may read it."""
+    readers = {name for name, others in edges().items() if "rec.worn" in others}
+    assert readers == {"rec.train.fit", "rec.train.questions"}
+
+
 def test_no_job_or_module_hides_a_standard_one() -> None:
     names = {name.rpartition(".")[2] for name in modules() if within(name, ["jobs", "serve"])}
     assert not names & set(sys.stdlib_module_names)
