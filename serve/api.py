@@ -143,7 +143,7 @@ class Product(BaseModel):
 
 
 class Fitted(BaseModel):
-    """The size of a product that likeliest fits, and the chances that it is too small, fits, is too large."""
+    """The size of a product to take, and the chances that it is too small, fits, is too large."""
 
     size: str
     small: float

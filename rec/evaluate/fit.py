@@ -65,6 +65,14 @@ def compared(fits: Ints, systems: Mapping[str, Floats], *, ours: str, seed: int)
     return figures | _aucs(fits, systems, ours, seed)
 
 
+def sizes(worn: Ints, systems: Mapping[str, Ints], *, ours: str, seed: int) -> Figures:
+    """How often `systems` (name → int64[Q] sizes) name the sizes int64[Q] that were worn and fitted."""
+    if not len(worn):
+        return {}
+    values = np.column_stack([systems[name] == worn for name in systems]).astype(np.float64)
+    return paired.compared("size.{}", list(systems), values, np.arange(len(worn)), RESAMPLES, seed, ours=ours)
+
+
 def _aucs(fits: Ints, systems: Mapping[str, Floats], ours: str, seed: int) -> Figures:
     sides = {name: _sides(fits, chances) for name, chances in systems.items()}
     drawn = np.empty((RESAMPLES + 1, len(systems), len(FITS)))

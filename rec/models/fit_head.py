@@ -12,6 +12,10 @@ nearly everyone. `size` is a rising line in the number, z-scored within the garm
 size's name and of the name within the kind. `taste` is what earlier sizes and feedback said of the shopper beyond the
 profile, shrunk towards 0 as a posterior mean is: nothing is known without a past, and every event counts for more.
 
+P(fit) holds for who chose the size: shoppers know their bodies better than profiles do, so it says little of sizes that
+nobody of that body takes. A second axis of the same form says which size is chosen, by a softmax over the sizes of the
+kind. The size to recommend has the greatest P(chosen) P(fit): what shoppers alike took, and fitted.
+
 U users, Q questions (user, item, size), H longest past, P profile columns, N items, r latent width.
 """
 
@@ -93,62 +97,80 @@ def to(parts: T, device: torch.device) -> T:
     return type(parts)(*(x.to(device) if isinstance(x, Tensor) else to(x, device) for x in moved))
 
 
+class Axis(nn.Module):
+    """Garments and shoppers on one latent axis, without what belongs to single items."""
+
+    def __init__(self, shape: Shape, sizes: SizeTable) -> None:
+        super().__init__()
+        self.names = nn.Parameter(torch.zeros(sizes.num_names))  # row 0 counts as 0, whatever it holds
+        self.pairs = nn.Parameter(torch.zeros(sizes.num_pairs))
+        self.slopes = nn.Parameter(torch.full((sizes.num_kinds,), 0.5))
+        self.of_item = nn.Parameter(torch.ones(()))
+        self.base = nn.Parameter(torch.zeros(()))
+        self.profile = (
+            ProfileInput(shape.profile_mean, shape.profile_std, 2 + shape.width) if shape.profile_names else None
+        )
+        self.width = shape.width
+        # By feedback, none included: how much further the body is than the garment, and how much the event counts.
+        self.shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, -1.0]))
+        self.count = nn.Parameter(torch.zeros(1 + len(FITS)))
+        self.same_kind = nn.Parameter(torch.zeros(()))
+        self.shrink = nn.Parameter(torch.ones(()))
+
+    def size(self, garments: Garments) -> Tensor:
+        """float32[...]: the garments on the axis."""
+        line = F.softplus(self.slopes)[garments.kind] * garments.z
+        named = self.names[garments.name] * (garments.name > 0) + self.pairs[garments.pair] * (garments.pair > 0)
+        return line + named + self.of_item * garments.location
+
+    def body(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """Need of the shoppers on the axis for the asked items, whatever their sizes, and spread: each float32[Q]."""
+        need, spread, vector = self._profile(profiles)
+        expected = need[:, None] + (past.garments.vector * vector[:, None]).sum(-1)  # float32[U, H]
+        beyond = self.size(past.garments) + self.shift[past.fits] - expected  # float32[U, H]
+        same = (past.garments.kind[owners] == asked.kind[:, None]).float()  # float32[Q, H]
+        counts = (F.softplus(self.count)[past.fits] * past.known)[owners] * (1 + F.softplus(self.same_kind) * same)
+        taste = (counts * beyond[owners]).sum(1) / (counts.sum(1) + F.softplus(self.shrink))  # float32[Q]
+        return self.base + need[owners] + (asked.vector * vector[owners]).sum(-1) + taste, spread[owners]
+
+    def _profile(self, profiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Profiles float32[U, P] → need float32[U], spread float32[U], vector float32[U, r]; zeros without one."""
+        if self.profile is None:
+            nothing = profiles.new_zeros(len(profiles))
+            return nothing, nothing, profiles.new_zeros(len(profiles), self.width)
+        made = self.profile(profiles) * torch.isfinite(profiles).any(dim=1, keepdim=True)
+        return made[:, 0], made[:, 1], made[:, 2:]
+
+
 class FitHead(nn.Module):
     """The head without its items, which training makes of content and serving has as tables."""
 
     def __init__(self, shape: Shape, sizes: SizeTable) -> None:
         super().__init__()
         self.shape, self.sizes = shape, sizes
-        self.names = nn.Parameter(torch.zeros(sizes.num_names))  # row 0 stays 0
-        self.pairs = nn.Parameter(torch.zeros(sizes.num_pairs))
-        self.slopes = nn.Parameter(torch.full((sizes.num_kinds,), 0.5))
-        self.base = nn.Parameter(torch.zeros(()))
+        self.worn, self.chosen = Axis(shape, sizes), Axis(shape, sizes)
         self.half_width = nn.Parameter(torch.tensor(1.5))
-        if shape.profile_names:
-            self.profile = ProfileInput(shape.profile_mean, shape.profile_std, 2 + shape.width)
-        # By feedback, none included: how much further the body is than the garment, and how much the event counts.
-        self.shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, -1.0]))
-        self.count = nn.Parameter(torch.zeros(1 + len(FITS)))
-        self.same_kind = nn.Parameter(torch.zeros(()))
-        self.shrink = nn.Parameter(torch.ones(()))
         self.strict = nn.Parameter(torch.zeros(2))
-
-    def size(self, garments: Garments) -> Tensor:
-        """float32[...]: the garments on the latent axis."""
-        line = F.softplus(self.slopes)[garments.kind] * garments.z
-        named = self.names[garments.name] * (garments.name > 0) + self.pairs[garments.pair] * (garments.pair > 0)
-        return line + named + garments.location
-
-    def body(self, profiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Profiles float32[U, P] → need float32[U], spread float32[U], vector float32[U, r]; zeros without one."""
-        if not self.shape.profile_names:
-            nothing = profiles.new_zeros(len(profiles))
-            return nothing, nothing, profiles.new_zeros(len(profiles), self.shape.width)
-        made = self.profile(profiles) * torch.isfinite(profiles).any(dim=1, keepdim=True)
-        return made[:, 0], made[:, 1], made[:, 2:]
+        self.sharpness = nn.Parameter(torch.zeros(()))
 
     def forward(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> Tensor:
         """log P float32[Q, 3] in the order of FITS; question q is user `owners[q]` in garment `asked[q]`.
 
         `profiles` is float32[U, P], nan where missing.
         """
-        need, spread, vector = self.body(profiles)
-        expected = need[:, None] + (past.garments.vector * vector[:, None]).sum(-1)  # float32[U, H]
-        beyond = self.size(past.garments) + self.shift[past.fits] - expected  # float32[U, H]
-        same = (past.garments.kind[owners] == asked.kind[:, None]).float()  # float32[Q, H]
-        counts = (F.softplus(self.count)[past.fits] * past.known)[owners] * (1 + F.softplus(self.same_kind) * same)
-        shrink = F.softplus(self.shrink)
-        taste = (counts * beyond[owners]).sum(1) / (counts.sum(1) + shrink)  # float32[Q]
+        need, spread = self.worn.body(profiles, past, asked, owners)
         told, bad = past.known & (past.fits > 0), past.known & ((past.fits == SMALL) | (past.fits == LARGE))
-        total = told.sum(1)
+        total, shrink = told.sum(1), F.softplus(self.worn.shrink)
         habits = torch.stack([bad.sum(1) / (total + shrink), total / (total + shrink)], dim=1)  # float32[U, 2]
-        spread = spread + habits @ self.strict
-        mine = self.base + need[owners] + (asked.vector * vector[owners]).sum(-1) + taste
-        x = self.size(asked) - mine
-        w = F.softplus(self.half_width + asked.spread + spread[owners])
+        x = self.worn.size(asked) - need
+        w = F.softplus(self.half_width + asked.spread + spread + (habits @ self.strict)[owners])
         # σ(x + w) - σ(x - w) without the difference of near numbers
         fits = F.logsigmoid(x + w) + F.logsigmoid(w - x) + torch.log(-torch.expm1(-2 * w))
         return torch.stack([F.logsigmoid(-x - w), fits, F.logsigmoid(x - w)], dim=1)
+
+    def choice(self, sizes: Tensor, need: Tensor) -> Tensor:
+        """Scores of sizes by their distance from the need, both on the axis `chosen`; broadcast."""
+        return -F.softplus(self.sharpness) * (sizes - need).square()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +185,8 @@ class Items:
     """float32[N]"""
     vector: NDArray[np.float32]
     """float32[N, r]"""
+    popularity: NDArray[np.float32]
+    """float32[K, M'] log share of the size table's `written` among the kind's events; low where there was none."""
     offsets: NDArray[np.int64]
     """int64[N + 1] range of each item in `offered`."""
     offered: NDArray[np.int64]

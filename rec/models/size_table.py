@@ -94,6 +94,11 @@ class SizeTable:
             z=np.nan_to_num(z, nan=0.0).astype(np.float32),
         )
 
+    def places(self, written: Sequence[str]) -> Ints:
+        """int64[Q] positions in `written`; KeyError for a size that is none of it."""
+        place = {size: number for number, size in enumerate(self.written)}
+        return np.array([place[size] for size in written], np.int64)
+
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         return {

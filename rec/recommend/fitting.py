@@ -1,4 +1,4 @@
-"""The size of each recommended product that likeliest fits the shopper, for bundles with a fit head."""
+"""The size of each recommended product that shoppers alike took and that fits, for bundles with a fit head."""
 
 from typing import Any
 
@@ -29,10 +29,12 @@ class Fitter:
             self._written = [table.written[place] for place in self._items.offered.tolist()]
             self._owners = np.repeat(np.arange(len(self._items.kind)), np.diff(self._items.offsets))
             self._offered = table.encode(self._items.kind[self._owners], self._written, numbers_of(self._written))
+            self._popularity = self._items.popularity[self._items.kind[self._owners], self._items.offered]
 
     def add(self, items: list[dict[str, Any]], request: Request, known: Known, catalogue: Catalogue) -> None:
-        """Put `fit` into item dictionaries, in place: {size, small, fit, large} of the size of the product that
-        likeliest fits, or None where nothing is known of the shopper's body and sizes, or of the product's sizes.
+        """Put `fit` into item dictionaries, in place: {size, small, fit, large} of the size of the product that is
+        likeliest to be chosen and to fit, or None where nothing is known of the shopper's body and sizes, or of the
+        product's sizes.
         """
         for item in items:
             item["fit"] = None
@@ -54,7 +56,7 @@ class Fitter:
 
     @torch.inference_mode()
     def _best(self, rows: np.ndarray, profiles: np.ndarray, past: list[PastSize]) -> list[dict[str, Any] | None]:
-        """Of each item row int64[k] the size that likeliest fits."""
+        """Of each item row int64[k] the best size."""
         assert self._head is not None
         offsets = self._items.offsets
         counts = offsets[rows + 1] - offsets[rows]
@@ -72,15 +74,15 @@ class Fitter:
             torch.from_numpy(fits.reshape(1, len(past))),
             torch.ones(1, len(past), dtype=torch.bool),
         )
-        chances = self._head(
-            torch.from_numpy(profiles),
-            before,
-            self._garments(rows[item], offered),
-            torch.zeros(len(asked), dtype=torch.int64),
-        )
-        chances = chances.exp().numpy()  # float32[S, 3]
+        garments = self._garments(rows[item], offered)
+        question = (torch.from_numpy(profiles), before, garments, torch.zeros(len(asked), dtype=torch.int64))
+        found = self._head(*question)  # float32[S, 3]
+        need, _ = self._head.chosen.body(*question)
+        choice = self._head.choice(self._head.chosen.size(garments), need).numpy() + self._popularity[asked]
+        merit = choice + found[:, 1].numpy()  # float32[S] log P(chosen) P(fit), but for a constant of the item
+        chances = found.exp().numpy()
         best: list[dict[str, Any] | None] = [None] * len(rows)
-        order = np.lexsort((-chances[:, 1], item))
+        order = np.lexsort((-merit, item))
         for at in order[np.unique(item[order], return_index=True)[1]].tolist():
             shares = {fit: round(float(chance), DIGITS) for fit, chance in zip(FITS, chances[at], strict=True)}
             best[int(item[at])] = {"size": self._written[asked[at]], **shares}

@@ -26,7 +26,7 @@ from rec.evaluate.benchmark import Figures
 from rec.histories import Histories
 from rec.models import fit_head
 from rec.models.fit_head import KIND, VERSION, FitHead, Garments, Items, Past, Shape
-from rec.models.size_table import SizeTable, name_of
+from rec.models.size_table import SizeTable, name_of, numbers_of
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS
 from rec.sizes import FITS
 from rec.train import curves, ddp, questions, schedule
@@ -99,29 +99,50 @@ class ItemSide(nn.Module):
 class Training(nn.Module):
     """Head, products and loss as one module, so that one forward pass is one step of one worker."""
 
-    def __init__(self, head: FitHead, items: ItemSide) -> None:
+    popularity: Tensor
+
+    def __init__(self, head: FitHead, items: ItemSide, popularity: NDArray[np.float32]) -> None:
+        """`popularity` is that of `fit_head.Items`."""
         super().__init__()
         self.head, self.items = head, items
+        self.register_buffer("popularity", torch.from_numpy(popularity), persistent=False)
+        self._sizes = [torch.from_numpy(part) for part in _all_sizes(head.sizes)]
 
     def log_chances(self, batch: Batch) -> Tensor:
         """float32[Q, 3] log P of each class."""
+        return self.head(*self._question(batch))
+
+    def choices(self, batch: Batch) -> Tensor:
+        """float32[Q, M] log P of each of the size table's `written` to be chosen, whatever size the question has."""
+        return self._choices(*self._question(batch))
+
+    def _choices(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> Tensor:
+        need, _ = self.head.chosen.body(profiles, past, asked, owners)
+        kinds, name, pair, z = (part.to(need.device) for part in self._sizes)
+        nothing = torch.zeros_like(z)
+        table = self.head.chosen.size(Garments(kinds, name, pair, z, nothing, nothing, nothing[..., None]))  # [K, M]
+        sizes = table[asked.kind] + self.head.chosen.of_item * asked.location[:, None]
+        return torch.log_softmax(self.head.choice(sizes, need[:, None]) + self.popularity[asked.kind], dim=1)
+
+    def _question(self, batch: Batch) -> tuple[Tensor, Past, Garments, Tensor]:
         made = self.items(torch.cat([batch.items[:, None], batch.past_items], dim=1))  # float32[Q, 1 + H, 2 + r]
         asked = self._garments(batch.items, batch.name, batch.pair, batch.z, made[:, 0])
         garments = self._garments(batch.past_items, batch.past_name, batch.past_pair, batch.past_z, made[:, 1:])
         owners = torch.arange(len(batch.items), device=batch.items.device)
-        found: Tensor = self.head(batch.profiles, Past(garments, batch.past_fits, batch.past_known), asked, owners)
-        return found
+        return batch.profiles, Past(garments, batch.past_fits, batch.past_known), asked, owners
 
     def _garments(self, items: Tensor, name: Tensor, pair: Tensor, z: Tensor, made: Tensor) -> Garments:
         return Garments(self.items.kind[items], name, pair, z, made[..., 0], made[..., 1], made[..., 2:])
 
     def forward(self, batch: Batch, options: Options, rows: int) -> Tensor:
-        """Mean loss of a batch; `rows` are all training events, over which the prior is spread."""
+        """Mean loss of a batch, of feedback and of choice; the prior is spread over `rows`, all training events."""
         hidden = torch.rand(len(batch.items), device=batch.items.device) < options.profile_dropout
         profiles = batch.profiles.masked_fill(hidden[:, None], torch.nan)
-        chances = self.log_chances(replace(batch, profiles=profiles))
-        loss = nn.functional.nll_loss(chances, batch.fits - 1)
-        single = (self.head.names, self.head.pairs, self.items.own, self.items.scales, self.items.vectors)
+        question = self._question(replace(batch, profiles=profiles))
+        loss = nn.functional.nll_loss(self.head(*question), batch.fits - 1)
+        loss = loss + nn.functional.nll_loss(self._choices(*question), batch.written)
+        axes = (self.head.worn, self.head.chosen)
+        single = (self.items.own, self.items.scales, self.items.vectors, *(p for a in axes for p in (a.names, a.pairs)))
         return loss + sum(part.square().sum() for part in single) / (2 * options.prior**2 * rows)
 
 
@@ -170,8 +191,19 @@ def build(h: Histories, of: Worn, known: Content, options: Options) -> tuple[Tra
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),
     )
-    module = Training(FitHead(shape, table), ItemSide(known, options.width, options.item_bound))
+    counts = _counts(known.kind[h.items[train]], table.places([of.sizes[event] for event in train]), table)
+    module = Training(FitHead(shape, table), ItemSide(known, options.width, options.item_bound), popularity(counts))
     return module, questions.build(h, of, table, known.kind, options.history), parts
+
+
+@torch.inference_mode()
+def choices(module: Training, asked: Questions, events: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[Q] position in the size table's `written` that the users of `events` int64[Q] are likeliest to choose."""
+    made = [np.zeros(0, np.int64)]
+    for start in range(0, len(events), CHUNK):
+        batch = fit_head.to(asked.batch(events[start : start + CHUNK]), module.items.own.device)
+        made.append(module.choices(batch).argmax(dim=1).cpu().numpy())
+    return np.concatenate(made)
 
 
 @torch.inference_mode()
@@ -281,7 +313,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def report(module: Training, asked: Questions, parts: Split, seed: int) -> Figures:
     """Figures of the head on the tests, beside the shares of all training events, of the item's and of the user's past,
-    and beside itself without profiles and without the past.
+    and beside itself without profiles and without the past. `size`: how often the size of a rental that fitted is the
+    one that the head expects.
     """
     h, fits = asked.h, asked.worn.fits
     overall = measures.frequencies(fits[parts.train])
@@ -299,7 +332,13 @@ def report(module: Training, asked: Questions, parts: Split, seed: int) -> Figur
         "fit_head_without_profile": chances(module, asked, parts.test, profile=True),
         "fit_head_without_past": chances(module, asked, parts.test, past=True),
     }
-    return measures.compared(fits[parts.test], systems, ours="fit_head", seed=seed)
+    fitted = parts.test[fits[parts.test] == fit_head.FIT]
+    usual = module.popularity.cpu().numpy().argmax(axis=1)[module.items.kind.cpu().numpy()[h.items[fitted]]]
+    sizes = {"fit_head": choices(module, asked, fitted), "most_frequent": usual}
+    return {
+        **measures.compared(fits[parts.test], systems, ours="fit_head", seed=seed),
+        **measures.sizes(asked.written[fitted], sizes, ours="fit_head", seed=seed),
+    }
 
 
 @torch.inference_mode()
@@ -308,24 +347,44 @@ def export(module: Training, asked: Questions) -> Items:
     device = module.items.own.device
     made = module.items(torch.arange(asked.h.num_items, device=device)).cpu().numpy()
     kind = module.items.kind.cpu().numpy()
-    written = {size: place for place, size in enumerate(module.head.sizes.written)}
-    sized = asked.sized
-    place = np.array([written[asked.worn.sizes[event]] for event in sized], np.int64)
-    counts = np.zeros((module.head.sizes.num_kinds, len(written)), np.int64)
-    np.add.at(counts, (kind[asked.h.items[sized]], place), 1)
+    table, sized = module.head.sizes, asked.sized
+    place = table.places([asked.worn.sizes[event] for event in sized])
+    counts = _counts(kind[asked.h.items[sized]], place, table)
     usual = [np.flatnonzero((row > 0) & (row >= RARE * row.sum())) for row in counts]
     pairs = np.unique(np.column_stack([asked.h.items[sized], place]), axis=0)
     own = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, asked.h.num_items)))
-    offered = [_each_once(mine if len(mine) else usual[of], module.head.sizes.written)
+    offered = [_each_once(mine if len(mine) else usual[of], table.written)
                for mine, of in zip(own, kind.tolist(), strict=True)]  # fmt: skip
     return Items(
         kind=kind,
         location=made[:, 0],
         spread=made[:, 1],
         vector=made[:, 2:],
+        popularity=module.popularity.cpu().numpy(),
         offsets=np.cumsum([0, *map(len, offered)]).astype(np.int64),
         offered=np.concatenate([np.empty(0, np.int64), *offered]),
     )
+
+
+def _all_sizes(table: SizeTable) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """kind, name, pair and z, each [K, M], of all `written` in all kinds."""
+    kinds = np.repeat(np.arange(table.num_kinds), len(table.written))
+    found = table.encode(kinds, table.written * table.num_kinds, np.tile(numbers_of(table.written), table.num_kinds))
+    shape = (table.num_kinds, len(table.written))
+    return kinds.reshape(shape), found.name.reshape(shape), found.pair.reshape(shape), found.z.reshape(shape)
+
+
+def _counts(kinds: NDArray[np.int64], places: NDArray[np.int64], table: SizeTable) -> NDArray[np.int64]:
+    """int64[K, M] events of each kind in each of `written`."""
+    counts = np.zeros((table.num_kinds, len(table.written)), np.int64)
+    np.add.at(counts, (kinds, places), 1)
+    return counts
+
+
+def popularity(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32[K, M] log shares of counts int64[K, M]; every size counts a little more than it occurs."""
+    more = counts + 0.01
+    return np.log(more / more.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _each_once(places: NDArray[np.int64], written: list[str]) -> NDArray[np.int64]:

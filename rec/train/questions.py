@@ -46,6 +46,8 @@ class Batch:
     past_z: Tensor
     past_fits: Tensor
     past_known: Tensor
+    written: Tensor
+    """int64[Q] positions of the sizes in the size table's `written`; -1 for none."""
     fits: Tensor
     """int64[Q] the answers, 1-based."""
 
@@ -58,6 +60,8 @@ class Questions:
     worn: Worn
     encoded: Encoded
     """The sizes of all E events."""
+    written: Ints
+    """int64[E], see `Batch`."""
     sized: Ints
     """Events that are in a size, ascending."""
     begins: Ints
@@ -75,7 +79,8 @@ class Questions:
         arrays = (
             self.h.profiles[users], self.h.items[events], self.encoded.name[events], self.encoded.pair[events],
             self.encoded.z[events], np.where(known, self.h.items[at], 0), self.encoded.name[at], self.encoded.pair[at],
-            self.encoded.z[at], np.where(known, self.worn.fits[at], 0), known, self.worn.fits[events],
+            self.encoded.z[at], np.where(known, self.worn.fits[at], 0), known, self.written[events],
+            self.worn.fits[events],
         )  # fmt: skip
         return Batch(*(torch.from_numpy(array) for array in arrays))
 
@@ -97,4 +102,6 @@ def build(h: Histories, of: Worn, sizes: SizeTable, kinds: Ints, history: int) -
     sized = np.flatnonzero([size != "" for size in of.sizes])
     ends = np.searchsorted(sized, worn.earlier(h, np.arange(len(h.items))))
     begins = np.searchsorted(sized, np.repeat(h.offsets[:-1], np.diff(h.offsets)))
-    return Questions(h, of, encoded, sized, begins, ends, history)
+    written = np.full(len(h.items), -1)
+    written[sized] = sizes.places([of.sizes[event] for event in sized])
+    return Questions(h, of, encoded, written, sized, begins, ends, history)

@@ -114,7 +114,13 @@ def test_a_saved_head_is_the_same_and_a_wrong_file_is_named(tmp_path: Path) -> N
     head = _head()
     numbers = np.ones(3, np.float32)
     items = Items(
-        np.array([0, 1, 1]), numbers, numbers, np.ones((3, WIDTH), np.float32), np.array([0, 1, 3, 3]), np.zeros(3, int)
+        np.array([0, 1, 1]),
+        numbers,
+        numbers,
+        np.ones((3, WIDTH), np.float32),
+        np.zeros((2, 2), np.float32),
+        np.array([0, 1, 3, 3]),
+        np.zeros(3, int),
     )
     fit_head.save(tmp_path, head, items)
     again, theirs = fit_head.load(tmp_path)

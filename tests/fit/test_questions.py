@@ -45,7 +45,7 @@ def _worn(told: list[tuple[int, int]]) -> Worn:
 
 
 def _asked(h: Histories, of: Worn, history: int = 3) -> questions.Questions:
-    table = SizeTable(["1"], [str(size) for size in range(1, 7)], [], [0.0], [1.0])
+    table = SizeTable([str(size) for size in range(1, 7)], [str(size) for size in range(1, 7)], [], [0.0], [1.0])
     return questions.build(h, of, table, np.zeros(h.num_items, np.int64), history)
 
 
