@@ -520,7 +520,7 @@ class Ranker(Branch):
 class FitTrain(Train):
     """The fit head's Ray Train run."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=12, ge=1)
     """Passes over the training events."""
     batch_size: int = Field(default=1024, ge=2)
     """Events per optimizer step over all workers."""

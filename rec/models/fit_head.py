@@ -100,17 +100,13 @@ def to(parts: T, device: torch.device) -> T:
 class Axis(nn.Module):
     """Garments and shoppers on one latent axis, without what belongs to single items."""
 
-    def __init__(self, shape: Shape, sizes: SizeTable) -> None:
+    def __init__(self, sizes: SizeTable) -> None:
         super().__init__()
         self.names = nn.Parameter(torch.zeros(sizes.num_names))  # row 0 counts as 0, whatever it holds
         self.pairs = nn.Parameter(torch.zeros(sizes.num_pairs))
         self.slopes = nn.Parameter(torch.full((sizes.num_kinds,), 0.5))
         self.of_item = nn.Parameter(torch.ones(()))
         self.base = nn.Parameter(torch.zeros(()))
-        self.profile = (
-            ProfileInput(shape.profile_mean, shape.profile_std, 2 + shape.width) if shape.profile_names else None
-        )
-        self.width = shape.width
         # By feedback, none included: how much further the body is than the garment, and how much the event counts.
         self.shift = nn.Parameter(torch.tensor([0.0, 1.0, 0.0, -1.0]))
         self.count = nn.Parameter(torch.zeros(1 + len(FITS)))
@@ -123,23 +119,18 @@ class Axis(nn.Module):
         named = self.names[garments.name] * (garments.name > 0) + self.pairs[garments.pair] * (garments.pair > 0)
         return line + named + self.of_item * garments.location
 
-    def body(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> tuple[Tensor, Tensor]:
-        """Need of the shoppers on the axis for the asked items, whatever their sizes, and spread: each float32[Q]."""
-        need, spread, vector = self._profile(profiles)
+    def body(self, profile: Tensor, past: Past, asked: Garments, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """Need of the shoppers on the axis for the asked items, whatever their sizes, and spread: each float32[Q].
+
+        `profile` is float32[U, 2 + r]: what profiles say of need, spread and vector.
+        """
+        need, spread, vector = profile[:, 0], profile[:, 1], profile[:, 2:]
         expected = need[:, None] + (past.garments.vector * vector[:, None]).sum(-1)  # float32[U, H]
         beyond = self.size(past.garments) + self.shift[past.fits] - expected  # float32[U, H]
         same = (past.garments.kind[owners] == asked.kind[:, None]).float()  # float32[Q, H]
         counts = (F.softplus(self.count)[past.fits] * past.known)[owners] * (1 + F.softplus(self.same_kind) * same)
         taste = (counts * beyond[owners]).sum(1) / (counts.sum(1) + F.softplus(self.shrink))  # float32[Q]
         return self.base + need[owners] + (asked.vector * vector[owners]).sum(-1) + taste, spread[owners]
-
-    def _profile(self, profiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Profiles float32[U, P] → need float32[U], spread float32[U], vector float32[U, r]; zeros without one."""
-        if self.profile is None:
-            nothing = profiles.new_zeros(len(profiles))
-            return nothing, nothing, profiles.new_zeros(len(profiles), self.width)
-        made = self.profile(profiles) * torch.isfinite(profiles).any(dim=1, keepdim=True)
-        return made[:, 0], made[:, 1], made[:, 2:]
 
 
 class FitHead(nn.Module):
@@ -148,17 +139,21 @@ class FitHead(nn.Module):
     def __init__(self, shape: Shape, sizes: SizeTable) -> None:
         super().__init__()
         self.shape, self.sizes = shape, sizes
-        self.worn, self.chosen = Axis(shape, sizes), Axis(shape, sizes)
+        self.worn, self.chosen = Axis(sizes), Axis(sizes)
+        if shape.profile_names:
+            self.profile = ProfileInput(shape.profile_mean, shape.profile_std, 2 * (2 + shape.width))
         self.half_width = nn.Parameter(torch.tensor(1.5))
         self.strict = nn.Parameter(torch.zeros(2))
         self.sharpness = nn.Parameter(torch.zeros(()))
 
-    def forward(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> Tensor:
-        """log P float32[Q, 3] in the order of FITS; question q is user `owners[q]` in garment `asked[q]`.
+    def forward(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> tuple[Tensor, Tensor]:
+        """log P float32[Q, 3] in the order of FITS, and need float32[Q] on the axis `chosen`.
 
-        `profiles` is float32[U, P], nan where missing.
+        Question q is user `owners[q]` in garment `asked[q]`; `profiles` is float32[U, P], nan where missing.
         """
-        need, spread = self.worn.body(profiles, past, asked, owners)
+        worn, chosen = self._profiles(profiles)
+        need, spread = self.worn.body(worn, past, asked, owners)
+        wanted, _ = self.chosen.body(chosen, past, asked, owners)
         told, bad = past.known & (past.fits > 0), past.known & ((past.fits == SMALL) | (past.fits == LARGE))
         total, shrink = told.sum(1), F.softplus(self.worn.shrink)
         habits = torch.stack([bad.sum(1) / (total + shrink), total / (total + shrink)], dim=1)  # float32[U, 2]
@@ -166,7 +161,15 @@ class FitHead(nn.Module):
         w = F.softplus(self.half_width + asked.spread + spread + (habits @ self.strict)[owners])
         # σ(x + w) - σ(x - w) without the difference of near numbers
         fits = F.logsigmoid(x + w) + F.logsigmoid(w - x) + torch.log(-torch.expm1(-2 * w))
-        return torch.stack([F.logsigmoid(-x - w), fits, F.logsigmoid(x - w)], dim=1)
+        return torch.stack([F.logsigmoid(-x - w), fits, F.logsigmoid(x - w)], dim=1), wanted
+
+    def _profiles(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+        """float32[U, 2 + r] for each axis; zeros without a profile."""
+        width = 2 + self.shape.width
+        if not self.shape.profile_names:
+            return profiles.new_zeros(len(profiles), width), profiles.new_zeros(len(profiles), width)
+        made = self.profile(profiles) * torch.isfinite(profiles).any(dim=1, keepdim=True)
+        return made[:, :width], made[:, width:]
 
     def choice(self, sizes: Tensor, need: Tensor) -> Tensor:
         """Scores of sizes by their distance from the need, both on the axis `chosen`; broadcast."""

@@ -76,8 +76,7 @@ class Fitter:
         )
         garments = self._garments(rows[item], offered)
         question = (torch.from_numpy(profiles), before, garments, torch.zeros(len(asked), dtype=torch.int64))
-        found = self._head(*question)  # float32[S, 3]
-        need, _ = self._head.chosen.body(*question)
+        found, need = self._head(*question)  # float32[S, 3], float32[S]
         choice = self._head.choice(self._head.chosen.size(garments), need).numpy() + self._popularity[asked]
         merit = choice + found[:, 1].numpy()  # float32[S] log P(chosen) P(fit), but for a constant of the item
         chances = found.exp().numpy()

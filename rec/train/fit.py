@@ -43,7 +43,7 @@ GARMENT_KIND = "category"
 """STD key whose first value is a garment's kind."""
 WARMUP = 0.05
 """Share of all steps over which the learning rate rises."""
-CHUNK = 65_536
+CHUNK = 8_192
 """Questions that are answered at once."""
 RARE = 0.01
 """A product that was in no size is offered in those of its kind that have at least this share of its events."""
@@ -110,19 +110,23 @@ class Training(nn.Module):
 
     def log_chances(self, batch: Batch) -> Tensor:
         """float32[Q, 3] log P of each class."""
-        return self.head(*self._question(batch))
+        found, _ = self._answers(batch)
+        return found
 
     def choices(self, batch: Batch) -> Tensor:
         """float32[Q, M] log P of each of the size table's `written` to be chosen, whatever size the question has."""
-        return self._choices(*self._question(batch))
+        return self._answers(batch)[1]
 
-    def _choices(self, profiles: Tensor, past: Past, asked: Garments, owners: Tensor) -> Tensor:
-        need, _ = self.head.chosen.body(profiles, past, asked, owners)
+    def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `log_chances` and `choices` say."""
+        profiles, past, asked, owners = self._question(batch)
+        found, need = self.head(profiles, past, asked, owners)
         kinds, name, pair, z = (part.to(need.device) for part in self._sizes)
         nothing = torch.zeros_like(z)
         table = self.head.chosen.size(Garments(kinds, name, pair, z, nothing, nothing, nothing[..., None]))  # [K, M]
         sizes = table[asked.kind] + self.head.chosen.of_item * asked.location[:, None]
-        return torch.log_softmax(self.head.choice(sizes, need[:, None]) + self.popularity[asked.kind], dim=1)
+        scores = self.head.choice(sizes, need[:, None]) + self.popularity[asked.kind]
+        return found, torch.log_softmax(scores, dim=1)
 
     def _question(self, batch: Batch) -> tuple[Tensor, Past, Garments, Tensor]:
         made = self.items(torch.cat([batch.items[:, None], batch.past_items], dim=1))  # float32[Q, 1 + H, 2 + r]
@@ -138,9 +142,8 @@ class Training(nn.Module):
         """Mean loss of a batch, of feedback and of choice; the prior is spread over `rows`, all training events."""
         hidden = torch.rand(len(batch.items), device=batch.items.device) < options.profile_dropout
         profiles = batch.profiles.masked_fill(hidden[:, None], torch.nan)
-        question = self._question(replace(batch, profiles=profiles))
-        loss = nn.functional.nll_loss(self.head(*question), batch.fits - 1)
-        loss = loss + nn.functional.nll_loss(self._choices(*question), batch.written)
+        found, chosen = self._answers(replace(batch, profiles=profiles))
+        loss = nn.functional.nll_loss(found, batch.fits - 1) + nn.functional.nll_loss(chosen, batch.written)
         axes = (self.head.worn, self.head.chosen)
         single = (self.items.own, self.items.scales, self.items.vectors, *(p for a in axes for p in (a.names, a.pairs)))
         return loss + sum(part.square().sum() for part in single) / (2 * options.prior**2 * rows)

@@ -234,8 +234,7 @@ def _ranker(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
 
 def _fit_head(chosen: Config, h: Histories) -> None:
     module, asked, _ = fit.build(h, worn.load(chosen.root), fit.content(chosen.root), chosen.fit)
-    for axis in (module.head.worn, module.head.chosen):
-        torch.nn.init.normal_(axis.profile.out.weight, std=0.5)
+    torch.nn.init.normal_(module.head.profile.out.weight, std=0.5)
     with artifact.write(
         chosen.at(fit_head.KIND), kind=fit_head.KIND, version=fit_head.VERSION, inputs={}, config={}
     ) as draft:

@@ -50,17 +50,18 @@ def test_answers_are_chances_that_do_not_depend_on_the_batch(seed: int, missing:
     profiles[:missing] = torch.nan
     profiles[-1, 0] = torch.nan
     past, asked = _past(rng, users), _garments(rng, users)
-    found = head(profiles, past, asked, torch.arange(users))
+    found, wanted = head(profiles, past, asked, torch.arange(users))
     torch.testing.assert_close(found.exp().sum(1), torch.ones(users))
     for user in range(users):
         one = torch.tensor([user])
-        alone = head(
+        alone, need = head(
             profiles[one],
             Past(*(_rows(part, one) for part in (past.garments, past.fits, past.known))),
             _rows(asked, one),
             torch.zeros(1, dtype=torch.int64),
         )
         torch.testing.assert_close(alone[0], found[user], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(need[0], wanted[user], atol=1e-5, rtol=1e-5)
 
 
 def _rows(part: object, at: torch.Tensor) -> object:
@@ -81,7 +82,7 @@ def test_a_greater_number_is_never_less_likely_to_be_too_large(seed: int) -> Non
     asked = Garments(asked.kind, asked.name, asked.pair, torch.linspace(-6, 6, steps), *(
         asked.location, asked.spread, asked.vector))  # fmt: skip
     profiles = torch.tensor([[180.0, torch.nan]])
-    found = head(profiles, _past(rng, 1), asked, torch.zeros(steps, dtype=torch.int64)).exp()
+    found = head(profiles, _past(rng, 1), asked, torch.zeros(steps, dtype=torch.int64))[0].exp()
     assert (found[:, 0].diff() <= 1e-6).all()
     assert (found[:, 2].diff() >= -1e-6).all()
 

@@ -96,7 +96,7 @@ def test_who_is_too_big_for_a_size_is_told_so_and_cold_parts_work(trained: Confi
             batch.past_fits[:, :0], batch.past_known[:, :0],
         )  # fmt: skip
         with torch.inference_mode():
-            made = head(torch.tensor([[height]]), empty, garment, torch.zeros(1, dtype=torch.int64))
+            made, _ = head(torch.tensor([[height]]), empty, garment, torch.zeros(1, dtype=torch.int64))
         return made.exp()[0].numpy()
 
     for item in (0, 1, world.NEVER):  # a dress, a coat, a coat that nobody ever had
