@@ -54,7 +54,6 @@ class Shape:
     """r, numbers of an item's and a shopper's latent vector."""
     history: int
     """Last n events with a size that are read."""
-    num_items: int
     profile_names: tuple[str, ...]
     profile_mean: tuple[float, ...]
     profile_std: tuple[float, ...]

@@ -189,7 +189,6 @@ def build(h: Histories, of: Worn, known: Content, options: Options) -> tuple[Tra
     shape = Shape(
         width=options.width,
         history=options.history,
-        num_items=h.num_items,
         profile_names=tuple(h.profile_names),
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),

@@ -20,7 +20,7 @@ WIDTH, HISTORY = 3, 4
 def _head(seed: int = 0) -> FitHead:
     torch.manual_seed(seed)
     table = SizeTable(["8", "10"], ["8", "10"], [(1, "8")], [9.0, 9.0], [1.0, 2.0])
-    head = FitHead(Shape(WIDTH, HISTORY, 3, ("height_cm", "cup"), (170.0, 3.0), (6.0, 1.0)), table)
+    head = FitHead(Shape(WIDTH, HISTORY, ("height_cm", "cup"), (170.0, 3.0), (6.0, 1.0)), table)
     for parameter in head.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return head.eval()
