@@ -105,6 +105,7 @@ CREATE TABLE rules (
 )""",
         "CREATE INDEX rules_catalogue ON rules (catalogue, number)",
     ),
+    ("ALTER TABLE events ADD COLUMN size text, ADD COLUMN fit text",),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

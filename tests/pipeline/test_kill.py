@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from rec import artifact, pipeline, postgres
+from rec import artifact, config, pipeline, postgres
 from rec.train import ddp
 from tests.pipeline.conftest import Finished
 
@@ -52,7 +52,8 @@ WITHIN = {
 }
 """What has happened in the middle of a stage; the others are killed just after their start."""
 
-MOMENTS = {stage.name: WITHIN.get(stage.name, _started(stage.name)) for stage in pipeline.STAGES}
+STAGES = [stage.name for stage in pipeline.stages(config.load("demo"))]
+MOMENTS = {name: WITHIN.get(name, _started(name)) for name in STAGES}
 
 
 @dataclass(frozen=True, slots=True)
