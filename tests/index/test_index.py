@@ -27,6 +27,8 @@ from rec.index.promote import Promoted
 from rec.index.search import Filters, VectorIndex, _condition
 from tests.bundle import tiny
 
+NONE = np.empty(0, np.int64)
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Bundle:
