@@ -704,6 +704,11 @@ class Config(Branch):
                 f"user_tower.semantics={self.user_tower.semantics} is read by the adapter, and user_tower.adapter=0 is "
                 "none: set user_tower.adapter to its hidden width, such as 512"
             )
+        if self.user_tower.semantics and not self.user_tower.content:
+            raise ValueError(
+                f"user_tower.semantics={self.user_tower.semantics} is content, which user_tower.content=false leaves "
+                "out: set one of them otherwise"
+            )
         return self
 
     @model_validator(mode="after")

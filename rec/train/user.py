@@ -32,11 +32,14 @@ from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, vectors
 from rec.train import curves, ddp, schedule, softmax
 from rec.train.contest import Contest
 from rec.train.sequences import Batch, Windows, last_windows, windows
+from rec.train.text_start import whitening
 
 MADE_BY = "python jobs/train_user.py"
 INPUTS = "inputs.safetensors"
 VALIDATION_USERS = 4_000
 VALIDATION_K = 10
+START_SAMPLE = 50_000
+"""Items, evenly spread over the catalogue, whose content gives the principal components."""
 WARMUP = 0.05
 """Share of all steps over which the learning rate rises."""
 
@@ -130,10 +133,24 @@ def build(
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),
     )
+    tower = UserTower(shape)
+    if options.semantics:
+        _start(tower, content)
     bound = options.delta_norm if options.content else math.inf
     table = ItemTable(content, np.flatnonzero(counts), bound, shape.width)
     candidates = softmax.Candidates(torch.from_numpy(counts), options.cold_weight, options.num_negatives)
-    return Training(UserTower(shape), table, candidates, texts)
+    return Training(tower, table, candidates, texts)
+
+
+@torch.no_grad()
+def _start(tower: UserTower, content: NDArray[np.float32]) -> None:
+    """Let the adapter of an untrained tower add to the whitened principal components of the content."""
+    sample = content[np.unique(np.linspace(0, len(content) - 1, min(START_SAMPLE, len(content))).astype(np.int64))]
+    found = whitening(sample, tower.shape.width)
+    if found is not None:
+        centre, weight = found
+        tower.start_weight.copy_(torch.from_numpy(weight.T))
+        tower.start_bias.copy_(torch.from_numpy(-centre @ weight))
 
 
 def _texts(h: Histories) -> list[str]:
@@ -235,7 +252,7 @@ def run(config: Config) -> dict[str, Any]:
     if options.semantics:
         tokens = latent_semantics.counts(config.at("tensors"))
         semantics = LatentSemantics.fit(tokens, options.semantics, config.seed)
-        items = np.concatenate([items, semantics(tokens)], axis=1)
+        items = latent_semantics.beside(items, semantics(tokens))
     _write_inputs(folder, h, items, config.text if "context" in options.inputs else None)
     runtime.start(config.cpus)
     loop_config = {
