@@ -20,7 +20,7 @@ from rec import artifact, dataset, histories, runtime, worn
 from rec.artifact import Manifest
 from rec.config import Config
 from rec.config import Fit as Options
-from rec.errors import ArtifactError, TrainingError
+from rec.errors import ArtifactError
 from rec.evaluate import fit as measures
 from rec.evaluate.benchmark import Figures
 from rec.histories import Histories
@@ -29,7 +29,7 @@ from rec.models.fit_head import KIND, VERSION, FitHead, Garments, Items, Past, S
 from rec.models.size_table import SizeTable, name_of, numbers_of
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS
 from rec.sizes import FITS
-from rec.train import curves, ddp, questions, schedule
+from rec.train import curves, ddp, epochs, questions
 from rec.train.contest import Contest
 from rec.train.questions import Batch, Questions, Split
 from rec.vocab import tensorize
@@ -41,8 +41,6 @@ MADE_BY = "python jobs/train_fit.py"
 REPORT = "report.json"
 GARMENT_KIND = "category"
 """STD key whose first value is a garment's kind."""
-WARMUP = 0.05
-"""Share of all steps over which the learning rate rises."""
 CHUNK = 8_192
 """Questions that are answered at once."""
 RARE = 0.01
@@ -235,22 +233,17 @@ def loop(config: dict[str, Any]) -> None:
             break
         module.train()
         steps = ddp.batches(len(parts.train), train.batch_size, epoch.rng)
-        total = torch.zeros((), device=device)
-        for step, rows in enumerate(epoch.progress(steps, what="fit head", count=len(steps))):
-            rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
-            schedule.set_rates(optimizer, [train.learning_rate], rate)
-            loss = wrapped(fit_head.to(asked.batch(parts.train[rows]), device), options, len(parts.train))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+        epochs.run(
+            epoch,
+            optimizer,
+            steps,
+            lambda rows: wrapped(fit_head.to(asked.batch(parts.train[rows]), device), options, len(parts.train)),
+            what="fit head",
+            train=train,
+            device=device,
+            remedy=f"lower fit.train.learning_rate={train.learning_rate}",
+        )
         module.eval()
-        epoch.metrics["loss"] = float(total) / len(steps)
-        if not math.isfinite(epoch.metrics["loss"]):
-            raise TrainingError(
-                f"the fit head's loss in epoch {epoch.number + 1} is no number: lower fit.train.learning_rate="
-                f"{train.learning_rate}; the checkpoint of the epoch before stays"
-            )
         if len(parts.validation):
             fits, found = asked.worn.fits[parts.validation], chances(module, asked, parts.validation)
             epoch.metrics["log_loss"] = float(measures.log_loss(fits, found).mean())
