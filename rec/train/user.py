@@ -177,7 +177,9 @@ def loop(config: dict[str, Any]) -> None:
     wrapped = ddp.distribute(contest)
     device = model.tower.bos.device
     train = options.train
-    optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    )
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
         if contest.stale(epoch.number, options.patience):
             break
