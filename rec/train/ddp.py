@@ -131,7 +131,7 @@ class _LocalTrainer(_Trainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also the wait for each report; usually 2
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # also the wait for each report; usually 2
         super().__init__(*arguments, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
