@@ -27,6 +27,17 @@ class Known:
     profile: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database holds of one user, for whoever has a right to see it."""
+
+    profile: dict[str, float]
+    events: list[dict[str, Any]]
+    """`product_id`, `event` and `at`, oldest first."""
+    live_events: list[dict[str, Any]]
+    """These, and `event_id`, `context` and `received_at`."""
+
+
 class Catalogue:
     """Products and users of one recipe."""
 
@@ -57,18 +68,44 @@ class Catalogue:
             ).fetchall()
         return [row[0] for row in rows]
 
-    def known(self, user_id: str, last: int) -> Known:
-        """The last `last` events and the profile of a user."""
+    def known(self, user_id: str | None, last: int, client_id: str | None = None) -> Known:
+        """The last `last` events of a user and of an anonymous client, loaded and live ones, and the user's profile."""
+        of = {"name": self._name, "user": user_id, "client": client_id, "last": last}
         with self._connections.use() as connection:
             events = connection.execute(
-                "SELECT product_id, event, at FROM events WHERE catalogue = %s AND user_id = %s"
-                " ORDER BY position DESC LIMIT %s",
-                (self._name, user_id, last),
+                "SELECT product_id, event, at FROM ("
+                " (SELECT product_id, event, at, 0 AS live, position::bigint AS place FROM events"
+                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
+                " UNION ALL (SELECT product_id, event, at, 1, number FROM live_events"
+                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
+                " UNION ALL (SELECT product_id, event, at, 1, number FROM live_events"
+                "  WHERE catalogue = %(name)s AND client_id = %(client)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
+                ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s",
+                of,
             ).fetchall()
             profile = connection.execute(
-                "SELECT profile FROM users WHERE catalogue = %s AND user_id = %s", (self._name, user_id)
+                "SELECT profile FROM users WHERE catalogue = %(name)s AND user_id = %(user)s", of
             ).fetchone()
         return Known([PastEvent(*row) for row in reversed(events)], {} if profile is None else profile[0])
+
+    def stored(self, user_id: str) -> Stored | None:
+        """All that is stored of a user; None for a stranger."""
+        with self._connections.use() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            profile = cursor.execute(
+                "SELECT profile FROM users WHERE catalogue = %s AND user_id = %s", (self._name, user_id)
+            ).fetchone()
+            events = cursor.execute(
+                "SELECT product_id, event, at FROM events WHERE catalogue = %s AND user_id = %s ORDER BY position",
+                (self._name, user_id),
+            ).fetchall()
+            live = cursor.execute(
+                "SELECT event_id, product_id, event, at, context, received_at FROM live_events"
+                " WHERE catalogue = %s AND user_id = %s ORDER BY at, number",
+                (self._name, user_id),
+            ).fetchall()
+        if profile is None and not events and not live:
+            return None
+        return Stored({} if profile is None else profile["profile"], events, live)
 
     def sample(self, limit: int) -> list[str]:
         """Ids of users drawn alike, the same ones each time."""

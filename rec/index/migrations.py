@@ -105,6 +105,42 @@ CREATE TABLE rules (
 )""",
         "CREATE INDEX rules_catalogue ON rules (catalogue, number)",
     ),
+    (
+        # what servers were told of shoppers since the last ingest (rec/index/live_events.py)
+        """
+CREATE TABLE live_events (
+    catalogue text NOT NULL,
+    event_id text NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    user_id text,
+    client_id text,
+    product_id text NOT NULL,
+    event text NOT NULL,
+    at timestamptz NOT NULL,
+    context text,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (catalogue, event_id),
+    CHECK (num_nonnulls(user_id, client_id) = 1)
+)""",
+        "CREATE INDEX live_events_user ON live_events (catalogue, user_id, at) WHERE user_id IS NOT NULL",
+        "CREATE INDEX live_events_client ON live_events (catalogue, client_id, at) WHERE client_id IS NOT NULL",
+        # a server may not read `forgotten`: the owner of the tables looks there for it
+        """
+CREATE FUNCTION not_of_forgotten() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    found boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I.forgotten WHERE catalogue = $1 AND user_hash = $2)',
+                   TG_TABLE_SCHEMA)
+        INTO found
+        USING NEW.catalogue,
+              sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.user_id, 'UTF8'));
+    RETURN CASE WHEN found THEN NULL ELSE NEW END;
+END $$""",
+        """
+CREATE TRIGGER not_of_forgotten BEFORE INSERT ON live_events
+FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 
