@@ -11,6 +11,8 @@ arrange.py   pins, caps, buried products and diversity, as numbers
 ruling.py    rules of one bundle: ranked candidates -> the list
 rulebook.py  the rules that the database has
 preview.py   lists before and after rules that are not in force yet
+passage.py   what a request became at each stage, and where a product was lost
+standby.py   candidates without Postgres: exact search over the bundle
 why.py       reason codes, matched attributes and the product that caused each item
 chain.py     all of them in one process
 """

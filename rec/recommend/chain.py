@@ -13,6 +13,7 @@ from rec.errors import InputError
 from rec.index.catalogue import Catalogue, Known, PastEvent
 from rec.index.connections import Connections
 from rec.recommend.encode import UserEncoder
+from rec.recommend.passage import Explanation, Passage, explanation
 from rec.recommend.request import Answer, Applied, Request
 from rec.recommend.retrieve import Retriever
 from rec.recommend.rulebook import RuleBook
@@ -121,11 +122,40 @@ class Chain:
     def answer(self, request: Request, ruling: Ruling | None, clock: datetime | None = None) -> Answer:
         """Answer a request under the rules given."""
         watch = Stopwatch()
+        passage = self._pass(request, ruling, clock, watch)
+        items = self._items(passage)
+        freshen(items, self._catalogue)
+        watch.lap("explanation")
+        applied = None
+        if passage.ruling is not None:
+            applied = Applied(passage.ruling.number, passage.left_out(), passage.arranged.moved_by)
+        return Answer(items, self.bundle.id, passage.at, len(items) < request.k, applied, watch.milliseconds())
+
+    def explain(
+        self, request: Request, product_id: str, ruling: Ruling | None, clock: datetime | None = None
+    ) -> Explanation:
+        """Why a product is or is not in the `answer` to the same request."""
+        passage = self._pass(request, ruling, clock, Stopwatch())
+        items = self._items(passage)
+        live, passes = self._catalogue.live([product_id]), False
+        if self.shelf.known(product_id):
+            passes = len(self._retriever.passing(self.shelf.rows([product_id]), request.filters)) > 0
+        available = live.get(product_id, {}).get("available", False)
+        return explanation(passage, product_id, items, self.shelf, self.vectors, available=available, passes=passes)
+
+    def _items(self, passage: Passage) -> list[dict[str, Any]]:
+        items = self._explainer.explain(passage.arranged.ranked, passage.state, passage.encoded)
+        add_codes(items, passage.arranged)
+        return items
+
+    def _pass(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: "Stopwatch") -> Passage:
         now = clock or datetime.now(UTC)
         at = moment(self.bundle, now)
         ruling = ruling if request.rules else None
         rules = standing(ruling, now)
-        known = NOBODY if request.user_id is None else self._catalogue.known(request.user_id, STORED_EVENTS)
+        known = NOBODY
+        if request.user_id is not None or request.client_id is not None:
+            known = self._catalogue.known(request.user_id, STORED_EVENTS, request.client_id)
         state, exclude = self._resolver.resolve(request, known, at)
         exclude = np.union1d(exclude, rules.exclude)
         watch.lap("state")
@@ -144,15 +174,7 @@ class Chain:
         watch.lap("ranking")
         arranged = rules.arrange(ranked, request.k, prices(rules, ranked.rows, self.shelf, self._catalogue))
         watch.lap("rules")
-        items = self._explainer.explain(arranged.ranked, state, encoded)
-        add_codes(items, arranged)
-        freshen(items, self._catalogue)
-        watch.lap("explanation")
-        applied = None
-        if ruling is not None:
-            left_out = rules.left_out(ranked.rows, exclude, request.k)
-            applied = Applied(ruling.number, left_out, arranged.moved_by)
-        return Answer(items, self.bundle.id, at, len(items) < request.k, applied, watch.milliseconds())
+        return Passage(request, at, ruling, rules, known, state, exclude, encoded, found.candidates, ranked, arranged)
 
 
 NOBODY = Known([], {})
@@ -171,6 +193,11 @@ def prices(rules: InForce, rows: np.ndarray, shelf: Shelf, catalogue: Catalogue)
     live = catalogue.live(names)
     # None, in the database or because the product is not in it, becomes nan
     return np.array([live.get(name, {}).get("price") for name in names], np.float32)
+
+
+def published_prices(rows: np.ndarray, shelf: Shelf) -> np.ndarray:
+    """float32[n] prices of item rows as the bundle has them, nan where there is none."""
+    return np.array([shelf.card(row)["price"] for row in rows.tolist()], np.float32)
 
 
 def add_codes(items: list[dict[str, Any]], arranged: Arranged) -> None:

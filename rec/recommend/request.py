@@ -29,6 +29,8 @@ class Request:
     """One request; every part is optional."""
 
     user_id: str | None = None
+    client_id: str | None = None
+    """An anonymous shopper, whose live events count beside those of the user."""
     history: tuple[Choice, ...] = ()
     """Oldest first; follows what is stored of the user."""
     context: str = ""
