@@ -11,25 +11,31 @@ one of the store). Importing opens nothing.
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as HttpRequest
 
+from rec import api_keys, postgres
 from rec.bundle import Bundle
-from rec.errors import RecError
+from rec.errors import DatabaseError, RecError
+from rec.index import forget, live_events
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
+from rec.index.forget import NotAllowed
+from rec.index.search import Filters
 from rec.recommend.chain import (
     NOBODY,
     STORED_EVENTS,
@@ -41,16 +47,24 @@ from rec.recommend.chain import (
     microseconds,
     moment,
     prices,
+    published_prices,
     standing,
 )
-from rec.recommend.request import MAX_K, Request
+from rec.recommend.passage import Passage, explanation
+from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_K, Encoded, Request
+from rec.recommend.retrieve import Retrieved
 from rec.recommend.rulebook import RuleBook
+from rec.recommend.ruling import InForce
 from rec.recommend.score import retrieval_order
 from rec.recommend.shelf import Shelf
+from rec.recommend.standby import Standby
 from rec.recommend.why import Explainer, shown
+from rec.state import UserState
 from serve import api
+from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import Loaded, active, connections, store_folder
+from serve.loaded import Loaded, active, connections, states, store_folder
+from serve.metrics import metrics
 from serve.stages import Ranker, Retriever, UserTower
 
 log = logging.getLogger("ray.serve")
@@ -58,7 +72,7 @@ log = logging.getLogger("ray.serve")
 FOLLOW_S = 2.0
 """How often the active bundle and the rules are looked up."""
 STAGE_S = 8.0
-"""Longest wait for the user tower or retrieval; the answer is then 503."""
+"""Longest wait for the user tower or retrieval; the answer then does without."""
 RANKER_S = 2.0
 """Longest wait for the ranker; the answer is then in retrieval order."""
 LOADING_S = 300.0
@@ -70,10 +84,16 @@ Stage = DeploymentHandle[Any]
 
 app = FastAPI(title="shop-rec", summary="Recommendations that understand what a garment is.", version="1")
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
+for layer in (Guard, Cors, Observe):  # each around those before it
+    app.add_middleware(layer)
 
 
 class Unavailable(Exception):
-    """A stage that the answer cannot do without did not answer."""
+    """A stage did not answer."""
+
+
+class UnknownEventProducts(UnknownProducts):
+    """Events name products that the bundle does not have: none of them is taken."""
 
 
 @app.exception_handler(RequestValidationError)
@@ -85,7 +105,12 @@ async def _malformed(_: HttpRequest, error: RequestValidationError) -> JSONRespo
 @app.exception_handler(UnknownProducts)
 async def _unknown(_: HttpRequest, error: UnknownProducts) -> JSONResponse:
     problem = {"error": "unknown_products", "message": str(error), "products": error.product_ids}
-    return JSONResponse(problem, status_code=404)
+    return JSONResponse(problem, status_code=422 if isinstance(error, UnknownEventProducts) else 404)
+
+
+@app.exception_handler(NotAllowed)
+async def _not_allowed(_: HttpRequest, error: NotAllowed) -> JSONResponse:
+    return JSONResponse({"error": "not_allowed", "message": str(error)}, status_code=403)
 
 
 @app.exception_handler(Unavailable)
@@ -100,6 +125,21 @@ def _field(loc: tuple[int | str, ...], message: str, kind: str) -> dict[str, Any
     return {"loc": list(loc), "msg": message, "type": kind}
 
 
+class Ladder:
+    """What an answer does without, by reason code."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.whole = whole
+        self.codes: list[str] = []
+
+    def down(self, code: str, error: Exception) -> None:
+        """Go on without what failed with `error`; raises it where the answer must be whole."""
+        if self.whole:
+            raise error
+        log.warning("%s: %s", code, error)
+        self.codes += [] if code in self.codes else [code]
+
+
 @dataclass(frozen=True)
 class Front:
     """What the ingress holds of a bundle."""
@@ -109,6 +149,7 @@ class Front:
     resolver: Resolver
     explainer: Explainer
     rules: RuleBook
+    standby: Standby
 
     @classmethod
     def of(cls, bundle: Bundle, connections: Connections) -> "Front":
@@ -116,7 +157,14 @@ class Front:
         shelf = Shelf(bundle)
         explainer = Explainer(bundle, shelf)
         rules = RuleBook(connections, bundle, shelf, explainer.vectors)
-        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules)
+        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules, Standby(bundle, explainer.vectors))
+
+
+def _check_categories(front: Front, names: list[str], where: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in front.shelf.categories]
+    if unknown:
+        message = f"unknown category {unknown[0]!r} (known: {', '.join(front.shelf.categories)})"
+        raise RequestValidationError([_field(where, message, "value_error")])
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
@@ -136,6 +184,10 @@ class Recommender:
     """HTTP in, HTTP out; holds the products and what is known of users."""
 
     def __init__(self, store: str, user_tower: Stage, retriever: Stage, ranker: Stage) -> None:
+        client = _get_global_client()
+        assert client is not None, "a replica has a controller"
+        api_keys.check_bind(client.http_config.host, api_keys.access())
+        self._store = store
         self._user_tower, self._retriever, self._ranker = user_tower, retriever, ranker
         self._connections: Connections = connections(store, size=4)
         self._fronts = Loaded(store, lambda bundle: Front.of(bundle, self._connections))
@@ -153,8 +205,9 @@ class Recommender:
                 if name != front.bundle.id:
                     front = await asyncio.to_thread(self._fronts.get, name)
                 await asyncio.to_thread(front.rules.refresh)
+                metrics().rules(0 if front.rules.ruling is None else front.rules.ruling.number)
                 if front is not self._front:
-                    await self._answer(front, Request(k=1), patience=LOADING_S, need_ranker=True)
+                    await self._answer(front, Request(k=1), patience=LOADING_S, whole=True)
                     log.info("bundle %s takes over from %s", name, self._front.bundle.id)
                     self._front = front
             except (RecError, Unavailable) as error:
@@ -166,69 +219,123 @@ class Recommender:
     async def recommend(self, body: api.RecommendBody) -> dict[str, Any]:
         """Products for a shopper, best first, with the reasons."""
         front = self._front
+        _check_categories(front, body.filters.category, ("body", "filters", "category"))
         problem = api.profile_problem(body.profile, front.resolver.profile_names)
         if problem is not None:
             raise RequestValidationError([_field(("body", "profile", problem[0]), problem[1], "value_error")])
-        unknown = [name for name in body.filters.category if name not in front.shelf.categories]
-        if unknown:
-            message = f"unknown category {unknown[0]!r} (known: {', '.join(front.shelf.categories)})"
-            raise RequestValidationError([_field(("body", "filters", "category"), message, "value_error")])
         return await self._answer(front, body.request())
 
     async def _answer(
-        self, front: Front, request: Request, *, patience: float = STAGE_S, need_ranker: bool = False
+        self, front: Front, request: Request, *, patience: float = STAGE_S, whole: bool = False
     ) -> dict[str, Any]:
-        watch = Stopwatch()
+        watch, ladder = Stopwatch(), Ladder(whole=whole)
+        passage = await self._pass(front, request, watch, ladder, patience)
+        items = await self._items(front, passage, ladder)
+        watch.lap("explanation")
+        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
+        return {
+            "items": items,
+            "bundle": front.bundle.id,
+            "at": passage.at,
+            "degraded": ladder.codes,
+            "underfilled": len(items) < request.k,
+            "rules": None
+            if passage.ruling is None
+            else {"version": passage.ruling.number, "left_out": passage.left_out()},
+            "milliseconds": watch.milliseconds(),
+        }
+
+    async def _items(self, front: Front, passage: Passage, ladder: Ladder) -> list[dict[str, Any]]:
+        ranked = passage.arranged.ranked
+        items = front.explainer.explain(ranked, passage.state, passage.encoded, passage.degraded)
+        add_codes(items, passage.arranged)
+        await self._freshen(front, items, ladder)
+        return items
+
+    async def _freshen(self, front: Front, items: list[dict[str, Any]], ladder: Ladder) -> None:
+        """Put live prices into items; those of the bundle stay where Postgres does not answer."""
+        try:
+            await asyncio.to_thread(freshen, items, Catalogue(self._connections, front.bundle.recipe))
+        except DatabaseError as error:
+            ladder.down("prices_unavailable", error)
+
+    async def _pass(
+        self, front: Front, request: Request, watch: Stopwatch, ladder: Ladder, patience: float = STAGE_S
+    ) -> Passage:
+        """Send a request through the stages, without those that do not answer."""
         name, catalogue = front.bundle.id, Catalogue(self._connections, front.bundle.recipe)
         now = datetime.now(UTC)
         at = moment(front.bundle, now)
         ruling = front.rules.ruling if request.rules else None
         rules = standing(ruling, now)
         known = NOBODY
-        if request.user_id is not None:
-            known = await asyncio.to_thread(catalogue.known, request.user_id, STORED_EVENTS)
+        if request.user_id is not None or request.client_id is not None:
+            try:
+                known = await asyncio.to_thread(catalogue.known, request.user_id, STORED_EVENTS, request.client_id)
+            except DatabaseError as error:
+                ladder.down("history_unavailable", error)
         state, exclude = front.resolver.resolve(request, known, at)
         exclude = np.union1d(exclude, rules.exclude)
         watch.lap("state")
-        encoded = await _within(patience, "user tower", self._user_tower.encode.remote(name, state))
+        encoded: Encoded | None = None
+        try:
+            encoded = await _within(patience, "user tower", self._user_tower.encode.remote(name, state))
+        except Unavailable as error:
+            ladder.down("user_tower_unavailable", error)
         watch.lap("user_tower")
         wanted = max(front.bundle.config.ranker.candidates, request.k)
-        found = await _within(
-            patience,
-            "retrieval",
-            self._retriever.retrieve.remote(
-                name, encoded.vector, wanted, state, exclude, request.filters, rules.pinned(request.k)
-            ),
-        )
+        found = await self._retrieve(front, encoded, wanted, state, exclude, request, rules, ladder, patience)
         watch.lap("retrieval")
         count = len(found.candidates.rows)
-        asked = self._ranker.rank.remote(name, state, found.candidates, count, microseconds(at))
-        try:
-            ranked = await _within(patience if need_ranker else RANKER_S, "ranker", asked)
-        except Unavailable as error:
-            if need_ranker:
-                raise
-            log.warning("answering in retrieval order: %s", error)
-            ranked = retrieval_order(found.candidates, count)
+        ranked = retrieval_order(found.candidates, count)
+        if encoded is not None:  # the ranker was never shown candidates without scores
+            asked = self._ranker.rank.remote(name, state, found.candidates, count, microseconds(at))
+            try:
+                ranked = await _within(patience if ladder.whole else RANKER_S, "ranker", asked)
+            except Unavailable as error:
+                ladder.down("ranker_unavailable", error)
         watch.lap("ranking")
-        arranged = rules.arrange(
-            ranked, request.k, await asyncio.to_thread(prices, rules, ranked.rows, front.shelf, catalogue)
-        )
+        degraded = list(ladder.codes)
+        try:
+            live = await asyncio.to_thread(prices, rules, ranked.rows, front.shelf, catalogue)
+        except DatabaseError as error:
+            ladder.down("prices_unavailable", error)
+            live = published_prices(ranked.rows, front.shelf)
+        arranged = rules.arrange(ranked, request.k, live)
         watch.lap("rules")
-        items = front.explainer.explain(arranged.ranked, state, encoded)
-        add_codes(items, arranged)
-        await asyncio.to_thread(freshen, items, catalogue)
-        watch.lap("explanation")
-        return {
-            "items": items,
-            "bundle": name,
-            "at": at,
-            "underfilled": len(items) < request.k,
-            "rules": None
-            if ruling is None
-            else {"version": ruling.number, "left_out": rules.left_out(ranked.rows, exclude, request.k)},
-            "milliseconds": watch.milliseconds(),
-        }
+        return Passage(
+            request, at, ruling, rules, known, state, exclude, encoded, found.candidates, ranked, arranged, degraded
+        )
+
+    async def _retrieve(
+        self,
+        front: Front,
+        encoded: Encoded | None,
+        k: int,
+        state: UserState,
+        exclude: np.ndarray,
+        request: Request,
+        rules: InForce,
+        ladder: Ladder,
+        patience: float,
+    ) -> Retrieved:
+        """The candidates; without a user vector popular ones, and from this process where the retriever fails."""
+        name, filters, pinned = front.bundle.id, request.filters, rules.pinned(request.k)
+        stage, standby = self._retriever, front.standby
+        try:
+            if encoded is None:
+                return await _within(
+                    patience, "retrieval", stage.popular.remote(name, k, state, exclude, filters, pinned)
+                )
+            return await _within(
+                patience, "retrieval", stage.retrieve.remote(name, encoded.vector, k, state, exclude, filters, pinned)
+            )
+        except Unavailable as error:
+            ladder.down("ann_unavailable", error)
+        given: dict[str, Any] = {"state": state, "exclude": exclude, "filters": filters, "also": pinned}
+        if encoded is None:
+            return await asyncio.to_thread(standby.popular, k, **given)
+        return await asyncio.to_thread(standby.retrieve, encoded.vector, k, **given)
 
     @app.get("/v1/products/{product_id:path}/similar", response_model=api.Neighbours)
     async def similar(self, product_id: str, k: Annotated[int, Query(ge=1, le=MAX_K)] = 10) -> dict[str, Any]:
@@ -238,11 +345,94 @@ class Recommender:
             raise UnknownProducts([product_id])
         row = int(front.shelf.rows([product_id])[0])
         exclude = standing(front.rules.ruling, datetime.now(UTC)).exclude
-        found = await _within(STAGE_S, "retrieval", self._retriever.similar.remote(front.bundle.id, row, k, exclude))
+        ladder = Ladder(whole=False)
+        try:
+            asked = self._retriever.similar.remote(front.bundle.id, row, k, exclude)
+            found = await _within(STAGE_S, "retrieval", asked)
+        except Unavailable as error:
+            ladder.down("ann_unavailable", error)
+            found = await asyncio.to_thread(front.standby.similar, row, k, exclude)
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
-        await asyncio.to_thread(freshen, [product, *items], Catalogue(self._connections, front.bundle.recipe))
-        return {"product": product, "items": items, "bundle": front.bundle.id}
+        await self._freshen(front, [product, *items], ladder)
+        metrics().degraded(ladder.codes)
+        return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
+
+    @app.get("/v1/explain", response_model=api.Explanation)
+    async def explain(
+        self,
+        product_id: Annotated[api.Id, Query()],
+        user_id: Annotated[api.Id | None, Query()] = None,
+        client_id: Annotated[api.Id | None, Query()] = None,
+        context: Annotated[str, Query(max_length=MAX_CONTEXT_CHARS, pattern="^[^\\x00]*$")] = "",
+        category: Annotated[list[api.Id], Query(max_length=20)] = [],  # noqa: B006  # FastAPI copies it
+        price_min: Annotated[api.Price | None, Query()] = None,
+        price_max: Annotated[api.Price | None, Query()] = None,
+        exclude: Annotated[list[api.Id], Query(max_length=api.MAX_EXCLUDE)] = [],  # noqa: B006
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
+        rules: bool = True,
+    ) -> dict[str, Any]:
+        """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
+        front, ladder = self._front, Ladder(whole=False)
+        _check_categories(front, category, ("query", "category"))
+        request = Request(
+            user_id=user_id,
+            client_id=client_id,
+            context=context,
+            filters=Filters(categories=tuple(category), price_min=price_min, price_max=price_max),
+            k=k,
+            exclude=tuple(exclude),
+            rules=rules,
+        )
+        passage = await self._pass(front, request, Stopwatch(), ladder)
+        items = await self._items(front, passage, ladder)
+        live = await asyncio.to_thread(Catalogue(self._connections, front.bundle.recipe).live, [product_id])
+        passes = False
+        if front.shelf.known(product_id):
+            asked = self._retriever.passing.remote(front.bundle.id, front.shelf.rows([product_id]), request.filters)
+            passes = len(await _within(STAGE_S, "retrieval", asked)) > 0
+        found = explanation(
+            passage,
+            product_id,
+            items,
+            front.shelf,
+            front.explainer.vectors,
+            available=live.get(product_id, {}).get("available", False),
+            passes=passes,
+        )
+        return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}
+
+    @app.post("/v1/events", response_model=api.TakenEvents)
+    async def events(self, body: api.EventsBody) -> live_events.Taken:
+        """Take what shoppers just did; it counts in the next request of each of them."""
+        front = self._front
+        missing = front.shelf.unknown(event.product_id for event in body.events)
+        if missing:
+            raise UnknownEventProducts(missing)
+        told = body.live(datetime.now(UTC))
+        taken = await asyncio.to_thread(live_events.store, self._connections, front.bundle.recipe, told)
+        metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
+        return taken
+
+    @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser)
+    async def user(self, user_id: Annotated[api.Id, PathParameter()]) -> dict[str, Any]:
+        """All that the database holds of a user."""
+        catalogue = Catalogue(self._connections, self._front.bundle.recipe)
+        found = await asyncio.to_thread(catalogue.stored, user_id)
+        if found is None:
+            raise HTTPException(404, "nothing is stored of this user")
+        return {"user_id": user_id, **asdict(found)}
+
+    @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser)
+    async def forget_user(self, user_id: Annotated[api.Id, PathParameter()]) -> forget.Forgotten:
+        """Delete a user's events and profile, for good: neither a load nor an event brings them back."""
+        url = await asyncio.to_thread(postgres.url, self._store, create=False)
+        return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
+
+    @app.get("/v1/bundles", response_model=api.Bundles)
+    async def bundles(self) -> dict[str, Any]:
+        """The active bundle, the one before it, and all that the database has."""
+        return {"serving": self._front.bundle.id, **await asyncio.to_thread(states, self._connections)}
 
     @app.get("/v1/products", response_model=api.Products)
     async def products(
@@ -288,7 +478,7 @@ class Recommender:
     @app.get("/readyz")
     async def readyz(self) -> dict[str, Any]:
         """A real recommendation passes through every stage."""
-        answer = await self._answer(self._front, Request(k=1), need_ranker=True)
+        answer = await self._answer(self._front, Request(k=1), whole=True)
         if not answer["items"]:
             raise HTTPException(503, "no product is available")
         return {

@@ -60,6 +60,18 @@ class Retriever:
             )
         )
 
+    async def popular(
+        self, bundle: str, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
+    ) -> Retrieved:
+        """k popular candidates for `state` without a user vector, and those of the rows `also` that pass."""
+        return await asyncio.to_thread(
+            lambda: self._retrievers.get(bundle).popular(k, state=state, exclude=exclude, filters=filters, also=also)
+        )
+
+    async def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
+        """Those of the item rows that are in stock and pass `filters`."""
+        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).passing(rows, filters))
+
     async def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """The k nearest products to an item row, without the rows `exclude`."""
         return await asyncio.to_thread(lambda: self._retrievers.get(bundle).similar(row, k, exclude))

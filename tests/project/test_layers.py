@@ -24,6 +24,7 @@ GROUND = {
     "svg",
     "profile",
     "weights",
+    "api_keys",
 }
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
 STAGES = {

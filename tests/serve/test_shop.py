@@ -4,23 +4,31 @@ The last tests of the file kill parts of the shop; the order of the file is the 
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
+import numpy as np
+import psutil
 import pytest
 
 from rec import postgres, publish
 from rec.index import rule_versions
 from rec.index.connections import Connections
+from rec.index.search import Filters
 from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
 from rec.schema import EVENTS
+from rec.sources import tables as sources
 from serve import api
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, free_port, shop_job
@@ -45,7 +53,8 @@ def test_importing_the_graph_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_the_api_knows_every_kind_of_event() -> None:
-    assert get_args(api.Event.model_fields["event"].annotation) == EVENTS
+    for body in (api.Event, api.LiveEventBody):
+        assert get_args(body.model_fields["event"].annotation) == EVENTS
 
 
 def test_healthy_and_ready(shop: Shop) -> None:
@@ -191,6 +200,107 @@ def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: 
         time.sleep(0.2)
 
 
+def posted(shop: Shop, *events: dict[str, Any]) -> httpx.Response:
+    """The answer to events of item P0003 unless they say another one."""
+    return shop.client.post("/v1/events", json={"events": [{"product_id": "P0003", **event} for event in events]})
+
+
+def test_an_event_counts_in_the_next_request(shop: Shop) -> None:
+    assert {item["because"] for item in shop.recommend(client_id="c1", k=5)["items"]} == {None}
+    sent = posted(shop, {"event_id": "e1", "client_id": "c1"}, {"event_id": "e2", "user_id": "u08", "event": "cart"})
+    assert (sent.status_code, sent.json()) == (200, {"stored": ["e1", "e2"], "repeated": [], "forgotten": []})
+    again = posted(shop, {"event_id": "e1", "client_id": "c1"}, {"event_id": "e3", "client_id": "c1"})
+    assert (again.status_code, again.json()["repeated"], again.json()["stored"]) == (200, ["e1"], ["e3"])
+    items = shop.recommend(client_id="c1", k=5)["items"]
+    assert {item["because"]["product_id"] for item in items} == {"P0003"}
+    assert "P0003" not in [item["product_id"] for item in items]
+    assert {item["because"] for item in shop.recommend(user_id="c1", k=5)["items"]} == {None}, "a client is no user"
+    told = shop.client.get("/v1/users/u08").json()
+    assert [event["event_id"] for event in told["live_events"]] == ["e2"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event_id": "x"},
+        {"event_id": "x", "client_id": "c", "user_id": "u"},
+        {"event_id": "x", "client_id": "c", "event": "stare"},
+        {"event_id": "x", "client_id": "c", "at": "2999-01-01T00:00:00Z"},
+        {"event_id": "x", "client_id": "c", "at": "0001-01-01T00:00:00+23:59"},
+        {"event_id": "x", "client_id": "c", "at": "2025-01-01T00:00:00"},
+        {"event_id": "", "client_id": "c"},
+        {"event_id": "x", "client_id": "\x00"},
+        {"client_id": "c"},
+    ],
+    ids=str,
+)
+def test_a_malformed_event_is_refused_with_all_others(shop: Shop, event: dict[str, Any]) -> None:
+    answer = posted(shop, {"event_id": "good", "client_id": "refused"}, event)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"][0]["loc"][:3] == ["body", "events", 1]
+    assert {item["because"] for item in shop.recommend(client_id="refused", k=3)["items"]} == {None}
+
+
+def test_events_of_unknown_products_and_too_many_are_refused(shop: Shop) -> None:
+    answer = posted(shop, {"event_id": "g", "client_id": "c"}, *(
+        {"event_id": f"y{name}", "client_id": "c", "product_id": name} for name in "ab"))  # fmt: skip
+    assert (answer.status_code, answer.json()["products"]) == (422, ["a", "b"])
+    many = [{"event_id": f"many{number}", "client_id": "many"} for number in range(101)]
+    assert posted(shop, *many).status_code == 422
+    assert posted(shop).status_code == 422
+    assert len(posted(shop, *many[:100]).json()["stored"]) == 100
+
+
+def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
+    assert posted(shop, {"event_id": "u1", "user_id": "u09", "context": "linen"}).status_code == 200
+    told = shop.client.get("/v1/users/u09").json()
+    assert told["profile"] == {"height_cm": 169.0, "birth_year": 1989}
+    assert told["events"][0]["product_id"] == "P0003"
+    assert told["live_events"][0]["context"] == "linen"
+    gone = shop.client.delete("/v1/users/u09")
+    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1}
+    assert (gone.status_code, gone.json()) == (200, expected)
+    assert shop.client.get("/v1/users/u09").status_code == 404
+    assert {item["because"] for item in shop.recommend(user_id="u09", k=3)["items"]} == {None}
+    assert posted(shop, {"event_id": "u2", "user_id": "u09"}).json()["forgotten"] == ["u2"]
+    assert shop.client.get("/v1/users/some%2Fbody").status_code == 404
+
+
+def test_explanations_are_the_chain_s(shop: Shop, chain: Chain) -> None:
+    outcomes = set()
+    for product in [tiny.product_id(row) for row in (1, 0, 28, 56, 84, 112)] + ["gone"]:
+        parameters = {"product_id": product, "user_id": "u04", "context": "a red dress", "category": "dress", "k": 8}
+        served = shop.client.get("/v1/explain", params=parameters).json()
+        request = Request(user_id="u04", context="a red dress", filters=Filters(categories=("dress",)), k=8)
+        local = chain.explain(request, product, None)
+        assert (served["outcome"], served["place"]) == (local.outcome, local.place)
+        assert (served["ranking"] or {}).get("rank") == (local.ranking.rank if local.ranking else None)
+        outcomes.add(served["outcome"])
+    assert {"unknown_product", "filtered"} < outcomes
+    first = shop.recommend(user_id="u04", k=3)["items"][0]
+    shown = shop.client.get("/v1/explain", params={"product_id": first["product_id"], "user_id": "u04"}).json()
+    assert (shown["outcome"], shown["place"], shown["item"]["reasons"]) == ("shown", 1, first["reasons"])
+    assert shop.client.get("/v1/explain", params={"user_id": "u04"}).status_code == 422
+    assert shop.client.get("/v1/explain", params={"product_id": "P0001", "category": "spaceship"}).status_code == 422
+
+
+def test_requests_have_ids_and_bundles_are_listed(shop: Shop) -> None:
+    answer = shop.client.get("/v1/bundles", headers={"x-request-id": "mine-1"})
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    told = answer.json()
+    assert told["active"] == told["serving"] == shop.recommend(k=1)["bundle"]
+    assert [(each["bundle"], each["recipe"], each["items"]) for each in told["known"] if each["state"] == "active"] == [
+        (told["active"], "tiny", tiny.ITEMS)
+    ]
+    assert len(shop.client.get("/healthz").headers["x-request-id"]) > 8
+    assert shop.client.get("/healthz", headers={"x-request-id": 'a"b{}'}).status_code == 400
+    log = (Path(shop.recipe.store) / "shop" / "serve.log").read_text(encoding="utf-8")
+    (line,) = [line for line in log.splitlines() if '"mine-1"' in line]
+    told = json.loads(line[line.index("{") :])
+    assert (told["route"], told["status"]) == ("/v1/bundles", 200)
+    assert "u09" not in "".join(line for line in log.splitlines() if '"request_id"' in line), "routes, not paths"
+
+
 def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
     page = shop.client.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -251,6 +361,112 @@ def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
     while "ranker_unavailable" in shop.recommend(user_id="u01", k=1)["items"][0]["reasons"]:
         assert time.monotonic() < deadline, "the ranker did not come back"
         time.sleep(0.5)
+
+
+@contextmanager
+def kept_dead(shop: Shop, deployment: str) -> Iterator[None]:
+    """Kill every replica of a deployment that comes up meanwhile."""
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.is_set():
+            for name, process in shop.processes().items():
+                if deployment in name:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            done.wait(0.5)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        done.set()
+        killer.join()
+
+
+def whole_again(shop: Shop) -> None:
+    """Wait until an answer does without nothing."""
+    deadline = time.monotonic() + 120
+    while shop.recommend(user_id="u01", k=1)["degraded"]:
+        assert time.monotonic() < deadline, "the shop does not recover"
+        time.sleep(0.5)
+
+
+def test_a_killed_user_tower_means_popular_products(shop: Shop, chain: Chain) -> None:
+    with kept_dead(shop, "UserTower"):
+        answer = shop.recommend(profile={"height_cm": 161.0}, filters={"category": ["coat"]}, exclude=["P0002"], k=20)
+    assert answer["degraded"] == ["user_tower_unavailable"]
+    assert all(item["reasons"] == ["popular", "user_tower_unavailable"] for item in answer["items"])
+    segment = sources.load_segments(chain.bundle.folder("sources")).popular(np.array([161.0, np.nan], np.float32))
+    coats = [row for row in segment.tolist() if tiny.category(row) == "coat" and row % 10 != 9 and row != 2]
+    assert [item["product_id"] for item in answer["items"]] == [tiny.product_id(row) for row in coats][:20]
+    whole_again(shop)
+
+
+def test_a_killed_retriever_means_exact_search(shop: Shop) -> None:
+    whole = shop.recommend(history=["P0003"], k=60)
+    with kept_dead(shop, "Retriever"):
+        answer = shop.recommend(history=["P0003"], k=60)
+        near = shop.client.get("/v1/products/P0003/similar?k=5").json()
+    assert answer["degraded"] == near["degraded"] == ["ann_unavailable"]
+    assert all("ann_unavailable" in item["reasons"] and item["sources"] == ["ann"] for item in answer["items"])
+    assert all(item["probability"] is not None for item in answer["items"]), "the ranker goes on"
+    best = {item["product_id"] for item in whole["items"] if "ann" in item["sources"]}
+    assert len(best & {item["product_id"] for item in answer["items"]}) > 0.8 * len(best)
+    whole_again(shop)
+
+
+def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections) -> None:
+    assert postgres.stop_embedded(shop.recipe.store)
+    try:
+        answer = shop.recommend(history=["P0003"], k=5)
+        known = shop.recommend(user_id="u01", k=5)
+        assert shop.client.get("/readyz").status_code == 503
+        assert posted(shop, {"event_id": "lost", "client_id": "c"}).status_code == 503
+    finally:
+        postgres.url(shop.recipe.store)
+    assert answer["degraded"] == ["ann_unavailable", "prices_unavailable"]
+    assert known["degraded"] == ["history_unavailable", "ann_unavailable", "prices_unavailable"]
+    assert len(answer["items"]) == len(known["items"]) == 5
+    whole_again(shop)
+    with connections.use() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
+    (session,) = {
+        word.partition("=")[2]
+        for process in shop.processes().values()
+        if "raylet" in process.name()
+        for word in process.cmdline()
+        if word.startswith("--session_dir=") or word.startswith("--session-dir=")
+    }
+    (port,) = [file.read_text() for file in Path(session).glob("metrics_export_port_*")]
+    wanted = [
+        'ray_rec_requests_total{.*route="/v1/recommend".*status="2xx"',
+        'ray_rec_requests_total{.*route="/v1/users/{user_id:path}".*status="4xx"',
+        'ray_rec_stage_ms_bucket{.*stage="retrieval"',
+        'ray_rec_candidates_total{.*source="cooccurrence"',
+        'ray_rec_events_total{.*outcome="repeated"',
+        "ray_rec_rules_version{",
+        *(
+            f'ray_rec_degraded_total{{.*reason="{reason}_unavailable"'
+            for reason in ("ranker", "user_tower", "ann", "history", "prices")
+        ),
+    ]
+    deadline = time.monotonic() + 60
+    while True:
+        exported = httpx.get(f"http://127.0.0.1:{port.strip()}/metrics", timeout=30).text
+        missing = [each for each in wanted if not re.search(each.replace("{user_id", r"\{user_id"), exported)]
+        if not missing:
+            return
+        assert time.monotonic() < deadline, (
+            missing,
+            [x for x in exported.splitlines() if x.startswith("ray_rec")][:40],
+        )
+        time.sleep(1)
 
 
 def test_stop_ends_the_shop_and_nothing_else(shop: Shop, connections: Connections) -> None:
