@@ -1,5 +1,6 @@
 """Who may ask, how often, from which pages; and what is written of every request. ASGI, before the body is read."""
 
+import asyncio
 import json
 import logging
 import math
@@ -21,6 +22,8 @@ OPEN = ("/healthz", "/readyz")
 """What probes ask, without a key."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MOST_WAIT_S = 60
+CLOSED = 499
+"""What is noted of a request whose caller did not wait for the answer."""
 
 
 class Buckets:
@@ -116,6 +119,9 @@ class Observe:
                 request_id = "invalid"
                 problem = {"error": "request_id", "message": f"X-Request-ID must be {REQUEST_ID.pattern}"}
                 await JSONResponse(problem, status_code=400)(scope, receive, noting)
+        except asyncio.CancelledError:
+            status = CLOSED
+            raise
         finally:
             # the route as declared: a path holds ids of users
             route = getattr(scope.get("route"), "path", "other")
