@@ -57,8 +57,9 @@ log = logging.getLogger(__name__)
 
 def prepare(config: Config, last: str = "evaluate") -> None:
     """Run every stage up to `last`; what is finished is not done again."""
-    names = [stage.name for stage in pipeline.STAGES]
-    for stage in pipeline.STAGES[: names.index(last) + 1]:
+    stages = pipeline.stages(config)
+    names = [stage.name for stage in stages]
+    for stage in stages[: names.index(last) + 1]:
         log.info("%s", stage.name)
         stage.run(config)
 

@@ -21,8 +21,8 @@ from rec.config import Branch, Config, Source
 from rec.errors import ArtifactError
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
 
-CHECKED = ("enriched", "tensors", "vectors", "samples", *bundle.PARTS, "evaluation")
-"""Artifacts that must have been made of the ones that are there now, in the order they are made."""
+CHECKED = ("enriched", "tensors", "vectors", "samples", "evaluation")
+"""Artifacts that must have been made of the ones that are there now, beside the parts of the bundle."""
 PLACES = {
     **{name: f"source.{name}" for name in Source.model_fields},
     "source": "source.kind",
@@ -82,7 +82,7 @@ def _create(folder: Path, config: Config) -> str:
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
     """Put all files into `staging`; returns the manifest."""
     _check_lineage(config)
-    parts = {part: _copy_part(config, part, staging / part) for part in bundle.PARTS}
+    parts = {part: _copy_part(config, part, staging / part) for part in bundle.parts(config)}
     inputs = {part: manifest.content_hash for part, manifest in parts.items()}
     evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
     table = _display(config)
@@ -122,7 +122,7 @@ def _check_lineage(config: Config) -> None:
     a ranker that learnt with options which the bundle's configuration would not have.
     """
     remedy = f"run `python jobs/pipeline.py --recipe {config.name}` first"
-    found = {name: artifact.peek(config.at(name)) for name in CHECKED}
+    found = {name: artifact.peek(config.at(name)) for name in (*CHECKED, *bundle.parts(config))}
     for name, manifest in found.items():
         for source, content_hash in manifest.inputs.items() if manifest is not None else ():
             present = found[source] if source in found else artifact.peek(config.at(source))

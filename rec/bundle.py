@@ -6,6 +6,7 @@
         metrics.json        the evaluation report
         products.parquet    what to show of each product, in item-row order
         vocabulary/ item_tower/ user_tower/ sources/ features/ ranker/    the stages' files
+        fit_head/           where the recipe has fit.enabled
 
 The id is the first 12 hex digits of the manifest's SHA-256, so equal content has one id wherever it is made, and a
 changed byte anywhere is found. Files are safetensors, JSON, parquet, and the vocabulary's TOML.
@@ -45,6 +46,8 @@ PULLED = ".pull"
 """How the name of a folder ends into which a bundle is being pulled; a killed pull goes on there."""
 PARTS = ("vocabulary", "item_tower", "user_tower", "sources", "features", "ranker")
 """Artifacts whose files a bundle carries."""
+FIT_HEAD = "fit_head"
+"""The one that a bundle may have besides."""
 
 _ATTRIBUTES = pa.list_(
     pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string(), nullable=False)])
@@ -109,6 +112,10 @@ class Bundle:
         """Folder of one of PARTS."""
         return self.path / part
 
+    def has(self, part: str) -> bool:
+        """Whether it carries a part that not every bundle has."""
+        return self.folder(part).is_dir()
+
     def file_hash(self, name: str) -> str:
         """SHA-256 of one file."""
         return str(self.files[name]["sha256"])
@@ -134,6 +141,11 @@ class Bundle:
         return vectors
 
 
+def parts(config: Config) -> tuple[str, ...]:
+    """Artifacts that a bundle of the recipe carries."""
+    return (*PARTS, FIT_HEAD) if config.fit.enabled else PARTS
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One process at a time changes which bundles are in `folder`, so that what another one left is nobody's work."""
@@ -148,7 +160,7 @@ def alone(folder: Path) -> Iterator[None]:
 def check_version(holder: str, part: str, version: int, made_by: str) -> None:
     """Raise ArtifactError when the program reads another version of `part` than `holder` has."""
     from rec.features import items as item_features  # here: what only asks whether a shop runs needs no torch
-    from rec.models import fused, user_tower
+    from rec.models import fit_head, fused, user_tower
     from rec.sources import tables
 
     served = {
@@ -156,6 +168,7 @@ def check_version(holder: str, part: str, version: int, made_by: str) -> None:
         "sources": tables.VERSION,
         "features": item_features.VERSION,
         "ranker": fused.VERSION,
+        FIT_HEAD: fit_head.VERSION,
     }
     known = served.get(part, version)  # the other parts are carried for the record
     if version != known:

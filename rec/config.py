@@ -535,6 +535,41 @@ class Ranker(Branch):
     """Its Ray Train run."""
 
 
+class FitTrain(Train):
+    """The fit head's Ray Train run."""
+
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the training events."""
+    batch_size: int = Field(default=1024, ge=2)
+    """Events per optimizer step over all workers."""
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """AdamW step size."""
+
+
+class Fit(Branch):
+    """The fit head: how a garment in a size would fit. It needs events with sizes and feedback."""
+
+    aside = frozenset({"enabled"})
+
+    enabled: bool = False
+    """Train it and answer `fit` with each recommended product."""
+    width: int = Field(default=8, ge=1)
+    """Numbers of an item's and a shopper's latent vector."""
+    history: int = Field(default=10, ge=0)
+    """Last n events with a size that are read of a shopper."""
+    item_bound: float = Field(default=2.0, ge=0)
+    """Bound on what is learned of a single product; 0 turns it off. A product without feedback has content alone."""
+    prior: float = Field(default=0.5, gt=0)
+    """Standard deviation that single products and sizes are thought to have before any feedback; smaller: few events
+    say less."""
+    profile_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a profile is hidden in training."""
+    patience: int = Field(default=4, ge=0)
+    """Epochs without a better log-loss at second last events after which training stops; 0: never. The best is kept."""
+    train: FitTrain = FitTrain()
+    """Its Ray Train run."""
+
+
 class Index(Branch):
     """pgvector table and search."""
 
@@ -587,6 +622,7 @@ class Config(Branch):
     item_tower: ItemTower = ItemTower()
     user_tower: UserTower = UserTower()
     ranker: Ranker = Ranker()
+    fit: Fit = Fit()
     index: Index = Index()
     evaluate: Evaluate = Evaluate()
 
@@ -652,7 +688,8 @@ class Config(Branch):
 
     @model_validator(mode="after")
     def _precision_is_kept(self) -> Self:
-        for name, train in (("user_tower", self.user_tower.train), ("ranker", self.ranker.train)):
+        others = {"user_tower": self.user_tower.train, "ranker": self.ranker.train, "fit": self.fit.train}
+        for name, train in others.items():
             if train.precision != "float32":
                 raise ValueError(
                     f"{name}.train.precision={train.precision!r} is not implemented, only item_tower.train has it: "
@@ -666,6 +703,11 @@ class Config(Branch):
             raise ValueError(
                 f"user_tower.semantics={self.user_tower.semantics} is read by the adapter, and user_tower.adapter=0 is "
                 "none: set user_tower.adapter to its hidden width, such as 512"
+            )
+        if self.user_tower.semantics and not self.user_tower.content:
+            raise ValueError(
+                f"user_tower.semantics={self.user_tower.semantics} is content, which user_tower.content=false leaves "
+                "out: set one of them otherwise"
             )
         return self
 

@@ -11,6 +11,7 @@ from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
 from rec.recommend.passage import Outcome
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
+from rec.sizes import MAX_SIZE_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_EXCLUDE = 1_000
@@ -45,6 +46,12 @@ class Event(Body):
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
     at: AwareDatetime | None = None
     """When it happened; leave out for "recently", after all that is stored of the user."""
+    size: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")] | None = (
+        None
+    )
+    """What size it was in, as the shop writes it."""
+    fit: Literal["small", "fit", "large"] | None = None
+    """How it fitted."""
 
 
 class FilterBody(Body):
@@ -88,8 +95,7 @@ class RecommendBody(Body):
             user_id=self.user_id,
             client_id=self.client_id,
             history=tuple(
-                Choice(told) if isinstance(told, str) else Choice(told.product_id, told.event, told.at)
-                for told in self.history
+                Choice(told) if isinstance(told, str) else Choice(**told.model_dump()) for told in self.history
             ),
             context=self.context,
             profile=dict(self.profile),
@@ -236,6 +242,15 @@ class Product(BaseModel):
     """RE values by key."""
 
 
+class Fitted(BaseModel):
+    """The size of a product to take, and the chances that it is too small, fits, is too large."""
+
+    size: str
+    small: float
+    fit: float
+    large: float
+
+
 class Recommended(Product):
     """A recommended product and why."""
 
@@ -251,6 +266,8 @@ class Recommended(Product):
     reasons: list[str]
     """Codes; see rec/recommend/why.py."""
     because: Cause | None
+    fit: Fitted | None
+    """null where the shop foretells no fit, or knows neither body nor earlier sizes of the shopper."""
 
 
 class PinLeftOut(BaseModel):

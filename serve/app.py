@@ -50,6 +50,7 @@ from rec.recommend.chain import (
     published_prices,
     standing,
 )
+from rec.recommend.fitting import Fitter
 from rec.recommend.passage import Passage, explanation
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_K, Encoded, Request
 from rec.recommend.retrieve import Retrieved
@@ -150,6 +151,7 @@ class Front:
     explainer: Explainer
     rules: RuleBook
     standby: Standby
+    fitter: Fitter
 
     @classmethod
     def of(cls, bundle: Bundle, connections: Connections) -> "Front":
@@ -157,7 +159,15 @@ class Front:
         shelf = Shelf(bundle)
         explainer = Explainer(bundle, shelf)
         rules = RuleBook(connections, bundle, shelf, explainer.vectors)
-        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules, Standby(bundle, explainer.vectors))
+        return cls(
+            bundle,
+            shelf,
+            Resolver(bundle, shelf),
+            explainer,
+            rules,
+            Standby(bundle, explainer.vectors),
+            Fitter(bundle, shelf),
+        )
 
 
 def _check_categories(front: Front, names: list[str], where: tuple[str, ...]) -> None:
@@ -249,6 +259,8 @@ class Recommender:
         ranked = passage.arranged.ranked
         items = front.explainer.explain(ranked, passage.state, passage.encoded, passage.degraded)
         add_codes(items, passage.arranged)
+        catalogue = Catalogue(self._connections, front.bundle.recipe)
+        await asyncio.to_thread(front.fitter.add, items, passage.request, passage.known, catalogue)
         await self._freshen(front, items, ladder)
         return items
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rec.evaluate import auc as area
+
 EPSILON = 1e-15
 """Nearest that a probability comes to 0 or 1 in logloss."""
 
@@ -32,14 +34,8 @@ def auc(scores: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> float
     """AUC of scores float[T]; None when bool[T] `positive` has one class only. Raises ValueError on a NaN."""
     if np.isnan(scores).any():
         raise ValueError("a score is NaN, which has no rank")
-    num_positive = int(positive.sum())
-    num_negative = len(positive) - num_positive
-    if not num_positive or not num_negative:
-        return None
-    _, level, ties = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = np.cumsum(ties) - (ties - 1) / 2  # mean 1-based rank of each level
-    ahead = rank[level][positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(ahead / (num_positive * num_negative))
+    found = area.auc(positive, scores)
+    return None if np.isnan(found) else found
 
 
 def gauc(scores: NDArray[np.floating[Any]], positive: NDArray[np.bool_], counts: NDArray[np.int64]) -> Grouped:

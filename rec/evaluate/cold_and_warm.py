@@ -107,7 +107,7 @@ def _ranks(
     tower = user_tower.load(trained.at(user_tower.KIND))
     semantics = latent_semantics.load(trained.at(user_tower.KIND))
     if semantics is not None:
-        placed = np.concatenate([placed, semantics(latent_semantics.counts(whole.at("tensors")))], axis=1)
+        placed = latent_semantics.beside(placed, semantics(latent_semantics.counts(whole.at("tensors"))))
     with torch.inference_mode():
         vectors = tower.adapt(torch.from_numpy(placed)).numpy().copy()
     vectors[~world.hidden] = tower.item_vectors.numpy()

@@ -98,7 +98,7 @@ def measure(config: Config, seeds: Sequence[int], *, groups: bool) -> Figures:
     if config.ranker.transfer != "none":
         variants["random"] = (_with(config, transfer="none", freeze_steps=0), frozenset())
     if groups:
-        present = {group_of(name) for name in fields(world.items.spec)}
+        present = {group_of(name) for name in world.items.spec.names}
         variants |= {f"without-{name}": (config, frozenset([name])) for name in GROUPS if name in present}
     ranks: dict[str, list[Ints]] = {}
     steps: dict[str, list[dict[int, Floats]]] = {}
@@ -124,14 +124,7 @@ def prepare(config: Config) -> World:
     items = ranker.features(config, h)
     ranker.prepare(folder / "train", config, h, items)
     train, held = ranker.parts(folder / "train")
-    cases = test_cases.last_events(
-        h,
-        samples.created_us(config.root),
-        history=config.user_tower.history,
-        exclude_seen=config.user_tower.exclude_seen,
-        max_users=config.evaluate.max_users,
-        seed=config.seed,
-    )
+    cases = test_cases.of_recipe(config, h, max_users=config.evaluate.max_users)
     retrieved, retrieval = _test(folder / "test", config, h, items, cases)
     data, test = (requests.open_requests(folder / name) for name in ("train", "test"))
     return World(config, items, data, train, held, test, retrieved, retrieval)
@@ -189,11 +182,6 @@ def trained(world: World, config: Config, blank: frozenset[str] = frozenset()) -
             step += 1
         contest.eval()
     return Trained(contest.winner().model.export(), by_step, int(contest.best_epoch))
-
-
-def fields(spec: Spec) -> list[str]:
-    """Names of all fields of a spec."""
-    return [field.name for field in spec.sparse] + [field.name for field in spec.varlen] + list(spec.dense)
 
 
 @dataclass(frozen=True, slots=True)

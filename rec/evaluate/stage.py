@@ -85,14 +85,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     h = histories.load(config.root)
     counts = samples.training_popularity(h)
     options = config.evaluate
-    cases = test_cases.last_events(
-        h,
-        samples.created_us(config.root),
-        history=config.user_tower.history,
-        exclude_seen=config.user_tower.exclude_seen,
-        max_users=options.max_users,
-        seed=config.seed,
-    )
+    cases = test_cases.of_recipe(config, h, max_users=options.max_users)
     recommender = _recommender(config, h)
     category, order = _categories(recommender.items), controls.popular_order(h)
     answers = recommender.answer(cases, "final lists")

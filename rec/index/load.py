@@ -30,6 +30,7 @@ from rec.schema import INTERACTIONS, USERS
 
 log = logging.getLogger(__name__)
 
+_EVENT_COLUMNS = ["user_id", "product_id", "event", "at", "size", "fit"]
 UNIT_TOLERANCE = 1e-2
 """How far from 1 the length of an item vector may be; towers give it to six digits."""
 
@@ -197,17 +198,16 @@ def _profile(row: dict[str, Any]) -> dict[str, float]:
 def _load_events(connection: Connection[Any], catalogue: str, path: Path) -> bool:
     if _same(connection, catalogue, "events", dataset.read_manifest(path, INTERACTIONS).content_hash):
         return False
-    columns = ["user_id", "product_id", "event", "at"]
-    table = forget.without(connection, catalogue, dataset.read(path, INTERACTIONS, columns=columns))
+    table = forget.without(connection, catalogue, dataset.read(path, INTERACTIONS, columns=_EVENT_COLUMNS))
     connection.execute("DELETE FROM events WHERE catalogue = %s", (catalogue,))
     rows = (
-        (catalogue, row["user_id"], position, row["product_id"], row["event"], row["at"])
+        (catalogue, position, *row.values())
         for position, row in enumerate(row for batch in table.to_batches(8_192) for row in batch.to_pylist())
     )
     _copy(
         connection,
-        sql.SQL("COPY events (catalogue, user_id, position, product_id, event, at) FROM STDIN (FORMAT BINARY)"),
-        ["text", "text", "int4", "text", "text", "timestamptz"],
+        sql.SQL(f"COPY events (catalogue, position, {', '.join(_EVENT_COLUMNS)}) FROM STDIN (FORMAT BINARY)"),
+        ["text", "int4", "text", "text", "text", "timestamptz", "text", "text"],
         progress.progress(rows, total=table.num_rows, what="events to Postgres"),
     )
     connection.execute("ANALYZE events")

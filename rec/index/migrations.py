@@ -105,6 +105,7 @@ CREATE TABLE rules (
 )""",
         "CREATE INDEX rules_catalogue ON rules (catalogue, number)",
     ),
+    ("ALTER TABLE events ADD COLUMN size text, ADD COLUMN fit text",),
     (
         # what servers were told of shoppers since the last ingest (rec/index/live_events.py)
         """
@@ -118,6 +119,8 @@ CREATE TABLE live_events (
     event text NOT NULL,
     at timestamptz NOT NULL,
     context text,
+    size text,
+    fit text,
     received_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (catalogue, event_id),
     CHECK (num_nonnulls(user_id, client_id) = 1)

@@ -1,10 +1,10 @@
 """Latent semantic analysis of products: which STD, RE and title tokens they have, as a few numbers each.
 
-    z = (x V - mean) / s^(1/2)
+    z = (x V - mean) scale
 
 with x the unit-length tf-idf vector of a product, its counts sublinear, V the first k right singular vectors of all x
-(Deerwester, Dumais, Furnas, Landauer, Harshman, "Indexing by Latent Semantic Analysis", 1990), and s the standard
-deviation of each component, by which it is half whitened. At last z is scaled to a mean square length of 1.
+(Deerwester, Dumais, Furnas, Landauer, Harshman, "Indexing by Latent Semantic Analysis", 1990); by the scale the mean
+square length is 1.
 
 A text encoder says what a text means; which brand and which line a product is of, rare words, are blurred in it. Here
 they are what counts most.
@@ -30,6 +30,8 @@ MIN_PRODUCTS = 3
 """Products that must have a token for it to count."""
 SAMPLE = 200_000
 """Products, evenly spread over the catalogue, that the analysis is made of."""
+ITEM_WEIGHT = 0.5
+"""What the item tower's unit vectors are multiplied with beside an analysis, whose mean square length is 1."""
 BLOCK = 16_384
 """Products placed at once."""
 FILE = "latent_semantics"
@@ -60,8 +62,7 @@ class LatentSemantics:
         if not (deviation > 1e-6).any():  # nothing tells the products apart
             none = np.zeros(0, np.float32)
             return cls(np.zeros(0, np.int64), none, np.zeros((0, width), np.float32), np.zeros(width, np.float32))
-        scale = np.where(deviation > 1e-6, deviation, 1.0) ** -0.5
-        scale /= np.sqrt((((placed - centre) * scale) ** 2).sum(axis=1).mean())
+        scale = 1 / np.sqrt((deviation**2).sum())
         weight = np.zeros((len(tokens), width), np.float32)
         weight[:, :most] = svd.components_.T * scale
         moved = np.zeros(width, np.float32)
@@ -113,3 +114,8 @@ def counts(tensors: Path) -> csr_matrix:
     found = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), size)
     found.sum_duplicates()
     return found
+
+
+def beside(vectors: Floats, placed: Floats) -> Floats:
+    """Content float32[N, d + k] of the item tower's unit vectors float32[N, d] and components float32[N, k]."""
+    return np.concatenate([np.float32(ITEM_WEIGHT) * vectors, placed], axis=1)

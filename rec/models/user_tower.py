@@ -180,6 +180,8 @@ class UserTower(nn.Module):
 
     item_vectors: Tensor
     edges: Tensor
+    start_weight: Tensor
+    start_bias: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -193,6 +195,9 @@ class UserTower(nn.Module):
             nn.init.zeros_(last.bias)
             first = nn.Linear(d + shape.semantics, shape.adapter)
             self.adapter = nn.Sequential(first, nn.GELU(), nn.Dropout(shape.adapter_dropout), last)
+        if shape.semantics:
+            self.register_buffer("start_weight", torch.eye(d, d + shape.semantics))
+            self.register_buffer("start_bias", torch.zeros(d))
         self.bos = nn.Parameter(torch.randn(d) * 0.02)
         if "behaviour" in shape.inputs:
             self.item_in = nn.Linear(d, d)
@@ -221,9 +226,13 @@ class UserTower(nn.Module):
 
     def adapt(self, content: Tensor) -> Tensor:
         """Unit vectors float32[..., d] that users are compared with, of content float32[..., d + k]: the item tower's
-        unit vectors, and beside them the components of `rec.models.latent_semantics`."""
-        vectors = content[..., : self.shape.width]
-        return F.normalize(vectors + self.adapter(content), dim=-1) if self.shape.adapter else vectors
+        vectors, and beside them the components of `rec.models.latent_semantics`. Without an adapter, as they are."""
+        if not self.shape.adapter:
+            return content
+        vectors = content
+        if self.shape.semantics:
+            vectors = F.normalize(F.linear(content, self.start_weight, self.start_bias), dim=-1)
+        return F.normalize(vectors + self.adapter(content), dim=-1)
 
     def behaviour(self, history: Tensor, sequences: Sequences) -> Tensor:
         """float32[T, d] at every flat position, given the item vectors `history` float32[B, L, d]."""

@@ -13,6 +13,7 @@ from rec.errors import InputError
 from rec.index.catalogue import Catalogue, Known, PastEvent
 from rec.index.connections import Connections
 from rec.recommend.encode import UserEncoder
+from rec.recommend.fitting import Fitter
 from rec.recommend.passage import Explanation, Passage, explanation
 from rec.recommend.request import Answer, Applied, Request
 from rec.recommend.retrieve import Retriever
@@ -109,6 +110,7 @@ class Chain:
         self._retriever = Retriever(bundle, connections)
         self._scorer = Scorer(bundle)
         self._explainer = Explainer(bundle, shelf)
+        self._fitter = Fitter(bundle, shelf)
         self._num_candidates = bundle.config.ranker.candidates
         self.vectors = self._explainer.vectors
         """float32[N, d] unit rows."""
@@ -146,6 +148,7 @@ class Chain:
     def _items(self, passage: Passage) -> list[dict[str, Any]]:
         items = self._explainer.explain(passage.arranged.ranked, passage.state, passage.encoded)
         add_codes(items, passage.arranged)
+        self._fitter.add(items, passage.request, passage.known, self._catalogue)
         return items
 
     def _pass(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: "Stopwatch") -> Passage:

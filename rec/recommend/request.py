@@ -22,6 +22,10 @@ class Choice:
     event: str = "view"
     at: datetime | None = None
     """None: not told; see `chain.UNDATED_STEP`."""
+    size: str | None = None
+    """What size it was in, as the shop writes it; read by the fit head alone."""
+    fit: str | None = None
+    """How it fitted, one of `rec.sizes.FITS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from rec import artifact, dataset, histories, runtime
 from rec.artifact import Manifest
 from rec.config import Config, Text
 from rec.config import UserTower as Options
-from rec.errors import ArtifactError, TrainingError
+from rec.errors import ArtifactError
 from rec.evaluate import metrics
 from rec.histories import Histories
 from rec.models import latent_semantics, text_encoder
@@ -29,16 +29,17 @@ from rec.models.latent_semantics import LatentSemantics
 from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, vectors
-from rec.train import curves, ddp, schedule, softmax
+from rec.train import curves, ddp, epochs, softmax
 from rec.train.contest import Contest
 from rec.train.sequences import Batch, Windows, last_windows, windows
+from rec.train.text_start import whitening
 
 MADE_BY = "python jobs/train_user.py"
 INPUTS = "inputs.safetensors"
 VALIDATION_USERS = 4_000
 VALIDATION_K = 10
-WARMUP = 0.05
-"""Share of all steps over which the learning rate rises."""
+START_SAMPLE = 50_000
+"""Items, evenly spread over the catalogue, whose content gives the principal components."""
 
 
 class Training(nn.Module):
@@ -130,10 +131,24 @@ def build(
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),
     )
+    tower = UserTower(shape)
+    if options.semantics:
+        _start(tower, content)
     bound = options.delta_norm if options.content else math.inf
     table = ItemTable(content, np.flatnonzero(counts), bound, shape.width)
     candidates = softmax.Candidates(torch.from_numpy(counts), options.cold_weight, options.num_negatives)
-    return Training(UserTower(shape), table, candidates, texts)
+    return Training(tower, table, candidates, texts)
+
+
+@torch.no_grad()
+def _start(tower: UserTower, content: NDArray[np.float32]) -> None:
+    """Let the adapter of an untrained tower add to the whitened principal components of the content."""
+    sample = content[np.unique(np.linspace(0, len(content) - 1, min(START_SAMPLE, len(content))).astype(np.int64))]
+    found = whitening(sample, tower.shape.width)
+    if found is not None:
+        centre, weight = found
+        tower.start_weight.copy_(torch.from_numpy(weight.T))
+        tower.start_bias.copy_(torch.from_numpy(-centre @ weight))
 
 
 def _texts(h: Histories) -> list[str]:
@@ -161,23 +176,18 @@ def loop(config: dict[str, Any]) -> None:
             break
         model.train()
         steps = ddp.batches(len(data.users), train.batch_size, epoch.rng)
-        total = torch.zeros((), device=device)
-        for step, rows in enumerate(epoch.progress(steps, what="user tower", count=len(steps))):
-            rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
-            schedule.set_rates(optimizer, [train.learning_rate], rate)
-            loss = wrapped(data.batch(rows).to(device), options)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+        epochs.run(
+            epoch,
+            optimizer,
+            steps,
+            lambda rows: wrapped(data.batch(rows).to(device), options),
+            what="user tower",
+            train=train,
+            device=device,
+            remedy=f"lower user_tower.train.learning_rate={train.learning_rate} or raise user_tower.temperature="
+            f"{options.temperature}",
+        )
         model.eval()
-        epoch.metrics["loss"] = float(total) / len(steps)
-        if not math.isfinite(epoch.metrics["loss"]):
-            raise TrainingError(
-                f"the user tower's loss in epoch {epoch.number + 1} is no number: lower user_tower.train.learning_rate="
-                f"{train.learning_rate} or raise user_tower.temperature={options.temperature}; the checkpoint of the "
-                "epoch before stays"
-            )
         if len(validation.users):
             epoch.metrics |= validate(model, validation, exclude_seen=options.exclude_seen)
         # With nobody to validate on, the last epoch is the best.
@@ -235,7 +245,7 @@ def run(config: Config) -> dict[str, Any]:
     if options.semantics:
         tokens = latent_semantics.counts(config.at("tensors"))
         semantics = LatentSemantics.fit(tokens, options.semantics, config.seed)
-        items = np.concatenate([items, semantics(tokens)], axis=1)
+        items = latent_semantics.beside(items, semantics(tokens))
     _write_inputs(folder, h, items, config.text if "context" in options.inputs else None)
     runtime.start(config.cpus)
     loop_config = {

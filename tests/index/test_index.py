@@ -513,3 +513,11 @@ class TestPromotion:
         with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
             rows = connection.execute("SELECT floor_met, ndcg10, floor FROM promotions ORDER BY number").fetchall()
         assert rows == [(True, 0.2, 0.0), (False, 0.1, 0.5)]
+
+
+def test_sizes_of_events_are_loaded(made: Bundle, database_url: str) -> None:
+    with postgres.session(database_url) as connection:
+        found = connection.execute(
+            "SELECT size, fit FROM events WHERE catalogue = %s AND user_id = 'u00' ORDER BY position", (made.recipe,)
+        ).fetchall()
+    assert found == [("8", "small"), ("8", "fit"), ("8", "large")]

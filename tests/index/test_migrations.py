@@ -188,7 +188,7 @@ def test_a_failed_migration_leaves_nothing_and_is_repeated(make: Make, monkeypat
     url = make("migrated_failed")
     of_version(url, 1)
     before = described(url)
-    broken = (MIGRATIONS[0], ("ALTER TABLE events ADD COLUMN size text", "SELECT 1 / 0"))
+    broken = (MIGRATIONS[0], ("ALTER TABLE events ADD COLUMN shelf text", "SELECT 1 / 0"))
     monkeypatch.setattr(migrations, "MIGRATIONS", broken)
     monkeypatch.setattr(migrations, "LATEST", 2)
     with pytest.raises(DatabaseError, match="DivisionByZero"):
@@ -201,7 +201,7 @@ def test_a_failed_migration_leaves_nothing_and_is_repeated(make: Make, monkeypat
 def test_a_table_in_use_is_not_waited_for_at_the_cost_of_servers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     url = make("migrated_used")
     migrate(url)
-    more = (*MIGRATIONS, ("ALTER TABLE events ADD COLUMN size text",))
+    more = (*MIGRATIONS, ("ALTER TABLE events ADD COLUMN shelf text",))
     monkeypatch.setattr(migrations, "MIGRATIONS", more)
     monkeypatch.setattr(migrations, "LATEST", len(more))
     monkeypatch.setattr(migrations, "LOCK_WAIT_MS", 200)

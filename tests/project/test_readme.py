@@ -85,7 +85,7 @@ ann,172,64,86
 """
 EVENTS_JSONL = """\
 {"customer": "ann", "sku": "A1", "type": "view", "time": "2025-03-01T10:00:00Z", "search": "wedding"}
-{"customer": "bob", "sku": "A2", "type": "purchase", "time": "2025-03-02T10:00:00Z"}
+{"customer": "bob", "sku": "A2", "type": "purchase", "time": "2025-03-02T10:00:00Z", "size": "34/32", "fit": "small"}
 {"customer": "bob", "sku": "A2", "type": "stare", "time": "2025-03-02T10:00:00Z"}
 """
 
@@ -113,6 +113,9 @@ def test_shown_recipe_reads_a_shop_s_files(tmp_path: Path, monkeypatch: pytest.M
         ("ann", "view", "wedding"),
         ("bob", "purchase", None),
     ]
+    assert [(event["size"], event["size_number"], event["fit"]) for event in events] == [
+        (None, None, None), ("34/32", 34.0, "small"),
+    ]  # fmt: skip
     assert pq.read_table(given.at("events") / "rejected.parquet").num_rows == 1
 
 

@@ -11,7 +11,7 @@ from rec.features.spec import GROUPS, group_of
 
 
 def test_every_field_belongs_to_one_group_and_every_group_has_fields(shop_items: ItemFeatures) -> None:
-    names = ranker_study.fields(shop_items.spec)
+    names = shop_items.spec.names
     assert len(set(names)) == len(names)
     assert {group_of(name) for name in names} == set(GROUPS)
     expected = {

@@ -223,7 +223,7 @@ def test_a_chain_follows_what_the_job_applies(
     published: Config, chain: Chain, ruled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = ids(chain.answer(SHOPPER, None, NOW))
-    monkeypatch.setattr("rec.recommend.chain.RULES_S", 600.0)
+    monkeypatch.setattr("rec.recommend.chain.RULES_S", 3_600.0)
     chain.rules.refresh()
     answers = {}
     for product in ("P0012", "P0030"):

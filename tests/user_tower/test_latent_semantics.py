@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
-from rec import dataset
+from rec import dataset, histories
+from rec.config import UserTower
 from rec.models import latent_semantics
 from rec.models.latent_semantics import LatentSemantics
 from rec.schema import TENSORS
+from rec.train import user
+from rec.train.sequences import windows
+from tests.user_tower.world import NUM_ITEMS, PER_CLUSTER, WIDTH, make, unit_rows
 
 TOPICS, EACH, COMPONENTS = 4, 25, 12
 
@@ -71,6 +76,30 @@ def test_a_tiny_catalogue_has_few_components_and_no_error(rows: int) -> None:
     assert placed.shape == (rows, COMPONENTS)
     assert np.isfinite(placed).all()
     assert not placed[:, 3:].any()
+
+
+def test_a_tower_starts_at_what_products_have_in_common(tmp_path: Path) -> None:
+    make(tmp_path, num_users=30)
+    h = histories.load(tmp_path)
+    rng = np.random.default_rng(0)
+    words = np.zeros((NUM_ITEMS, 80), np.float32)
+    for item in range(NUM_ITEMS):
+        words[item, 8 * (item // PER_CLUSTER) + rng.choice(8, 5, replace=False)] = 1
+        words[item, 48 + rng.choice(32, 2, replace=False)] = 1
+    given = csr_matrix(words)
+    placed = LatentSemantics.fit(given, COMPONENTS, seed=0)(given)
+    content = latent_semantics.beside(unit_rows(rng, (NUM_ITEMS, WIDTH)), placed)  # vectors that say nothing
+    data = windows(h, histories.leave_one_out(h).train_end, 8, {}, exclude_seen=False)
+    options = UserTower(semantics=COMPONENTS, adapter=8)
+    tower = user.build(data, content, np.zeros((1, 4), np.float32), options, "minilm").tower.eval()
+    with torch.inference_mode():
+        found = tower.adapt(torch.from_numpy(content)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    clusters = np.arange(NUM_ITEMS) // PER_CLUSTER
+    nearest = (found @ found.T - 2 * np.eye(NUM_ITEMS)).argmax(axis=1)
+    assert (clusters[nearest] == clusters).mean() > 0.8
+    by_vector = (content[:, :WIDTH] @ content[:, :WIDTH].T - 2 * np.eye(NUM_ITEMS)).argmax(axis=1)
+    assert (clusters[by_vector] == clusters).mean() < 0.5
 
 
 def test_tokens_of_std_re_and_title_are_kept_apart(tmp_path: Path) -> None:
