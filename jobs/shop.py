@@ -237,7 +237,7 @@ def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:
 
 def _call(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
     headers = {"content-type": "application/json"}
-    keys = api_keys.access().keys
+    keys = api_keys.keys()
     if keys:
         headers["authorization"] = f"Bearer {keys[0]}"
     data = None if body is None else json.dumps(body).encode()

@@ -22,8 +22,8 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 class Access:
     """Who may ask, how often, and from which pages."""
 
-    keys: tuple[str, ...]
-    """Empty: nobody needs one."""
+    keys: tuple[bytes, ...]
+    """SHA-256 of each, so that neither a log nor a traceback can hold one. Empty: nobody needs one."""
     rate: float | None
     """Requests a second of one key; None: no limit."""
     origins: tuple[str, ...]
@@ -31,10 +31,10 @@ class Access:
 
     def key(self, given: str | None) -> int | None:
         """Which of the keys `given` is; None when it is none. Takes the same time whatever it is."""
-        digest = hashlib.sha256((given or "").encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(given or "")
         found = None
         for at, key in enumerate(self.keys):
-            if hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest()):
+            if hmac.compare_digest(digest, key):
                 found = at
         return found
 
@@ -45,7 +45,7 @@ def access() -> Access:
     REC_API_KEYS is a comma-separated list of keys, or `@` and the path of a file with a key a line. REC_RATE_LIMIT is
     a number of requests a second. REC_CORS_ORIGINS is a comma-separated list as `https://shop.example`.
     """
-    return Access(_keys(os.environ.get(KEYS_VARIABLE, "")), _rate(os.environ.get(RATE_VARIABLE, "")), _origins())
+    return Access(tuple(map(_digest, keys())), _rate(os.environ.get(RATE_VARIABLE, "")), _origins())
 
 
 def check_bind(host: str, found: Access) -> None:
@@ -65,8 +65,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _keys(given: str) -> tuple[str, ...]:
-    where = KEYS_VARIABLE
+def keys() -> tuple[str, ...]:
+    """The keys that REC_API_KEYS holds, as they are sent. Raises ConfigError for a value that says nothing."""
+    given, where = os.environ.get(KEYS_VARIABLE, ""), KEYS_VARIABLE
     if given.startswith("@"):
         path = Path(given[1:])
         try:
@@ -75,14 +76,18 @@ def _keys(given: str) -> tuple[str, ...]:
             raise ConfigError(f"{KEYS_VARIABLE} names {path}, which is no file of keys ({error})") from None
         if not given.strip(", \r"):
             raise ConfigError(f"{KEYS_VARIABLE} names {path}, which has no key: write one a line, or unset it")
-    keys = [key.strip() for key in given.split(",") if key.strip()]
-    for at, key in enumerate(keys):
+    found = [key.strip() for key in given.split(",") if key.strip()]
+    for at, key in enumerate(found):
         if not _KEY.fullmatch(key):
             raise ConfigError(
                 f"key {at + 1} of {where} must be 16 to 200 characters of ASCII without space and comma: make one "
                 "with `python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
             )
-    return tuple(dict.fromkeys(keys))
+    return tuple(dict.fromkeys(found))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _rate(given: str) -> float | None:

@@ -23,6 +23,7 @@ FIRST_EVENT = datetime(1970, 1, 1, tzinfo=UTC)
 
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
+Size = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Price = Annotated[Number, Field(ge=0, le=1e9)]
 """Well within float32, which prices are stored as."""
@@ -46,9 +47,7 @@ class Event(Body):
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
     at: AwareDatetime | None = None
     """When it happened; leave out for "recently", after all that is stored of the user."""
-    size: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")] | None = (
-        None
-    )
+    size: Size | None = None
     """What size it was in, as the shop writes it."""
     fit: Literal["small", "fit", "large"] | None = None
     """How it fitted."""
@@ -61,6 +60,10 @@ class FilterBody(Body):
     """Any of these categories."""
     price_min: Price | None = None
     price_max: Price | None = None
+
+    def filters(self) -> Filters:
+        """As the recommender takes them."""
+        return Filters(categories=tuple(self.category), price_min=self.price_min, price_max=self.price_max)
 
     @model_validator(mode="after")
     def _ordered(self) -> "FilterBody":
@@ -99,11 +102,31 @@ class RecommendBody(Body):
             ),
             context=self.context,
             profile=dict(self.profile),
-            filters=Filters(
-                categories=tuple(self.filters.category),
-                price_min=self.filters.price_min,
-                price_max=self.filters.price_max,
-            ),
+            filters=self.filters.filters(),
+            k=self.k,
+            exclude=tuple(self.exclude),
+            rules=self.rules,
+        )
+
+
+class ExplainQuery(FilterBody):
+    """Whose list it is about, and which product."""
+
+    product_id: Id = Field(examples=["P0003"])
+    user_id: Id | None = Field(default=None, examples=["u0042"])
+    client_id: Id | None = None
+    context: Annotated[str, Text] = Field(default="", max_length=MAX_CONTEXT_CHARS, examples=["a linen dress"])
+    exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    rules: bool = True
+
+    def request(self) -> Request:
+        """The request whose list it is."""
+        return Request(
+            user_id=self.user_id,
+            client_id=self.client_id,
+            context=self.context,
+            filters=self.filters(),
             k=self.k,
             exclude=tuple(self.exclude),
             rules=self.rules,
@@ -124,6 +147,10 @@ class LiveEventBody(Body):
     """When it happened; leave out for now."""
     context: Annotated[str, Text] | None = Field(default=None, max_length=MAX_CONTEXT_CHARS)
     """What the shopper was looking for; stored with the event."""
+    size: Size | None = None
+    """What size it was in, as the shop writes it."""
+    fit: Literal["small", "fit", "large"] | None = None
+    """How it fitted."""
 
     @model_validator(mode="after")
     def _checked(self) -> "LiveEventBody":
@@ -167,6 +194,8 @@ class StoredEvent(BaseModel):
     product_id: str
     event: str
     at: datetime
+    size: str | None
+    fit: str | None
 
 
 class StoredLiveEvent(StoredEvent):
@@ -393,6 +422,42 @@ class Products(BaseModel):
 
     items: list[Product]
     bundle: str
+
+
+class Health(BaseModel):
+    """The answer to GET /healthz."""
+
+    status: Literal["ok"]
+
+
+class RulesState(BaseModel):
+    """The merchandiser's rules of the bundle that answers."""
+
+    version: int | None
+    """null: there are none."""
+    inactive: list[str]
+    """What they name and the bundle does not have."""
+    problem: str | None
+    """Why the newest version is not in force; the one before it is."""
+
+
+class Readiness(BaseModel):
+    """The answer to GET /readyz."""
+
+    status: Literal["ready"]
+    bundle: str
+    milliseconds: dict[str, float]
+    rules: RulesState
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+    """A code."""
+    message: str
+    products: list[str] | None = None
+    """Of `unknown_products`: which."""
 
 
 class Shopper(BaseModel):

@@ -23,7 +23,7 @@ OPEN = ("/healthz", "/readyz")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MOST_WAIT_S = 60
 CLOSED = 499
-"""What is noted of a request whose caller did not wait for the answer."""
+"""What is noted of a request whose caller did not wait for the answer, or never sent the body."""
 
 
 class Buckets:
@@ -103,7 +103,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), CLOSED
         request_id = Headers(scope=scope).get("x-request-id") or uuid.uuid4().hex
 
         async def noting(message: Message) -> None:
@@ -121,6 +121,9 @@ class Observe:
                 await JSONResponse(problem, status_code=400)(scope, receive, noting)
         except asyncio.CancelledError:
             status = CLOSED
+            raise
+        except Exception:
+            status = 500
             raise
         finally:
             # the route as declared: a path holds ids of users

@@ -46,12 +46,12 @@ class Retriever:
     async def retrieve(
         self,
         bundle: str,
-        vector: np.ndarray,
         k: int,
         state: UserState,
         exclude: np.ndarray,
         filters: Filters,
         also: np.ndarray,
+        vector: np.ndarray,
     ) -> Retrieved:
         """k candidates for a user vector float32[d] of `state`, and those of the rows `also` that pass."""
         return await asyncio.to_thread(

@@ -17,15 +17,10 @@ class PastEvent:
     product_id: str
     event: str
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class PastSize:
-    """What a user had on, and how it fitted."""
-
-    product_id: str
-    size: str
-    fit: str | None
+    size: str | None = None
+    """What size it was in; read by the fit head alone, as `fit` is."""
+    fit: str | None = None
+    """How it fitted, one of rec.sizes.FITS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class Stored:
 
     profile: dict[str, float]
     events: list[dict[str, Any]]
-    """`product_id`, `event` and `at`, oldest first."""
+    """`product_id`, `event`, `at`, `size` and `fit`, oldest first."""
     live_events: list[dict[str, Any]]
     """These, and `event_id`, `context` and `received_at`."""
 
@@ -82,12 +77,12 @@ class Catalogue:
         of = {"name": self._name, "user": user_id, "client": client_id, "last": last}
         with self._connections.use() as connection:
             events = connection.execute(
-                "SELECT product_id, event, at FROM ("
-                " (SELECT product_id, event, at, 0 AS live, position::bigint AS place FROM events"
+                "SELECT product_id, event, at, size, fit FROM ("
+                " (SELECT product_id, event, at, size, fit, 0 AS live, position::bigint AS place FROM events"
                 "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
-                " UNION ALL (SELECT product_id, event, at, 1, number FROM live_events"
+                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
                 "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
-                " UNION ALL (SELECT product_id, event, at, 1, number FROM live_events"
+                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
                 "  WHERE catalogue = %(name)s AND client_id = %(client)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
                 ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s",
                 of,
@@ -104,11 +99,12 @@ class Catalogue:
                 "SELECT profile FROM users WHERE catalogue = %s AND user_id = %s", (self._name, user_id)
             ).fetchone()
             events = cursor.execute(
-                "SELECT product_id, event, at FROM events WHERE catalogue = %s AND user_id = %s ORDER BY position",
+                "SELECT product_id, event, at, size, fit FROM events"
+                " WHERE catalogue = %s AND user_id = %s ORDER BY position",
                 (self._name, user_id),
             ).fetchall()
             live = cursor.execute(
-                "SELECT event_id, product_id, event, at, context, received_at FROM live_events"
+                "SELECT event_id, product_id, event, at, size, fit, context, received_at FROM live_events"
                 " WHERE catalogue = %s AND user_id = %s ORDER BY at, number",
                 (self._name, user_id),
             ).fetchall()
@@ -124,16 +120,6 @@ class Catalogue:
                 (self._name, limit),
             ).fetchall()
         return [row[0] for row in rows]
-
-    def sizes(self, user_id: str, last: int) -> list[PastSize]:
-        """The sizes of the last `last` events of a user that are in one, oldest first."""
-        with self._connections.use() as connection:
-            found = connection.execute(
-                "SELECT product_id, size, fit FROM events WHERE catalogue = %s AND user_id = %s"
-                " AND size IS NOT NULL ORDER BY position DESC LIMIT %s",
-                (self._name, user_id, last),
-            ).fetchall()
-        return [PastSize(*row) for row in reversed(found)]
 
     def shoppers(self, limit: int) -> list[dict[str, Any]]:
         """The users with most events: id, profile, number of events, latest products; the demo shop offers them."""

@@ -60,15 +60,16 @@ class Connections:
     @contextmanager
     def use(self) -> Iterator[Connection[Any]]:
         """A connection in a transaction of its own. What Postgres refuses becomes a DatabaseError."""
+        wait = SOON_S if self._down else WAIT_S
         try:
-            with self._pool.connection(timeout=SOON_S if self._down else WAIT_S) as connection:
+            with self._pool.connection(timeout=wait) as connection:
                 self._down = False
                 yield connection
         except PoolTimeout:
             self._down = True
             if self._refused is not None:
                 raise self._refused from None
-            raise DatabaseError(f"no connection to Postgres within {WAIT_S:g} s: it is down or overloaded") from None
+            raise DatabaseError(f"no connection to Postgres within {wait:g} s: it is down or overloaded") from None
         except psycopg.Error as error:
             raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
 

@@ -36,6 +36,10 @@ class LiveEvent:
     client_id: str | None = None
     """Exactly one of the two is given."""
     context: str | None = None
+    size: str | None = None
+    """What size it was in, as the shop writes it."""
+    fit: str | None = None
+    """How it fitted, one of rec.sizes.FITS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,14 @@ class Taken:
 
 def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent]) -> Taken:
     """Add the events that are not there yet, all or none. The caller has checked that the products exist."""
-    columns = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context")
+    columns = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit")
     values = [[getattr(event, column) for event in events] for column in columns]
     with connections.use() as connection:
         rows = connection.execute(
-            "INSERT INTO live_events (catalogue, event_id, user_id, client_id, product_id, event, at, context)"
+            "INSERT INTO live_events"
+            " (catalogue, event_id, user_id, client_id, product_id, event, at, context, size, fit)"
             " SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],"
-            " %s::text[]) ON CONFLICT DO NOTHING RETURNING event_id",
+            " %s::text[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING RETURNING event_id",
             (catalogue, *values),
         ).fetchall()
         new = {event_id for (event_id,) in rows}

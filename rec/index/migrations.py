@@ -127,19 +127,28 @@ CREATE TABLE live_events (
 )""",
         "CREATE INDEX live_events_user ON live_events (catalogue, user_id, at) WHERE user_id IS NOT NULL",
         "CREATE INDEX live_events_client ON live_events (catalogue, client_id, at) WHERE client_id IS NOT NULL",
-        # a server may not read `forgotten`: the owner of the tables looks there for it
+        # A server may not read `forgotten`, so the function does as the owner of the tables. Whoever can make a
+        # temporary table could put it on that one: it works on this one alone, looks for names in this schema first
+        # and for temporary ones last.
         """
-CREATE FUNCTION not_of_forgotten() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
-DECLARE
-    found boolean;
+DO $do$
 BEGIN
-    EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I.forgotten WHERE catalogue = $1 AND user_hash = $2)',
-                   TG_TABLE_SCHEMA)
-        INTO found
-        USING NEW.catalogue,
-              sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.user_id, 'UTF8'));
-    RETURN CASE WHEN found THEN NULL ELSE NEW END;
-END $$""",
+    EXECUTE format($sql$
+CREATE FUNCTION not_of_forgotten() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> 'live_events'::regclass THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not_of_forgotten is for live_events';
+    END IF;
+    IF EXISTS (
+        SELECT 1 FROM forgotten f WHERE f.catalogue = NEW.catalogue AND f.user_hash =
+            sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.user_id, 'UTF8'))
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$
+    $sql$, current_schema());
+END $do$""",
         """
 CREATE TRIGGER not_of_forgotten BEFORE INSERT ON live_events
 FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",

@@ -15,18 +15,27 @@ from rec.state import UserState
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """One request after all stages; answers and explanations are made of it."""
+class Opening:
+    """One request before the stages."""
 
     request: Request
     at: datetime
-    """The moment that ages of events and products were taken at."""
+    """The moment that ages of events and products are taken at."""
     ruling: Ruling | None
     rules: InForce
     known: Known
     state: UserState
     exclude: np.ndarray
     """int64[E] ascending item rows that are no candidates: seen, of the request, of rules."""
+    num_candidates: int
+    """How many candidates retrieval is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One request after all stages; answers and explanations are made of it."""
+
+    began: Opening
     encoded: Encoded | None
     """None: the user tower did not answer."""
     candidates: Candidates
@@ -38,7 +47,7 @@ class Passage:
 
     def left_out(self) -> list[LeftOut]:
         """Pinned products that the list does not have."""
-        return self.rules.left_out(self.ranked.rows, self.exclude, self.request.k)
+        return self.began.rules.left_out(self.ranked.rows, self.began.exclude, self.began.request.k)
 
 
 Outcome = Literal[
@@ -144,12 +153,13 @@ def explanation(
             )
     excluded_by: list[str] = []
     outcome: Outcome
-    if row in passage.exclude:
-        rules = passage.rules.excluding(row)
+    began = passage.began
+    if row in began.exclude:
+        rules = began.rules.excluding(row)
         excluded_by = ["rule"] if rules else []
-        excluded_by += ["request"] if product_id in passage.request.exclude else []
+        excluded_by += ["request"] if product_id in began.request.exclude else []
         outcome, excluded_by = "excluded", excluded_by or ["seen"]
-    elif ranking is not None and ranking.rank > passage.request.k:
+    elif ranking is not None and ranking.rank > began.request.k:
         outcome = "ranked_below"
     elif ranking is not None:
         outcome = "moved_by_rules"
@@ -190,5 +200,5 @@ def _ranking(passage: Passage, row: int) -> Ranking | None:
         of=len(ranked.rows),
         score=float(ranked.scores[at]),
         probability=None if ranked.probabilities is None else float(ranked.probabilities[at]),
-        last_shown=float(ranked.scores[min(passage.request.k, len(ranked.rows)) - 1]),
+        last_shown=float(ranked.scores[min(passage.began.request.k, len(ranked.rows)) - 1]),
     )

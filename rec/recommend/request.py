@@ -21,7 +21,7 @@ class Choice:
     product_id: str
     event: str = "view"
     at: datetime | None = None
-    """None: not told; see `chain.UNDATED_STEP`."""
+    """None: not told; see `resolve.UNDATED_STEP`."""
     size: str | None = None
     """What size it was in, as the shop writes it; read by the fit head alone."""
     fit: str | None = None
@@ -46,6 +46,11 @@ class Request:
     """Product ids that must not be recommended."""
     rules: bool = True
     """Whether the merchandiser's rules apply."""
+
+    @property
+    def named(self) -> bool:
+        """Whether whoever asks says who they are."""
+        return self.user_id is not None or self.client_id is not None
 
 
 @dataclass(frozen=True, slots=True)

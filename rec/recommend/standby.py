@@ -41,14 +41,14 @@ class Standby:
         if state.cold:
             proposed = replace(NOTHING, popular=self._segments.popular(state.profile))
         found = self._nearest(vector, k, proposed, exclude, filters)
-        pins = self._passing(also[~np.isin(also, found.candidates.rows) & ~np.isin(also, exclude)], filters)
+        pins = self.passing(also[~np.isin(also, found.candidates.rows) & ~np.isin(also, exclude)], filters)
         return replace(found, candidates=extended(found.candidates, pins, self._vectors[pins] @ vector))
 
     def popular(
         self, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
     ) -> Retrieved:
         """What `Retriever.popular` gives."""
-        return most_popular(self._segments, k, state, exclude, also, lambda rows: self._passing(rows, filters))
+        return most_popular(self._segments, k, state, exclude, also, lambda rows: self.passing(rows, filters))
 
     def similar(self, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """What `Retriever.similar` gives."""
@@ -62,7 +62,8 @@ class Standby:
         candidates = merge(vector, self._vectors, rows, proposed, k=k, quotas=self._quotas, exclude=gone)
         return Retrieved(candidates, bool((rows < 0).any()))
 
-    def _passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
+    def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
+        """What `Retriever.passing` gives."""
         return rows[self._mask(filters)[rows]]
 
     def _mask(self, filters: Filters) -> np.ndarray:

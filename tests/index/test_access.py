@@ -149,6 +149,20 @@ def test_a_reader_forgets_users_only_where_that_was_granted(shop: Shop) -> None:
     opened.close()
 
 
+def test_the_trigger_that_reads_who_was_forgotten_is_lent_to_no_other_table(shop: Shop) -> None:
+    """Its function runs as the owner of the tables, and whoever may connect may make temporary ones."""
+    forget.forget(shop.owner, "tiny", "u07")
+    with psycopg.connect(shop.reader) as connection:
+        connection.execute("CREATE TEMP TABLE mine (LIKE live_events)")
+        connection.execute("CREATE TRIGGER mine BEFORE INSERT ON mine FOR EACH ROW EXECUTE FUNCTION not_of_forgotten()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is for live_events"), connection.transaction():
+            connection.execute("INSERT INTO mine (catalogue, user_id) VALUES ('tiny', 'u07')")
+        connection.execute("CREATE TEMP TABLE forgotten (catalogue text, user_hash bytea)")
+        row = "('tiny', 'shadowed', 'u07', 'P0001', 'view', now()) RETURNING event_id"
+        insert = "INSERT INTO live_events (catalogue, event_id, user_id, product_id, event, at) VALUES"
+        assert connection.execute(f"{insert} {row}").fetchall() == []
+
+
 def test_postgres_itself_may_be_too_old(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "MIN_POSTGRES", 99)
     with pytest.raises(DatabaseError, match=r"Postgres \d+ is too old: 99 or later is needed"):

@@ -83,6 +83,18 @@ def test_a_client_is_nobody_else(shop: Shop) -> None:
         )
 
 
+def test_sizes_stand_beside_those_of_the_log(shop: Shop) -> None:
+    before = shop.catalogue.known("u06", 9).events
+    assert all(each.size in tiny.SIZES for each in before)
+    store(shop.connections, "live", [event("s1", 130, user_id="u06", size="EU 38", fit="large")])
+    last = shop.catalogue.known("u06", 9).events[-1]
+    assert (last.product_id, last.size, last.fit) == ("P0130", "EU 38", "large")
+    stored = shop.catalogue.stored("u06")
+    assert stored is not None
+    assert [(each["size"], each["fit"]) for each in stored.events] == [(each.size, each.fit) for each in before]
+    assert [(each["size"], each["fit"]) for each in stored.live_events] == [("EU 38", "large")]
+
+
 def test_a_publish_keeps_live_events_until_the_log_holds_them(shop: Shop) -> None:
     store(
         shop.connections,

@@ -23,7 +23,7 @@ def why(chain: Chain, product_id: str, request: Request = SHOPPER, source: str =
     return chain.explain(request, product_id, ruling, NOW)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     product=st.integers(0, tiny.ITEMS - 1),
     history=st.lists(st.integers(0, tiny.ITEMS - 1), max_size=4),
@@ -64,7 +64,7 @@ def test_every_explanation_agrees_with_the_list(
 
 def test_what_is_not_retrieved_is_far(chain: Chain) -> None:
     ranks = {}
-    for row in range(0, tiny.ITEMS, 3):
+    for row in range(0, tiny.ITEMS, 8):
         found = why(chain, tiny.product_id(row))
         if found.outcome == "not_retrieved":
             ranks[row] = found.nearness.rank

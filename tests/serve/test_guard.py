@@ -1,5 +1,6 @@
 """Keys, rates, origins and request ids, over ASGI; what the environment may say of them."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rec import api_keys
 from rec.errors import ConfigError
 from serve import guard
 from serve.guard import Buckets, Cors, Guard, Observe
+from serve.limits import LimitBody
 
 ONE, OTHER = "k" * 16, "another-key-of-the-shop"
 Client = Callable[..., TestClient]
@@ -54,6 +57,13 @@ def test_with_keys_everybody_needs_one_but_probes(client: Client) -> None:
         assert made.get("/v1/users/ann", headers=bearer(key)).status_code == 200
     assert made.get("/healthz").status_code == 200
     assert made.get("/nowhere").status_code == 401
+
+
+def test_no_key_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REC_API_KEYS", f"{ONE},{OTHER}")
+    found = api_keys.access()
+    assert [found.key(key) for key in (ONE, OTHER, None, "", ONE[:-1], "\udce9")] == [0, 1, None, None, None, None]
+    assert ONE not in repr(found)
 
 
 def test_keys_may_stand_in_a_file(client: Client, tmp_path: Path) -> None:
@@ -115,6 +125,39 @@ def test_a_request_is_logged_without_what_is_in_it(
     assert not [word for word in ("ann", "172", ONE) if word in caplog.text]
 
 
+def asked(app: ASGIApp, *messages: Message, then: Message | None = None) -> list[Message]:
+    """What an application sends to a POST whose caller sends `messages`, and `then`, or nothing more."""
+    waiting, sent = list(messages), []
+
+    async def receive() -> Message:
+        if not waiting and then is None:
+            await asyncio.Event().wait()
+        return waiting.pop(0) if waiting else then
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def test_a_slow_body_is_408_and_a_caller_who_hangs_up_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def reached(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("a part of a body was handed on")
+
+    monkeypatch.setattr(guard.log, "handlers", [caplog.handler])
+    monkeypatch.setattr(guard.log, "level", logging.INFO)
+    app = Observe(LimitBody(reached, max_bytes=100, within_s=0.05))
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    assert [message["status"] for message in asked(app, part)[:1]] == [408]
+    assert asked(app, part, then={"type": "http.disconnect"}) == []
+    lines = [json.loads(message.partition(" ")[2]) for message in caplog.messages]
+    assert [line["status"] for line in lines] == [408, guard.CLOSED]
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -144,7 +187,7 @@ def test_a_variable_that_says_nothing_is_refused(
      ("10.0.0.3", False), ("localhost.example", False), ("", False)],
 )  # fmt: skip
 def test_only_this_machine_needs_no_key(host: str, open_: bool) -> None:
-    nobody, somebody = api_keys.Access((), None, ()), api_keys.Access((ONE,), None, ())
+    nobody, somebody = api_keys.Access((), None, ()), api_keys.Access((b"digest",), None, ())
     api_keys.check_bind(host, somebody)
     if open_:
         api_keys.check_bind(host, nobody)

@@ -9,10 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -172,40 +171,6 @@ def test_similar_products_are_near_and_in_stock(shop: Shop) -> None:
     assert shop.client.get("/v1/products/P0003/similar?k=0").status_code == 422
 
 
-def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: Path) -> None:
-    body = {"history": ["P0003"], "k": 10}
-    plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
-    rules = tmp_path / "rules.toml"
-    rules.write_text(
-        "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
-        f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
-    )
-    options = ["--set", f"store={shop.recipe.store}", "--set", f"name={shop.recipe.name}"]
-    command = [sys.executable, "jobs/rules.py", "apply", str(rules), *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    version = json.loads(done.stdout)["version"]
-    deadline = time.monotonic() + 30
-    while (answer := shop.recommend(**body))["rules"] is None:
-        assert time.monotonic() < deadline, "the shop does not follow"
-        time.sleep(0.2)
-    assert answer["rules"] == {"version": version, "left_out": []}
-    assert answer["items"][1]["product_id"] == "P0012"
-    assert "pinned" in answer["items"][1]["reasons"]
-    assert plain[0] not in [item["product_id"] for item in answer["items"]]
-    near = shop.client.get("/v1/products/P0003/similar?k=100").json()["items"]
-    assert plain[0] not in [item["product_id"] for item in near]
-    declined = shop.recommend(**body, rules=False)
-    assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
-    left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
-    assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
-    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
-    rule_versions.apply(postgres.url(shop.recipe.store), shop.recipe.name, "")
-    while shop.recommend(**body)["rules"] is not None:
-        assert time.monotonic() < deadline + 30, "the shop does not follow"
-        time.sleep(0.2)
-
-
 def posted(shop: Shop, *events: dict[str, Any]) -> httpx.Response:
     """The answer to events of item P0003 unless they say another one."""
     return shop.client.post("/v1/events", json={"events": [{"product_id": "P0003", **event} for event in events]})
@@ -225,26 +190,45 @@ def test_an_event_counts_in_the_next_request(shop: Shop) -> None:
     assert [event["event_id"] for event in told["live_events"]] == ["e2"]
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
+def test_a_malformed_event_is_refused_with_all_others(shop: Shop) -> None:
+    client = {"event_id": "x", "client_id": "c"}
+    for event in (
         {"event_id": "x"},
-        {"event_id": "x", "client_id": "c", "user_id": "u"},
-        {"event_id": "x", "client_id": "c", "event": "stare"},
-        {"event_id": "x", "client_id": "c", "at": "2999-01-01T00:00:00Z"},
-        {"event_id": "x", "client_id": "c", "at": "0001-01-01T00:00:00+23:59"},
-        {"event_id": "x", "client_id": "c", "at": "2025-01-01T00:00:00"},
+        {**client, "user_id": "u"},
+        {**client, "event": "stare"},
+        {**client, "at": "2999-01-01T00:00:00Z"},
+        {**client, "at": "0001-01-01T00:00:00+23:59"},
+        {**client, "at": "2025-01-01T00:00:00"},
+        {**client, "size": "8" * 41},
+        {**client, "fit": "tight"},
         {"event_id": "", "client_id": "c"},
         {"event_id": "x", "client_id": "\x00"},
         {"client_id": "c"},
-    ],
-    ids=str,
-)
-def test_a_malformed_event_is_refused_with_all_others(shop: Shop, event: dict[str, Any]) -> None:
-    answer = posted(shop, {"event_id": "good", "client_id": "refused"}, event)
-    assert answer.status_code == 422, answer.text
-    assert answer.json()["detail"][0]["loc"][:3] == ["body", "events", 1]
+    ):
+        answer = posted(shop, {"event_id": "good", "client_id": "refused"}, event)
+        assert answer.status_code == 422, (event, answer.text)
+        assert answer.json()["detail"][0]["loc"][:3] == ["body", "events", 1]
     assert {item["because"] for item in shop.recommend(client_id="refused", k=3)["items"]} == {None}
+
+
+def test_every_example_of_the_document_is_answered(shop: Shop) -> None:
+    document = shop.client.get("/openapi.json").json()
+    bodies = 0
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            given = {
+                each["name"]: each["schema"].get("examples", [None])[0] for each in operation.get("parameters", [])
+            }
+            query = {name: value for name, value in given.items() if value is not None and f"{{{name}}}" not in path}
+            where = path.format(**given)
+            content = operation.get("requestBody", {}).get("content", {"": {}})
+            examples = next(iter(content.values())).get("examples", {"": {"value": None}})
+            for name, example in examples.items():
+                answer = shop.client.request(method, where, params=query, json=example["value"])
+                expected = (200, 404) if path == "/v1/users/{user_id}" else (200,)
+                assert answer.status_code in expected, (method, path, name, answer.text)
+                bodies += "requestBody" in operation
+    assert bodies == 5
 
 
 def test_events_of_unknown_products_and_too_many_are_refused(shop: Shop) -> None:
@@ -274,7 +258,7 @@ def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
 
 def test_explanations_are_the_chain_s(shop: Shop, chain: Chain) -> None:
     outcomes = set()
-    for product in [tiny.product_id(row) for row in (1, 0, 28, 56, 84, 112)] + ["gone"]:
+    for product in [tiny.product_id(row) for row in (1, 0, 84)] + ["gone"]:
         parameters = {"product_id": product, "user_id": "u04", "context": "a red dress", "category": "dress", "k": 8}
         served = shop.client.get("/v1/explain", params=parameters).json()
         request = Request(user_id="u04", context="a red dress", filters=Filters(categories=("dress",)), k=8)
@@ -336,6 +320,79 @@ def test_a_second_shop_and_a_taken_port_are_refused(shop: Shop) -> None:
     assert not (shop.recipe.root / "other").exists()
 
 
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """Meanwhile the process does not run: whoever asks it waits in vain."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def replica(shop: Shop, deployment: str) -> psutil.Process:
+    """The one replica of a deployment."""
+    (found,) = [process for name, process in shop.processes().items() if f"::{deployment}" in name.replace(":", "::")]
+    return found
+
+
+def whole_again(shop: Shop) -> None:
+    """Wait until an answer does without nothing."""
+    deadline = time.monotonic() + 120
+    while shop.recommend(user_id="u01", k=1)["degraded"]:
+        assert time.monotonic() < deadline, "the shop does not recover"
+        time.sleep(0.5)
+
+
+def test_stages_that_fail_are_done_without(shop: Shop, chain: Chain) -> None:
+    whole = shop.recommend(history=["P0003"], k=60)
+    tower, retriever = replica(shop, "UserTower"), replica(shop, "Retriever")
+    replica(shop, "Ranker").kill()
+    answer = shop.recommend(user_id="u01", k=20)
+    scores = [item["retrieval_score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert answer["degraded"] == ["ranker_unavailable"]
+    assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
+    assert all(item["probability"] is None for item in answer["items"])
+    # meanwhile another ranker starts: the answers below may or may not have one
+    with stopped(retriever):
+        answer = shop.recommend(history=["P0003"], k=60)
+    assert set(answer["degraded"]) - {"ranker_unavailable"} == {"ann_unavailable"}
+    assert all("ann_unavailable" in item["reasons"] and item["sources"] == ["ann"] for item in answer["items"])
+    best = {item["product_id"] for item in whole["items"] if "ann" in item["sources"]}
+    assert len(best & {item["product_id"] for item in answer["items"]}) > 0.8 * len(best)
+    with stopped(tower):
+        answer = shop.recommend(profile={"height_cm": 161.0}, filters={"category": ["coat"]}, exclude=["P0002"], k=20)
+    assert answer["degraded"] == ["user_tower_unavailable"]
+    assert all(item["reasons"] == ["popular", "user_tower_unavailable"] for item in answer["items"])
+    segment = sources.load_segments(chain.bundle.folder("sources")).popular(np.array([161.0, np.nan], np.float32))
+    coats = [row for row in segment.tolist() if tiny.category(row) == "coat" and row % 10 != 9 and row != 2]
+    assert [item["product_id"] for item in answer["items"]] == [tiny.product_id(row) for row in coats][:20]
+    whole_again(shop)
+
+
+def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections) -> None:
+    assert postgres.stop_embedded(shop.recipe.store)
+    try:
+        answer = shop.recommend(history=["P0003"], k=5)
+        known = shop.recommend(user_id="u01", k=5)
+        near = shop.client.get("/v1/products/P0003/similar?k=5").json()
+        told = shop.client.get("/v1/explain", params={"product_id": "P0009", "user_id": "u01", "price_max": 9}).json()
+        assert shop.client.get("/readyz").status_code == 503
+        assert posted(shop, {"event_id": "lost", "client_id": "c"}).status_code == 503
+    finally:
+        postgres.url(shop.recipe.store)
+    assert answer["degraded"] == near["degraded"] == ["ann_unavailable", "prices_unavailable"]
+    assert len(near["items"]) == 5
+    assert known["degraded"] == ["history_unavailable", "ann_unavailable", "prices_unavailable"]
+    assert len(answer["items"]) == len(known["items"]) == 5
+    assert known["items"][0]["fit"] is None, "body and sizes are stored"
+    assert (told["outcome"], told["degraded"]) == ("unavailable", known["degraded"])
+    whole_again(shop)
+    with connections.use() as connection:
+        connection.execute("SELECT 1")
+
+
 def test_a_promoted_bundle_takes_over_without_a_failed_request(shop: Shop) -> None:
     old = shop.recommend()["bundle"]
     new = publish.run(tiny.make(tiny.config(shop.recipe.root.parent, seed=23)))["bundle"]
@@ -355,91 +412,38 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
     return seen
 
 
-def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
-    (ranker,) = [p for name, p in shop.processes().items() if "Ranker" in name]
-    ranker.kill()
-    answer = shop.recommend(user_id="u01", k=20)
-    scores = [item["retrieval_score"] for item in answer["items"]]
-    assert scores == sorted(scores, reverse=True)
-    assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
-    assert all(item["probability"] is None for item in answer["items"])
-    deadline = time.monotonic() + 120
-    while "ranker_unavailable" in shop.recommend(user_id="u01", k=1)["items"][0]["reasons"]:
-        assert time.monotonic() < deadline, "the ranker did not come back"
-        time.sleep(0.5)
-
-
-@contextmanager
-def kept_dead(shop: Shop, deployment: str) -> Iterator[None]:
-    """Kill every replica of a deployment that comes up meanwhile."""
-    done = threading.Event()
-
-    def kill() -> None:
-        while not done.is_set():
-            for name, process in shop.processes().items():
-                if deployment in name:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
-            done.wait(0.5)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    time.sleep(1)
-    try:
-        yield
-    finally:
-        done.set()
-        killer.join()
-
-
-def whole_again(shop: Shop) -> None:
-    """Wait until an answer does without nothing."""
-    deadline = time.monotonic() + 120
-    while shop.recommend(user_id="u01", k=1)["degraded"]:
-        assert time.monotonic() < deadline, "the shop does not recover"
-        time.sleep(0.5)
-
-
-def test_a_killed_user_tower_means_popular_products(shop: Shop, chain: Chain) -> None:
-    with kept_dead(shop, "UserTower"):
-        answer = shop.recommend(profile={"height_cm": 161.0}, filters={"category": ["coat"]}, exclude=["P0002"], k=20)
-    assert answer["degraded"] == ["user_tower_unavailable"]
-    assert all(item["reasons"] == ["popular", "user_tower_unavailable"] for item in answer["items"])
-    segment = sources.load_segments(chain.bundle.folder("sources")).popular(np.array([161.0, np.nan], np.float32))
-    coats = [row for row in segment.tolist() if tiny.category(row) == "coat" and row % 10 != 9 and row != 2]
-    assert [item["product_id"] for item in answer["items"]] == [tiny.product_id(row) for row in coats][:20]
-    whole_again(shop)
-
-
-def test_a_killed_retriever_means_exact_search(shop: Shop) -> None:
-    whole = shop.recommend(history=["P0003"], k=60)
-    with kept_dead(shop, "Retriever"):
-        answer = shop.recommend(history=["P0003"], k=60)
-    assert answer["degraded"] == ["ann_unavailable"]
-    assert all("ann_unavailable" in item["reasons"] and item["sources"] == ["ann"] for item in answer["items"])
-    assert all(item["probability"] is not None for item in answer["items"]), "the ranker goes on"
-    best = {item["product_id"] for item in whole["items"] if "ann" in item["sources"]}
-    assert len(best & {item["product_id"] for item in answer["items"]}) > 0.8 * len(best)
-    whole_again(shop)
-
-
-def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections) -> None:
-    assert postgres.stop_embedded(shop.recipe.store)
-    try:
-        answer = shop.recommend(history=["P0003"], k=5)
-        known = shop.recommend(user_id="u01", k=5)
-        near = shop.client.get("/v1/products/P0003/similar?k=5").json()
-        assert shop.client.get("/readyz").status_code == 503
-        assert posted(shop, {"event_id": "lost", "client_id": "c"}).status_code == 503
-    finally:
-        postgres.url(shop.recipe.store)
-    assert answer["degraded"] == near["degraded"] == ["ann_unavailable", "prices_unavailable"]
-    assert len(near["items"]) == 5
-    assert known["degraded"] == ["history_unavailable", "ann_unavailable", "prices_unavailable"]
-    assert len(answer["items"]) == len(known["items"]) == 5
-    whole_again(shop)
-    with connections.use() as connection:
-        connection.execute("SELECT 1")
+def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: Path) -> None:
+    body = {"history": ["P0003"], "k": 10}
+    plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
+        f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
+    )
+    options = ["--set", f"store={shop.recipe.store}", "--set", f"name={shop.recipe.name}"]
+    command = [sys.executable, "jobs/rules.py", "apply", str(rules), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    version = json.loads(done.stdout)["version"]
+    deadline = time.monotonic() + 30
+    while (answer := shop.recommend(**body))["rules"] is None:
+        assert time.monotonic() < deadline, "the shop does not follow"
+        time.sleep(0.2)
+    assert answer["rules"] == {"version": version, "left_out": []}
+    assert answer["items"][1]["product_id"] == "P0012"
+    assert "pinned" in answer["items"][1]["reasons"]
+    assert plain[0] not in [item["product_id"] for item in answer["items"]]
+    near = shop.client.get("/v1/products/P0003/similar?k=100").json()["items"]
+    assert plain[0] not in [item["product_id"] for item in near]
+    declined = shop.recommend(**body, rules=False)
+    assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
+    left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
+    assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
+    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
+    rule_versions.apply(postgres.url(shop.recipe.store), shop.recipe.name, "")
+    while shop.recommend(**body)["rules"] is not None:
+        assert time.monotonic() < deadline + 30, "the shop does not follow"
+        time.sleep(0.2)
 
 
 def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
