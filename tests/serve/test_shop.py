@@ -30,7 +30,7 @@ from rec.schema import EVENTS
 from rec.sources import tables as sources
 from serve import api
 from tests.bundle import tiny
-from tests.serve.conftest import REPOSITORY, Shop, free_port, shop_job
+from tests.serve.conftest import Shop, free_port, shop_job
 
 pytestmark = pytest.mark.slow
 
@@ -412,19 +412,15 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
     return seen
 
 
-def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: Path) -> None:
+def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
     body = {"history": ["P0003"], "k": 10}
     plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
-    rules = tmp_path / "rules.toml"
-    rules.write_text(
+    source = (
         "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
         f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
     )
-    options = ["--set", f"store={shop.recipe.store}", "--set", f"name={shop.recipe.name}"]
-    command = [sys.executable, "jobs/rules.py", "apply", str(rules), *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    version = json.loads(done.stdout)["version"]
+    database = postgres.url(shop.recipe.store)
+    version = rule_versions.apply(database, shop.recipe.name, source).number
     deadline = time.monotonic() + 30
     while (answer := shop.recommend(**body))["rules"] is None:
         assert time.monotonic() < deadline, "the shop does not follow"
@@ -440,7 +436,7 @@ def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: 
     left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
     assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
     assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
-    rule_versions.apply(postgres.url(shop.recipe.store), shop.recipe.name, "")
+    rule_versions.apply(database, shop.recipe.name, "")
     while shop.recommend(**body)["rules"] is not None:
         assert time.monotonic() < deadline + 30, "the shop does not follow"
         time.sleep(0.2)
