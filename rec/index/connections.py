@@ -17,6 +17,9 @@ WAIT_S = 5.0
 """Longest wait for a free connection."""
 SOON_S = 0.1
 """The same while the last wait was in vain: requests do without the database instead of queueing for it."""
+RECONNECT_S = 2.0
+"""How long the pool tries by itself to replace a connection. Its waits double, so after an outage it would find the
+server back as late as the outage was long; having given up, it tries at once when somebody asks."""
 STATEMENT_MS = 8_000
 """Longest time for one statement: nobody waits for the answer any longer, and others wait for the connection."""
 ROUTE = {
@@ -54,6 +57,7 @@ class Connections:
             check=ConnectionPool.check_connection,
             kwargs=ROUTE,
             timeout=WAIT_S,
+            reconnect_timeout=RECONNECT_S,
             open=True,
         )
 

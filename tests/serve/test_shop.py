@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -374,9 +375,12 @@ def test_stages_that_fail_are_done_without(shop: Shop, chain: Chain) -> None:
 def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections) -> None:
     assert postgres.stop_embedded(shop.recipe.store)
     try:
-        answer = shop.recommend(history=["P0003"], k=5)
-        known = shop.recommend(user_id="u01", k=5)
-        near = shop.client.get("/v1/products/P0003/similar?k=5").json()
+        with ThreadPoolExecutor() as callers:  # the first of each replica wait longest, and these at the same time
+            asked = [
+                callers.submit(shop.recommend, k=5, **body) for body in ({"history": ["P0003"]}, {"user_id": "u01"})
+            ]
+            near = shop.client.get("/v1/products/P0003/similar?k=5").json()
+        answer, known = (each.result() for each in asked)
         told = shop.client.get("/v1/explain", params={"product_id": "P0009", "user_id": "u01", "price_max": 9}).json()
         assert shop.client.get("/readyz").status_code == 503
         assert posted(shop, {"event_id": "lost", "client_id": "c"}).status_code == 503
