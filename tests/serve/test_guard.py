@@ -109,7 +109,7 @@ def test_a_request_is_logged_without_what_is_in_it(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(guard.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
-    monkeypatch.setattr(guard.log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger=guard.log.name)
     made = client(REC_API_KEYS=ONE)
     made.get("/v1/users/ann?height=172", headers={"X-Request-ID": "mine", **bearer(ONE)})
     made.get("/v1/users/ann")
@@ -149,7 +149,7 @@ def test_a_slow_body_is_408_and_a_caller_who_hangs_up_is_no_error(
         raise AssertionError("a part of a body was handed on")
 
     monkeypatch.setattr(guard.log, "handlers", [caplog.handler])
-    monkeypatch.setattr(guard.log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger=guard.log.name)
     app = Observe(LimitBody(reached, max_bytes=100, within_s=0.05))
     part = {"type": "http.request", "body": b"{", "more_body": True}
     assert [message["status"] for message in asked(app, part)[:1]] == [408]
