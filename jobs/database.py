@@ -8,7 +8,8 @@
     python jobs/database.py migrate               # bring the tables up to this program's version; jobs do it, too
     python jobs/database.py backup shop.dump      # everything, in pg_dump's custom format
     python jobs/database.py restore shop.dump     # into an empty database
-    python jobs/database.py grant shop_reader     # let a role read what a server needs, and nothing else
+    python jobs/database.py grant shop_reader     # let a role read what a server needs and add events, nothing else
+    python jobs/database.py grant shop_reader --forget    # and delete the data of users, as DELETE /v1/users/{id} does
     python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events and profile, for good
 
 REC_DATABASE_URL names another server; then start, stop and url have nothing to do. A user who was forgotten stays in
@@ -18,6 +19,7 @@ these into the database leaves them out.
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,12 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
             return {"tables": backup.restore(postgres.url(config.store), Path(_argument(options)))}
         case "grant":
             role = _argument(options)
-            return {"role": role, "tables": roles.grant(postgres.url(config.store, create=False), role)}
+            url = postgres.url(config.store, create=False)
+            return {"role": role, "tables": roles.grant(url, role, forget=options.forget), "forget": options.forget}
         case _:
             user = _argument(options)
             done = forget.forget(postgres.url(config.store, create=False), config.name, user)
-            return {"recipe": config.name, "events": done.events, "profiles": done.profiles}
+            return {"recipe": config.name, **asdict(done)}
 
 
 def _status(config: Config) -> Mapping[str, Any]:
@@ -90,4 +93,5 @@ if __name__ == "__main__":
     arguments = parser(__doc__ or "")
     arguments.add_argument("action", choices=("status", "start", "stop", "url", "migrate", *NEEDS))
     arguments.add_argument("argument", nargs="?", help="file, role or user of the last four")
+    arguments.add_argument("--forget", action="store_true", help="grant: the role may delete the data of users, too")
     main(run, arguments)

@@ -32,10 +32,11 @@ from rec.index import promote, rule_versions
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.recommend import preview, rules
-from rec.recommend.chain import STORED_EVENTS, Chain
+from rec.recommend.chain import Chain
 from rec.recommend.facets import Facets
 from rec.recommend.preview import Shopper
 from rec.recommend.request import MAX_K, Choice, Request
+from rec.recommend.resolve import STORED_EVENTS
 from rec.recommend.ruling import Ruling
 from rec.recommend.shelf import Shelf
 

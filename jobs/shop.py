@@ -9,7 +9,8 @@
 `check` says whether `start` would find its port, before hours of work that lead up to it. `start` returns when a real
 request has been answered. The shop has a Ray of its own and never joins another one.
 Every process of the shop carries the store's path in its environment, so that `stop` ends exactly these, however
-`start` or the shop itself ended, and the embedded Postgres of the same store.
+`start` or the shop itself ended, and the embedded Postgres of the same store. `start --public` serves all addresses of
+the machine instead of 127.0.0.1, to whoever has one of the keys in REC_API_KEYS.
 """
 
 import argparse
@@ -29,13 +30,13 @@ from typing import Any
 
 import psutil
 
-from rec import artifact, bundle, postgres
+from rec import api_keys, artifact, bundle, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
 from rec.index import promote
 
-HOST = "127.0.0.1"
+HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
 MARK = "REC_SHOP"
 """Environment variable of the shop's processes; its value is the store's path."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -79,14 +80,14 @@ class Shop:
             return None
         return int(json.loads(self.record.read_text(encoding="utf-8"))["port"])
 
-    def launch(self, port: int) -> psutil.Process:
+    def launch(self, port: int, host: str = HOST) -> psutil.Process:
         """Start `serve run` in a session of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(
             config,
             {
-                "http_options": {"host": HOST, "port": port, "request_timeout_s": REQUEST_SECONDS},
+                "http_options": {"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS},
                 "logging_config": {"enable_access_log": False},
                 "applications": [{"name": "shop", "route_prefix": "/", "import_path": "serve.app:graph"}],
             },
@@ -149,12 +150,13 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def start(config: Config, port: int) -> dict[str, Any]:
-    """Start the shop on `port`, wait until it is ready, send one request."""
-    shop = Shop(Path(config.store))
-    _check_startable(shop, port)
+def start(config: Config, port: int, *, public: bool = False) -> dict[str, Any]:
+    """Start the shop on `port`, wait until it is ready, send one request; `public`: on all addresses of the machine."""
+    shop, host = Shop(Path(config.store)), ANYWHERE if public else HOST
+    api_keys.check_bind(host, api_keys.access())
+    _check_startable(shop, port, host)
     _check_servable(shop, config)
-    process = shop.launch(port)
+    process = shop.launch(port, host)
     try:
         _await_ready(shop, process, port)
         answer = _first_answer(shop, port)
@@ -169,15 +171,15 @@ def start(config: Config, port: int) -> dict[str, Any]:
 
 def check(config: Config, port: int) -> dict[str, Any]:
     """Raise ConfigError when `start` could not have `port`, or the shop already runs."""
-    _check_startable(Shop(Path(config.store)), port)
+    _check_startable(Shop(Path(config.store)), port, HOST)
     return {"port": port, "free": True}
 
 
-def _check_startable(shop: Shop, port: int) -> None:
+def _check_startable(shop: Shop, port: int, host: str) -> None:
     running = shop.port()
     if running is not None:
         raise ConfigError(f"the shop of {shop.store} already runs on port {running}: `make stop` ends it")
-    _check_free(port)
+    _check_free(port, host)
 
 
 def _check_servable(shop: Shop, config: Config) -> None:
@@ -200,16 +202,16 @@ def _first_answer(shop: Shop, port: int) -> Any:
         raise _failure(shop, f"was ready and then did not answer a request ({error})") from error
 
 
-def _check_free(port: int) -> None:
+def _check_free(port: int, host: str) -> None:
     if not 1 <= port <= 65_535:
         raise ConfigError(f"port {port} is not within 1 to 65535: choose another with PORT= or --port")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port"
+                f"port {port} on {host} cannot be had ({error}): choose another with PORT= or --port"
             ) from None
 
 
@@ -234,11 +236,12 @@ def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:
 
 
 def _call(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
-    request = urllib.request.Request(
-        f"http://{HOST}:{port}{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
-    )
+    headers = {"content-type": "application/json"}
+    keys = api_keys.keys()
+    if keys:
+        headers["authorization"] = f"Bearer {keys[0]}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{HOST}:{port}{path}", data=data, headers=headers)
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)
 
@@ -280,7 +283,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "check":
         return check(config, options.port)
     if options.action == "start":
-        return start(config, options.port)
+        return start(config, options.port, public=options.public)
     return stop(config) if options.action == "stop" else status(config)
 
 
@@ -288,4 +291,7 @@ if __name__ == "__main__":
     arguments = parser(__doc__ or "")
     arguments.add_argument("action", choices=("check", "start", "stop", "status"))
     arguments.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default: 8000)")
+    arguments.add_argument(
+        "--public", action="store_true", help="start: on all addresses of the machine; REC_API_KEYS has to be set"
+    )
     main(run, arguments)

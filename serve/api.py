@@ -1,22 +1,29 @@
 """Bodies of the HTTP API: what is accepted, with its limits, and what is answered."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rec import profile
 from rec.histories import BODY
+from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
+from rec.recommend.passage import Outcome
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
 from rec.sizes import MAX_SIZE_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_EXCLUDE = 1_000
 MAX_PROFILE_COLUMNS = 64
+MAX_EVENTS = 100
+CLOCK_SKEW = timedelta(minutes=1)
+"""How far the clock of whoever sends an event may be ahead; what is later is of the future."""
+FIRST_EVENT = datetime(1970, 1, 1, tzinfo=UTC)
 
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
+Size = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Price = Annotated[Number, Field(ge=0, le=1e9)]
 """Well within float32, which prices are stored as."""
@@ -40,9 +47,7 @@ class Event(Body):
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
     at: AwareDatetime | None = None
     """When it happened; leave out for "recently", after all that is stored of the user."""
-    size: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")] | None = (
-        None
-    )
+    size: Size | None = None
     """What size it was in, as the shop writes it."""
     fit: Literal["small", "fit", "large"] | None = None
     """How it fitted."""
@@ -56,6 +61,10 @@ class FilterBody(Body):
     price_min: Price | None = None
     price_max: Price | None = None
 
+    def filters(self) -> Filters:
+        """As the recommender takes them."""
+        return Filters(categories=tuple(self.category), price_min=self.price_min, price_max=self.price_max)
+
     @model_validator(mode="after")
     def _ordered(self) -> "FilterBody":
         if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
@@ -68,6 +77,8 @@ class RecommendBody(Body):
 
     user_id: Id | None = None
     """Whose stored history and profile to use; an unknown id is a new user."""
+    client_id: Id | None = None
+    """Whose anonymous events to use, beside those of the user, as of a shopper who has just signed in."""
     history: list[Id | Event] = Field(default=[], max_length=MAX_HISTORY)
     """Products chosen so far, oldest first; follows what is stored of the user."""
     context: Annotated[str, Text] = Field(default="", max_length=MAX_CONTEXT_CHARS)
@@ -85,20 +96,135 @@ class RecommendBody(Body):
         """The request as the recommender takes it."""
         return Request(
             user_id=self.user_id,
+            client_id=self.client_id,
             history=tuple(
                 Choice(told) if isinstance(told, str) else Choice(**told.model_dump()) for told in self.history
             ),
             context=self.context,
             profile=dict(self.profile),
-            filters=Filters(
-                categories=tuple(self.filters.category),
-                price_min=self.filters.price_min,
-                price_max=self.filters.price_max,
-            ),
+            filters=self.filters.filters(),
             k=self.k,
             exclude=tuple(self.exclude),
             rules=self.rules,
         )
+
+
+class ExplainQuery(FilterBody):
+    """Whose list it is about, and which product."""
+
+    product_id: Id = Field(examples=["P0003"])
+    user_id: Id | None = Field(default=None, examples=["u0042"])
+    client_id: Id | None = None
+    context: Annotated[str, Text] = Field(default="", max_length=MAX_CONTEXT_CHARS, examples=["a linen dress"])
+    exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    rules: bool = True
+
+    def request(self) -> Request:
+        """The request whose list it is."""
+        return Request(
+            user_id=self.user_id,
+            client_id=self.client_id,
+            context=self.context,
+            filters=self.filters(),
+            k=self.k,
+            exclude=tuple(self.exclude),
+            rules=self.rules,
+        )
+
+
+class LiveEventBody(Body):
+    """Something that a shopper just did."""
+
+    event_id: Id
+    """The shop's own; what has the same id is the same event, however often it is sent."""
+    product_id: Id
+    event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
+    user_id: Id | None = None
+    client_id: Id | None = None
+    """Of a shopper who has not signed in, as from a cookie; give this or `user_id`."""
+    at: AwareDatetime | None = None
+    """When it happened; leave out for now."""
+    context: Annotated[str, Text] | None = Field(default=None, max_length=MAX_CONTEXT_CHARS)
+    """What the shopper was looking for; stored with the event."""
+    size: Size | None = None
+    """What size it was in, as the shop writes it."""
+    fit: Literal["small", "fit", "large"] | None = None
+    """How it fitted."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> "LiveEventBody":
+        if (self.user_id is None) == (self.client_id is None):
+            raise ValueError("give either user_id or client_id")
+        if self.at is not None and self.at > datetime.now(UTC) + CLOCK_SKEW:
+            raise ValueError("at is in the future")
+        if self.at is not None and self.at < FIRST_EVENT:
+            raise ValueError("at is before 1970")
+        return self
+
+
+class EventsBody(Body):
+    """Up to 100 events; all are taken, or none."""
+
+    events: list[LiveEventBody] = Field(min_length=1, max_length=MAX_EVENTS)
+
+    def live(self, now: datetime) -> list[LiveEvent]:
+        """The events as they are stored; what has no time, or a time ahead of the clock, happened at `now`."""
+        return [
+            LiveEvent(**{**event.model_dump(), "at": now if event.at is None else min(event.at, now)})
+            for event in self.events
+        ]
+
+
+class TakenEvents(BaseModel):
+    """The answer to POST /v1/events: ids by what became of the event."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    stored: list[str]
+    repeated: list[str]
+    """They were there already."""
+    forgotten: list[str]
+    """Of users whose data was deleted for good: not stored."""
+
+
+class StoredEvent(BaseModel):
+    """An event of the shop's log as loaded."""
+
+    product_id: str
+    event: str
+    at: datetime
+    size: str | None
+    fit: str | None
+
+
+class StoredLiveEvent(StoredEvent):
+    """An event that POST /v1/events took."""
+
+    event_id: str
+    context: str | None
+    received_at: datetime
+
+
+class StoredUser(BaseModel):
+    """The answer to GET /v1/users/{id}: all that the database holds of a user."""
+
+    user_id: str
+    profile: dict[str, float]
+    events: list[StoredEvent]
+    """Oldest first."""
+    live_events: list[StoredLiveEvent]
+    """Oldest first."""
+
+
+class ForgottenUser(BaseModel):
+    """The answer to DELETE /v1/users/{id}: how many rows were deleted."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    events: int
+    profiles: int
+    live_events: int
 
 
 def profile_problem(given: dict[str, float], names: list[str]) -> tuple[str, str] | None:
@@ -198,6 +324,8 @@ class Recommendations(BaseModel):
     bundle: str
     at: datetime
     """The moment that ages of events and products were taken at."""
+    degraded: list[str]
+    """What the answer did without, as codes (rec/recommend/why.py); `prices_unavailable`: prices are as published."""
     underfilled: bool
     """Fewer than k products pass the filters."""
     rules: AppliedRules | None
@@ -219,6 +347,74 @@ class Neighbours(BaseModel):
     product: Product
     items: list[Neighbour]
     bundle: str
+    degraded: list[str]
+    """As in POST /v1/recommend."""
+
+
+class Nearness(BaseModel):
+    """A product in the order of the user vector."""
+
+    rank: int
+    """From 1, among all products of the bundle, those that do not pass as well."""
+    of: int
+    score: float
+    """Inner product of user and product vector."""
+    last_candidate: float | None
+    """Lowest such score of a candidate; null where there is no candidate."""
+
+
+class Ranking(BaseModel):
+    """A candidate in the ranker's order, before rules."""
+
+    rank: int
+    """From 1."""
+    of: int
+    score: float
+    probability: float | None
+    last_shown: float
+    """The score of the k-th best candidate."""
+
+
+class Explanation(BaseModel):
+    """The answer to GET /v1/explain: the stage that had the last word on a product, and what it went by."""
+
+    product_id: str
+    outcome: Outcome
+    place: int | None
+    """In the list, from 1."""
+    excluded_by: list[Literal["rule", "request", "seen"]]
+    rules: list[str]
+    """Names of the rules that exclude or move the product; where none does, of those that move others before it."""
+    nearness: Nearness | None
+    """null: unknown product, or no user vector."""
+    ranking: Ranking | None
+    """null: no candidate."""
+    item: Recommended | None
+    """The product as shown, with reasons and matched attributes."""
+    bundle: str
+    degraded: list[str]
+
+
+class KnownBundle(BaseModel):
+    """A bundle whose vectors the database has."""
+
+    bundle: str
+    recipe: str
+    items: int
+    loaded_at: datetime
+    state: Literal["active", "previous"] | None
+
+
+class Bundles(BaseModel):
+    """The answer to GET /v1/bundles."""
+
+    serving: str
+    """The bundle that this replica answers for; it follows `active` within seconds."""
+    active: str | None
+    previous: str | None
+    """The one that was active before, of whatever recipe."""
+    known: list[KnownBundle]
+    """Newest first."""
 
 
 class Products(BaseModel):
@@ -226,6 +422,42 @@ class Products(BaseModel):
 
     items: list[Product]
     bundle: str
+
+
+class Health(BaseModel):
+    """The answer to GET /healthz."""
+
+    status: Literal["ok"]
+
+
+class RulesState(BaseModel):
+    """The merchandiser's rules of the bundle that answers."""
+
+    version: int | None
+    """null: there are none."""
+    inactive: list[str]
+    """What they name and the bundle does not have."""
+    problem: str | None
+    """Why the newest version is not in force; the one before it is."""
+
+
+class Readiness(BaseModel):
+    """The answer to GET /readyz."""
+
+    status: Literal["ready"]
+    bundle: str
+    milliseconds: dict[str, float]
+    rules: RulesState
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+    """A code."""
+    message: str
+    products: list[str] | None = None
+    """Of `unknown_products`: which."""
 
 
 class Shopper(BaseModel):

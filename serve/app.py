@@ -10,48 +10,44 @@ one of the store). Importing opens nothing.
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from contextvars import Context
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import Body, FastAPI, HTTPException, Query, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import HTMLResponse
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.config import BackpressureConfig
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request as HttpRequest
 
+from rec import api_keys, postgres
 from rec.bundle import Bundle
-from rec.errors import RecError
-from rec.index.catalogue import Catalogue
+from rec.errors import DatabaseError, RecError
+from rec.index import forget, live_events
 from rec.index.connections import Connections
-from rec.recommend.chain import (
-    NOBODY,
-    STORED_EVENTS,
-    Resolver,
-    Stopwatch,
-    UnknownProducts,
-    add_codes,
-    freshen,
-    microseconds,
-    moment,
-    prices,
-    standing,
-)
-from rec.recommend.fitting import Fitter
-from rec.recommend.request import MAX_K, Request
-from rec.recommend.rulebook import RuleBook
+from rec.index.search import Filters
+from rec.recommend.chain import Stopwatch
+from rec.recommend.front import NOBODY, Front, microseconds, standing
+from rec.recommend.passage import Opening, Passage, explanation
+from rec.recommend.request import MAX_K, Encoded, Request
+from rec.recommend.resolve import UnknownProducts
+from rec.recommend.retrieve import Retrieved
 from rec.recommend.score import retrieval_order
-from rec.recommend.shelf import Shelf
-from rec.recommend.why import Explainer, shown
-from serve import api
+from rec.recommend.standby import Standby
+from rec.recommend.why import shown
+from serve import api, examples
+from serve.degrade import Ladder, Unavailable, within
+from serve.examples import described
+from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import Loaded, active, connections, store_folder
+from serve.loaded import Loaded, active, connections, states, store_folder
+from serve.metrics import metrics
+from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 from serve.stages import Ranker, Retriever, UserTower
 
 log = logging.getLogger("ray.serve")
@@ -59,90 +55,60 @@ log = logging.getLogger("ray.serve")
 FOLLOW_S = 2.0
 """How often the active bundle and the rules are looked up."""
 STAGE_S = 8.0
-"""Longest wait for the user tower or retrieval; the answer is then 503."""
+"""Longest wait for the user tower or retrieval; the answer then does without."""
 RANKER_S = 2.0
 """Longest wait for the ranker; the answer is then in retrieval order."""
 LOADING_S = 300.0
 """Longest wait for a stage that loads a promoted bundle."""
 DEMO_USERS = 12
 
-T = TypeVar("T")
 Stage = DeploymentHandle[Any]
+ProductId = Annotated[str, PathParameter(examples=["P0003"])]
+UserId = Annotated[api.Id, PathParameter(examples=["u0042"])]
 
 app = FastAPI(title="shop-rec", summary="Recommendations that understand what a garment is.", version="1")
+install(app)
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
+for layer in (Guard, Cors, Observe):  # each around those before it
+    app.add_middleware(layer)
 
 
-class Unavailable(Exception):
-    """A stage that the answer cannot do without did not answer."""
+class BackedFront(Front):
+    """What the ingress holds of a bundle: the front, and candidates for when retrieval or Postgres is away."""
 
-
-@app.exception_handler(RequestValidationError)
-async def _malformed(_: HttpRequest, error: RequestValidationError) -> JSONResponse:
-    # the offending input is left out: it may be large, and may not even be text that JSON can carry
-    return JSONResponse({"detail": [_field(e["loc"], e["msg"], e["type"]) for e in error.errors()]}, status_code=422)
-
-
-@app.exception_handler(UnknownProducts)
-async def _unknown(_: HttpRequest, error: UnknownProducts) -> JSONResponse:
-    problem = {"error": "unknown_products", "message": str(error), "products": error.product_ids}
-    return JSONResponse(problem, status_code=404)
-
-
-@app.exception_handler(Unavailable)
-@app.exception_handler(RecError)
-async def _unavailable(_: HttpRequest, error: Exception) -> JSONResponse:
-    log.error("cannot answer: %s", error)
-    problem = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
-    return JSONResponse(problem, status_code=503, headers={"Retry-After": "2"})
-
-
-def _field(loc: tuple[int | str, ...], message: str, kind: str) -> dict[str, Any]:
-    return {"loc": list(loc), "msg": message, "type": kind}
-
-
-@dataclass(frozen=True)
-class Front:
-    """What the ingress holds of a bundle."""
-
-    bundle: Bundle
-    shelf: Shelf
-    resolver: Resolver
-    explainer: Explainer
-    rules: RuleBook
-    fitter: Fitter
-
-    @classmethod
-    def of(cls, bundle: Bundle, connections: Connections) -> "Front":
-        """Load the ingress's part of `bundle`."""
-        shelf = Shelf(bundle)
-        explainer = Explainer(bundle, shelf)
-        rules = RuleBook(connections, bundle, shelf, explainer.vectors)
-        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules, Fitter(bundle, shelf))
+    def __init__(self, bundle: Bundle, connections: Connections) -> None:
+        super().__init__(bundle, connections)
+        self.standby = Standby(bundle, self.vectors)
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
-async def _within(seconds: float, stage: str, answer: Awaitable[T]) -> T:
-    """The stage's answer. Raises Unavailable when it fails, refuses or takes longer than `seconds`."""
-    try:
-        return await asyncio.wait_for(answer, seconds)
-    except TimeoutError:
-        raise Unavailable(f"{stage}: no answer within {seconds:g} s") from None
-    except (RayError, RayServeException) as error:
-        raise Unavailable(f"{stage}: {str(error).splitlines()[-1]}") from error
+def _check_categories(front: Front, names: list[str], where: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in front.shelf.categories]
+    if unknown:
+        raise malformed(where, f"unknown category {unknown[0]!r} (known: {', '.join(front.shelf.categories)})")
 
 
-@serve.deployment(max_ongoing_requests=32, max_queued_requests=128, ray_actor_options={"num_cpus": 0.2})
+@serve.deployment(
+    max_ongoing_requests=32,
+    max_queued_requests=128,
+    backpressure_config=BackpressureConfig(retry_after_s=RETRY_S),
+    ray_actor_options={"num_cpus": 0.2},
+)
 @serve.ingress(app)
 class Recommender:
     """HTTP in, HTTP out; holds the products and what is known of users."""
 
     def __init__(self, store: str, user_tower: Stage, retriever: Stage, ranker: Stage) -> None:
+        client = _get_global_client()
+        assert client is not None, "a replica has a controller"
+        api_keys.check_bind(client.http_config.host, api_keys.access())
+        self._store = store
         self._user_tower, self._retriever, self._ranker = user_tower, retriever, ranker
         self._connections: Connections = connections(store, size=4)
-        self._fronts = Loaded(store, lambda bundle: Front.of(bundle, self._connections))
+        self._fronts = Loaded(store, lambda bundle: BackedFront(bundle, self._connections))
         self._front = self._fronts.get(active(self._connections))
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
+        self._probe: asyncio.Task[dict[str, Any]] | None = None
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def _follow(self) -> None:
@@ -155,8 +121,9 @@ class Recommender:
                 if name != front.bundle.id:
                     front = await asyncio.to_thread(self._fronts.get, name)
                 await asyncio.to_thread(front.rules.refresh)
+                metrics().rules(0 if front.rules.ruling is None else front.rules.ruling.number)
                 if front is not self._front:
-                    await self._answer(front, Request(k=1), patience=LOADING_S, need_ranker=True)
+                    await self._answer(front, Request(k=1), patience=LOADING_S, whole=True)
                     log.info("bundle %s takes over from %s", name, self._front.bundle.id)
                     self._front = front
             except (RecError, Unavailable) as error:
@@ -164,112 +131,220 @@ class Recommender:
             except Exception:  # whatever it is, the next round may go well; a task that ended would never say so
                 log.exception("staying with bundle %s", self._front.bundle.id)
 
-    @app.post("/v1/recommend", response_model=api.Recommendations)
-    async def recommend(self, body: api.RecommendBody) -> dict[str, Any]:
+    @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
+    async def recommend(
+        self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
+    ) -> dict[str, Any]:
         """Products for a shopper, best first, with the reasons."""
         front = self._front
+        _check_categories(front, body.filters.category, ("body", "filters", "category"))
         problem = api.profile_problem(body.profile, front.resolver.profile_names)
         if problem is not None:
-            raise RequestValidationError([_field(("body", "profile", problem[0]), problem[1], "value_error")])
-        unknown = [name for name in body.filters.category if name not in front.shelf.categories]
-        if unknown:
-            message = f"unknown category {unknown[0]!r} (known: {', '.join(front.shelf.categories)})"
-            raise RequestValidationError([_field(("body", "filters", "category"), message, "value_error")])
+            raise malformed(("body", "profile", problem[0]), problem[1])
         return await self._answer(front, body.request())
 
     async def _answer(
-        self, front: Front, request: Request, *, patience: float = STAGE_S, need_ranker: bool = False
+        self, front: BackedFront, request: Request, *, patience: float = STAGE_S, whole: bool = False
     ) -> dict[str, Any]:
-        watch = Stopwatch()
-        name, catalogue = front.bundle.id, Catalogue(self._connections, front.bundle.recipe)
-        now = datetime.now(UTC)
-        at = moment(front.bundle, now)
-        ruling = front.rules.ruling if request.rules else None
-        rules = standing(ruling, now)
-        known = NOBODY
-        if request.user_id is not None:
-            known = await asyncio.to_thread(catalogue.known, request.user_id, STORED_EVENTS)
-        state, exclude = front.resolver.resolve(request, known, at)
-        exclude = np.union1d(exclude, rules.exclude)
-        watch.lap("state")
-        encoded = await _within(patience, "user tower", self._user_tower.encode.remote(name, state))
-        watch.lap("user_tower")
-        wanted = max(front.bundle.config.ranker.candidates, request.k)
-        found = await _within(
-            patience,
-            "retrieval",
-            self._retriever.retrieve.remote(
-                name, encoded.vector, wanted, state, exclude, request.filters, rules.pinned(request.k)
-            ),
-        )
-        watch.lap("retrieval")
-        count = len(found.candidates.rows)
-        asked = self._ranker.rank.remote(name, state, found.candidates, count, microseconds(at))
-        try:
-            ranked = await _within(patience if need_ranker else RANKER_S, "ranker", asked)
-        except Unavailable as error:
-            if need_ranker:
-                raise
-            log.warning("answering in retrieval order: %s", error)
-            ranked = retrieval_order(found.candidates, count)
-        watch.lap("ranking")
-        arranged = rules.arrange(
-            ranked, request.k, await asyncio.to_thread(prices, rules, ranked.rows, front.shelf, catalogue)
-        )
-        watch.lap("rules")
-        items = front.explainer.explain(arranged.ranked, state, encoded)
-        add_codes(items, arranged)
-        await asyncio.to_thread(front.fitter.add, items, request, known, catalogue)
-        await asyncio.to_thread(freshen, items, catalogue)
+        watch, ladder = Stopwatch(), Ladder(whole=whole)
+        passage = await self._pass(front, request, watch, ladder, patience)
+        items = await self._items(front, passage, ladder)
         watch.lap("explanation")
+        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
+        ruling = passage.began.ruling
         return {
             "items": items,
-            "bundle": name,
-            "at": at,
+            "bundle": front.bundle.id,
+            "at": passage.began.at,
+            "degraded": ladder.codes,
             "underfilled": len(items) < request.k,
-            "rules": None
-            if ruling is None
-            else {"version": ruling.number, "left_out": rules.left_out(ranked.rows, exclude, request.k)},
+            "rules": None if ruling is None else {"version": ruling.number, "left_out": passage.left_out()},
             "milliseconds": watch.milliseconds(),
         }
 
-    @app.get("/v1/products/{product_id:path}/similar", response_model=api.Neighbours)
-    async def similar(self, product_id: str, k: Annotated[int, Query(ge=1, le=MAX_K)] = 10) -> dict[str, Any]:
+    async def _items(self, front: BackedFront, passage: Passage, ladder: Ladder) -> list[dict[str, Any]]:
+        # the fit head takes longer than everybody else should wait for
+        foretells = front.fitter.foretells
+        items = await asyncio.to_thread(front.items, passage) if foretells else front.items(passage)
+        await self._freshen(front, items, ladder)
+        return items
+
+    async def _freshen(self, front: BackedFront, items: list[dict[str, Any]], ladder: Ladder) -> None:
+        """Put live prices into items; those of the bundle stay where Postgres does not answer."""
+        try:
+            await asyncio.to_thread(front.freshen, items)
+        except DatabaseError as error:
+            ladder.down("prices_unavailable", error)
+
+    async def _pass(
+        self, front: BackedFront, request: Request, watch: Stopwatch, ladder: Ladder, patience: float = STAGE_S
+    ) -> Passage:
+        """Send a request through the stages, without those that do not answer."""
+        name, now, known = front.bundle.id, datetime.now(UTC), NOBODY
+        if request.named:
+            try:
+                known = await asyncio.to_thread(front.known, request)
+            except DatabaseError as error:
+                ladder.down("history_unavailable", error)
+        began = front.begin(request, known, front.rules.ruling, now)
+        watch.lap("state")
+        encoded: Encoded | None = None
+        try:
+            encoded = await within(patience, "user tower", self._user_tower.encode.remote(name, began.state))
+        except Unavailable as error:
+            ladder.down("user_tower_unavailable", error)
+        watch.lap("user_tower")
+        candidates = (await self._retrieve(front, began, encoded, ladder, patience)).candidates
+        watch.lap("retrieval")
+        count = len(candidates.rows)
+        ranked = retrieval_order(candidates, count)
+        if encoded is not None:  # the ranker was never shown candidates without scores
+            asked = self._ranker.rank.remote(name, began.state, candidates, count, microseconds(began.at))
+            try:
+                ranked = await within(patience if ladder.whole else RANKER_S, "ranker", asked)
+            except Unavailable as error:
+                ladder.down("ranker_unavailable", error)
+        watch.lap("ranking")
+        degraded, prices = list(ladder.codes), None
+        if began.rules.needs_prices:
+            try:
+                prices = await asyncio.to_thread(front.prices, ranked.rows)
+            except DatabaseError as error:
+                ladder.down("prices_unavailable", error)
+                prices = front.published_prices(ranked.rows)
+        arranged = began.rules.arrange(ranked, request.k, prices)
+        watch.lap("rules")
+        return Passage(began, encoded, candidates, ranked, arranged, degraded)
+
+    async def _retrieve(
+        self, front: BackedFront, began: Opening, encoded: Encoded | None, ladder: Ladder, patience: float
+    ) -> Retrieved:
+        """The candidates; without a user vector popular ones, and from this process where the retriever fails."""
+        k, state, exclude = began.num_candidates, began.state, began.exclude
+        filters, pinned = began.request.filters, began.rules.pinned(began.request.k)
+        what = (front.bundle.id, k, state, exclude, filters, pinned)
+        stage, standby = self._retriever, front.standby
+        asked = stage.popular.remote(*what) if encoded is None else stage.retrieve.remote(*what, encoded.vector)
+        try:
+            return await within(patience, "retrieval", asked)
+        except Unavailable as error:
+            ladder.down("ann_unavailable", error)
+        given: dict[str, Any] = {"state": state, "exclude": exclude, "filters": filters, "also": pinned}
+        if encoded is None:
+            return await asyncio.to_thread(standby.popular, k, **given)
+        return await asyncio.to_thread(standby.retrieve, encoded.vector, k, **given)
+
+    @app.get(
+        "/v1/products/{product_id:path}/similar",
+        response_model=api.Neighbours,
+        **described(examples.NEIGHBOURS, 404),
+    )
+    async def similar(
+        self, product_id: ProductId, k: Annotated[int, Query(ge=1, le=MAX_K, examples=[8])] = 10
+    ) -> dict[str, Any]:
         """The nearest available products."""
-        front = self._front
+        front, ladder = self._front, Ladder()
         if not front.shelf.known(product_id):
             raise UnknownProducts([product_id])
         row = int(front.shelf.rows([product_id])[0])
         exclude = standing(front.rules.ruling, datetime.now(UTC)).exclude
-        found = await _within(STAGE_S, "retrieval", self._retriever.similar.remote(front.bundle.id, row, k, exclude))
+        try:
+            asked = self._retriever.similar.remote(front.bundle.id, row, k, exclude)
+            found = await within(STAGE_S, "retrieval", asked)
+        except Unavailable as error:
+            ladder.down("ann_unavailable", error)
+            found = await asyncio.to_thread(front.standby.similar, row, k, exclude)
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
-        await asyncio.to_thread(freshen, [product, *items], Catalogue(self._connections, front.bundle.recipe))
-        return {"product": product, "items": items, "bundle": front.bundle.id}
+        await self._freshen(front, [product, *items], ladder)
+        metrics().degraded(ladder.codes)
+        return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
 
-    @app.get("/v1/products", response_model=api.Products)
+    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
+    async def explain(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
+        """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
+        front, ladder = self._front, Ladder()
+        _check_categories(front, query.category, ("query", "category"))
+        request = query.request()
+        passage = await self._pass(front, request, Stopwatch(), ladder)
+        items = await self._items(front, passage, ladder)
+        available = passes = False
+        if front.shelf.known(query.product_id):
+            row = front.shelf.rows([query.product_id])
+            available, passes = [
+                await self._passing(front, row, filters, ladder) for filters in (Filters(), request.filters)
+            ]
+        found = await asyncio.to_thread(
+            lambda: explanation(
+                passage, query.product_id, items, front.shelf, front.vectors, available=available, passes=passes
+            )
+        )
+        metrics().degraded(ladder.codes)
+        return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}
+
+    async def _passing(self, front: BackedFront, row: np.ndarray, filters: Filters, ladder: Ladder) -> bool:
+        """Whether the product of item row int64[1] is in stock and passes `filters`."""
+        try:
+            asked = self._retriever.passing.remote(front.bundle.id, row, filters)
+            return len(await within(STAGE_S, "retrieval", asked)) > 0
+        except Unavailable as error:
+            ladder.down("ann_unavailable", error)
+            return len(front.standby.passing(row, filters)) > 0
+
+    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, 408, 413))
+    async def events(
+        self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
+    ) -> live_events.Taken:
+        """Take what shoppers just did; it counts in the next request of each of them."""
+        front = self._front
+        missing = front.shelf.unknown(event.product_id for event in body.events)
+        if missing:
+            raise UnknownEventProducts(missing)
+        told = body.live(datetime.now(UTC))
+        taken = await asyncio.to_thread(live_events.store, self._connections, front.bundle.recipe, told)
+        metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
+        return taken
+
+    @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser, **described(examples.STORED_USER, 404))
+    async def user(self, user_id: UserId) -> dict[str, Any]:
+        """All that the database holds of a user."""
+        found = await asyncio.to_thread(self._front.catalogue.stored, user_id)
+        if found is None:
+            raise HTTPException(404, "nothing is stored of this user")
+        return {"user_id": user_id, **asdict(found)}
+
+    @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
+    async def forget_user(self, user_id: UserId) -> forget.Forgotten:
+        """Delete a user's events and profile, for good: neither a load nor an event brings them back."""
+        url = await asyncio.to_thread(postgres.url, self._store, create=False)
+        return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
+
+    @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
+    async def bundles(self) -> dict[str, Any]:
+        """The active bundle, the one before it, and all that the database has."""
+        return {"serving": self._front.bundle.id, **await asyncio.to_thread(states, self._connections)}
+
+    @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS))
     async def products(
         self,
-        query: Annotated[str, Query(max_length=200, pattern="^[^\\x00]*$")] = "",
-        limit: Annotated[int, Query(ge=1, le=MAX_K)] = 24,
+        query: Annotated[str, Query(max_length=200, pattern="^[^\\x00]*$", examples=["red dress"])] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_K, examples=[3])] = 24,
     ) -> dict[str, Any]:
         """Products whose title, brand or category holds every word of `query`."""
         front = self._front
-        catalogue = Catalogue(self._connections, front.bundle.recipe)
-        found = await asyncio.to_thread(catalogue.find, query, limit)
+        found = await asyncio.to_thread(front.catalogue.find, query, limit)
         rows = front.shelf.rows([product_id for product_id in found if front.shelf.known(product_id)])
         items = [shown(front.shelf.card(row)) for row in rows.tolist()]
-        await asyncio.to_thread(freshen, items, catalogue)
+        await asyncio.to_thread(front.freshen, items)
         return {"items": items, "bundle": front.bundle.id}
 
-    @app.get("/v1/shop", response_model=api.ShopFacts)
+    @app.get("/v1/shop", response_model=api.ShopFacts, **described(examples.SHOP))
     async def shop(self) -> dict[str, Any]:
         """What the page at / starts with. Shoppers are listed for the synthetic catalogue only."""
         front = self._front
         users = []
         if front.bundle.config.source.kind == "sample":
-            catalogue = Catalogue(self._connections, front.bundle.recipe)
-            users = await asyncio.to_thread(catalogue.shoppers, DEMO_USERS)
+            users = await asyncio.to_thread(front.catalogue.shoppers, DEMO_USERS)
             for user in users:
                 recent = [product_id for product_id in user["recent"] if front.shelf.known(product_id)]
                 user["recent"] = [shown(front.shelf.card(row)) for row in front.shelf.rows(recent).tolist()]
@@ -283,17 +358,21 @@ class Recommender:
             "users": users,
         }
 
-    @app.get("/healthz")
+    @app.get("/healthz", response_model=api.Health, **described({"status": "ok"}, probe=True))
     async def healthz(self) -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, 503, probe=True))
     async def readyz(self) -> dict[str, Any]:
-        """A real recommendation passes through every stage."""
-        answer = await self._answer(self._front, Request(k=1), need_ranker=True)
+        """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same."""
+        if self._probe is None or self._probe.done():
+            # in a context of its own: Serve cancels what a request asked of stages when its caller hangs up
+            answering = self._answer(self._front, Request(k=1), whole=True)
+            self._probe = asyncio.create_task(answering, context=Context())
+        answer = await asyncio.shield(self._probe)
         if not answer["items"]:
-            raise HTTPException(503, "no product is available")
+            raise HTTPException(503, "no product is available", headers={"Retry-After": str(RETRY_S)})
         return {
             "status": "ready",
             "bundle": answer["bundle"],

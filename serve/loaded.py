@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rec import bundle, postgres
 from rec.bundle import Bundle
@@ -26,6 +26,19 @@ def active(pool: Connections) -> str:
     """Id of the active bundle."""
     with pool.use() as connection:
         return promote.active(connection)
+
+
+def states(pool: Connections) -> dict[str, Any]:
+    """The `active` bundle, the `previous` one, and all `known` to the database with their `state`."""
+    with pool.use() as connection:
+        active_, previous = promote.found_active(connection), promote.before(connection)
+        known = promote.known(connection)
+    by_id = {previous: "previous", active_: "active"}
+    return {
+        "active": active_,
+        "previous": previous,
+        "known": [{**each, "state": by_id.get(each["bundle"])} for each in known],
+    }
 
 
 class Loaded(Generic[T]):

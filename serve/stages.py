@@ -46,12 +46,12 @@ class Retriever:
     async def retrieve(
         self,
         bundle: str,
-        vector: np.ndarray,
         k: int,
         state: UserState,
         exclude: np.ndarray,
         filters: Filters,
         also: np.ndarray,
+        vector: np.ndarray,
     ) -> Retrieved:
         """k candidates for a user vector float32[d] of `state`, and those of the rows `also` that pass."""
         return await asyncio.to_thread(
@@ -59,6 +59,18 @@ class Retriever:
                 vector, k, state=state, exclude=exclude, filters=filters, also=also
             )
         )
+
+    async def popular(
+        self, bundle: str, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
+    ) -> Retrieved:
+        """k popular candidates for `state` without a user vector, and those of the rows `also` that pass."""
+        return await asyncio.to_thread(
+            lambda: self._retrievers.get(bundle).popular(k, state=state, exclude=exclude, filters=filters, also=also)
+        )
+
+    async def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
+        """Those of the item rows that are in stock and pass `filters`."""
+        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).passing(rows, filters))
 
     async def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """The k nearest products to an item row, without the rows `exclude`."""

@@ -17,15 +17,10 @@ class PastEvent:
     product_id: str
     event: str
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class PastSize:
-    """What a user had on, and how it fitted."""
-
-    product_id: str
-    size: str
-    fit: str | None
+    size: str | None = None
+    """What size it was in; read by the fit head alone, as `fit` is."""
+    fit: str | None = None
+    """How it fitted, one of rec.sizes.FITS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +29,17 @@ class Known:
 
     events: list[PastEvent]  # oldest first
     profile: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database holds of one user, for whoever has a right to see it."""
+
+    profile: dict[str, float]
+    events: list[dict[str, Any]]
+    """`product_id`, `event`, `at`, `size` and `fit`, oldest first."""
+    live_events: list[dict[str, Any]]
+    """These, and `event_id`, `context` and `received_at`."""
 
 
 class Catalogue:
@@ -66,18 +72,45 @@ class Catalogue:
             ).fetchall()
         return [row[0] for row in rows]
 
-    def known(self, user_id: str, last: int) -> Known:
-        """The last `last` events and the profile of a user."""
+    def known(self, user_id: str | None, last: int, client_id: str | None = None) -> Known:
+        """The last `last` events of a user and of an anonymous client, loaded and live ones, and the user's profile."""
+        of = {"name": self._name, "user": user_id, "client": client_id, "last": last}
         with self._connections.use() as connection:
             events = connection.execute(
-                "SELECT product_id, event, at FROM events WHERE catalogue = %s AND user_id = %s"
-                " ORDER BY position DESC LIMIT %s",
-                (self._name, user_id, last),
+                "SELECT product_id, event, at, size, fit FROM ("
+                " (SELECT product_id, event, at, size, fit, 0 AS live, position::bigint AS place FROM events"
+                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
+                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
+                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
+                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
+                "  WHERE catalogue = %(name)s AND client_id = %(client)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
+                ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s",
+                of,
             ).fetchall()
             profile = connection.execute(
-                "SELECT profile FROM users WHERE catalogue = %s AND user_id = %s", (self._name, user_id)
+                "SELECT profile FROM users WHERE catalogue = %(name)s AND user_id = %(user)s", of
             ).fetchone()
         return Known([PastEvent(*row) for row in reversed(events)], {} if profile is None else profile[0])
+
+    def stored(self, user_id: str) -> Stored | None:
+        """All that is stored of a user; None for a stranger."""
+        with self._connections.use() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            profile = cursor.execute(
+                "SELECT profile FROM users WHERE catalogue = %s AND user_id = %s", (self._name, user_id)
+            ).fetchone()
+            events = cursor.execute(
+                "SELECT product_id, event, at, size, fit FROM events"
+                " WHERE catalogue = %s AND user_id = %s ORDER BY position",
+                (self._name, user_id),
+            ).fetchall()
+            live = cursor.execute(
+                "SELECT event_id, product_id, event, at, size, fit, context, received_at FROM live_events"
+                " WHERE catalogue = %s AND user_id = %s ORDER BY at, number",
+                (self._name, user_id),
+            ).fetchall()
+        if profile is None and not events and not live:
+            return None
+        return Stored({} if profile is None else profile["profile"], events, live)
 
     def sample(self, limit: int) -> list[str]:
         """Ids of users drawn alike, the same ones each time."""
@@ -87,16 +120,6 @@ class Catalogue:
                 (self._name, limit),
             ).fetchall()
         return [row[0] for row in rows]
-
-    def sizes(self, user_id: str, last: int) -> list[PastSize]:
-        """The sizes of the last `last` events of a user that are in one, oldest first."""
-        with self._connections.use() as connection:
-            found = connection.execute(
-                "SELECT product_id, size, fit FROM events WHERE catalogue = %s AND user_id = %s"
-                " AND size IS NOT NULL ORDER BY position DESC LIMIT %s",
-                (self._name, user_id, last),
-            ).fetchall()
-        return [PastSize(*row) for row in reversed(found)]
 
     def shoppers(self, limit: int) -> list[dict[str, Any]]:
         """The users with most events: id, profile, number of events, latest products; the demo shop offers them."""

@@ -15,6 +15,11 @@ from rec.index import migrations
 
 WAIT_S = 5.0
 """Longest wait for a free connection."""
+SOON_S = 0.1
+"""The same while the last wait was in vain: requests do without the database instead of queueing for it."""
+RECONNECT_S = 2.0
+"""How long the pool tries by itself to replace a connection. Its waits double, so after an outage it would find the
+server back as late as the outage was long; having given up, it tries at once when somebody asks."""
 STATEMENT_MS = 8_000
 """Longest time for one statement: nobody waits for the answer any longer, and others wait for the connection."""
 ROUTE = {
@@ -40,6 +45,7 @@ class Connections:
 
     def __init__(self, database_url: str, *, size: int) -> None:
         self._refused: DatabaseError | None = None
+        self._down = False
         with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
             self._prepare(connection)
             migrations.require(connection)
@@ -51,19 +57,23 @@ class Connections:
             check=ConnectionPool.check_connection,
             kwargs=ROUTE,
             timeout=WAIT_S,
+            reconnect_timeout=RECONNECT_S,
             open=True,
         )
 
     @contextmanager
     def use(self) -> Iterator[Connection[Any]]:
         """A connection in a transaction of its own. What Postgres refuses becomes a DatabaseError."""
+        wait = SOON_S if self._down else WAIT_S
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection(timeout=wait) as connection:
+                self._down = False
                 yield connection
         except PoolTimeout:
+            self._down = True
             if self._refused is not None:
                 raise self._refused from None
-            raise DatabaseError(f"no connection to Postgres within {WAIT_S:g} s: it is down or overloaded") from None
+            raise DatabaseError(f"no connection to Postgres within {wait:g} s: it is down or overloaded") from None
         except psycopg.Error as error:
             raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
 

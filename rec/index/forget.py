@@ -13,7 +13,12 @@ import pyarrow.compute as pc
 from psycopg import Connection
 
 from rec import postgres
-from rec.index import migrations, tables
+from rec.errors import DatabaseError
+from rec.index import migrations, roles, tables
+
+
+class NotAllowed(DatabaseError):
+    """The role of the connection may not delete the data of users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +27,22 @@ class Forgotten:
 
     events: int
     profiles: int
+    live_events: int
 
 
 def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
-    """Delete the events and the profile of a user of `catalogue` in one transaction, and note never to load them."""
+    """Delete the events and the profile of a user of `catalogue` in one transaction, and note never to load them.
+
+    Raises NotAllowed where the database's role may not: a server is one that `roles.grant` has let forget.
+    """
     with postgres.session(database_url) as connection:
         migrations.migrate(connection)
-        with tables.switching(connection):  # a load that has read `forgotten` is over, and the next one reads this row
+        _check_allowed(connection)
+        # a load that has read `forgotten` is over, and the next one reads this row
+        with tables.switching(connection):
+            # what servers are writing is waited for and deleted below; of what they write later the trigger on the
+            # table takes nothing, because it reads this row
+            connection.execute("LOCK TABLE live_events IN SHARE ROW EXCLUSIVE MODE")
             connection.execute(
                 "INSERT INTO forgotten (catalogue, user_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                 (catalogue, _hash(catalogue, user_id)),
@@ -36,7 +50,25 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
             where = "WHERE catalogue = %s AND user_id = %s", (catalogue, user_id)
             events = connection.execute(f"DELETE FROM events {where[0]}", where[1]).rowcount
             profiles = connection.execute(f"DELETE FROM users {where[0]}", where[1]).rowcount
-    return Forgotten(events, profiles)
+            live = connection.execute(f"DELETE FROM live_events {where[0]}", where[1]).rowcount
+    return Forgotten(events, profiles, live)
+
+
+def _check_allowed(connection: Connection[Any]) -> None:
+    needed = [(table, privilege) for table, privileges in roles.FORGETTING.items() for privilege in privileges]
+    names, privileges = ([pair[at] for pair in needed] for at in (0, 1))
+    with connection.transaction():
+        missing = connection.execute(
+            "SELECT table_name, privilege FROM unnest(%s::text[], %s::text[]) needed (table_name, privilege)"
+            " WHERE NOT has_table_privilege(table_name, privilege)",
+            (names, privileges),
+        ).fetchall()
+    if missing:
+        table, privilege = missing[0]
+        raise NotAllowed(
+            f"this role may not delete a user's data (it has no {privilege} on {table}): let it with "
+            "`python jobs/database.py grant ROLE --forget`, or run `python jobs/database.py forget USER`"
+        )
 
 
 def without(connection: Connection[Any], catalogue: str, table: pa.Table) -> pa.Table:

@@ -25,7 +25,7 @@ from rec import log as progress
 from rec.bundle import Bundle
 from rec.config import Index
 from rec.errors import ArtifactError
-from rec.index import forget, migrations, roles, tables
+from rec.index import forget, live_events, migrations, roles, tables
 from rec.schema import INTERACTIONS, USERS
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
 def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
     """Load what changed of the bundle's products, and of the users and events datasets in the recipe's folder `data`.
 
-    Part of the caller's transaction. False when nothing changed. Where the store has neither dataset, as where the
-    bundle was pulled from elsewhere, the database keeps the users and events that it has.
+    Part of the caller's transaction. False when nothing changed. Live events stay, but for those that the events now
+    hold. Where the store has neither dataset, as where the bundle was pulled from elsewhere, the database keeps the
+    users and events that it has.
     """
     changed = [_load_products(connection, bundle)]
     if any(artifact.peek(data / name) is not None for name in ("users", "events")):
@@ -61,6 +62,7 @@ def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
             _load_users(connection, bundle.recipe, data / "users"),
             _load_events(connection, bundle.recipe, data / "events"),
         ]
+    live_events.settle(connection, bundle.recipe)
     return any(changed)
 
 

@@ -106,6 +106,53 @@ CREATE TABLE rules (
         "CREATE INDEX rules_catalogue ON rules (catalogue, number)",
     ),
     ("ALTER TABLE events ADD COLUMN size text, ADD COLUMN fit text",),
+    (
+        # what servers were told of shoppers since the last ingest (rec/index/live_events.py)
+        """
+CREATE TABLE live_events (
+    catalogue text NOT NULL,
+    event_id text NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    user_id text,
+    client_id text,
+    product_id text NOT NULL,
+    event text NOT NULL,
+    at timestamptz NOT NULL,
+    context text,
+    size text,
+    fit text,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (catalogue, event_id),
+    CHECK (num_nonnulls(user_id, client_id) = 1)
+)""",
+        "CREATE INDEX live_events_user ON live_events (catalogue, user_id, at) WHERE user_id IS NOT NULL",
+        "CREATE INDEX live_events_client ON live_events (catalogue, client_id, at) WHERE client_id IS NOT NULL",
+        # A server may not read `forgotten`, so the function does as the owner of the tables. Whoever can make a
+        # temporary table could put it on that one: it works on this one alone, looks for names in this schema first
+        # and for temporary ones last.
+        """
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+CREATE FUNCTION not_of_forgotten() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> 'live_events'::regclass THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not_of_forgotten is for live_events';
+    END IF;
+    IF EXISTS (
+        SELECT 1 FROM forgotten f WHERE f.catalogue = NEW.catalogue AND f.user_hash =
+            sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.user_id, 'UTF8'))
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$
+    $sql$, current_schema());
+END $do$""",
+        """
+CREATE TRIGGER not_of_forgotten BEFORE INSERT ON live_events
+FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

@@ -123,6 +123,12 @@ def before(connection: Connection[Any]) -> str | None:
     return rows[1][1] if len(rows) > 1 else None
 
 
+def known(connection: Connection[Any]) -> list[dict[str, Any]]:
+    """Bundles whose vectors are loaded, newest first: `bundle`, `recipe`, `items` and `loaded_at`."""
+    rows = connection.execute("SELECT id, catalogue, items, loaded_at FROM bundles ORDER BY loaded_at DESC, id")
+    return [dict(zip(("bundle", "recipe", "items", "loaded_at"), row, strict=True)) for row in rows]
+
+
 def _standing(connection: Connection[Any], recipe: str) -> tuple[int, str]:
     """Number of the promotion in force, and the bundle of the one before it, both of `recipe`."""
     rows = _promotions(connection)

@@ -1,8 +1,9 @@
-"""Who may read what serving reads: a role of its own that can select from these tables and do nothing else.
+"""Who may do what serving does: a role of its own that can select from these tables and add live events.
 
 The jobs connect as the owner of the tables, servers as a reader. What a reader may do is what ACLs in the database
 say: who may read `active_bundle` may read the other SERVED tables and the vectors of every bundle, those of later ones
-as well (`pass_on`).
+as well, and add to WRITTEN (`pass_on`). Deleting a user's data (`DELETE /v1/users/{id}`) needs FORGETTING as well,
+which is granted by name only.
 """
 
 from typing import Any
@@ -12,14 +13,35 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.errors import DatabaseError
 
-SERVED = ("products", "users", "events", "bundles", "active_bundle", "rules", "schema_version")
+SERVED = (
+    "products",
+    "users",
+    "events",
+    "live_events",
+    "bundles",
+    "promotions",
+    "active_bundle",
+    "rules",
+    "schema_version",
+)
 """What the queries of a server read, beside the vectors of the active bundle."""
+WRITTEN = "live_events"
+"""The table that a server adds rows to; it changes and deletes none."""
+FORGETTING = {
+    "users": ("SELECT", "DELETE"),
+    "events": ("SELECT", "DELETE"),
+    "live_events": ("SELECT", "DELETE"),
+    "forgotten": ("INSERT",),
+}
+"""What deleting a user's data needs, by table."""
 
 _VECTORS = r"^items_[0-9a-f]{12}$"
 
 
-def grant(database_url: str, role: str) -> list[str]:
-    """Let `role` read what serving reads, in tables that are there and in those of later bundles; returns their names.
+def grant(database_url: str, role: str, *, forget: bool = False) -> list[str]:
+    """Let `role` serve from the tables that are there and from those of later bundles; returns their names.
+
+    With `forget` it may delete the data of users, too.
 
     Raises DatabaseError when there is no such role, or nothing to serve yet.
     """
@@ -41,6 +63,8 @@ def grant(database_url: str, role: str) -> list[str]:
             sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), sql.Identifier(role))
         )
         _grant(connection, names, role)
+        if forget:
+            _let_forget(connection, role)
         # where the grantor is not the owner, Postgres may only warn
         closed = connection.execute(
             "SELECT name FROM unnest(%s::text[]) name WHERE NOT has_table_privilege(%s, quote_ident(name), 'SELECT')",
@@ -83,3 +107,14 @@ def _grant(connection: Connection[Any], tables: list[str], role: str) -> None:
             sql.SQL(", ").join(sql.Identifier(name) for name in tables), sql.Identifier(role)
         )
     )
+    if WRITTEN in tables:
+        connection.execute(sql.SQL("GRANT INSERT ON {} TO {}").format(sql.Identifier(WRITTEN), sql.Identifier(role)))
+
+
+def _let_forget(connection: Connection[Any], role: str) -> None:
+    for table, privileges in FORGETTING.items():
+        connection.execute(
+            sql.SQL("GRANT {} ON {} TO {}").format(
+                sql.SQL(", ").join(map(sql.SQL, privileges)), sql.Identifier(table), sql.Identifier(role)
+            )
+        )

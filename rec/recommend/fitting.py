@@ -1,12 +1,13 @@
 """The size of each recommended product that shoppers alike took and that fits, for bundles with a fit head."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from rec.bundle import FIT_HEAD, Bundle
-from rec.index.catalogue import Catalogue, Known, PastSize
+from rec.index.catalogue import Known
 from rec.models import fit_head
 from rec.models.fit_head import Garments, Past
 from rec.models.size_table import Encoded, numbers_of
@@ -15,6 +16,15 @@ from rec.recommend.shelf import Shelf
 from rec.sizes import FITS
 
 DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PastSize:
+    """What a shopper had on, and how it fitted."""
+
+    product_id: str
+    size: str
+    fit: str | None
 
 
 class Fitter:
@@ -31,7 +41,12 @@ class Fitter:
             self._offered = table.encode(self._items.kind[self._owners], self._written, numbers_of(self._written))
             self._popularity = self._items.popularity[self._items.kind[self._owners], self._items.offered]
 
-    def add(self, items: list[dict[str, Any]], request: Request, known: Known, catalogue: Catalogue) -> None:
+    @property
+    def foretells(self) -> bool:
+        """Whether the bundle has a fit head."""
+        return self._head is not None
+
+    def add(self, items: list[dict[str, Any]], request: Request, known: Known) -> None:
         """Put `fit` into item dictionaries, in place: {size, small, fit, large} of the size of the product that is
         likeliest to be chosen and to fit, or None where nothing is known of the shopper's body and sizes, or of the
         product's sizes.
@@ -43,9 +58,10 @@ class Fitter:
         profile = {**known.profile, **request.profile}
         names = self._head.shape.profile_names
         profiles = np.array([[profile.get(name, np.nan) for name in names]], np.float32)  # float32[1, P]
-        history, past = self._head.shape.history, []
-        if request.user_id is not None and history:
-            past = [each for each in catalogue.sizes(request.user_id, history) if self._shelf.known(each.product_id)]
+        history = self._head.shape.history
+        past = [
+            PastSize(e.product_id, e.size, e.fit) for e in known.events if e.size and self._shelf.known(e.product_id)
+        ]
         past += [PastSize(told.product_id, told.size, told.fit) for told in request.history if told.size]
         past = past[len(past) - min(len(past), history) :]
         if not past and not np.isfinite(profiles).any():

@@ -21,7 +21,7 @@ class Choice:
     product_id: str
     event: str = "view"
     at: datetime | None = None
-    """None: not told; see `chain.UNDATED_STEP`."""
+    """None: not told; see `resolve.UNDATED_STEP`."""
     size: str | None = None
     """What size it was in, as the shop writes it; read by the fit head alone."""
     fit: str | None = None
@@ -33,6 +33,8 @@ class Request:
     """One request; every part is optional."""
 
     user_id: str | None = None
+    client_id: str | None = None
+    """An anonymous shopper, whose live events count beside those of the user."""
     history: tuple[Choice, ...] = ()
     """Oldest first; follows what is stored of the user."""
     context: str = ""
@@ -44,6 +46,11 @@ class Request:
     """Product ids that must not be recommended."""
     rules: bool = True
     """Whether the merchandiser's rules apply."""
+
+    @property
+    def named(self) -> bool:
+        """Whether whoever asks says who they are."""
+        return self.user_id is not None or self.client_id is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """From a user vector to candidates: pgvector, and what the other sources propose."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 from rec.bundle import Bundle
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
-from rec.retrieval import Candidates, Proposed, merge
+from rec.retrieval import POPULAR, Candidates, Proposed, merge
 from rec.sources import tables
+from rec.sources.segments import Segments
 from rec.state import UserState
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -52,7 +54,20 @@ class Retriever:
         missing = also[~np.isin(also, found.candidates.rows) & ~np.isin(also, exclude)]
         if not len(missing):
             return found
-        return replace(found, candidates=self._extended(found.candidates, vector, missing, filters))
+        passing = self._index.passing(missing, filters)
+        return replace(found, candidates=extended(found.candidates, passing, self._vectors[passing] @ vector))
+
+    def popular(
+        self, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray = _NO_ROWS
+    ) -> Retrieved:
+        """The k products most popular in the segment of `state`: the candidates where there is no user vector."""
+        return most_popular(
+            self._sources.segments, k, state, exclude, also, lambda rows: self._index.passing(rows, filters)
+        )
+
+    def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
+        """Those of the item rows int64[R] that are in stock and pass `filters`."""
+        return self._index.passing(rows, filters)
 
     def similar(self, row: int, k: int, exclude: np.ndarray = _NO_ROWS) -> Retrieved:
         """The k nearest available products to an item row, without itself and the rows `exclude` int64[E]."""
@@ -70,12 +85,32 @@ class Retriever:
         candidates = merge(vector, self._vectors, nearest, proposed, k=k, quotas=self._quotas, exclude=exclude)
         return Retrieved(candidates, found.underfilled)
 
-    def _extended(self, found: Candidates, vector: np.ndarray, rows: np.ndarray, filters: Filters) -> Candidates:
-        """`found`, and those of `rows` that pass, which no source has found."""
-        rows = self._index.passing(rows, filters)
-        return Candidates(
-            rows=np.concatenate([found.rows, rows]),
-            scores=np.concatenate([found.scores, self._vectors[rows] @ vector]),
-            sources=np.concatenate([found.sources, np.zeros(len(rows), np.int64)]),
-            cooccurrence=np.concatenate([found.cooccurrence, np.zeros(len(rows), np.float32)]),
-        )
+
+def extended(found: Candidates, rows: np.ndarray, scores: np.ndarray) -> Candidates:
+    """`found`, and after them item rows int64[A] of retrieval scores float32[A], which no source has found."""
+    return Candidates(
+        rows=np.concatenate([found.rows, rows]),
+        scores=np.concatenate([found.scores, scores]),
+        sources=np.concatenate([found.sources, np.zeros(len(rows), np.int64)]),
+        cooccurrence=np.concatenate([found.cooccurrence, np.zeros(len(rows), np.float32)]),
+    )
+
+
+def most_popular(
+    segments: Segments,
+    k: int,
+    state: UserState,
+    exclude: np.ndarray,
+    also: np.ndarray,
+    passing: Callable[[np.ndarray], np.ndarray],
+) -> Retrieved:
+    """The first k of a segment's popular items that are `passing`, without the rows `exclude` int64[E].
+
+    After them come those of the rows `also` int64[A] that pass. Without a user vector every score is 0.
+    """
+    order = segments.popular(state.profile)
+    rows = passing(order[~np.isin(order, exclude)])[:k]
+    zeros = np.zeros(len(rows), np.float32)
+    found = Candidates(rows, zeros, np.full(len(rows), POPULAR, np.int64), zeros)
+    pins = passing(also[~np.isin(also, rows) & ~np.isin(also, exclude)])
+    return Retrieved(extended(found, pins, np.zeros(len(pins), np.float32)), len(rows) < k)

@@ -40,6 +40,8 @@ class Arranged:
     """Reason codes that the rules add, by item; see rec/recommend/why.py."""
     moved_by: list[list[str]]
     """Names of the rules that an item owes these codes to."""
+    bearing: Mapping[int, list[str]]
+    """By item row of any candidate, those that are not in the list as well, the rules that bear on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class InForce:
 
     exclude: NDArray[np.int64]
     """int64[E] ascending item rows that are never shown."""
+    _excludes: list[_Selection]
     _pins: Mapping[int, tuple[int, str, str]]  # place -> (item row, product id, name of the rule)
     _buries: list[_Selection]
     _boosts: list[_Selection]
@@ -86,6 +89,10 @@ class InForce:
     def pinned(self, k: int) -> NDArray[np.int64]:
         """int64[P] item rows that have a place in a list of k."""
         return np.array([row for place, (row, _, _) in self._pins.items() if place < k], np.int64)
+
+    def excluding(self, row: int) -> list[str]:
+        """Names of the rules that keep an item row out of every list."""
+        return [selection.name for selection in self._excludes if selection.mask[row]]
 
     def left_out(self, candidates: NDArray[np.int64], exclude: NDArray[np.int64], k: int) -> list[LeftOut]:
         """The products pinned in a list of k that are not among its candidates, given the rows that were excluded."""
@@ -146,10 +153,11 @@ class InForce:
             ),
             [codes[candidate] for candidate in chosen.tolist()],
             [moved_by[candidate] for candidate in chosen.tolist()],
+            {row: names for row, names in zip(rows.tolist(), moved_by, strict=True) if names},
         )
 
 
-NOTHING = InForce(NO_ROWS, {}, [], [], [], 0.0, np.empty((0, 0), np.float32))
+NOTHING = InForce(NO_ROWS, [], {}, [], [], [], 0.0, np.empty((0, 0), np.float32))
 """No rules: lists stay as the ranker has them."""
 
 
@@ -205,6 +213,7 @@ class Ruling:
 
     def _made(self, standing: list[tuple[str, Exclude | Pin]]) -> InForce:
         excluded = np.zeros(len(self._shelf), bool)
+        excludes: list[_Selection] = []
         buries: list[_Selection] = []
         boosts: list[_Selection] = []
         pins = {}
@@ -216,7 +225,9 @@ class Ruling:
                 (boosts if self._selections[name].amount else buries).append(self._selections[name])
             else:
                 excluded |= self._selections[name].mask
-        return InForce(np.flatnonzero(excluded), pins, buries, boosts, self._caps, self.rules.diversity, self._vectors)
+                excludes.append(self._selections[name])
+        rows = np.flatnonzero(excluded)
+        return InForce(rows, excludes, pins, buries, boosts, self._caps, self.rules.diversity, self._vectors)
 
     def _selection(self, name: str, rule: Exclude) -> _Selection:
         mask = np.ones(len(self._shelf), bool)

@@ -7,7 +7,13 @@ chosen_together      others chose it together with the last products of the hist
 popular              it is one of the popular products
 near_shopper         none of these: its vector is near the shopper's
 for_anyone           nothing is known of the shopper: it is near where the user tower starts
-ranker_unavailable   the ranker did not answer; the list is in retrieval order
+
+By the degradation ladder, on every item of such an answer:
+
+history_unavailable      what is stored of the shopper could not be read; the list is for what the request says
+user_tower_unavailable   there is no user vector; the list is what is popular in the shopper's segment
+ann_unavailable          the index did not answer; the list comes from exact search, by stock and prices as published
+ranker_unavailable       the ranker did not answer; the list is in retrieval order
 
 By rules (rec/recommend/rules.py), after these:
 
@@ -18,6 +24,7 @@ diversified          it is less like what stands above it than a product of high
 over_cap             a cap is exceeded, because no other product was left
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,12 +49,16 @@ class Explainer:
         """float32[N, d] unit rows."""
         self._shelf = shelf
 
-    def explain(self, ranked: Ranked, state: UserState, encoded: Encoded) -> list[dict[str, Any]]:
-        """One dictionary per ranked item, in order."""
+    def explain(
+        self, ranked: Ranked, state: UserState, encoded: Encoded | None, degraded: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """One dictionary per ranked item, in order; `encoded` is None where the user tower did not answer."""
         vectors = self.vectors[ranked.rows]  # float32[k, d]
         cosine = vectors @ self.vectors[state.items].T  # float32[k, H]
-        raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
-        unknown = state.cold and not encoded.without
+        raised: dict[str, np.ndarray] = {}
+        if encoded is not None:
+            raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
+        unknown = state.cold and not raised
         items = []
         for at, row in enumerate(ranked.rows.tolist()):
             card = self._shelf.card(row)
@@ -59,7 +70,7 @@ class Explainer:
             reasons += ["popular"] if "popular" in sources else []
             if not reasons and sources:  # what only a pin brought in is near nobody
                 reasons = ["for_anyone" if unknown else "near_shopper"]
-            reasons += [] if ranked.by_ranker else ["ranker_unavailable"]
+            reasons += degraded
             items.append(
                 {
                     **shown(card),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rec import artifact, weights
@@ -70,8 +71,14 @@ def load(folder: Path) -> Sources:
     return Sources(
         item=Neighbours(arrays["item_rows"], arrays["item_scores"]),
         cooccurrence=Neighbours(arrays["cooccurrence_rows"], arrays["cooccurrence_scores"]),
-        segments=Segments(arrays["segment_columns"], arrays["segment_cuts"], arrays["segment_orders"]),
+        segments=load_segments(folder),
     )
+
+
+def load_segments(folder: Path) -> Segments:
+    """The popular items alone: of a large catalogue the other tables are many times as large."""
+    with weights.reading(folder / FILE) as path, safe_open(path, "numpy") as arrays:
+        return Segments(*(arrays.get_tensor(f"segment_{name}") for name in ("columns", "cuts", "orders")))
 
 
 def manifest(folder: Path) -> Manifest:

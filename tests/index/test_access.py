@@ -13,9 +13,10 @@ from psycopg import conninfo
 from rec import bundle, postgres, publish
 from rec.config import Config
 from rec.errors import DatabaseError
-from rec.index import forget, promote, roles
+from rec.index import forget, live_events, promote, roles
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
+from rec.index.live_events import LiveEvent
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from tests.bundle import tiny
@@ -55,6 +56,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterato
         yield Shop(recipe, owner, reader)
 
 
+def live(event_id: str, user_id: str) -> LiveEvent:
+    """A live event of a user."""
+    at = datetime(2025, 3, 19, tzinfo=UTC)
+    return LiveEvent(event_id=event_id, user_id=user_id, product_id=tiny.product_id(7), event="view", at=at)
+
+
 def test_a_reader_serves_and_cannot_write(shop: Shop) -> None:
     # a bundle that was loaded after the grant is open to the reader, too
     publish.run(tiny.make(tiny.config(Path(shop.recipe.store), seed=6)))
@@ -66,6 +73,7 @@ def test_a_reader_serves_and_cannot_write(shop: Shop) -> None:
     assert len(chain.recommend(Request(user_id="u03", k=5), now).items) == 5
     assert len(chain.recommend(Request(history=[Choice(tiny.product_id(1))], k=5), now).items) == 5
     catalogue = Catalogue(opened, "tiny")
+    assert live_events.store(opened, "tiny", [live("read", "u03")]).stored == ["read"]
     assert catalogue.find("red", 3)
     assert catalogue.shoppers(3)
     opened.close()
@@ -83,8 +91,8 @@ def test_a_reader_serves_and_cannot_write(shop: Shop) -> None:
             "CREATE TABLE mine (a integer)",
             "UPDATE products SET price = 0",
             "INSERT INTO events VALUES ('tiny', 'u', 0, 'P1', 'view', now())",
+            "UPDATE live_events SET product_id = 'P1'",
             "SELECT * FROM forgotten",
-            "SELECT * FROM promotions",
             "SELECT * FROM loads",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -112,19 +120,47 @@ def test_a_forgotten_user_is_gone_and_stays_away(shop: Shop, tmp_path: Path) -> 
     others = len(catalogue.known("u05", 100).events)
     assert there
     assert others
-    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(there, 1)
-    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(0, 0)
+    assert live_events.store(opened, "tiny", [live("f1", "u04"), live("f2", "u05")]).stored == ["f1", "f2"]
+    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(there, 1, 1)
+    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(0, 0, 0)
+    assert live_events.store(opened, "tiny", [live("f3", "u04")]).forgotten == ["f3"], "nor does a server take any"
     with psycopg.connect(shop.owner) as connection:
         connection.execute("UPDATE loads SET content_hash = 'of before'")  # all is loaded again
     publish.run(shop.recipe)
     assert catalogue.known("u04", 100) == catalogue.known("never seen", 100)
-    assert len(catalogue.known("u05", 100).events) == others
+    assert len(catalogue.known("u05", 100).events) == others + 1
     assert "u04" not in {found["user_id"] for found in catalogue.shoppers(100)}
     opened.close()
     with psycopg.connect(shop.owner) as connection:
         rows = connection.execute("SELECT catalogue, user_hash FROM forgotten").fetchall()
     assert len(rows) == 1
     assert b"u04" not in rows[0][1]
+
+
+def test_a_reader_forgets_users_only_where_that_was_granted(shop: Shop) -> None:
+    with pytest.raises(forget.NotAllowed, match=r"has no DELETE on .*grant ROLE --forget"):
+        forget.forget(shop.reader, "tiny", "u06")
+    roles.grant(shop.owner, "shop_reader", forget=True)
+    done = forget.forget(shop.reader, "tiny", "u06")
+    assert done.events
+    assert done.profiles == 1
+    opened = Connections(shop.reader, size=1)
+    assert Catalogue(opened, "tiny").stored("u06") is None
+    opened.close()
+
+
+def test_the_trigger_that_reads_who_was_forgotten_is_lent_to_no_other_table(shop: Shop) -> None:
+    """Its function runs as the owner of the tables, and whoever may connect may make temporary ones."""
+    forget.forget(shop.owner, "tiny", "u07")
+    with psycopg.connect(shop.reader) as connection:
+        connection.execute("CREATE TEMP TABLE mine (LIKE live_events)")
+        connection.execute("CREATE TRIGGER mine BEFORE INSERT ON mine FOR EACH ROW EXECUTE FUNCTION not_of_forgotten()")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is for live_events"), connection.transaction():
+            connection.execute("INSERT INTO mine (catalogue, user_id) VALUES ('tiny', 'u07')")
+        connection.execute("CREATE TEMP TABLE forgotten (catalogue text, user_hash bytea)")
+        row = "('tiny', 'shadowed', 'u07', 'P0001', 'view', now()) RETURNING event_id"
+        insert = "INSERT INTO live_events (catalogue, event_id, user_id, product_id, event, at) VALUES"
+        assert connection.execute(f"{insert} {row}").fetchall() == []
 
 
 def test_postgres_itself_may_be_too_old(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

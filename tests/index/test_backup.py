@@ -154,7 +154,7 @@ def test_forgetting_is_one_call(database_url: str, tmp_path: Path, monkeypatch: 
         )
         connection.execute("INSERT INTO events VALUES ('tiny', 'ann', 0, 'P1', 'view', now())")
     done = job.run(recipe, Namespace(action="forget", argument="ann"))
-    assert done == {"recipe": "tiny", "events": 1, "profiles": 1}
+    assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0}
     with psycopg.connect(postgres.url(tmp_path)) as connection:
         left = connection.execute("SELECT catalogue, user_id FROM users ORDER BY 1, 2").fetchall()
     assert left == [("other", "ann"), ("tiny", "bob")]

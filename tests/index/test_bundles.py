@@ -319,34 +319,34 @@ from pathlib import Path
 from rec import assemble
 from rec.errors import ArtifactError
 from tests.bundle import tiny
-store, how = sys.argv[1:]
-if how == "full":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-elif os.geteuid() == 0:
-    os.seteuid(65_534)  # a folder is read-only for all but root
-try:
-    assemble.create(tiny.config(Path(store), seed=2))
-except ArtifactError as error:
-    print(error)
+full, read_only = map(Path, sys.argv[1:])
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+for store in (full, read_only):
+    try:
+        assemble.create(tiny.config(store, seed=2))
+    except ArtifactError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    if os.geteuid() == 0:
+        os.seteuid(65_534)  # a folder is read-only for all but root
 """
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_folder_that_takes_no_bundle_is_named_and_stays_as_it_was(
-    shop: Shop, new_store: Callable[[], Path], how: str
-) -> None:
-    store = new_store()
-    recipe = tiny.make(tiny.config(store, seed=2))
-    folder = store / "bundles"
-    folder.mkdir()
-    if how == "read-only":
+def test_a_folder_that_takes_no_bundle_is_named_and_stays_as_it_was(shop: Shop, new_store: Callable[[], Path]) -> None:
+    """One has no room for the bundle, the other may not be written to."""
+    stores = new_store(), new_store()
+    recipe = tiny.make(tiny.config(stores[0], seed=2))
+    shutil.copytree(stores[0], stores[1], dirs_exist_ok=True)
+    for store, mode in zip(stores, (0o755, 0o555), strict=True):
         store.chmod(0o755)
-        folder.chmod(0o555)
-    command = [sys.executable, "-c", LIMITED, str(store), how]
+        (store / "bundles").mkdir(mode)
+    command = [sys.executable, "-c", LIMITED, *map(str, stores)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert f"no bundle can be written to {folder} (" in done.stdout, done.stderr
-    assert list(folder.iterdir()) == []
-    folder.chmod(0o755)
+    for store, said in zip(stores, done.stdout.splitlines(), strict=True):
+        assert f"no bundle can be written to {store / 'bundles'} (" in said, done.stderr
+        assert list((store / "bundles").iterdir()) == []
+    (stores[1] / "bundles").chmod(0o755)
     assert assemble.create(recipe).id == shop.second
     assert shop.active() == shop.second
 

@@ -271,7 +271,7 @@ def test_every_bundle_is_searched_with_its_own_settings(
 def test_a_refused_setting_is_named_at_once_and_later(
     database_url: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("rec.index.connections.WAIT_S", 4.0)
+    monkeypatch.setattr("rec.index.connections.WAIT_S", 2.0)
     opened = Connections(database_url, size=1)
     with opened.use():
         pass  # its connection is open before the server refuses

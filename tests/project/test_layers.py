@@ -24,6 +24,7 @@ GROUND = {
     "svg",
     "profile",
     "weights",
+    "api_keys",
     "sizes",
 }
 MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres"}

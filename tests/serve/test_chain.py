@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rec.index.catalogue import Known, PastEvent
 from rec.index.search import Filters
-from rec.recommend.chain import STALE, Chain, Resolver, UnknownProducts, moment
+from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
+from rec.recommend.resolve import STALE, Resolver, UnknownProducts, moment
 from rec.recommend.shelf import Shelf
 from rec.recommend.why import matched
 from tests.bundle import tiny

@@ -47,7 +47,9 @@ def test_following_goes_on_after_what_nobody_foresaw(
         return None
 
     def front(name: str) -> SimpleNamespace:
-        return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None))
+        return SimpleNamespace(
+            bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None, ruling=None)
+        )
 
     async def follow() -> str:
         replica: Any = SimpleNamespace(

@@ -224,6 +224,7 @@ def test_a_chain_follows_what_the_job_applies(
 ) -> None:
     plain = ids(chain.answer(SHOPPER, None, NOW))
     monkeypatch.setattr("rec.recommend.chain.RULES_S", 3_600.0)
+    chain.rules.refresh()
     answers = {}
     for product in ("P0012", "P0030"):
         ruled.write_text(f"[[pin]]\nproduct = '{product}'\nposition = 1\n", encoding="utf-8")

@@ -4,26 +4,34 @@ The last tests of the file kill parts of the shop; the order of the file is the 
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
+import numpy as np
+import psutil
 import pytest
 
 from rec import postgres, publish
 from rec.index import rule_versions
 from rec.index.connections import Connections
+from rec.index.search import Filters
 from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
 from rec.schema import EVENTS
+from rec.sources import tables as sources
 from serve import api
 from tests.bundle import tiny
-from tests.serve.conftest import REPOSITORY, Shop, free_port, shop_job
+from tests.serve.conftest import Shop, free_port, shop_job
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +53,8 @@ def test_importing_the_graph_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_the_api_knows_every_kind_of_event() -> None:
-    assert get_args(api.Event.model_fields["event"].annotation) == EVENTS
+    for body in (api.Event, api.LiveEventBody):
+        assert get_args(body.model_fields["event"].annotation) == EVENTS
 
 
 def test_healthy_and_ready(shop: Shop) -> None:
@@ -163,38 +172,128 @@ def test_similar_products_are_near_and_in_stock(shop: Shop) -> None:
     assert shop.client.get("/v1/products/P0003/similar?k=0").status_code == 422
 
 
-def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop, tmp_path: Path) -> None:
-    body = {"history": ["P0003"], "k": 10}
-    plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
-    rules = tmp_path / "rules.toml"
-    rules.write_text(
-        "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
-        f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
-    )
-    options = ["--set", f"store={shop.recipe.store}", "--set", f"name={shop.recipe.name}"]
-    command = [sys.executable, "jobs/rules.py", "apply", str(rules), *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    version = json.loads(done.stdout)["version"]
-    deadline = time.monotonic() + 30
-    while (answer := shop.recommend(**body))["rules"] is None:
-        assert time.monotonic() < deadline, "the shop does not follow"
+def posted(shop: Shop, *events: dict[str, Any]) -> httpx.Response:
+    """The answer to events of item P0003 unless they say another one."""
+    return shop.client.post("/v1/events", json={"events": [{"product_id": "P0003", **event} for event in events]})
+
+
+def test_an_event_counts_in_the_next_request(shop: Shop) -> None:
+    assert {item["because"] for item in shop.recommend(client_id="c1", k=5)["items"]} == {None}
+    sent = posted(shop, {"event_id": "e1", "client_id": "c1"}, {"event_id": "e2", "user_id": "u08", "event": "cart"})
+    assert (sent.status_code, sent.json()) == (200, {"stored": ["e1", "e2"], "repeated": [], "forgotten": []})
+    again = posted(shop, {"event_id": "e1", "client_id": "c1"}, {"event_id": "e3", "client_id": "c1"})
+    assert (again.status_code, again.json()["repeated"], again.json()["stored"]) == (200, ["e1"], ["e3"])
+    items = shop.recommend(client_id="c1", k=5)["items"]
+    assert {item["because"]["product_id"] for item in items} == {"P0003"}
+    assert "P0003" not in [item["product_id"] for item in items]
+    assert {item["because"] for item in shop.recommend(user_id="c1", k=5)["items"]} == {None}, "a client is no user"
+    told = shop.client.get("/v1/users/u08").json()
+    assert [event["event_id"] for event in told["live_events"]] == ["e2"]
+
+
+def test_a_malformed_event_is_refused_with_all_others(shop: Shop) -> None:
+    client = {"event_id": "x", "client_id": "c"}
+    for event in (
+        {"event_id": "x"},
+        {**client, "user_id": "u"},
+        {**client, "event": "stare"},
+        {**client, "at": "2999-01-01T00:00:00Z"},
+        {**client, "at": "0001-01-01T00:00:00+23:59"},
+        {**client, "at": "2025-01-01T00:00:00"},
+        {**client, "size": "8" * 41},
+        {**client, "fit": "tight"},
+        {"event_id": "", "client_id": "c"},
+        {"event_id": "x", "client_id": "\x00"},
+        {"client_id": "c"},
+    ):
+        answer = posted(shop, {"event_id": "good", "client_id": "refused"}, event)
+        assert answer.status_code == 422, (event, answer.text)
+        assert answer.json()["detail"][0]["loc"][:3] == ["body", "events", 1]
+    assert {item["because"] for item in shop.recommend(client_id="refused", k=3)["items"]} == {None}
+
+
+def test_every_example_of_the_document_is_answered(shop: Shop) -> None:
+    document = shop.client.get("/openapi.json").json()
+    bodies = 0
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            given = {
+                each["name"]: each["schema"].get("examples", [None])[0] for each in operation.get("parameters", [])
+            }
+            query = {name: value for name, value in given.items() if value is not None and f"{{{name}}}" not in path}
+            where = path.format(**given)
+            content = operation.get("requestBody", {}).get("content", {"": {}})
+            examples = next(iter(content.values())).get("examples", {"": {"value": None}})
+            for name, example in examples.items():
+                answer = shop.client.request(method, where, params=query, json=example["value"])
+                expected = (200, 404) if path == "/v1/users/{user_id}" else (200,)
+                assert answer.status_code in expected, (method, path, name, answer.text)
+                bodies += "requestBody" in operation
+    assert bodies == 5
+
+
+def test_events_of_unknown_products_and_too_many_are_refused(shop: Shop) -> None:
+    answer = posted(shop, {"event_id": "g", "client_id": "c"}, *(
+        {"event_id": f"y{name}", "client_id": "c", "product_id": name} for name in "ab"))  # fmt: skip
+    assert (answer.status_code, answer.json()["products"]) == (422, ["a", "b"])
+    many = [{"event_id": f"many{number}", "client_id": "many"} for number in range(101)]
+    assert posted(shop, *many).status_code == 422
+    assert posted(shop).status_code == 422
+    assert len(posted(shop, *many[:100]).json()["stored"]) == 100
+
+
+def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
+    assert posted(shop, {"event_id": "u1", "user_id": "u09", "context": "linen"}).status_code == 200
+    told = shop.client.get("/v1/users/u09").json()
+    assert told["profile"] == {"height_cm": 169.0, "birth_year": 1989}
+    assert told["events"][0]["product_id"] == "P0003"
+    assert told["live_events"][0]["context"] == "linen"
+    gone = shop.client.delete("/v1/users/u09")
+    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1}
+    assert (gone.status_code, gone.json()) == (200, expected)
+    assert shop.client.get("/v1/users/u09").status_code == 404
+    assert {item["because"] for item in shop.recommend(user_id="u09", k=3)["items"]} == {None}
+    assert posted(shop, {"event_id": "u2", "user_id": "u09"}).json()["forgotten"] == ["u2"]
+    assert shop.client.get("/v1/users/some%2Fbody").status_code == 404
+
+
+def test_explanations_are_the_chain_s(shop: Shop, chain: Chain) -> None:
+    outcomes = set()
+    for product in [tiny.product_id(row) for row in (1, 0, 84)] + ["gone"]:
+        parameters = {"product_id": product, "user_id": "u04", "context": "a red dress", "category": "dress", "k": 8}
+        served = shop.client.get("/v1/explain", params=parameters).json()
+        request = Request(user_id="u04", context="a red dress", filters=Filters(categories=("dress",)), k=8)
+        local = chain.explain(request, product, None)
+        assert (served["outcome"], served["place"]) == (local.outcome, local.place)
+        assert (served["ranking"] or {}).get("rank") == (local.ranking.rank if local.ranking else None)
+        outcomes.add(served["outcome"])
+    assert {"unknown_product", "filtered"} < outcomes
+    first = shop.recommend(user_id="u04", k=3)["items"][0]
+    shown = shop.client.get("/v1/explain", params={"product_id": first["product_id"], "user_id": "u04"}).json()
+    assert (shown["outcome"], shown["place"], shown["item"]["reasons"]) == ("shown", 1, first["reasons"])
+    assert shop.client.get("/v1/explain", params={"user_id": "u04"}).status_code == 422
+    assert shop.client.get("/v1/explain", params={"product_id": "P0001", "category": "spaceship"}).status_code == 422
+
+
+def test_requests_have_ids_and_bundles_are_listed(shop: Shop) -> None:
+    answer = shop.client.get("/v1/bundles", headers={"x-request-id": "mine-1"})
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+    told = answer.json()
+    assert told["active"] == told["serving"] == shop.recommend(k=1)["bundle"]
+    assert [(each["bundle"], each["recipe"], each["items"]) for each in told["known"] if each["state"] == "active"] == [
+        (told["active"], "tiny", tiny.ITEMS)
+    ]
+    assert len(shop.client.get("/healthz").headers["x-request-id"]) > 8
+    assert shop.client.get("/healthz", headers={"x-request-id": 'a"b{}'}).status_code == 400
+    log, deadline = "", time.monotonic() + 30
+    while '"mine-1"' not in log:  # Ray brings the lines of replicas together
+        assert time.monotonic() < deadline, log[-2_000:]
         time.sleep(0.2)
-    assert answer["rules"] == {"version": version, "left_out": []}
-    assert answer["items"][1]["product_id"] == "P0012"
-    assert "pinned" in answer["items"][1]["reasons"]
-    assert plain[0] not in [item["product_id"] for item in answer["items"]]
-    near = shop.client.get("/v1/products/P0003/similar?k=100").json()["items"]
-    assert plain[0] not in [item["product_id"] for item in near]
-    declined = shop.recommend(**body, rules=False)
-    assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
-    left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
-    assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
-    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
-    rule_versions.apply(postgres.url(shop.recipe.store), shop.recipe.name, "")
-    while shop.recommend(**body)["rules"] is not None:
-        assert time.monotonic() < deadline + 30, "the shop does not follow"
-        time.sleep(0.2)
+        log = (Path(shop.recipe.store) / "shop" / "serve.log").read_text(encoding="utf-8")
+    (line,) = [line for line in log.splitlines() if '"mine-1"' in line]
+    told = json.loads(line[line.index("{") :])
+    assert (told["route"], told["status"]) == ("/v1/bundles", 200)
+    assert "u09" not in "".join(line for line in log.splitlines() if '"request_id"' in line), "routes, not paths"
 
 
 def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
@@ -226,6 +325,87 @@ def test_a_second_shop_and_a_taken_port_are_refused(shop: Shop) -> None:
     assert not (shop.recipe.root / "other").exists()
 
 
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """Meanwhile the process does not run: whoever asks it waits in vain."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def replica(shop: Shop, deployment: str) -> psutil.Process:
+    """The one replica of a deployment."""
+    (found,) = [process for name, process in shop.processes().items() if deployment in name]
+    return found
+
+
+def whole_again(shop: Shop) -> None:
+    """Wait until an answer does without nothing."""
+    deadline = time.monotonic() + 120
+    while shop.recommend(user_id="u01", k=1)["degraded"]:
+        assert time.monotonic() < deadline, "the shop does not recover"
+        time.sleep(0.5)
+
+
+def test_stages_that_fail_are_done_without(shop: Shop, chain: Chain) -> None:
+    whole = shop.recommend(history=["P0003"], k=60)
+    tower, retriever = replica(shop, "UserTower"), replica(shop, "Retriever")
+    replica(shop, "Ranker").kill()
+    answer = shop.recommend(user_id="u01", k=20)
+    scores = [item["retrieval_score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert answer["degraded"] == ["ranker_unavailable"]
+    assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
+    assert all(item["probability"] is None for item in answer["items"])
+    # meanwhile another ranker starts: the answers below may or may not have one
+    unseen = {"profile": {"height_cm": 161.0}, "filters": {"category": ["coat"]}, "exclude": ["P0002"], "k": 20}
+    with ThreadPoolExecutor() as callers, ExitStack() as meanwhile:
+        with stopped(retriever):
+            first = callers.submit(shop.recommend, history=["P0003"], k=60)
+            time.sleep(3)  # it has a user vector by now, and waits for candidates
+            meanwhile.enter_context(stopped(tower))
+            second = callers.submit(shop.recommend, **unseen)
+            answer = first.result()
+        popular = second.result()
+    assert set(answer["degraded"]) - {"ranker_unavailable"} == {"ann_unavailable"}
+    assert all("ann_unavailable" in item["reasons"] and item["sources"] == ["ann"] for item in answer["items"])
+    best = {item["product_id"] for item in whole["items"] if "ann" in item["sources"]}
+    assert len(best & {item["product_id"] for item in answer["items"]}) > 0.8 * len(best)
+    assert popular["degraded"] == ["user_tower_unavailable"]
+    assert all(item["reasons"] == ["popular", "user_tower_unavailable"] for item in popular["items"])
+    segment = sources.load_segments(chain.bundle.folder("sources")).popular(np.array([161.0, np.nan], np.float32))
+    coats = [row for row in segment.tolist() if tiny.category(row) == "coat" and row % 10 != 9 and row != 2]
+    assert [item["product_id"] for item in popular["items"]] == [tiny.product_id(row) for row in coats][:20]
+    whole_again(shop)
+
+
+def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections) -> None:
+    assert postgres.stop_embedded(shop.recipe.store)
+    try:
+        with ThreadPoolExecutor() as callers:  # the first of each replica wait longest, and these at the same time
+            asked = [
+                callers.submit(shop.recommend, k=5, **body) for body in ({"history": ["P0003"]}, {"user_id": "u01"})
+            ]
+            near = shop.client.get("/v1/products/P0003/similar?k=5").json()
+        answer, known = (each.result() for each in asked)
+        told = shop.client.get("/v1/explain", params={"product_id": "P0009", "user_id": "u01", "price_max": 9}).json()
+        assert shop.client.get("/readyz").status_code == 503
+        assert posted(shop, {"event_id": "lost", "client_id": "c"}).status_code == 503
+    finally:
+        postgres.url(shop.recipe.store)
+    assert answer["degraded"] == near["degraded"] == ["ann_unavailable", "prices_unavailable"]
+    assert len(near["items"]) == 5
+    assert known["degraded"] == ["history_unavailable", "ann_unavailable", "prices_unavailable"]
+    assert len(answer["items"]) == len(known["items"]) == 5
+    assert known["items"][0]["fit"] is None, "body and sizes are stored"
+    assert (told["outcome"], told["degraded"]) == ("unavailable", known["degraded"])
+    whole_again(shop)
+    with connections.use() as connection:
+        connection.execute("SELECT 1")
+
+
 def test_a_promoted_bundle_takes_over_without_a_failed_request(shop: Shop) -> None:
     old = shop.recommend()["bundle"]
     new = publish.run(tiny.make(tiny.config(shop.recipe.root.parent, seed=23)))["bundle"]
@@ -245,18 +425,68 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
     return seen
 
 
-def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
-    (ranker,) = [p for name, p in shop.processes().items() if "Ranker" in name]
-    ranker.kill()
-    answer = shop.recommend(user_id="u01", k=20)
-    scores = [item["retrieval_score"] for item in answer["items"]]
-    assert scores == sorted(scores, reverse=True)
-    assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
-    assert all(item["probability"] is None for item in answer["items"])
-    deadline = time.monotonic() + 120
-    while "ranker_unavailable" in shop.recommend(user_id="u01", k=1)["items"][0]["reasons"]:
-        assert time.monotonic() < deadline, "the ranker did not come back"
-        time.sleep(0.5)
+def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
+    body = {"history": ["P0003"], "k": 10}
+    plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
+    source = (
+        "diversity = 0.2\n[caps]\nbrand = 4\n[[pin]]\nproduct = 'P0012'\nposition = 2\n"
+        f"[[exclude]]\nproducts = ['{plain[0]}']\n[[bury]]\nprice_max = 20\n"
+    )
+    database = postgres.url(shop.recipe.store)
+    version = rule_versions.apply(database, shop.recipe.name, source).number
+    deadline = time.monotonic() + 30
+    while (answer := shop.recommend(**body))["rules"] is None:
+        assert time.monotonic() < deadline, "the shop does not follow"
+        time.sleep(0.2)
+    assert answer["rules"] == {"version": version, "left_out": []}
+    assert answer["items"][1]["product_id"] == "P0012"
+    assert "pinned" in answer["items"][1]["reasons"]
+    assert plain[0] not in [item["product_id"] for item in answer["items"]]
+    near = shop.client.get("/v1/products/P0003/similar?k=100").json()["items"]
+    assert plain[0] not in [item["product_id"] for item in near]
+    declined = shop.recommend(**body, rules=False)
+    assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
+    left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
+    assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
+    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
+    rule_versions.apply(database, shop.recipe.name, "")
+    while shop.recommend(**body)["rules"] is not None:
+        assert time.monotonic() < deadline + 30, "the shop does not follow"
+        time.sleep(0.2)
+
+
+def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
+    (session,) = {
+        word.partition("=")[2]
+        for process in shop.processes().values()
+        if "raylet" in process.name()
+        for word in process.cmdline()
+        if word.startswith("--session_dir=") or word.startswith("--session-dir=")
+    }
+    (port,) = [file.read_text() for file in Path(session).glob("metrics_export_port_*")]
+    wanted = [
+        'ray_rec_requests_total{.*route="/v1/recommend".*status="2xx"',
+        'ray_rec_requests_total{.*route="/v1/users/{user_id:path}".*status="4xx"',
+        'ray_rec_stage_ms_bucket{.*stage="retrieval"',
+        'ray_rec_candidates_total{.*source="cooccurrence"',
+        'ray_rec_events_total{.*outcome="repeated"',
+        "ray_rec_rules_version{",
+        *(
+            f'ray_rec_degraded_total{{.*reason="{reason}_unavailable"'
+            for reason in ("ranker", "user_tower", "ann", "history", "prices")
+        ),
+    ]
+    deadline = time.monotonic() + 60
+    while True:
+        exported = httpx.get(f"http://127.0.0.1:{port.strip()}/metrics", timeout=30).text
+        missing = [each for each in wanted if not re.search(each.replace("{user_id", r"\{user_id"), exported)]
+        if not missing:
+            return
+        assert time.monotonic() < deadline, (
+            missing,
+            [x for x in exported.splitlines() if x.startswith("ray_rec")][:40],
+        )
+        time.sleep(1)
 
 
 def test_stop_ends_the_shop_and_nothing_else(shop: Shop, connections: Connections) -> None:

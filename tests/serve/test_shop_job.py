@@ -82,7 +82,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`launch` starts nothing and `end` notes that it was called."""
     ended: list[int] = []
 
-    def launch(shop: job.Shop, port: int) -> psutil.Process:
+    def launch(shop: job.Shop, port: int, host: str) -> psutil.Process:
         shop.folder.mkdir(parents=True, exist_ok=True)
         shop.log.write_text("the last words\n", encoding="utf-8")
         return psutil.Process()
@@ -117,6 +117,16 @@ def test_another_recipe_s_bundle_is_not_served(published: Config, launched: list
     other = tiny.config(Path(published.store), name="other")
     with pytest.raises(ConfigError, match=r"of recipe 'tiny', not 'other'.*jobs/publish[.]py --recipe other"):
         job.start(other, free_port())
+    assert launched == []
+
+
+def test_a_public_shop_needs_keys(published: Config, launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"anybody who reaches 0[.]0[.]0[.]0: set REC_API_KEYS"):
+        job.start(published, free_port(), public=True)
+    assert launched == []
+    monkeypatch.setenv("REC_API_KEYS", "sesame")
+    with pytest.raises(ConfigError, match=r"key 1 of REC_API_KEYS must be 16 to 200 characters"):
+        job.start(published, free_port(), public=True)
     assert launched == []
 
 

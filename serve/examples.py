@@ -1,0 +1,189 @@
+"""What the OpenAPI document shows of each route: bodies that the demo shop takes, and answers as it gives them.
+
+The document leaves fields out that are null, so no example of an answer has one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Security
+from fastapi.security import HTTPBearer
+
+from serve.api import Problem
+
+Examples = dict[str, Any]
+
+BUNDLE = "8ec63620b4d2"
+PRODUCT: Mapping[str, Any] = {
+    "product_id": "P0012",
+    "title": "Linen midi dress in sand",
+    "brand": "Norr",
+    "price": 89.0,
+    "currency": "EUR",
+    "snippet": "A loose dress of washed linen for warm days.",
+    "attributes": {"category": ["dress"], "colour": ["beige"], "season": ["summer"]},
+    "details": {"fabric": ["washed linen"]},
+}
+MATCHED = [{"kind": "std", "key": "category", "value": "dress"}]
+RECOMMENDED: Mapping[str, Any] = {
+    **PRODUCT,
+    "score": 1.93,
+    "probability": 0.087,
+    "retrieval_score": 0.41,
+    "sources": ["ann", "item"],
+    "reasons": ["similar_to_history", "fits_context"],
+    "because": {"product_id": "P0003", "title": "Cotton shirt dress", "cosine": 0.71, "matched": MATCHED},
+    "fit": {"size": "38", "small": 0.11, "fit": 0.82, "large": 0.07},
+}
+MILLISECONDS = {
+    "state": 2.0, "user_tower": 4.1, "retrieval": 3.7, "ranking": 3.1, "rules": 0.0, "explanation": 0.6, "total": 13.5,
+}  # fmt: skip
+
+RECOMMEND: Examples = {
+    "new": {"summary": "A shopper never seen", "value": {}},
+    "wish": {
+        "summary": "A body, a wish and a price",
+        "value": {
+            "profile": {"height_cm": 172, "weight_kg": 64},
+            "context": "a linen dress for a beach wedding",
+            "filters": {"category": ["dress"], "price_max": 120},
+            "k": 5,
+        },
+    },
+    "known": {
+        "summary": "A stored user who has just signed in, with what is in the cart",
+        "value": {
+            "user_id": "u0042",
+            "client_id": "visit-7f3a",
+            "history": ["P0003", {"product_id": "P0007", "event": "cart", "size": "38"}],
+            "exclude": ["P0001"],
+        },
+    },
+}
+RECOMMENDATIONS: Examples = {
+    "items": [RECOMMENDED],
+    "bundle": BUNDLE,
+    "at": "2026-11-23T08:00:00Z",
+    "degraded": [],
+    "underfilled": False,
+    "rules": {"version": 4, "left_out": [{"product_id": "P0030", "reason": "filtered"}]},
+    "milliseconds": MILLISECONDS,
+}
+NEIGHBOURS: Examples = {
+    "product": PRODUCT,
+    "items": [{**PRODUCT, "product_id": "P0016", "score": 0.83, "matched": MATCHED}],
+    "bundle": BUNDLE,
+    "degraded": [],
+}
+EXPLANATION: Examples = {
+    "product_id": "P0012",
+    "outcome": "shown",
+    "place": 1,
+    "excluded_by": [],
+    "rules": ["boost 1"],
+    "nearness": {"rank": 31, "of": 400, "score": 0.37, "last_candidate": 0.12},
+    "ranking": {"rank": 3, "of": 100, "score": 1.93, "probability": 0.087, "last_shown": 0.2},
+    "item": {**RECOMMENDED, "reasons": [*RECOMMENDED["reasons"], "boosted"]},
+    "bundle": BUNDLE,
+    "degraded": [],
+}
+EVENTS: Examples = {
+    "client": {
+        "summary": "Somebody who has not signed in looks at a product",
+        "value": {"events": [{"event_id": "visit-7f3a-1", "client_id": "visit-7f3a", "product_id": "P0003"}]},
+    },
+    "user": {
+        "summary": "A user bought something, and says how it fits",
+        "value": {
+            "events": [
+                {
+                    "event_id": "order-1017-1",
+                    "user_id": "u0042",
+                    "product_id": "P0007",
+                    "event": "purchase",
+                    "at": "2026-11-20T17:04:00+01:00",
+                    "context": "for the office",
+                    "size": "38",
+                    "fit": "fit",
+                }
+            ]
+        },
+    },
+}
+TAKEN: Examples = {"stored": ["visit-7f3a-1"], "repeated": ["order-1017-1"], "forgotten": []}
+EVENT = {"product_id": "P0007", "event": "purchase", "at": "2026-11-20T16:04:00Z", "size": "38", "fit": "fit"}
+STORED_USER: Examples = {
+    "user_id": "u0042",
+    "profile": {"height_cm": 172.0, "birth_year": 1990.0},
+    "events": [EVENT],
+    "live_events": [
+        {**EVENT, "event_id": "order-1017-1", "context": "for the office", "received_at": "2026-11-20T16:04:02Z"}
+    ],
+}
+FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1}
+BUNDLES: Examples = {
+    "serving": BUNDLE,
+    "active": BUNDLE,
+    "previous": "0c41d2aa97e5",
+    "known": [
+        {"bundle": BUNDLE, "recipe": "demo", "items": 400, "loaded_at": "2026-11-23T07:00:00Z", "state": "active"},
+        {
+            "bundle": "0c41d2aa97e5",
+            "recipe": "demo",
+            "items": 398,
+            "loaded_at": "2026-11-16T07:00:00Z",
+            "state": "previous",
+        },
+    ],
+}
+PRODUCTS: Examples = {"items": [PRODUCT], "bundle": BUNDLE}
+SHOP: Examples = {
+    "recipe": "demo",
+    "bundle": BUNDLE,
+    "items": 400,
+    "categories": ["coat", "dress"],
+    "profile_names": ["height_cm", "birth_year"],
+    "profile_ranges": {"height_cm": [50, 250], "weight_kg": [20, 300], "birth_year": [1900, 2026]},
+    "users": [{"user_id": "u0042", "events": 12, "profile": {"height_cm": 172.0}, "recent": [PRODUCT]}],
+}
+READY: Examples = {
+    "status": "ready",
+    "bundle": BUNDLE,
+    "milliseconds": MILLISECONDS,
+    "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
+}
+
+PROBLEMS: Mapping[int, tuple[str, Examples]] = {
+    400: ("The body is no text, or the X-Request-ID has other signs.", {"error": "request_id", "message": "…"}),
+    401: ("No key, or a wrong one.", {"error": "unauthorized", "message": "send a key as `Authorization: Bearer KEY`"}),
+    403: ("The server's database role may not.", {"error": "not_allowed", "message": "this role may not delete …"}),
+    404: (
+        "Not in the catalogue, or nothing is stored.",
+        {"error": "unknown_products", "message": "unknown products: P9999", "products": ["P9999"]},
+    ),
+    408: ("The body, or the answer, took too long.", {"error": "body_too_slow", "message": "the body may take 10 s"}),
+    413: ("The body is too large.", {"error": "body_too_large", "message": "the body may have 65536 bytes"}),
+    429: (
+        "More than the key may ask; see Retry-After.",
+        {"error": "too_many_requests", "message": "50 requests a second are allowed"},
+    ),
+    503: (
+        "It cannot be answered now; see Retry-After.",
+        {"error": "unavailable", "message": "the recommender cannot answer now; try again"},
+    ),
+}
+ALWAYS = (400, 401, 429, 503)
+"""What any route but the probes may answer."""
+
+
+KEY = HTTPBearer(auto_error=False, description="One of REC_API_KEYS, where there are any; serve/guard.py checks it.")
+
+
+def described(example: Examples, *problems: int, probe: bool = False) -> dict[str, Any]:
+    """What a route is declared with: the `example` of its answer, its own `problems` and those of all but a probe."""
+    responses: dict[int, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
+    for status in sorted({*problems, *(() if probe else ALWAYS)}):
+        text, refusal = PROBLEMS[status]
+        content = {"application/json": {"example": refusal}}
+        responses[status] = {"model": Problem, "description": text, "content": content}
+    return {"responses": responses, "dependencies": [] if probe else [Security(KEY)]}

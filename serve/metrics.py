@@ -1,0 +1,59 @@
+"""What the application counts. Ray exports it for Prometheus on the metrics port of its node, names behind `ray_`."""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+import numpy as np
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from rec.retrieval import SOURCES
+
+STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
+"""Upper bounds of the latency buckets, milliseconds."""
+
+
+class Metrics:
+    """The counters of this process."""
+
+    def __init__(self) -> None:
+        self._requests = Counter("rec_requests", "Requests by route and class of status.", ("route", "status"))
+        self._stages = Histogram("rec_stage_ms", "Milliseconds by stage.", STAGE_MS, ("stage",))
+        self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
+        self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
+        self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
+        self._rules = Gauge("rec_rules_version", "Version of the rules in force, 0 for none.")
+
+    def request(self, route: str, status: int) -> None:
+        """A request was answered."""
+        self._requests.inc(tags={"route": route, "status": f"{status // 100}xx"})
+
+    def answer(self, milliseconds: Mapping[str, float], sources: np.ndarray, degraded: Iterable[str]) -> None:
+        """A recommendation took so long by stage, had candidates of `sources` int64[K] and did without `degraded`."""
+        for stage, spent in milliseconds.items():
+            self._stages.observe(spent, tags={"stage": stage})
+        for place, source in enumerate(SOURCES):
+            count = int((sources >> place & 1).sum())
+            if count:
+                self._candidates.inc(count, tags={"source": source})
+        self.degraded(degraded)
+
+    def degraded(self, reasons: Iterable[str]) -> None:
+        """An answer did without something."""
+        for reason in reasons:
+            self._degraded.inc(tags={"reason": reason})
+
+    def events(self, outcomes: Mapping[str, int]) -> None:
+        """So many live events were stored, repeated, of forgotten users."""
+        for outcome, count in outcomes.items():
+            if count:
+                self._events.inc(count, tags={"outcome": outcome})
+
+    def rules(self, version: int) -> None:
+        """These rules are in force."""
+        self._rules.set(version)
+
+
+@cache
+def metrics() -> Metrics:
+    """Those of this process, made when first asked for."""
+    return Metrics()

@@ -1,0 +1,127 @@
+"""Events that a server is told: counted at once, once, kept over publishes, and never read by somebody else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+
+from rec import bundle, dataset, postgres, publish
+from rec.config import Config
+from rec.index import live_events, load
+from rec.index.catalogue import Catalogue
+from rec.index.connections import Connections
+from rec.index.live_events import LiveEvent, store
+from rec.schema import INTERACTIONS
+from tests.bundle import tiny
+
+NOW = datetime(2025, 3, 20, 12, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A published recipe and a server's connections."""
+
+    recipe: Config
+    url: str
+    connections: Connections
+    catalogue: Catalogue
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Shop]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(postgres.URL_VARIABLE, database_url)
+        recipe = tiny.make(tiny.config(tmp_path_factory.mktemp("live"), name="live", seed=31))
+        publish.run(recipe)
+        opened = Connections(database_url, size=1)
+        yield Shop(recipe, database_url, opened, Catalogue(opened, "live"))
+        opened.close()
+
+
+def event(event_id: str, row: int = 7, **given: Any) -> LiveEvent:
+    """A view of an item by the user `u03`, unless given otherwise."""
+    told = {"user_id": "u03", "event": "view", "at": NOW, **given}
+    return LiveEvent(event_id=event_id, product_id=tiny.product_id(row), **told)
+
+
+def products(shop: Shop, user_id: str | None, client_id: str | None = None, last: int = 100) -> list[str]:
+    """What the next request of a shopper knows of them."""
+    return [each.product_id for each in shop.catalogue.known(user_id, last, client_id).events]
+
+
+def test_an_event_counts_once_in_its_place(shop: Shop) -> None:
+    before = products(shop, "u03")
+    late, early = NOW, tiny.START + timedelta(hours=12)  # the first of the log is at START
+    assert store(shop.connections, "live", [event("a1", 100, at=late)]).stored == ["a1"]
+    taken = store(
+        shop.connections, "live", [event("a1", 101), event("a2", 102, at=early), event("a2", 103), event("a3", 104)]
+    )
+    assert (taken.stored, taken.repeated, taken.forgotten) == (["a2", "a3"], ["a1", "a2"], [])
+    assert products(shop, "u03") == [before[0], "P0102", *before[1:], "P0100", "P0104"], "ties as they came"
+    assert products(shop, "u03", last=2) == ["P0100", "P0104"]
+    stored = shop.catalogue.stored("u03")
+    assert stored is not None
+    assert len(stored.events) == len(before)
+    assert [each["event_id"] for each in stored.live_events] == ["a2", "a1", "a3"]
+
+
+def test_a_client_is_nobody_else(shop: Shop) -> None:
+    store(shop.connections, "live", [event("c1", 110, user_id=None, client_id="u05")])
+    assert products(shop, None, "u05") == ["P0110"]
+    assert "P0110" not in products(shop, "u05")
+    assert products(shop, "u05", "u05") == [*products(shop, "u05"), "P0110"]
+    assert shop.catalogue.known(None, 9, "u05").profile == {}
+    assert shop.catalogue.stored("nobody") is None
+    with psycopg.connect(shop.url) as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(
+            "INSERT INTO live_events (catalogue, event_id, user_id, client_id, product_id, event, at)"
+            " VALUES ('live', 'both', 'u', 'c', 'P0001', 'view', now())"
+        )
+
+
+def test_sizes_stand_beside_those_of_the_log(shop: Shop) -> None:
+    before = shop.catalogue.known("u06", 9).events
+    assert all(each.size in tiny.SIZES for each in before)
+    store(shop.connections, "live", [event("s1", 130, user_id="u06", size="EU 38", fit="large")])
+    last = shop.catalogue.known("u06", 9).events[-1]
+    assert (last.product_id, last.size, last.fit) == ("P0130", "EU 38", "large")
+    stored = shop.catalogue.stored("u06")
+    assert stored is not None
+    assert [(each["size"], each["fit"]) for each in stored.events] == [(each.size, each.fit) for each in before]
+    assert [(each["size"], each["fit"]) for each in stored.live_events] == [("EU 38", "large")]
+
+
+def test_a_publish_keeps_live_events_until_the_log_holds_them(shop: Shop) -> None:
+    store(
+        shop.connections,
+        "live",
+        [event("k1", 120, user_id="u07"), event("k2", 121, user_id="u07"), event("k3", 122, user_id="u07")],
+    )
+    client = event("k4", 123, user_id=None, client_id="k")
+    store(shop.connections, "live", [client])
+    before = products(shop, "u07")
+    table = dataset.read(shop.recipe.at("events"), INTERACTIONS)
+    # the log has the first a moment later, the second as another kind of event, the third not at all
+    rows = [
+        {"user_id": "u07", "product_id": "P0120", "event": "view", "at": NOW + timedelta(seconds=2)},
+        {"user_id": "u07", "product_id": "P0121", "event": "cart", "at": NOW + timedelta(seconds=3)},
+    ]
+    more = pa.Table.from_pylist([{name: row.get(name) for name in table.schema.names} for row in rows], table.schema)
+    events = pa.concat_tables([table, more]).sort_by([("user_id", "ascending"), ("at", "ascending")])
+    dataset.write(shop.recipe.at("events"), INTERACTIONS, [events], inputs={}, config={})
+    with psycopg.connect(shop.url) as connection:
+        connection.execute("UPDATE live_events SET received_at = now() - %s WHERE event_id = 'k3'",
+                           (live_events.RETENTION,))  # fmt: skip
+    with postgres.session(shop.url) as connection:
+        (name,) = bundle.names(shop.recipe.store)
+        assert load.catalogue(connection, bundle.read(shop.recipe.store, name), shop.recipe.root)
+    after = products(shop, "u07")
+    assert sorted(after) == sorted([*set(before) - {"P0122"}, "P0121"])
+    assert after.count("P0120") == 1
+    assert after.count("P0121") == 2
+    assert products(shop, None, "k") == ["P0123"]
+    assert store(shop.connections, "live", [client]).repeated == ["k4"]
