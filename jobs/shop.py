@@ -16,7 +16,6 @@ import argparse
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from rec import artifact, bundle, postgres
+from rec import artifact, bundle, ports, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
@@ -203,14 +202,9 @@ def _first_answer(shop: Shop, port: int) -> Any:
 def _check_free(port: int) -> None:
     if not 1 <= port <= 65_535:
         raise ConfigError(f"port {port} is not within 1 to 65535: choose another with PORT= or --port")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port"
-            ) from None
+    error = ports.refused(HOST, port)
+    if error is not None:
+        raise ConfigError(f"port {port} on {HOST} cannot be had ({error}): choose another with PORT= or --port")
 
 
 def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:

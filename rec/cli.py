@@ -34,8 +34,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(run: Run, arguments: argparse.ArgumentParser) -> None:
-    """Parse, run, print one JSON line on stdout. Exit code 2 and one sentence for what a user can mend."""
+def main(run: Run, arguments: argparse.ArgumentParser) -> Mapping[str, Any]:
+    """Parse, run, print one JSON line on stdout, return it. Exit code 2 and one sentence for what a user can mend."""
     options = arguments.parse_args()
     log.setup()
     try:
@@ -48,6 +48,7 @@ def main(run: Run, arguments: argparse.ArgumentParser) -> None:
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     print(json.dumps(dict(result), ensure_ascii=False, default=str))
+    return result
 
 
 def _mistake(error: BaseException) -> RecError | None:

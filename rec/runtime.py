@@ -9,6 +9,9 @@ import ray.data
 
 from rec.errors import ConfigError
 
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Shared memory of the Ray that a job starts by itself."""
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Data would start 32 processes to look into the one file of an artifact.
 os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
@@ -31,7 +34,7 @@ def start(cpus: int) -> None:
         _init(remedy)
         return
     remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
-    _init(remedy, address="local", num_cpus=cpus, object_store_memory=512 * 2**20, include_dashboard=False)
+    _init(remedy, address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
 
 
 def _init(remedy: str, **options: Any) -> None:

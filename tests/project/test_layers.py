@@ -23,6 +23,7 @@ GROUND = {
     "memory",
     "svg",
     "profile",
+    "ports",
 }
 MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
 STAGES = {
@@ -40,7 +41,7 @@ STAGES = {
     "recommend",
     "publish",
 }
-TOP = {"pipeline"}
+TOP = {"pipeline", "doctor"}
 LEVELS = [GROUND, MIDDLE, STAGES, TOP]
 
 ONLY_IN = {
