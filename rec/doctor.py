@@ -20,7 +20,7 @@ import psutil
 
 from rec import ports, postgres
 from rec.config import Config
-from rec.enrich import llamacpp
+from rec.enrich import engine
 from rec.errors import DatabaseError, RecError
 from rec.models import text_encoder
 from rec.runtime import OBJECT_STORE_BYTES
@@ -262,27 +262,21 @@ def shared_memory(folder: Path) -> Finding:
 
 
 def language_model(config: Config) -> Finding:
-    """What enrichment asks is installed, or the endpoint has a key."""
+    """What enrichment asks is installed, and has a key where one is needed. Whether a GPU runs vLLM, its job says."""
     name = "language model"
     enrich = config.enrich
-    if enrich.engine == "openai":
-        if os.environ.get("REC_LLM_API_KEY"):
-            return Finding(name, "ok", f"{enrich.model}, with a key in REC_LLM_API_KEY")
-        return Finding(
-            name, "warn", f"{enrich.model}, without a key", "set REC_LLM_API_KEY (any word where none is asked)"
-        )
+    if enrich.max_calls == 0:
+        return Finding(name, "ok", "none: enrich.max_calls=0")
     if enrich.engine == "vllm":
         if util.find_spec("vllm") is None:
             state: State = "warn" if os.environ.get("RAY_ADDRESS") else "fail"
             return Finding(name, state, "vllm is not installed here", "`pip install '.[vllm]'` on all GPU nodes")
         return Finding(name, "ok", f"{enrich.model} on vllm")
-    if enrich.max_calls == 0:
-        return Finding(name, "ok", "none: enrich.max_calls=0")
     try:
-        llamacpp.require(enrich.model)
+        engine.require(enrich)
     except RecError as error:
         return _failed(name, error)
-    return Finding(name, "ok", f"{enrich.model}, from its package")
+    return Finding(name, "ok", f"{enrich.model}, " + ("with a key" if engine.key(enrich) else "without a key"))
 
 
 def encoder(config: Config) -> Finding:

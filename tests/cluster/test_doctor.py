@@ -179,7 +179,8 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert healthy(doctor.encoder(recipe()))
     hosted = recipe("enrich.engine=openai", "enrich.model=qwen3-8b")
     monkeypatch.delenv("REC_LLM_API_KEY", raising=False)
-    assert doctor.language_model(hosted).state == "warn"
+    assert doctor.language_model(hosted).state == "fail", "OpenAI's own endpoint asks for one"
+    assert healthy(doctor.language_model(recipe("enrich.engine=openai", 'enrich.base_url="http://127.0.0.1:1/v1"')))
     monkeypatch.setenv("REC_LLM_API_KEY", PASSWORD)
     with_key = doctor.language_model(hosted)
     assert healthy(with_key)
@@ -187,6 +188,10 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for there in ("someone/no-such-encoder", "no such name at all"):
         assert doctor.encoder(recipe(f"text.encoder={there}")).state == "warn"
     assert healthy(doctor.encoder(recipe(f"text.encoder={tmp_path}")))
+    hosted = recipe("enrich.engine=vllm", "enrich.model=Qwen/Qwen3-8B")
+    assert doctor.language_model(hosted).state == "fail"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert doctor.language_model(hosted).state == "warn", "only the cluster's GPU nodes need it"
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     missing = doctor.language_model(recipe())
     assert (missing.state, "pip install" in missing.remedy) == ("fail", True)
