@@ -91,6 +91,8 @@ def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     assert image.endswith(f"shop-rec:{__version__}-{variant}")
     groups = {each["groupName"] for each in one(documents, "RayCluster")["spec"]["workerGroupSpecs"]}
     assert groups == ({"cpu", "gpu"} if overlay.name == "gpu" else {"cpu"})
+    recipe = one(documents, "ConfigMap")["data"]["shop.toml"]
+    assert ("use_gpu" in recipe) == (overlay.name == "gpu")
 
 
 @needs_kustomize
@@ -177,6 +179,12 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
         budget = one(RESOURCES["base/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
         assert budget.items() <= group["template"]["metadata"]["labels"].items()
+
+
+def test_only_the_head_that_scales_has_a_token_of_kubernetes() -> None:
+    for spec in ray_clusters():
+        groups = [*spec["workerGroupSpecs"], *([] if spec.get("enableInTreeAutoscaling") else [spec["headGroupSpec"]])]
+        assert all(group["template"]["spec"]["automountServiceAccountToken"] is False for group in groups)
 
 
 def test_nothing_comes_in_but_what_is_listed() -> None:
