@@ -14,6 +14,8 @@ enrichment   what the enrichment stage adds to the bare engine, how fast it is w
 item-tower   cold items: products hidden from all training, of the recipe and of Beauty (recipe beauty), by the recipe's
              tower, by towers of one input, raw text and random vectors; what RE and shared keys add where a language
              model answered; marketing phrases in titles; Ray Train over a bare loop, the export over the bare tower
+rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
+             fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
              synthetic products, each in a store of its own that is removed afterwards
 """
@@ -37,6 +39,7 @@ from rec.evaluate import (
     coverage,
     enrichment,
     other_splits,
+    ranker_study,
     scale,
     tagging,
     towers,
@@ -54,8 +57,9 @@ log = logging.getLogger(__name__)
 
 def prepare(config: Config, last: str = "evaluate") -> None:
     """Run every stage up to `last`; what is finished is not done again."""
-    names = [stage.name for stage in pipeline.STAGES]
-    for stage in pipeline.STAGES[: names.index(last) + 1]:
+    stages = pipeline.stages(config)
+    names = [stage.name for stage in stages]
+    for stage in stages[: names.index(last) + 1]:
         log.info("%s", stage.name)
         stage.run(config)
 
@@ -143,6 +147,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"--html {options.html!r}: the folder {page.resolve().parent} does not exist: create it first"
         )
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds}: everything is trained at least once")
     lists: dict[str, Any] = {}
     if options.name == "extraction":
         figures, lists = covered(config)
@@ -152,6 +158,10 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures |= tagged(config, options, figures["oamine.llm.seconds_per_title"]["value"])
     elif options.name == "item-tower":
         figures = cold(options)
+    elif options.name == "rankers":
+        chosen = shortened(config) if options.quick else config
+        prepare(chosen, "candidates")
+        figures = ranker_study.measure(chosen, range(options.seeds), groups=not options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
@@ -159,8 +169,6 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
         chosen = shortened(config) if options.quick else config
-        if options.seeds < 1:
-            raise ConfigError(f"--seeds {options.seeds}: a tower is trained at least once")
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
             figures = towers.measure(chosen, range(options.seeds)) | other_splits.measure(chosen)
@@ -175,7 +183,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "item-tower", "scale"]
+    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "scale"]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")
@@ -185,6 +193,8 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--towers", action="store_true", help="retrieval: the user tower alone, beside towers that lack a part of it"
     )
-    arguments.add_argument("--seeds", type=int, default=3, help="retrieval --towers: trainings of each (default 3)")
+    arguments.add_argument(
+        "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"
+    )
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

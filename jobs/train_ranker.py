@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the DeepFM ranker on retrieved candidates and write the artifacts features and ranker."""
+"""Train the ranker (DeepFM or DLRM) on retrieved candidates and write the artifacts features and ranker."""
 
 from rec.cli import main, parser
 from rec.train.ranker import run

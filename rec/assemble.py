@@ -1,7 +1,6 @@
 """Assembles the bundle of a recipe: the files of its finished stages, which must have been made of one another."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,14 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from selectolax.lexbor import LexborHTMLParser
 
-from rec import artifact, bundle, dataset
+from rec import artifact, bundle, dataset, weights
 from rec.bundle import Bundle, Evaluation
 from rec.config import Branch, Config, Source
 from rec.errors import ArtifactError
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
 
-CHECKED = ("enriched", "tensors", "vectors", "samples", *bundle.PARTS, "evaluation")
-"""Artifacts that must have been made of the ones that are there now, in the order they are made."""
+CHECKED = ("enriched", "tensors", "vectors", "samples", "evaluation")
+"""Artifacts that must have been made of the ones that are there now, beside the parts of the bundle."""
 PLACES = {
     **{name: f"source.{name}" for name in Source.model_fields},
     "source": "source.kind",
@@ -52,45 +51,38 @@ def create(config: Config) -> Bundle:
     A bundle of the same content that is there already is returned as it is, unless it was damaged: then it is replaced.
     """
     folder = Path(config.store).resolve() / "bundles"
-    folder.mkdir(parents=True, exist_ok=True)
-    with bundle.alone(folder):
-        for stale in folder.glob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        staging = folder / f".{uuid.uuid4().hex}.tmp"
-        staging.mkdir()
-        try:
-            manifest = _fill(staging, config)
-            artifact.write_json(staging / "manifest.json", manifest)
-            name = _id(staging)
-            if not _sound(config.store, name):
-                _put(staging, folder / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with bundle.alone(folder):
+            name = _create(folder, config)
+    except OSError as error:
+        raise ArtifactError(
+            f"no bundle can be written to {folder} ({error}): see that the folder may be written to "
+            "and that its disk has space left"
+        ) from error
     return bundle.read(config.store, name)
 
 
-def _sound(store: str, name: str) -> bool:
-    """Whether the bundle `name` is there with every byte it was made with."""
+def _create(folder: Path, config: Config) -> str:
+    for stale in folder.glob(f".*{bundle.STAGED}"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = folder / f".{uuid.uuid4().hex}{bundle.STAGED}"
+    staging.mkdir()
     try:
-        bundle.verify(bundle.read(store, name))
-    except ArtifactError:
-        return False
-    return True
-
-
-def _put(staging: Path, target: Path) -> None:
-    """Rename `staging` to `target`, in place of what is there."""
-    if target.exists():
-        os.rename(target, target.with_name(f".{uuid.uuid4().hex}.tmp"))
-    os.rename(staging, target)
-    for old in target.parent.glob(".*.tmp"):
-        shutil.rmtree(old, ignore_errors=True)
+        manifest = _fill(staging, config)
+        artifact.write_json(staging / "manifest.json", manifest)
+        name = _id(staging)
+        if not bundle.sound(config.store, name):
+            bundle.put(staging, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return name
 
 
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
     """Put all files into `staging`; returns the manifest."""
     _check_lineage(config)
-    parts = {part: _copy_part(config, part, staging / part) for part in bundle.PARTS}
+    parts = {part: _copy_part(config, part, staging / part) for part in bundle.parts(config)}
     inputs = {part: manifest.content_hash for part, manifest in parts.items()}
     evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
     table = _display(config)
@@ -98,7 +90,8 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
     inputs["enriched"] = dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash
     pq.write_table(table, staging / "products.parquet", compression="zstd")
     artifact.write_json(staging / "config.json", config.model_dump(mode="json", exclude={"store"}))
-    vectors = load_file(staging / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+    with weights.reading(staging / "user_tower" / "item_vectors.safetensors") as path:
+        vectors = load_file(path)["item_vectors"]
     if len(vectors) != table.num_rows:
         raise ArtifactError(
             f"{config.at('user_tower')} holds {len(vectors)} item vectors for {table.num_rows} products: "
@@ -129,7 +122,7 @@ def _check_lineage(config: Config) -> None:
     a ranker that learnt with options which the bundle's configuration would not have.
     """
     remedy = f"run `python jobs/pipeline.py --recipe {config.name}` first"
-    found = {name: artifact.peek(config.at(name)) for name in CHECKED}
+    found = {name: artifact.peek(config.at(name)) for name in (*CHECKED, *bundle.parts(config))}
     for name, manifest in found.items():
         for source, content_hash in manifest.inputs.items() if manifest is not None else ():
             present = found[source] if source in found else artifact.peek(config.at(source))

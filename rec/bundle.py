@@ -6,6 +6,7 @@
         metrics.json        the evaluation report
         products.parquet    what to show of each product, in item-row order
         vocabulary/ item_tower/ user_tower/ sources/ features/ ranker/    the stages' files
+        fit_head/           where the recipe has fit.enabled
 
 The id is the first 12 hex digits of the manifest's SHA-256, so equal content has one id wherever it is made, and a
 changed byte anywhere is found. Files are safetensors, JSON, parquet, and the vocabulary's TOML.
@@ -16,6 +17,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -31,14 +33,21 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from rec import artifact
+from rec import artifact, weights
 from rec.config import Config
 from rec.errors import ArtifactError
 
 VERSION = 3
 MADE_BY = "python jobs/publish.py"
+BUNDLE_ID = re.compile(r"[0-9a-f]{12}")
+STAGED = ".tmp"
+"""How the name of a folder ends that is being written or removed by who is `alone`."""
+PULLED = ".pull"
+"""How the name of a folder ends into which a bundle is being pulled; a killed pull goes on there."""
 PARTS = ("vocabulary", "item_tower", "user_tower", "sources", "features", "ranker")
 """Artifacts whose files a bundle carries."""
+FIT_HEAD = "fit_head"
+"""The one that a bundle may have besides."""
 
 _ATTRIBUTES = pa.list_(
     pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string(), nullable=False)])
@@ -103,6 +112,10 @@ class Bundle:
         """Folder of one of PARTS."""
         return self.path / part
 
+    def has(self, part: str) -> bool:
+        """Whether it carries a part that not every bundle has."""
+        return self.folder(part).is_dir()
+
     def file_hash(self, name: str) -> str:
         """SHA-256 of one file."""
         return str(self.files[name]["sha256"])
@@ -117,8 +130,20 @@ class Bundle:
         return names
 
     def item_vectors(self) -> np.ndarray:
-        """float32[N, d] unit vectors in item-row order."""
-        return load_file(self.path / "user_tower" / "item_vectors.safetensors")["item_vectors"]
+        """float32[N, d] unit vectors in item-row order. Raises ArtifactError where the file has others."""
+        with weights.reading(self.path / "user_tower" / "item_vectors.safetensors") as path:
+            vectors = load_file(path)["item_vectors"]
+        if vectors.shape != (self.items, self.width):
+            raise ArtifactError(
+                f"{path} holds vectors {vectors.shape}, bundle {self.id} says {self.items} items of width "
+                f"{self.width}: remove {self.path} and run `{MADE_BY}`"
+            )
+        return vectors
+
+
+def parts(config: Config) -> tuple[str, ...]:
+    """Artifacts that a bundle of the recipe carries."""
+    return (*PARTS, FIT_HEAD) if config.fit.enabled else PARTS
 
 
 @contextmanager
@@ -135,7 +160,7 @@ def alone(folder: Path) -> Iterator[None]:
 def check_version(holder: str, part: str, version: int, made_by: str) -> None:
     """Raise ArtifactError when the program reads another version of `part` than `holder` has."""
     from rec.features import items as item_features  # here: what only asks whether a shop runs needs no torch
-    from rec.models import fused, user_tower
+    from rec.models import fit_head, fused, user_tower
     from rec.sources import tables
 
     served = {
@@ -143,6 +168,7 @@ def check_version(holder: str, part: str, version: int, made_by: str) -> None:
         "sources": tables.VERSION,
         "features": item_features.VERSION,
         "ranker": fused.VERSION,
+        FIT_HEAD: fit_head.VERSION,
     }
     known = served.get(part, version)  # the other parts are carried for the record
     if version != known:
@@ -151,12 +177,17 @@ def check_version(holder: str, part: str, version: int, made_by: str) -> None:
 
 def read(store: str | Path, name: str) -> Bundle:
     """Open the bundle `name` of a store and check its manifest and version; `verify` checks every byte."""
+    check_id(name)
     path = Path(store).resolve() / "bundles" / name
-    file = path / "manifest.json"
-    if not file.is_file():
+    if not (path / "manifest.json").is_file():
         known = ", ".join(names(store)) or "none"
         raise ArtifactError(f"there is no bundle {name!r} in {path.parent} (there: {known}): run `{MADE_BY}`")
-    text = file.read_bytes()
+    return opened(path, name)
+
+
+def opened(path: Path, name: str) -> Bundle:
+    """The bundle `name` whose files lie, or are to lie, in the folder `path`; checked as `read` does."""
+    text = (path / "manifest.json").read_bytes()
     if hashlib.sha256(text).hexdigest()[:12] != name:
         raise ArtifactError(
             f"the manifest of bundle {name} was changed after it was written: remove {path} and run `{MADE_BY}`"
@@ -193,19 +224,82 @@ def verify(bundle: Bundle) -> None:
             raise ArtifactError(f"{name} of bundle {bundle.id} was changed after it was written: {remedy}")
 
 
-def prune(store: str | Path, recipe: str, keep: Collection[str]) -> list[str]:
+def sound(store: str | Path, name: str) -> bool:
+    """Whether the bundle `name` is there with every byte it was made with."""
+    try:
+        verify(read(store, name))
+    except ArtifactError:
+        return False
+    return True
+
+
+def put(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`, in place of what is there; for who is `alone`."""
+    if target.exists():
+        os.rename(target, target.with_name(f".{uuid.uuid4().hex}{STAGED}"))
+    os.rename(staging, target)
+    for old in target.parent.glob(f".*{STAGED}"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def prune(store: str | Path, recipe: str, keep: Collection[str], *, dry_run: bool = False) -> list[str]:
     """Remove the bundles of `recipe` but those of `keep`; returns their ids, oldest first."""
     folder = Path(store).resolve() / "bundles"
     removed = []
+    if not folder.is_dir():
+        return []
     with alone(folder):
         for name in names(store):
-            of = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))["recipe"]
-            if of == recipe and name not in keep:
-                aside = folder / f".{uuid.uuid4().hex}.tmp"
-                os.rename(folder / name, aside)  # a bundle is there whole or not at all
-                shutil.rmtree(aside)
+            if name not in keep and _recipe(folder / name) == recipe:
                 removed.append(name)
+                if not dry_run:
+                    aside = folder / f".{uuid.uuid4().hex}{STAGED}"
+                    os.rename(folder / name, aside)  # a bundle is there whole or not at all
+                    shutil.rmtree(aside)
     return removed
+
+
+def _recipe(path: Path) -> str | None:
+    """The recipe of the bundle in a folder; None where its manifest cannot be read, so that nobody removes it."""
+    try:
+        return str(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def leftovers(store: str | Path, *, dry_run: bool = False) -> list[str]:
+    """Remove what processes that were killed left in their staging folders; returns the folders' names."""
+    folder = Path(store).resolve() / "bundles"
+    found: list[str] = []
+    if not folder.is_dir():
+        return found
+    with alone(folder):
+        for path in sorted((*folder.glob(f".*{STAGED}"), *folder.glob(f".*{PULLED}"))):
+            with _unused(path) as unused:
+                if unused:
+                    found.append(path.name)
+                    if not dry_run:
+                        shutil.rmtree(path)
+    return found
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody is `alone` with `folder`; if so, nobody gets to be meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def check_id(name: str) -> None:
+    """Raise ArtifactError for what is no bundle id, before it becomes part of a path."""
+    if not BUNDLE_ID.fullmatch(name):
+        raise ArtifactError(f"{name!r} is no bundle id (12 hexadecimal digits): see `python jobs/bundles.py list`")
 
 
 def names(store: str | Path) -> list[str]:

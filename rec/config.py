@@ -462,6 +462,11 @@ class UserTower(Branch):
     adapter: int = Field(default=0, ge=0)
     """Hidden width of a small network that moves the item tower's vectors, those of cold items as well, to where users
     want them; 0: none, and the vectors stay as they are."""
+    semantics: int = Field(default=0, ge=0)
+    """Components of a latent semantic analysis of the products' STD, RE and title tokens that the adapter reads beside
+    the item tower's vector: the words themselves, which text encoders blur. 0: none; needs an adapter."""
+    adapter_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout inside the adapter."""
     delta_norm: float = Field(default=0.5, ge=0)
     """Bound on the learned per-item delta; 0 turns it off."""
     temperature: float = Field(default=0.07, gt=0)
@@ -493,8 +498,10 @@ class Quotas(Branch):
 
 
 class Ranker(Branch):
-    """DeepFM and its candidates."""
+    """DeepFM or DLRM, and its candidates."""
 
+    model: Literal["deepfm", "dlrm"] = "deepfm"
+    """Factorisation machine beside a network, or dot products of all fields within one."""
     candidates: int = Field(default=100, ge=10)
     """Candidates retrieved per request, in training and serving."""
     quotas: Quotas = Quotas()
@@ -502,18 +509,64 @@ class Ranker(Branch):
     embedding_dim: int = Field(default=16, ge=4)
     """Width of a field's embedding."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[128, 64], min_length=1)
-    """Widths of the deep part's layers."""
+    """Widths of the layers of DeepFM's deep part, of DLRM's top network."""
+    bottom: list[Annotated[int, Field(ge=1)]] = [64]
+    """DLRM: widths of the layers between the dense fields and their vector."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of the deep part."""
-    transfer: Literal["project", "none"] = "project"
-    """How STD and RE tables start: projected from the item tower, or at random."""
+    """Dropout after the layers of `hidden`."""
+    transfer: Literal["copy", "project", "none"] = "project"
+    """How STD and RE tables start: as the item tower's are (`embedding_dim` must be its width), projected from them,
+    or at random."""
+    freeze_steps: int = Field(default=0, ge=0)
+    """Optimizer steps, counted over all epochs, before which the transferred tables are not changed."""
+    pointwise: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the pointwise logloss; the softmax over a request's candidates has the rest."""
+    negatives: int = Field(default=0, ge=0)
+    """Candidates beside the target that a request trains on, drawn anew each epoch with LogQ; 0: all."""
     re_tokens: int = Field(default=16, ge=1)
     """RE tokens per item that the ranker reads; the tower reads vocab.max_re_tokens."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """Share of users that choose the best epoch and train nothing."""
     max_users: int | None = Field(default=None, ge=1)
     """Cap on users whose held-out event trains the ranker."""
+    patience: int = Field(default=0, ge=0)
+    """Epochs without a better NDCG@10 of held-out users after which training stops; 0: never. The best is kept."""
     train: RankerTrain = RankerTrain()
+    """Its Ray Train run."""
+
+
+class FitTrain(Train):
+    """The fit head's Ray Train run."""
+
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the training events."""
+    batch_size: int = Field(default=1024, ge=2)
+    """Events per optimizer step over all workers."""
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """AdamW step size."""
+
+
+class Fit(Branch):
+    """The fit head: how a garment in a size would fit. It needs events with sizes and feedback."""
+
+    aside = frozenset({"enabled"})
+
+    enabled: bool = False
+    """Train it and answer `fit` with each recommended product."""
+    width: int = Field(default=8, ge=1)
+    """Numbers of an item's and a shopper's latent vector."""
+    history: int = Field(default=10, ge=0)
+    """Last n events with a size that are read of a shopper."""
+    item_bound: float = Field(default=2.0, ge=0)
+    """Bound on what is learned of a single product; 0 turns it off. A product without feedback has content alone."""
+    prior: float = Field(default=0.5, gt=0)
+    """Standard deviation that single products and sizes are thought to have before any feedback; smaller: few events
+    say less."""
+    profile_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a profile is hidden in training."""
+    patience: int = Field(default=4, ge=0)
+    """Epochs without a better log-loss at second last events after which training stops; 0: never. The best is kept."""
+    train: FitTrain = FitTrain()
     """Its Ray Train run."""
 
 
@@ -569,6 +622,7 @@ class Config(Branch):
     item_tower: ItemTower = ItemTower()
     user_tower: UserTower = UserTower()
     ranker: Ranker = Ranker()
+    fit: Fit = Fit()
     index: Index = Index()
     evaluate: Evaluate = Evaluate()
 
@@ -634,12 +688,42 @@ class Config(Branch):
 
     @model_validator(mode="after")
     def _precision_is_kept(self) -> Self:
-        for name, train in (("user_tower", self.user_tower.train), ("ranker", self.ranker.train)):
+        others = {"user_tower": self.user_tower.train, "ranker": self.ranker.train, "fit": self.fit.train}
+        for name, train in others.items():
             if train.precision != "float32":
                 raise ValueError(
                     f"{name}.train.precision={train.precision!r} is not implemented, only item_tower.train has it: "
                     'set it to "float32"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _semantics_are_read(self) -> Self:
+        if self.user_tower.semantics and not self.user_tower.adapter:
+            raise ValueError(
+                f"user_tower.semantics={self.user_tower.semantics} is read by the adapter, and user_tower.adapter=0 is "
+                "none: set user_tower.adapter to its hidden width, such as 512"
+            )
+        if self.user_tower.semantics and not self.user_tower.content:
+            raise ValueError(
+                f"user_tower.semantics={self.user_tower.semantics} is content, which user_tower.content=false leaves "
+                "out: set one of them otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transferred_rows_fit(self) -> Self:
+        dim, width = self.ranker.embedding_dim, self.item_tower.width
+        if self.ranker.transfer == "copy" and dim != width:
+            raise ValueError(
+                f'ranker.transfer="copy" takes rows as they are, but ranker.embedding_dim={dim} and item_tower.width='
+                f'{width} differ: set ranker.embedding_dim={width} or ranker.transfer="project"'
+            )
+        if self.ranker.transfer == "none" and self.ranker.freeze_steps:
+            raise ValueError(
+                f'ranker.freeze_steps={self.ranker.freeze_steps} holds transferred tables, and ranker.transfer="none" '
+                'transfers none: set it to 0 or ranker.transfer="project"'
+            )
         return self
 
     @model_validator(mode="after")

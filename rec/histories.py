@@ -73,33 +73,48 @@ def load(root: Path) -> Histories:
     """Read the products, users and events datasets under `root`."""
     product_ids = dataset.read(root / "products", PRODUCTS, ["product_id"]).column("product_id")
     users = dataset.read(root / "users", USERS)
-    events = dataset.read(root / "events", INTERACTIONS)
+    events = dataset.read(root / "events", INTERACTIONS, ["user_id", "product_id", "event", "at", "context"])
     items = _positions(events.column("product_id"), product_ids)
-    known = items >= 0
-    unknown = int((~known).sum())
+    order = _order(events, items)
+    unknown = len(items) - len(order)
     if unknown:
         log.warning("%d of %d events are on unknown products and are left out", unknown, len(items))
     user_ids = sorted(set(users.column("user_id").to_pylist()) | set(pc.unique(events.column("user_id")).to_pylist()))
-    user = _positions(events.column("user_id"), pa.array(user_ids, pa.string()))[known]
-    at = events.column("at").cast(pa.int64()).to_numpy()[known]
-    order = np.lexsort((at, user))  # stable, so ties keep the source's order
-    kinds = _positions(events.column("event"), pa.array(EVENTS, pa.string()))[known] + 1
-    contexts = np.array([text or "" for text in events.column("context").to_pylist()], object)[known]
+    user = _positions(events.column("user_id"), pa.array(user_ids, pa.string()))[order]
+    at = events.column("at").cast(pa.int64()).to_numpy()[order]
+    kinds = _positions(events.column("event"), pa.array(EVENTS, pa.string()))[order] + 1
+    contexts = np.array([text or "" for text in events.column("context").to_pylist()], object)[order]
     offsets = np.zeros(len(user_ids) + 1, np.int64)
     np.cumsum(np.bincount(user, minlength=len(user_ids)), out=offsets[1:])
     profiles, names = _profiles(users, user_ids)
     return Histories(
         user_ids=user_ids,
         offsets=offsets,
-        items=items[known][order],
-        events=kinds[order],
-        at=at[order],
-        contexts=contexts[order].tolist(),
+        items=items[order],
+        events=kinds,
+        at=at,
+        contexts=contexts.tolist(),
         profiles=profiles,
         profile_names=names,
         num_items=len(product_ids),
         unknown=unknown,
     )
+
+
+def event_rows(root: Path) -> NDArray[np.int64]:
+    """int64[E] row of the events dataset under `root` that each place of the event arrays is."""
+    product_ids = dataset.read(root / "products", PRODUCTS, ["product_id"]).column("product_id")
+    events = dataset.read(root / "events", INTERACTIONS, ["user_id", "product_id", "at"])
+    return _order(events, _positions(events.column("product_id"), product_ids))
+
+
+def _order(events: pa.Table, items: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[E] rows of events on known products (`items` >= 0) by user and time; ties keep the source's order."""
+    known = np.flatnonzero(items >= 0)
+    users = events.column("user_id").take(pa.array(known))
+    user = _positions(users, pa.array(sorted(pc.unique(users).to_pylist()), pa.string()))
+    at = events.column("at").cast(pa.int64()).to_numpy()[known]
+    return known[np.lexsort((at, user))]
 
 
 def _positions(values: pa.ChunkedArray, known: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from rec.data import ingest
 from rec.enrich import stage as enrich
 from rec.evaluate import stage as evaluate
 from rec.memory import PeakMemory
-from rec.train import item, ranker, user
+from rec.train import fit, item, ranker, user
 from rec.vocab import tensorize
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ class Stage:
 
     name: str
     run: Run
+    wanted: Callable[[Config], bool] = lambda config: True
+    """Whether the recipe has the stage."""
 
 
 STAGES = (
@@ -42,22 +44,29 @@ STAGES = (
     Stage("train_user", user.run),
     Stage("candidates", samples.run),
     Stage("train_ranker", ranker.run),
+    Stage("train_fit", fit.run, wanted=lambda config: config.fit.enabled),
     Stage("evaluate", evaluate.run),
     Stage("publish", publish.run),
 )
 """The whole chain, in order; each stage is also a job of the same name."""
 
 
+def stages(config: Config) -> list[Stage]:
+    """Those that the recipe has."""
+    return [stage for stage in STAGES if stage.wanted(config)]
+
+
 def run(config: Config) -> dict[str, Any]:
-    """Run all stages; returns the published bundle, the evaluation's headline, seconds by stage and peak memory.
+    """Run all stages of the recipe; returns the bundle, the evaluation's headline, seconds by stage and peak memory.
 
     Raises what a stage raises; the stages before it stay finished.
     """
     results: dict[str, Mapping[str, Any]] = {}
     seconds: dict[str, float] = {}
     with PeakMemory().watch() as peak:
-        for number, stage in enumerate(STAGES, 1):
-            label = f"stage {number}/{len(STAGES)} {stage.name}"
+        chosen = stages(config)
+        for number, stage in enumerate(chosen, 1):
+            label = f"stage {number}/{len(chosen)} {stage.name}"
             log.info("%s: start", label)
             started = time.monotonic()
             results[stage.name] = stage.run(config)

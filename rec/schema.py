@@ -80,7 +80,7 @@ USERS = Contract(
 
 INTERACTIONS = Contract(
     "events",
-    1,
+    2,
     pa.schema(
         [
             _required("user_id", pa.string()),
@@ -89,6 +89,9 @@ INTERACTIONS = Contract(
             _required("at", TIME),
             pa.field("value", pa.float32()),  # price paid, or rating
             pa.field("context", pa.string()),  # free text: cart note, search, occasion
+            pa.field("size", pa.string()),  # of the garment, as the shop writes it
+            pa.field("size_number", pa.float32()),  # rec.sizes.number of it
+            pa.field("fit", pa.string()),  # one of rec.sizes.FITS, told after the event
         ]
     ),  # sorted by (user_id, at), ties in the source's order
     "python jobs/ingest.py",

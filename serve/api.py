@@ -9,6 +9,7 @@ from rec import profile
 from rec.histories import BODY
 from rec.index.search import Filters
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
+from rec.sizes import MAX_SIZE_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_EXCLUDE = 1_000
@@ -39,6 +40,12 @@ class Event(Body):
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
     at: AwareDatetime | None = None
     """When it happened; leave out for "recently", after all that is stored of the user."""
+    size: Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")] | None = (
+        None
+    )
+    """What size it was in, as the shop writes it."""
+    fit: Literal["small", "fit", "large"] | None = None
+    """How it fitted."""
 
 
 class FilterBody(Body):
@@ -79,8 +86,7 @@ class RecommendBody(Body):
         return Request(
             user_id=self.user_id,
             history=tuple(
-                Choice(told) if isinstance(told, str) else Choice(told.product_id, told.event, told.at)
-                for told in self.history
+                Choice(told) if isinstance(told, str) else Choice(**told.model_dump()) for told in self.history
             ),
             context=self.context,
             profile=dict(self.profile),
@@ -139,11 +145,22 @@ class Product(BaseModel):
     """RE values by key."""
 
 
+class Fitted(BaseModel):
+    """The size of a product to take, and the chances that it is too small, fits, is too large."""
+
+    size: str
+    small: float
+    fit: float
+    large: float
+
+
 class Recommended(Product):
     """A recommended product and why."""
 
     score: float
     """Higher is better; comparable within one answer only. Rules may put an item above one of a higher score."""
+    probability: float | None
+    """That it is the shopper's next choice, given that this is one of the candidates; null without the ranker."""
     retrieval_score: float
     """Inner product of user and product vector."""
     sources: list[Literal["ann", "item", "cooccurrence", "popular"]]
@@ -152,6 +169,8 @@ class Recommended(Product):
     reasons: list[str]
     """Codes; see rec/recommend/why.py."""
     because: Cause | None
+    fit: Fitted | None
+    """null where the shop foretells no fit, or knows neither body nor earlier sizes of the shopper."""
 
 
 class PinLeftOut(BaseModel):

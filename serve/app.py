@@ -43,6 +43,7 @@ from rec.recommend.chain import (
     prices,
     standing,
 )
+from rec.recommend.fitting import Fitter
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.rulebook import RuleBook
 from rec.recommend.score import retrieval_order
@@ -109,6 +110,7 @@ class Front:
     resolver: Resolver
     explainer: Explainer
     rules: RuleBook
+    fitter: Fitter
 
     @classmethod
     def of(cls, bundle: Bundle, connections: Connections) -> "Front":
@@ -116,7 +118,7 @@ class Front:
         shelf = Shelf(bundle)
         explainer = Explainer(bundle, shelf)
         rules = RuleBook(connections, bundle, shelf, explainer.vectors)
-        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules)
+        return cls(bundle, shelf, Resolver(bundle, shelf), explainer, rules, Fitter(bundle, shelf))
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
@@ -217,6 +219,7 @@ class Recommender:
         watch.lap("rules")
         items = front.explainer.explain(arranged.ranked, state, encoded)
         add_codes(items, arranged)
+        await asyncio.to_thread(front.fitter.add, items, request, known, catalogue)
         await asyncio.to_thread(freshen, items, catalogue)
         watch.lap("explanation")
         return {

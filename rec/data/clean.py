@@ -2,8 +2,8 @@
 
 A raw table has the contract's column names; maps come as one column per key: `attributes.colour`,
 `measurements.inseam`, `numeric.shoe_size`. Checks run on whole columns; the first broken rule of a
-row is its reason. A profile value that cannot be is left out alone, with a reason of its own: the
-rest of what is known of the user stays.
+row is its reason. A profile value, a size or a fit that cannot be is left out alone, with a reason of its own: the
+rest of the user or event stays.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rec import sizes
 from rec.data import body, parse
 from rec.dataset import Rejects
 from rec.errors import InputError
@@ -24,6 +25,7 @@ EVENT_TABLE = pa.schema(
     [
         pa.field("user_id", _ENCODED), pa.field("product_id", _ENCODED), pa.field("event", _ENCODED),
         INTERACTIONS.schema.field("at"), INTERACTIONS.schema.field("value"), pa.field("context", _ENCODED),
+        pa.field("size", _ENCODED), INTERACTIONS.schema.field("size_number"), pa.field("fit", _ENCODED),
     ]
 )  # fmt: skip
 """Clean events: the contract with repeated strings encoded, a tenth of the memory."""
@@ -63,7 +65,8 @@ class _Check:
 
     def leave_out(self, bad: np.ndarray, reason: str, column: str) -> None:
         """Say that the values of `column` where `bad` are not used; their rows stay."""
-        self.left_out += self._said(np.flatnonzero(bad), reason, column).items()
+        rows = np.flatnonzero(bad)
+        self.left_out += self._said(rows, reason, column).items() if len(rows) else ()
 
     def _said(self, rows: np.ndarray, reason: str, column: str | None) -> dict[int, str]:
         values = self.raw.table.column(column).take(pa.array(rows)).to_pylist() if column else [None] * len(rows)
@@ -122,6 +125,23 @@ class _Check:
         found = body.read(name, self.raw.table.column(name), year)
         self.leave_out(found.bad, found.reason, name)
         return found
+
+    def size(self) -> tuple[pa.ChunkedArray, pa.Array]:
+        """The text column `size` and its numeric reading float32; leaves out what is too long."""
+        texts = self.optional("size")
+        long = pc.greater(pc.utf8_length(texts), sizes.MAX_SIZE_CHARS).fill_null(False).to_numpy()
+        self.leave_out(long, f"size {{}} has more than {sizes.MAX_SIZE_CHARS} characters", "size")
+        texts = pc.if_else(pa.array(~long), texts, None)
+        encoded = pc.dictionary_encode(texts).combine_chunks()
+        numbers = pa.array([sizes.number(text) for text in encoded.dictionary.to_pylist()], pa.float32())
+        return texts, numbers.take(encoded.indices)
+
+    def fit(self) -> pa.ChunkedArray:
+        """The text column `fit`; leaves out what is none of FITS."""
+        texts = pc.utf8_lower(self.optional("fit"))
+        bad = pc.invert(pc.is_in(texts, pa.array(sizes.FITS))).to_numpy() & texts.is_valid().to_numpy()
+        self.leave_out(bad, f"fit {{}} is none of {', '.join(sizes.FITS)}", "fit")
+        return pc.if_else(pa.array(~bad), texts, None)
 
     def measurements(self) -> list[list[tuple[str, float]]]:
         """Map entries of the columns `measurements.key`; refuses what is no length."""
@@ -289,6 +309,8 @@ def _events(
     late = at.cast(pa.int64()).fill_null(0).to_numpy() > latest
     check.refuse(late, "at {} lies in the future: check its unit and its time zone", "at")
     value = check.number("value")
+    size, size_number = check.size()
+    fit = check.fit()
     absent = pc.invert(pc.is_in(product, product_ids)).to_numpy() & product.is_valid().to_numpy()
     if not cut:
         check.refuse(absent, "product_id {} is not in the catalogue", "product_id")
@@ -297,11 +319,12 @@ def _events(
     columns = {
         "user_id": user, "product_id": product, "event": event, "at": at,
         "value": pa.array(value, pa.float32(), mask=np.isnan(value)), "context": check.optional("context"),
+        "size": size, "size_number": size_number, "fit": fit,
     }  # fmt: skip
     used = kept[~absent[kept]] if cut else kept
     table = _take(columns, used)
     encoded = {name: table.column(name) for name in EVENT_TABLE.names}
-    for name in ("user_id", "product_id", "event", "context"):
+    for name in ("user_id", "product_id", "event", "context", "size", "fit"):
         encoded[name] = pc.dictionary_encode(encoded[name])
     return pa.table(encoded, schema=EVENT_TABLE), used, outside
 

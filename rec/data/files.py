@@ -28,6 +28,8 @@ BATCH_ROWS = 65_536
 _TABULAR = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
 _KEYED = ("attributes", "measurements", "numeric")
+_DERIVED = ("size_number",)
+"""Fields that are read from another one."""
 _LISTS = ("attributes.", "image_urls", "sequence")
 """Raw columns, or how they begin, whose values may be lists."""
 _REQUIRED = {"products": ("product_id", "title"), "users": ("user_id",), "events": ("user_id", "product_id", "at")}
@@ -84,7 +86,7 @@ def _mapping(
     contract: Contract, what: str, columns: Mapping[str, str], keyed: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """Raw column → column of the file. Unknown and missing fields are errors."""
-    fields = [name for name in contract.schema.names if name not in _KEYED]
+    fields = [name for name in contract.schema.names if name not in (*_KEYED, *_DERIVED)]
     for field in columns:
         if field not in fields:
             raise ConfigError(f"source.columns.{what}: {contract.kind} have no field {field!r}{_near(field, fields)}")

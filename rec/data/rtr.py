@@ -9,7 +9,8 @@ says (`rec.vocab.groups`), and none is given.
 
 A profile holds the first known value in time order of each column, which is known before every later event. In the
 published data these are the same in all rentals of a user. The size that was rented is none of them: it is said of one
-garment, and two users of three have one rental, whose size would be in the profile that is to foretell it.
+garment, and two users of three have one rental, whose size would be in the profile that is to foretell it. It stays
+with the event, and so does how it fitted.
 """
 
 import re
@@ -37,6 +38,7 @@ _SAME = {
     "value": "rating",
     "category": "category",
     "age": "age",
+    "size": "size",
     "fit": "fit",
 }
 _OFFICIAL = {
@@ -47,7 +49,7 @@ _CUT = {
     **_SAME, "context": "rented_for", "body_type": "body_type", "height": "height_in", "weight": "weight_lbs",
     "bust": "bust_size_num", "cup": "bust_size_letter",
 }  # fmt: skip
-_EVENT = ("user_id", "product_id", "at", "value", "context")
+_EVENT = ("user_id", "product_id", "at", "value", "context", "size", "fit")
 _PROFILE = ("height", "weight", "age", "bust", "body_type")
 CUPS = {
     "aa": 0, "a": 1, "b": 2, "c": 3, "d": 4, "d+": 5, "dd": 6,

@@ -84,7 +84,9 @@ def scores(counts: np.ndarray) -> np.ndarray:
     return np.stack([correct / np.maximum(low, 1e-9) for low in (predicted, gold, (predicted + gold) / 2)], axis=1)
 
 
-def figure(value: float, unit: str, ci95: list[float] | None = None, goal: float | None = None) -> dict[str, Any]:
+def figure(
+    value: float | None, unit: str, ci95: list[float] | None = None, goal: float | None = None
+) -> dict[str, Any]:
     """One figure of the JSON object."""
     return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
 

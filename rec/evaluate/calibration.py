@@ -1,5 +1,5 @@
-"""Do scores mean what they say? Their softmax over the candidates of a request is a probability: that a candidate is
-the next choice, given that one of them is.
+"""Do probabilities mean what they say: that a candidate is the next choice, given that one of the request's is? Where a
+system has only scores, their softmax over the candidates is such a probability.
 
 All candidates of the requests whose target is among them are sorted by probability into ten bins of equal size; each
 has its mean probability and its rate of hits. ECE is the mean gap of the two over the candidates (Naeini et al.,
@@ -7,6 +7,7 @@ has its mean probability and its rate of hits. ECE is the mean gap of the two ov
 candidates the rate is .01 over all, and ECE is to be read beside that.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,21 @@ DIGITS = 6
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Probabilities = NDArray[np.floating[Any]]
 
 
-def figures(logits: list[Floats], hits: Ints, resamples: int, seed: int) -> dict[str, Any]:
-    """ECE and the bins, lowest first, of the logits float32[K] of U requests; `hits` int64[U] is the target's place
-    among them, below 0 where it is not there. Intervals of the rates are over requests.
+def figures(probabilities: Sequence[Probabilities], hits: Ints, resamples: int, seed: int) -> dict[str, Any]:
+    """ECE and the bins, lowest first, of the probabilities float[K] of U requests; `hits` int64[U] is the target's
+    place among them, below 0 where it is not there. Intervals of the rates are over requests.
     """
     asked = np.flatnonzero(hits >= 0)
     if not len(asked):
         return {"requests": 0, "candidates": 0, "ece": None, "bins": []}
-    chances = [softmax(logits[request]) for request in asked]
+    chances = [probabilities[request].astype(np.float64) for request in asked.tolist()]
     owner = np.repeat(np.arange(len(asked)), [len(each) for each in chances])
     chance = np.concatenate(chances)
     hit = np.concatenate([np.arange(len(each)) == hits[request] for each, request in zip(chances, asked, strict=True)])
-    place = np.empty(len(chance), np.int64)
-    place[np.argsort(chance, kind="stable")] = np.arange(len(chance))
-    cell = owner * BINS + place * BINS // len(chance)
+    cell = owner * BINS + _bins(chance)
     counts, chance_sums, hit_sums = (
         np.bincount(cell, weights, len(asked) * BINS).reshape(-1, BINS) for weights in (None, chance, hit)
     )
@@ -51,8 +51,22 @@ def figures(logits: list[Floats], hits: Ints, resamples: int, seed: int) -> dict
         }
         for b in np.flatnonzero(size).tolist()
     ]
-    ece = float((size * np.abs(predicted - rate)).sum() / size.sum())
-    return {"requests": len(asked), "candidates": len(chance), "ece": round(ece, DIGITS), "bins": bins}
+    error = ece(chance, hit)
+    return {"requests": len(asked), "candidates": len(chance), "ece": round(error, DIGITS), "bins": bins}
+
+
+def ece(chance: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
+    """ECE of T > 0 candidates of probability float[T] that are hits, or not, bool[T]."""
+    cell = _bins(chance)
+    gaps = np.bincount(cell, chance, BINS) - np.bincount(cell, hit, BINS)
+    return float(np.abs(gaps).sum() / len(chance))
+
+
+def _bins(chance: NDArray[np.float64]) -> Ints:
+    """int64[T] bin of each candidate by its place in the order of probability."""
+    place = np.empty(len(chance), np.int64)
+    place[np.argsort(chance, kind="stable")] = np.arange(len(chance))
+    return place * BINS // len(chance)
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rec import histories
+from rec import histories, samples
+from rec.config import Config
 from rec.histories import Histories
 from rec.retrieval import Excluded
 from rec.state import UserState, cold_state
@@ -46,6 +47,19 @@ class Cases:
         none = cold_state(0)
         states = [replace(s, items=none.items, events=none.events, ages_s=none.ages_s) for s in self.states]
         return replace(self, states=states)
+
+
+def of_recipe(config: Config, h: Histories, *, max_users: int | None) -> Cases:
+    """`last_events` as the recipe serves and evaluates."""
+    tower = config.user_tower
+    return last_events(
+        h,
+        samples.created_us(config.root),
+        history=tower.history,
+        exclude_seen=tower.exclude_seen,
+        max_users=max_users,
+        seed=config.seed,
+    )
 
 
 def last_events(

@@ -26,7 +26,7 @@ from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
 from rec.evaluate.cold_items import K, World, next_ranks, product_vectors, seen_of, world_of
 from rec.evaluate.paired import compared
-from rec.models import user_tower
+from rec.models import latent_semantics, user_tower
 from rec.models.item_inputs import ItemInputs, unit
 from rec.models.user_vectors import UserVectors
 from rec.train import item, user
@@ -50,8 +50,8 @@ def measure(config: Config) -> Figures:
     item.run(items)
     embed.run(items)
     placed = product_vectors(items, config)
-    towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update={"adapter": 0})}
-    ranks = {name: _ranks(items, name, options, world, placed) for name, options in towers.items()}
+    towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update={"adapter": 0, "semantics": 0})}
+    ranks = {name: _ranks(config, items, name, options, world, placed) for name, options in towers.items()}
     text = ItemInputs.load(config.at("tensors"), config.at("text_states")).text_vectors()
     every = np.arange(len(world.cases))
     ranks |= {
@@ -93,11 +93,11 @@ def _ratio(pair: NDArray[np.float64], resamples: int, seed: int) -> dict[str, An
 
 
 def _ranks(
-    items: Config, name: str, options: UserTower, world: World, placed: NDArray[np.float32]
+    whole: Config, items: Config, name: str, options: UserTower, world: World, placed: NDArray[np.float32]
 ) -> NDArray[np.int64]:
     """int64[U] ranks by a user tower trained on the vectors that the store of `items` has.
 
-    `placed` float32[N, d] is where its item tower puts all products, the hidden ones as well.
+    `placed` float32[N, d] is where its item tower puts all products of `whole`, the hidden ones as well.
     """
     trained = items.model_copy(update={"name": f"user-{name}", "user_tower": options})
     for part in (*hidden.DATASETS, "vectors"):
@@ -105,6 +105,9 @@ def _ranks(
     log.info("%s", trained.name)
     user.run(trained)
     tower = user_tower.load(trained.at(user_tower.KIND))
+    semantics = latent_semantics.load(trained.at(user_tower.KIND))
+    if semantics is not None:
+        placed = latent_semantics.beside(placed, semantics(latent_semantics.counts(whole.at("tensors"))))
     with torch.inference_mode():
         vectors = tower.adapt(torch.from_numpy(placed)).numpy().copy()
     vectors[~world.hidden] = tower.item_vectors.numpy()

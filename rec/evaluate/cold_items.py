@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from rec import dataset, encode, histories, samples
+from rec import dataset, encode, histories
 from rec.config import Config, ItemTower
 from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
@@ -156,14 +156,7 @@ def world_of(config: Config) -> World:
     made = dataset.read(config.at("enriched"), ENRICHED, ["product_id", "model"])
     answered = made.filter(pc.is_valid(made["model"]))["product_id"].combine_chunks()
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
-    cases = test_cases.last_events(
-        h,
-        samples.created_us(config.root),
-        history=config.user_tower.history,
-        exclude_seen=config.user_tower.exclude_seen,
-        max_users=None,
-        seed=config.seed,
-    )
+    cases = test_cases.of_recipe(config, h, max_users=None)
     return World(
         h, groups, hidden.draw(groups, SHARE, config.seed), pc.is_in(ids, value_set=answered).to_numpy(), cases
     )

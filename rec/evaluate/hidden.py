@@ -111,7 +111,7 @@ def link(config: Config, target: Config, name: str) -> None:
 
 
 def _events(config: Config, h: Histories, chosen: Bools) -> pa.Table:
-    """Rows of the events dataset; the values, which no stage up to the item tower reads, are left out."""
+    """Rows of the events dataset; values, sizes and fits, which no stage but the fit head's reads, are left out."""
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     user = np.repeat(np.arange(len(h.user_ids)), np.diff(h.offsets))[chosen]
     return pa.table(
@@ -122,6 +122,9 @@ def _events(config: Config, h: Histories, chosen: Bools) -> pa.Table:
             "at": pa.array(h.at[chosen]).cast(INTERACTIONS.schema.field("at").type),
             "value": pa.nulls(len(user), pa.float32()),
             "context": pa.array(h.contexts, pa.string()).filter(pa.array(chosen)),
+            "size": pa.nulls(len(user), pa.string()),
+            "size_number": pa.nulls(len(user), pa.float32()),
+            "fit": pa.nulls(len(user), pa.string()),
         }
     )
 

@@ -84,9 +84,9 @@ them each, in the last one more. Hollow: fewer than $few users.</p>
 equally. Similarity: mean cosine between two items of a list by their frozen vectors.</p>
 $lists
 <h2>Calibration</h2>
-<p>A softmax of the scores over the candidates of a request as the probability that a candidate is the next choice, for
-requests whose target is a candidate; tenths of the candidates by probability. A tenth without any hit is at the lower
-edge. $ece</p>
+<p>The probability that a candidate is the next choice, for requests whose target is a candidate: the ranker's as it is
+served, and a softmax of retrieval's scores over the candidates; tenths of the candidates by probability. A tenth
+without any hit is at the lower edge. $ece</p>
 <figure>$reliability</figure>
 $tables
 <h2>Final list minus the others, all users</h2>

@@ -22,7 +22,7 @@ from rec.evaluate import cases as test_cases
 from rec.evaluate.cases import Cases
 from rec.evaluate.figures import slice_figures
 from rec.evaluate.metrics import MISSED
-from rec.evaluate.systems import TOP, Answers, Recommender, first, places
+from rec.evaluate.systems import TOP, Answers, Recommender, Retrieval, first, places
 from rec.features import items as item_features
 from rec.features.items import ItemFeatures
 from rec.histories import Histories
@@ -85,14 +85,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     h = histories.load(config.root)
     counts = samples.training_popularity(h)
     options = config.evaluate
-    cases = test_cases.last_events(
-        h,
-        samples.created_us(config.root),
-        history=config.user_tower.history,
-        exclude_seen=config.user_tower.exclude_seen,
-        max_users=options.max_users,
-        seed=config.seed,
-    )
+    cases = test_cases.of_recipe(config, h, max_users=options.max_users)
     recommender = _recommender(config, h)
     category, order = _categories(recommender.items), controls.popular_order(h)
     answers = recommender.answer(cases, "final lists")
@@ -126,17 +119,22 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
 
 
-def _recommender(config: Config, h: Histories) -> Recommender:
-    vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
-    return Recommender(
+def retrieval_of(config: Config, item_vectors: NDArray[np.float32]) -> Retrieval:
+    """Retrieval of a recipe that went through candidates."""
+    return Retrieval(
         vectors=UserVectors(user_tower.load(config.at("user_tower")), config.text),
-        items=item_features.load(config.at("features"), vectors),
-        ranker=fused.load(config.at("ranker")),
+        items=item_vectors,
         sources=tables.load(config.at("sources")),
-        past=samples.past_popularity(h),
         num_candidates=config.ranker.candidates,
         quotas=config.ranker.quotas,
     )
+
+
+def _recommender(config: Config, h: Histories) -> Recommender:
+    vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
+    items = item_features.load(config.at("features"), vectors)
+    ranker = fused.load(config.at("ranker"), items.spec)
+    return Recommender(retrieval_of(config, vectors), items, ranker, samples.past_popularity(h))
 
 
 def _shuffled(recommender: Recommender, cases: Cases, answers: Answers, seed: int) -> dict[str, Ints]:
@@ -160,18 +158,19 @@ def _lists(config: Config, cases: Cases, answers: Answers, order: Ints) -> dict[
 
 
 def _calibration(config: Config, cases: Cases, answers: Answers) -> dict[str, Any]:
-    """Of the ranker's scores, and of retrieval's at the temperature of its loss, over the same candidates."""
+    """Of the ranker's probabilities, and of the softmax of retrieval's scores at the temperature of its loss, over the
+    same candidates."""
     temperature, options = np.float32(config.user_tower.temperature), config.evaluate
-    logits = {
-        "final": ([each.scores for each in answers.reranked], answers.final),
+    chances: dict[str, tuple[list[calibration.Probabilities], Ints]] = {
+        "final": ([each.probabilities for each in answers.reranked], answers.final),
         "retrieval": (
-            [each.scores / temperature for each in answers.found],
+            [calibration.softmax(each.scores / temperature) for each in answers.found],
             places([each.rows for each in answers.found], cases.targets),
         ),
     }
     return {
         name: calibration.figures(values, hits, options.bootstrap, config.seed)
-        for name, (values, hits) in logits.items()
+        for name, (values, hits) in chances.items()
     }
 
 

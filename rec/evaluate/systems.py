@@ -14,7 +14,7 @@ from rec.features.compute import compute_batch
 from rec.features.items import ItemFeatures
 from rec.features.popularity import PastPopularity
 from rec.log import progress
-from rec.models.fused import FusedDeepFM
+from rec.models.fused import Fused
 from rec.models.user_vectors import UserVectors
 from rec.retrieval import Candidates, candidates, search
 from rec.sources.tables import Sources
@@ -34,8 +34,8 @@ class Reranked:
 
     rows: Ints
     """int64[K] item rows."""
-    scores: Floats
-    """float32[K]"""
+    probabilities: Floats
+    """float32[K] that each is the next choice, given the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +60,48 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Recommender:
-    """The trained parts, put together as serving does."""
+class Retrieval:
+    """User tower, exact search and the other sources, put together as serving does."""
 
     vectors: UserVectors
-    items: ItemFeatures
-    ranker: FusedDeepFM
+    items: Floats
+    """float32[N, d] unit item vectors."""
     sources: Sources
     """Of all training events, whenever these were: serving has these tables too, and one set for each test's day would
     cost as many builds."""
-    past: PastPopularity
-    """What the ranker is told of an item's popularity: as of the test's time."""
     num_candidates: int
     quotas: Quotas
 
+    def search(self, cases: Cases) -> tuple[Floats, Ints]:
+        """User vectors float32[U, d], and the item rows that are nearest int64[U, K], -1 past the last one."""
+        vectors = self.vectors(cases.states)
+        found, _ = search(vectors, self.items, self.num_candidates, cases.exclude)
+        return vectors, found
+
+    def merged(self, cases: Cases, vectors: Floats, ann: Ints, without: str | None = None) -> list[Candidates]:
+        """The candidates of each user, given what `search` found; without one of the other sources."""
+        proposed = (self.sources.propose(state) for state in cases.states)
+        kept = (one if without is None else one.without(without) for one in proposed)
+        return candidates(
+            vectors, self.items, ann, kept, k=self.num_candidates, quotas=self.quotas, exclude=cases.exclude
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recommender:
+    """The trained parts, put together as serving does."""
+
+    retrieval: Retrieval
+    items: ItemFeatures
+    ranker: Fused
+    past: PastPopularity
+    """What the ranker is told of an item's popularity: as of the test's time."""
+
     def answer(self, cases: Cases, what: str) -> Answers:
         """Both lists for all cases; `what` names the work in the progress bar."""
-        vectors, exclude = self.vectors(cases.states), cases.exclude
-        retrieval = ranking.by_vectors(vectors, self.items.vectors, cases.targets, exclude)
-        ann, _ = search(vectors, self.items.vectors, self.num_candidates, exclude)
-
-        def merged(without: str | None = None) -> list[Candidates]:
-            proposed = (self.sources.propose(state) for state in cases.states)
-            kept = (one if without is None else one.without(without) for one in proposed)
-            return candidates(
-                vectors, self.items.vectors, ann, kept, k=self.num_candidates, quotas=self.quotas, exclude=exclude
-            )
-
-        found = merged()
+        vectors, ann = self.retrieval.search(cases)
+        retrieval = ranking.by_vectors(vectors, self.items.vectors, cases.targets, cases.exclude)
+        found = self.retrieval.merged(cases, vectors, ann)
         retrieval_top = first([each.rows for each in found])
         lists: list[Reranked] = []
         starts = range(0, len(cases), USERS_PER_RERANK)
@@ -95,7 +109,9 @@ class Recommender:
             block = slice(start, min(start + USERS_PER_RERANK, len(cases)))
             lists += self._reranked(cases, found, block)
         final = places([each.rows for each in lists], cases.targets)
-        by_source = provenance.figures(found, cases.targets, lambda source: merged(without=source))
+        by_source = provenance.figures(
+            found, cases.targets, lambda source: self.retrieval.merged(cases, vectors, ann, source)
+        )
         final_top = first([each.rows for each in lists])
         return Answers(retrieval, final, retrieval_top, final_top, vectors, found, lists, by_source)
 
@@ -105,7 +121,8 @@ class Recommender:
         ends = np.cumsum([len(each.rows) for each in found[block]])
         scores = np.split(self.ranker.score(inputs), ends[:-1])
         orders = [np.argsort(-score, kind="stable") for score in scores]
-        return [Reranked(c.rows[o], s[o]) for c, s, o in zip(found[block], scores, orders, strict=True)]
+        chances = [self.ranker.probabilities(score) for score in scores]
+        return [Reranked(c.rows[o], p[o]) for c, p, o in zip(found[block], chances, orders, strict=True)]
 
 
 def places(lists: list[Ints], targets: Ints) -> Ints:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rec import histories, samples
+from rec import histories
 from rec.config import Config, UserTower
 from rec.evaluate import cases as test_cases
 from rec.evaluate import controls, hidden, metrics, ranking
@@ -50,14 +50,7 @@ def measure(config: Config, seeds: Sequence[int]) -> Figures:
     """Figures of a recipe that went through embed."""
     prefix = config.name.removesuffix("-quick")
     h = histories.load(config.root)
-    cases = test_cases.last_events(
-        h,
-        samples.created_us(config.root),
-        history=config.user_tower.history,
-        exclude_seen=config.user_tower.exclude_seen,
-        max_users=config.evaluate.max_users,
-        seed=config.seed,
-    )
+    cases = test_cases.of_recipe(config, h, max_users=config.evaluate.max_users)
     figures: Figures = {}
     found: dict[str, list[NDArray[np.int64]]] = {}
     for name, options in variants(config.user_tower, h).items():
@@ -91,7 +84,7 @@ def variants(options: UserTower, h: Histories) -> dict[str, UserTower]:
     made = {
         AS_IS: options,
         "text": options.model_copy(update={"delta_norm": 0.0}),
-        "sasrec": options.model_copy(update={"content": False, "adapter": 0}),
+        "sasrec": options.model_copy(update={"content": False, "adapter": 0, "semantics": 0}),
     }
     has = {"context": any(h.contexts), "profile": bool(h.profile_names)}
     for name in ("context", "profile"):
@@ -107,7 +100,7 @@ def _trained(
     """Ranks int64[U] of the targets by one tower, and what its stage says."""
     store = str(config.at(FOLDER))
     trained = config.model_copy(update={"store": store, "name": name, "user_tower": options, "seed": seed})
-    for part in DATASETS:
+    for part in (*DATASETS, *(["tensors"] if options.semantics else [])):
         hidden.link(config, trained, part)
     started = time.monotonic()
     facts = user.run(trained)

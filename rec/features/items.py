@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from rec import artifact
+from rec import artifact, weights
 from rec.artifact import Manifest, write_json
+from rec.errors import ArtifactError
 from rec.features import spec
 from rec.features.spec import Spec
 from rec.histories import profile_statistics
@@ -109,19 +110,45 @@ def manifest(folder: Path) -> Manifest:
 
 
 def load(folder: Path, vectors: NDArray[np.float32]) -> ItemFeatures:
-    """Read what `ItemFeatures.save` wrote; `vectors` float32[N, d] are the user tower's item vectors."""
+    """Read what `ItemFeatures.save` wrote; `vectors` float32[N, d] are the user tower's item vectors.
+
+    Raises ArtifactError when the saved fields are not those that this program computes, ValueError when there
+    are not as many vectors as items.
+    """
     described = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    arrays = load_file(folder / "features.safetensors")
+    with weights.reading(folder / "features.safetensors") as path:
+        arrays = load_file(path)
     if len(vectors) != len(arrays["std"]):
         raise ValueError(f"{len(vectors)} item vectors for the features of {len(arrays['std'])} items in {folder}")
+    saved = Spec.from_json(described["spec"])
+    if difference := saved.difference(_computed(saved, described)):
+        raise ArtifactError(
+            f"the features in {folder} are not those that this program computes: {difference} (first: saved, second: "
+            "program); run `python jobs/train_ranker.py`"
+        )
     return ItemFeatures(
-        spec=Spec.from_json(described["spec"]),
+        spec=saved,
         keys=tuple(described["keys"]),
         profile_names=tuple(described["profile_names"]),
         measurements=tuple(described["measurements"]),
         history=int(described["history"]),
         vectors=vectors,
         **arrays,
+    )
+
+
+def _computed(saved: Spec, described: dict[str, Any]) -> Spec:
+    """The Spec that this program gives a catalogue like the saved one."""
+    profile = described["profile_names"]
+    return spec.build(
+        std_keys=described["keys"],
+        std_rows=saved.tables.get("std", 0),
+        re_rows=saved.tables.get("re", 0),
+        brand_rows=saved.tables.get("brand", 0),
+        re_length=max((field.length for field in saved.varlen), default=0),
+        # A recipe that denies the towers the profile denies it to the ranker: then no field of it is there.
+        profile=profile if any(f"profile_{name}" in saved.dense for name in profile) else (),
+        measurements=described["measurements"],
     )
 
 

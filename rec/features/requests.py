@@ -56,7 +56,10 @@ class Requests:
 
     def inputs(self, users: NDArray[np.int64]) -> RankInputs:
         """RankInputs of the given requests, one after the other."""
-        where = self.flat(users)
+        return self.at(self.flat(users))
+
+    def at(self, where: NDArray[np.int64]) -> RankInputs:
+        """RankInputs of the rows at positions `where` int64[t] of the T rows."""
         varlen = self.re[self.rows[where]].astype(np.int64)
         return RankInputs(self.sparse[where].astype(np.int64), varlen, np.asarray(self.dense[where]))
 

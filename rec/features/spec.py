@@ -32,6 +32,36 @@ _CROSS = (
 )  # fmt: skip
 
 
+GROUPS = (
+    "profile", "activity", "habits", "attributes", "re", "brand", "product", "retrieval", "seen", "shares",
+    "similarity", "garment",
+)  # fmt: skip
+"""What the fields are about, for `group_of`."""
+_GROUPS = {
+    "brand": ("item_brand", "user_brand", "same_brand"),
+    "re": ("item_re", "re_match", "re_match_max"),
+    "product": (*_ITEM, "price_gap", "price_distance"),
+    "retrieval": ("source", "score", "score_gap", "log_rank", "cooccurrence"),
+    "seen": ("seen", "seen_count", "same_group"),
+    "activity": _USER,
+}
+_PREFIXES = {
+    "profile_": "profile", "cosine_": "similarity", "share_": "shares", "last_": "shares", "user_": "habits",
+    "item_": "attributes", "measure_": "garment", "habit_": "garment",
+}  # fmt: skip
+
+
+def group_of(field: str) -> str:
+    """The one of GROUPS that a field belongs to."""
+    for group, names in _GROUPS.items():
+        if field in names:
+            return group
+    for prefix, group in _PREFIXES.items():
+        if field.startswith(prefix):
+            return group
+    return "garment"  # a profile value beside a measurement
+
+
 @dataclass(frozen=True, slots=True)
 class SparseField:
     """One id per candidate."""
@@ -71,6 +101,23 @@ class Spec:
             varlen=tuple(VarlenField(**field) for field in value["varlen"]),
             dense=tuple(value["dense"]),
         )
+
+    @property
+    def names(self) -> list[str]:
+        """All fields: sparse, varlen, dense."""
+        return [*(field.name for field in self.sparse), *(field.name for field in self.varlen), *self.dense]
+
+    def difference(self, other: "Spec") -> str:
+        """The first thing that `other` has otherwise, in words; empty when the two are equal."""
+        names = [self.names, other.names]
+        for here, there, what in ((*names, "only the first has"), (*names[::-1], "only the second has")):
+            if more := sorted(set(here) - set(there)):
+                return f"{what} the fields {', '.join(more[:5])}{' and others' if len(more) > 5 else ''}"
+        for name in self.tables.keys() | other.tables.keys():
+            rows = self.tables.get(name), other.tables.get(name)
+            if rows[0] != rows[1]:
+                return f"table {name!r} has {rows[0]} rows in the first and {rows[1]} in the second"
+        return "" if self == other else "the same fields are in another order or look up other tables"
 
 
 def build(

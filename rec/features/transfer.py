@@ -1,11 +1,12 @@
-"""Weight transfer: the ranker's STD and RE tables start from the item tower's, projected to the field width.
+"""Weight transfer: the ranker's STD and RE tables start from the item tower's, as they are or projected to the field
+width.
 
 Principal components of the trained rows keep as much of their geometry as `dim` columns can; one common
 scale then gives them the spread that a random start has, so the ranker trains alike with and without.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class TransferReport:
     frozen: int
     """Copied rows that no training sample has: they leave training as they came, to the bit."""
     variance_kept: float
-    """Share of the item tower rows' variance that the projection keeps."""
+    """Share of the item tower rows' variance that is kept; 1 of a copy."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON value of the report."""
@@ -54,17 +55,23 @@ def project(weight: NDArray[np.float32], dim: int, std: float) -> tuple[NDArray[
 
 
 def transfer(
-    table: str, start: NDArray[np.float32], source: NDArray[np.float32], occurs: NDArray[np.bool_], std: float
+    table: str,
+    start: NDArray[np.float32],
+    source: NDArray[np.float32],
+    occurs: NDArray[np.bool_],
+    std: float,
+    mode: Literal["copy", "project"],
 ) -> tuple[NDArray[np.float32], TransferReport]:
     """The table float32[rows, dim] that training starts from, and its report.
 
     `start` is the random table, `source` float32[n, d] the item tower's rows of the same ids, `occurs`
-    bool[rows] which rows any training sample has.
+    bool[rows] which rows any training sample has. `copy` takes rows as they are and needs d = dim, `project` gives
+    them `dim` columns and the spread `std`.
     """
-    projected, kept = project(source, start.shape[1], std)
+    rows, kept = (source, 1.0) if mode == "copy" else project(source, start.shape[1], std)
     count = min(len(start), len(source))
     begun = start.copy()
-    begun[1:count] = projected[1:count]
+    begun[1:count] = rows[1:count]
     frozen = int((~occurs[1:count]).sum())
     report = TransferReport(table, len(start), max(count - 1, 0), len(start) - max(count, 1), frozen, kept)
     return begun, report

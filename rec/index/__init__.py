@@ -1,9 +1,14 @@
 """The serving database: products, users and events, one vector table per bundle, and which bundle is active.
 
+migrations.py how the tables came about, forward only
 tables.py     what exists in the database, and names made from bundle ids
+roles.py      who may read what serving reads
 load.py       a bundle and its recipe's data -> tables (binary COPY, HNSW), all or nothing
 promote.py    which bundle answers: promote, roll back
 rule_versions.py  the rules of a catalogue: apply, revert
+check.py      whether the vectors in the database are those of the bundle
+forget.py     deletion of a user's data
+status.py     versions, size, active bundle
 connections.py   pooled connections, set for vector search
 search.py     nearest products under filters
 catalogue.py  live product facts, and what is known of a user

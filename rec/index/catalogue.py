@@ -20,6 +20,15 @@ class PastEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PastSize:
+    """What a user had on, and how it fitted."""
+
+    product_id: str
+    size: str
+    fit: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What the database knows of a user; all empty for a stranger."""
 
@@ -78,6 +87,16 @@ class Catalogue:
                 (self._name, limit),
             ).fetchall()
         return [row[0] for row in rows]
+
+    def sizes(self, user_id: str, last: int) -> list[PastSize]:
+        """The sizes of the last `last` events of a user that are in one, oldest first."""
+        with self._connections.use() as connection:
+            found = connection.execute(
+                "SELECT product_id, size, fit FROM events WHERE catalogue = %s AND user_id = %s"
+                " AND size IS NOT NULL ORDER BY position DESC LIMIT %s",
+                (self._name, user_id, last),
+            ).fetchall()
+        return [PastSize(*row) for row in reversed(found)]
 
     def shoppers(self, limit: int) -> list[dict[str, Any]]:
         """The users with most events: id, profile, number of events, latest products; the demo shop offers them."""

@@ -11,6 +11,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from rec import postgres
 from rec.errors import DatabaseError
+from rec.index import migrations
 
 WAIT_S = 5.0
 """Longest wait for a free connection."""
@@ -41,6 +42,7 @@ class Connections:
         self._refused: DatabaseError | None = None
         with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
             self._prepare(connection)
+            migrations.require(connection)
         self._pool: ConnectionPool[Connection[Any]] = ConnectionPool(
             database_url,
             min_size=1,

@@ -9,23 +9,30 @@ Measured with the embedded server on 2 cores: 105,542 x 128 halfvec, m = 16, ef_
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pyarrow.parquet as pq
 from pgvector.psycopg import register_vector
 from psycopg import Connection, sql
 
-from rec import dataset, postgres
+from rec import artifact, dataset, postgres
 from rec import log as progress
 from rec.bundle import Bundle
 from rec.config import Index
-from rec.index import tables
+from rec.errors import ArtifactError
+from rec.index import forget, migrations, roles, tables
 from rec.schema import INTERACTIONS, USERS
 
 log = logging.getLogger(__name__)
+
+_EVENT_COLUMNS = ["user_id", "product_id", "event", "at", "size", "fit"]
+UNIT_TOLERANCE = 1e-2
+"""How far from 1 the length of an item vector may be; towers give it to six digits."""
 
 _BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
 _BYTES_PER_ELEMENT = 200  # element header and allocator overhead
@@ -34,7 +41,7 @@ _BYTES_PER_ELEMENT = 200  # element header and allocator overhead
 def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
     """Load and index the vectors of `bundle`; False when they are there already."""
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with tables.loading(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is not None:
                 return False
@@ -45,17 +52,20 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
 def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
     """Load what changed of the bundle's products, and of the users and events datasets in the recipe's folder `data`.
 
-    Part of the caller's transaction. False when nothing changed.
+    Part of the caller's transaction. False when nothing changed. Where the store has neither dataset, as where the
+    bundle was pulled from elsewhere, the database keeps the users and events that it has.
     """
-    changed = [
-        _load_products(connection, bundle),
-        _load_users(connection, bundle.recipe, data / "users"),
-        _load_events(connection, bundle.recipe, data / "events"),
-    ]
+    changed = [_load_products(connection, bundle)]
+    if any(artifact.peek(data / name) is not None for name in ("users", "events")):
+        changed += [
+            _load_users(connection, bundle.recipe, data / "users"),
+            _load_events(connection, bundle.recipe, data / "events"),
+        ]
     return any(changed)
 
 
 def _load_vectors(connection: Connection[Any], bundle: Bundle, index: Index) -> None:
+    ids, vectors = _checked(bundle)
     register_vector(connection)
     table = tables.items_table(bundle.id)
     names = {"table": table, "kind": sql.SQL("{}({})").format(sql.SQL(index.kind), sql.Literal(bundle.width))}
@@ -64,11 +74,8 @@ def _load_vectors(connection: Connection[Any], bundle: Bundle, index: Index) -> 
             "CREATE TABLE {table} (row integer NOT NULL, product_id text NOT NULL, embedding {kind} NOT NULL)"
         ).format(**names)
     )
-    vectors = bundle.item_vectors()  # float32[N, d]
     value = tables.embedding(index.kind)
-    rows = (
-        (row, name, value(vector)) for row, (name, vector) in enumerate(zip(bundle.product_ids(), vectors, strict=True))
-    )
+    rows = ((row, name, value(vector)) for row, (name, vector) in enumerate(zip(ids, vectors, strict=True)))
     _copy(
         connection,
         sql.SQL("COPY {table} (row, product_id, embedding) FROM STDIN (FORMAT BINARY)").format(**names),
@@ -82,10 +89,30 @@ def _load_vectors(connection: Connection[Any], bundle: Bundle, index: Index) -> 
             sql.SQL("CREATE UNIQUE INDEX ON {table} ({column})").format(**names, column=sql.Identifier(column))
         )
     connection.execute(sql.SQL("ANALYZE {table}").format(**names))
+    roles.pass_on(connection)
     connection.execute(
         "INSERT INTO bundles (id, catalogue, items, width, kind) VALUES (%s, %s, %s, %s, %s)",
         (bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind),
     )
+
+
+def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
+    """Product ids and vectors float32[N, d] of item rows. Raises ArtifactError where they cannot be searched."""
+    ids, vectors = bundle.product_ids(), bundle.item_vectors()
+    remedy = f"run `python jobs/pipeline.py --recipe {bundle.recipe}` again"
+    if len(ids) != len(vectors):
+        raise ArtifactError(f"bundle {bundle.id} has {len(vectors)} vectors for {len(ids)} products: {remedy}")
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
+        raise ArtifactError(f"bundle {bundle.id} has product {twice!r} twice: {remedy}")
+    norms = np.linalg.norm(vectors, axis=1)  # NaN where the vector has one
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < UNIT_TOLERANCE))
+    if len(wrong):
+        raise ArtifactError(
+            f"{len(wrong)} vectors of bundle {bundle.id} have not length 1; the first is of product "
+            f"{ids[wrong[0]]!r}, of length {norms[wrong[0]]:g}: {remedy}"
+        )
+    return ids, vectors
 
 
 def _build(connection: Connection[Any], table: sql.Identifier, bundle: Bundle, index: Index) -> None:
@@ -142,7 +169,7 @@ def _load_products(connection: Connection[Any], bundle: Bundle) -> bool:
 def _load_users(connection: Connection[Any], catalogue: str, path: Path) -> bool:
     if _same(connection, catalogue, "users", dataset.read_manifest(path, USERS).content_hash):
         return False
-    table = dataset.read(path, USERS)
+    table = forget.without(connection, catalogue, dataset.read(path, USERS))
     connection.execute("DELETE FROM users WHERE catalogue = %s", (catalogue,))
     rows = (
         (catalogue, row["user_id"], json.dumps(_profile(row)))
@@ -169,16 +196,16 @@ def _profile(row: dict[str, Any]) -> dict[str, float]:
 def _load_events(connection: Connection[Any], catalogue: str, path: Path) -> bool:
     if _same(connection, catalogue, "events", dataset.read_manifest(path, INTERACTIONS).content_hash):
         return False
-    table = dataset.read(path, INTERACTIONS, columns=["user_id", "product_id", "event", "at"])
+    table = forget.without(connection, catalogue, dataset.read(path, INTERACTIONS, columns=_EVENT_COLUMNS))
     connection.execute("DELETE FROM events WHERE catalogue = %s", (catalogue,))
     rows = (
-        (catalogue, row["user_id"], position, row["product_id"], row["event"], row["at"])
+        (catalogue, position, *row.values())
         for position, row in enumerate(row for batch in table.to_batches(8_192) for row in batch.to_pylist())
     )
     _copy(
         connection,
-        sql.SQL("COPY events (catalogue, user_id, position, product_id, event, at) FROM STDIN (FORMAT BINARY)"),
-        ["text", "text", "int4", "text", "text", "timestamptz"],
+        sql.SQL(f"COPY events (catalogue, position, {', '.join(_EVENT_COLUMNS)}) FROM STDIN (FORMAT BINARY)"),
+        ["text", "int4", "text", "text", "text", "timestamptz", "text", "text"],
         progress.progress(rows, total=table.num_rows, what="events to Postgres"),
     )
     connection.execute("ANALYZE events")

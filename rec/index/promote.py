@@ -15,7 +15,7 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, tables
+from rec.index import load, migrations, tables
 
 
 def check_floor(bundle: Bundle, *, force: bool) -> None:
@@ -43,13 +43,13 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
     """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`."""
     check_floor(bundle, force=force)
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with tables.switching(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is None:
                 raise DatabaseError(
                     f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it"
                 )
-            done = Promoted(_active(connection), load.catalogue(connection, bundle, data))
+            done = Promoted(found_active(connection), load.catalogue(connection, bundle, data))
             if done.before != bundle.id:
                 found = bundle.evaluation
                 connection.execute(
@@ -63,7 +63,7 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
 def previous(database_url: str, recipe: str) -> str:
     """Id of the bundle that `rollback` would make active. Raises DatabaseError when it would refuse."""
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         return _standing(connection, recipe)[1]
 
 
@@ -73,7 +73,7 @@ def rollback(database_url: str, recipe: str, expected: str) -> None:
     Raises DatabaseError when that is another one than `expected`: somebody promoted or rolled back meanwhile.
     """
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with tables.switching(connection):
             current, earlier = _standing(connection, recipe)
             if earlier != expected:
@@ -85,21 +85,42 @@ def rollback(database_url: str, recipe: str, expected: str) -> None:
             _activate(connection, earlier)
 
 
-def prune(database_url: str, recipe: str) -> list[str]:
-    """Drop the vectors of the recipe's bundles but the active one and the one to roll back to; returns who stays."""
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Bundles in the database, by id."""
+
+    kept: list[str]
+    """The recipe's active one and the one to roll back to, and the active one of the database."""
+    dropped: list[str]
+    """Those whose vectors were dropped."""
+
+
+def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
+    """Drop the vectors of the recipe's bundles that are not kept, and tables of vectors that belong to no bundle."""
     with postgres.session(database_url) as connection:
         active(connection)  # where nothing is active, nothing is known to be superseded
         with tables.switching(connection):
             kept = [name for _, name, _ in _promotions(connection, recipe)]
-            kept += [name for name in [_active(connection)] if name is not None and name not in kept]
-            dropped = connection.execute(
-                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s)", (recipe, kept)
+            kept += [name for name in [found_active(connection)] if name is not None and name not in kept]
+            rows = connection.execute(
+                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s) UNION ALL"
+                " SELECT substr(relname, 7) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{12}$'"
+                " AND relnamespace = current_schema()::regnamespace"
+                " AND substr(relname, 7) NOT IN (SELECT id FROM bundles)",
+                (recipe, kept),
             ).fetchall()
-            for (name,) in dropped:
-                connection.execute(sql.SQL("DROP TABLE {}").format(tables.items_table(name)))
+            dropped = [name for (name,) in rows]
+            for name in [] if dry_run else dropped:
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
                 connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
                 connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
-    return kept
+    return Pruned(kept, dropped)
+
+
+def before(connection: Connection[Any]) -> str | None:
+    """Id of the bundle that was active before the active one, whatever its recipe; None where there is none."""
+    rows = _promotions(connection)
+    return rows[1][1] if len(rows) > 1 else None
 
 
 def _standing(connection: Connection[Any], recipe: str) -> tuple[int, str]:
@@ -133,7 +154,7 @@ def _promotions(connection: Connection[Any], recipe: str | None = None) -> list[
 def active(connection: Connection[Any]) -> str:
     """Id of the active bundle. Raises DatabaseError when nothing has been promoted yet."""
     try:
-        found = _active(connection)
+        found = found_active(connection)
     except psycopg.errors.UndefinedTable:
         found = None
     finally:
@@ -145,7 +166,8 @@ def active(connection: Connection[Any]) -> str:
     return found
 
 
-def _active(connection: Connection[Any]) -> str | None:
+def found_active(connection: Connection[Any]) -> str | None:
+    """Id of the active bundle; None where nothing was promoted yet."""
     row = connection.execute("SELECT bundle FROM active_bundle").fetchone()
     return None if row is None else str(row[0])
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg import Connection
 
 from rec import postgres
 from rec.errors import DatabaseError
-from rec.index import tables
+from rec.index import migrations
 from rec.index.connections import Connections
 
 
@@ -29,7 +28,7 @@ class Version:
 def apply(database_url: str, catalogue: str, source: str) -> Version:
     """Put the rules `source` in force, which the caller has checked; an empty one takes all rules away."""
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with connection.transaction():
             row = connection.execute(
                 "INSERT INTO rules (catalogue, source) VALUES (%s, %s) RETURNING number, source, applied_at",
@@ -45,7 +44,7 @@ def revert(database_url: str, catalogue: str) -> Version | None:
     Raises DatabaseError when there is none to retract.
     """
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         with connection.transaction():
             done = connection.execute(
                 "UPDATE rules SET retracted_at = now() WHERE number ="
@@ -63,18 +62,14 @@ def revert(database_url: str, catalogue: str) -> Version | None:
 def standing(database_url: str, catalogue: str, limit: int) -> list[Version]:
     """The newest `limit` versions that stand, the one in force first."""
     with postgres.session(database_url) as connection:
-        tables.create(connection)
+        migrations.migrate(connection)
         return _standing(connection, catalogue, limit)
 
 
 def in_force(connections: Connections, catalogue: str) -> Version | None:
     """The version in force, for a server, which makes no tables; None where nothing was ever applied."""
     with connections.use() as connection:
-        try:
-            found = _standing(connection, catalogue, 1)
-        except psycopg.errors.UndefinedTable:  # of before there were rules
-            connection.rollback()
-            return None
+        found = _standing(connection, catalogue, 1)
     return found[0] if found else None
 
 

@@ -1,4 +1,4 @@
-"""The tables of the serving database and the names made from bundle ids.
+"""The tables of the serving database, who may change them when, and the names made from bundle ids.
 
 products, users, events   one row per thing, keyed by catalogue (the recipe's name), so that recipes can share a
                           database; price and stock change here and never touch a vector table
@@ -6,10 +6,12 @@ bundles                   the bundles whose vector table is complete
 promotions                every promotion of these, newest last; a rolled-back one carries `retracted_at`
 active_bundle             one row: the bundle that answers
 rules                     every version of a catalogue's rules, newest last; a reverted one carries `retracted_at`
+loads                     content hash of what the first three were loaded from, by catalogue
+forgotten                 hashes of users whose data was deleted and does not come back
+schema_version            the migrations that have run (migrations.py), which say what columns there are
 items_<bundle id>         append-only vectors of one bundle: row, product_id, embedding
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,93 +19,15 @@ from typing import Any
 from pgvector import HalfVector, Vector
 from psycopg import Connection, errors, sql
 
+from rec import bundle as bundles
 from rec.errors import DatabaseError
-
-BUNDLE_ID = re.compile(r"^[0-9a-f]{12}$")
 
 SWITCH_WAIT_MS = 5_000
 """How long a switch waits for another one, and for whoever changes stock."""
 
 # advisory locks
-_CREATING = 7_203_118
 _LOADING = 7_203_119
 _SWITCHING = 7_203_120
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS products (
-    catalogue text NOT NULL,
-    product_id text NOT NULL,
-    title text NOT NULL,
-    price real,
-    currency text,
-    brand text,
-    category text[] NOT NULL,
-    available boolean NOT NULL,
-    PRIMARY KEY (catalogue, product_id)
-);
-CREATE INDEX IF NOT EXISTS products_category ON products USING gin (category);
-CREATE INDEX IF NOT EXISTS products_price ON products (catalogue, price);
-CREATE TABLE IF NOT EXISTS users (
-    catalogue text NOT NULL,
-    user_id text NOT NULL,
-    profile jsonb NOT NULL,
-    PRIMARY KEY (catalogue, user_id)
-);
-CREATE TABLE IF NOT EXISTS events (
-    catalogue text NOT NULL,
-    user_id text NOT NULL,
-    position integer NOT NULL,
-    product_id text NOT NULL,
-    event text NOT NULL,
-    at timestamptz NOT NULL,
-    PRIMARY KEY (catalogue, user_id, position)
-);
-CREATE TABLE IF NOT EXISTS loads (
-    catalogue text NOT NULL,
-    dataset text NOT NULL,
-    content_hash text NOT NULL,
-    PRIMARY KEY (catalogue, dataset)
-);
-CREATE TABLE IF NOT EXISTS bundles (
-    id text PRIMARY KEY,
-    catalogue text NOT NULL,
-    items integer NOT NULL,
-    width integer NOT NULL,
-    kind text NOT NULL,
-    loaded_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE TABLE IF NOT EXISTS promotions (
-    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    bundle text NOT NULL REFERENCES bundles,
-    ndcg10 double precision,
-    floor double precision NOT NULL,
-    floor_met boolean NOT NULL,
-    promoted_at timestamptz NOT NULL DEFAULT now(),
-    retracted_at timestamptz
-);
-CREATE TABLE IF NOT EXISTS active_bundle (
-    single boolean PRIMARY KEY DEFAULT true CHECK (single),
-    bundle text NOT NULL REFERENCES bundles
-);
-CREATE TABLE IF NOT EXISTS rules (
-    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    catalogue text NOT NULL,
-    source text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now(),
-    retracted_at timestamptz
-);
-CREATE INDEX IF NOT EXISTS rules_catalogue ON rules (catalogue, number);
-"""
-
-
-def create(connection: Connection[Any]) -> None:
-    """Create the tables where they are missing, in a transaction of its own."""
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CREATING,))
-        # asked first: CREATE INDEX IF NOT EXISTS waits for whoever writes to the table, and lets nobody write meanwhile
-        # for the newest table, which a database of an earlier release lacks
-        if connection.execute("SELECT to_regclass('rules')").fetchone() == (None,):
-            connection.execute(_TABLES)
 
 
 @contextmanager
@@ -133,8 +57,8 @@ def switching(connection: Connection[Any]) -> Iterator[None]:
 
 def items_table(bundle: str) -> sql.Identifier:
     """The quoted name of a bundle's vector table. Raises DatabaseError for what is no bundle id."""
-    if not BUNDLE_ID.fullmatch(bundle):
-        raise DatabaseError(f"{bundle!r} is no bundle id (12 hexadecimal digits): see `python jobs/publish.py --list`")
+    if not bundles.BUNDLE_ID.fullmatch(bundle):
+        raise DatabaseError(f"{bundle!r} is no bundle id (12 hexadecimal digits): see `python jobs/bundles.py list`")
     return sql.Identifier(f"items_{bundle}")
 
 

@@ -7,6 +7,7 @@ What deepctr-torch 0.3.0 does, and what this adapter does about it:
     ids travel in a float32 matrix                          a table over 2^24 rows is refused
     an unknown id is an IndexError from inside torch        checked first, with the field's name
     `.fit` sums the loss and is single-process              not used: we have our own loop
+    every field is looked up on its own                     one lookup per table
     L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
                                                             where Adam leaves a row without gradient to the bit
     weights of the network start at 1e-4                    Xavier
@@ -23,11 +24,10 @@ from torch import Tensor, nn
 
 from rec.features.spec import Spec
 from rec.models.fused import DenseScale, FusedDeepFM
+from rec.models.reranker import Reranker
 
 MAX_ROWS = 2**24
 """Largest table whose ids a float32 holds exactly."""
-TABLE_STD = 0.05
-"""Standard deviation of the factor tables at the start, transferred or random."""
 
 
 def deepctr() -> ModuleType:
@@ -60,17 +60,14 @@ class GatedFM(nn.Module):
         return self.gate * self.fm(factors)
 
 
-class DeepFM(nn.Module):
-    """deepctr-torch's DeepFM on the fields of a Spec: logits out, dense fields normalised inside.
+class DeepFM(Reranker):
+    """deepctr-torch's DeepFM on the fields of a Spec: logits out. The pairwise term has a gate (`GatedFM`)."""
 
-    The pairwise term has a gate (`GatedFM`). A new model's score is 0 for everything; `start_from_retrieval`
-    makes it the retrieval score.
-    """
+    table_std = 0.05
 
     def __init__(
         self, spec: Spec, scale: DenseScale, *, dim: int, hidden: list[int], dropout: float, seed: int
     ) -> None:
-        super().__init__()
         if not hidden:
             raise ValueError("ranker.hidden is empty: DeepFM needs at least one hidden layer")
         for name, rows in spec.tables.items():
@@ -78,12 +75,13 @@ class DeepFM(nn.Module):
                 raise ValueError(
                     f"table {name!r} has {rows} rows; deepctr-torch keeps ids as float32, exact up to {MAX_ROWS}"
                 )
-        self.spec, self.dim, self.hidden = spec, dim, list(hidden)
-        columns = _columns(spec, dim)
+        super().__init__(spec, scale, dim)
+        self.hidden = list(hidden)
+        fields = columns(spec, dim)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             self.net = deepctr().models.DeepFM(
-                columns, columns, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
-                init_std=TABLE_STD, seed=seed, dnn_dropout=dropout, task="regression",
+                fields, fields, dnn_hidden_units=tuple(hidden), l2_reg_linear=0, l2_reg_embedding=0, l2_reg_dnn=0,
+                init_std=self.table_std, seed=seed, dnn_dropout=dropout, task="regression",
             )  # fmt: skip
             for layer in self.net.dnn.linears:
                 nn.init.xavier_uniform_(layer.weight)
@@ -91,72 +89,51 @@ class DeepFM(nn.Module):
             self.net.fm = GatedFM(self.net.fm)
             for start in (self.net.dnn_linear, self.net.linear_model, *self.net.linear_model.embedding_dict.values()):
                 nn.init.zeros_(start.weight)
-        for name in ("low", "high", "mean", "std"):
-            self.register_buffer(name, getattr(scale, name).clone())
-        limits = [spec.tables[field.table] for field in spec.sparse]
-        limits += [spec.tables[field.table] for field in spec.varlen for _ in range(field.length)]
-        self.register_buffer("limits", torch.tensor(limits), persistent=False)
 
-    def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
-        """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G]."""
-        ids = torch.cat([sparse, varlen], dim=1)
-        self._check(ids)
-        scaled = self.scale(dense)
-        return self.net(torch.cat([ids.to(torch.float32), scaled], dim=1))[:, 0]
+    def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
+        """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G].
 
-    @property
-    def scale(self) -> DenseScale:
-        """Normalisation of the dense fields."""
-        return DenseScale(*(self.get_buffer(name) for name in ("low", "high", "mean", "std")))
+        What `self.net` makes of them, with one lookup per table in place of one per field.
+        """
+        net = self.net
+        rows = {name: torch.cat([self.table(name), self._linear(name)], dim=1) for name in self.spec.tables}
+        found = self.fields(ids, rows.__getitem__)  # float32[K, fields, dim + 1]
+        factors, first = found[..., : self.dim], found[..., self.dim :]
+        deep = net.dnn_linear(net.dnn(torch.cat([factors.flatten(1), scaled], dim=1)))
+        linear = scaled @ net.linear_model.weight
+        logits: Tensor = first.sum(1) + linear + net.fm(factors) + deep + net.out.bias
+        return logits[:, 0]
 
     def table(self, name: str) -> nn.Parameter:
         """Factor table float32[rows, dim] of one id space."""
         return _weight(self.net.embedding_dict[name])
 
-    def start_from_retrieval(self, temperature: float) -> None:
-        """Make the logits of a new model score / temperature, up to a constant: training starts at the retrieval order.
+    def _linear(self, name: str) -> nn.Parameter:
+        """Linear weights float32[rows, 1] of one id space."""
+        return _weight(self.net.linear_model.embedding_dict[name])
 
-        Exactly so: every other part has a weight of zero at its end (the linear weights, the gate, the network's
-        last layer), and learns from the first step on, because what these weights multiply is not zero.
-        """
-        column = self.spec.dense.index("score")
-        with torch.no_grad():
-            self.net.linear_model.weight[column] = self.get_buffer("std")[column] / temperature
+    def dense_weights(self) -> Tensor:
+        """float32[G] weights of the linear term over the dense fields."""
+        weights: Tensor = self.net.linear_model.weight[:, 0]
+        return weights
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: weight decay on the network only, never on a table or a linear weight."""
-        decayed = [layer.weight for layer in self.net.dnn.linears]
-        chosen = {id(weight) for weight in decayed}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-    def _check(self, ids: Tensor) -> None:
-        limits = self.get_buffer("limits")
-        wrong = ((ids < 0) | (ids >= limits)).any(dim=0)
-        if bool(wrong.any()):
-            column = int(wrong.nonzero()[0])
-            names = [field.name for field in self.spec.sparse]
-            names += [field.name for field in self.spec.varlen for _ in range(field.length)]
-            largest = int(ids[:, column].max())
-            raise ValueError(f"field {names[column]!r} has an id outside [0, {int(limits[column])}), e.g. {largest}")
+    def decayed(self) -> list[nn.Parameter]:
+        """The matrices of the deep part."""
+        return [layer.weight for layer in self.net.dnn.linears]
 
     def export(self) -> FusedDeepFM:
         """The same function as a FusedDeepFM."""
         fused = FusedDeepFM(self.spec, self.dim, self.hidden)
-        tables = [
-            torch.cat([self.table(name), _weight(self.net.linear_model.embedding_dict[name])], dim=1)
-            for name in self.spec.tables
-        ]
+        tables = [torch.cat([self.table(name), self._linear(name)], dim=1) for name in self.spec.tables]
         with torch.no_grad():
             fused.table.copy_(torch.cat(tables))
             fused.linear.copy_(self.net.linear_model.weight[:, 0])
             fused.bias.copy_(self.net.out.bias)
             fused.gate.copy_(self.net.fm.gate)
-            for name in ("low", "high", "mean", "std"):
-                fused.get_buffer(name).copy_(self.get_buffer(name))
             for target, source in zip(fused.layers, self.net.dnn.linears, strict=True):
                 target.load_state_dict(source.state_dict())
             fused.top.load_state_dict(self.net.dnn_linear.state_dict())
+        fused.set_scale(self.scale)
         return fused.eval()
 
 
@@ -166,7 +143,7 @@ def _weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
-def _columns(spec: Spec, dim: int) -> list[Any]:
+def columns(spec: Spec, dim: int) -> list[Any]:
     """deepctr-torch's feature columns in the order of the input matrix: sparse, varlen, dense."""
     inputs = deepctr().inputs
 

@@ -1,14 +1,17 @@
-"""The ranker as served: the trained DeepFM as plain torch, with one table and one lookup per request.
+"""The rankers as served: plain torch, with one table and one lookup per request.
 
-All tables of the training module are stacked into one, and the linear weight of a row is its last column,
-so that the first-order term, the factorisation machine and the network read the same lookup. The pairwise
-term is the square-of-sum trick, times the learned gate. It agrees with the training module to 1e-5.
+All tables of the training module are stacked into one. DeepFM's has the linear weight of a row as its last column, so
+that the first-order term, the factorisation machine and the network read the same lookup; its pairwise term is the
+square-of-sum trick, times the learned gate. Both agree with their training modules to 1e-5.
+
+`score` gives logits, `probabilities` what calibration makes of them (`rec.models.probability`).
 """
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,15 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rec import weights
 from rec.artifact import write_json
 from rec.errors import ArtifactError
 from rec.features.compute import RankInputs
 from rec.features.spec import Spec
+from rec.models.interaction import Interaction
+from rec.models.probability import log_odds
 
 KIND = "ranker"
-VERSION = 2
-BLOCK = 16_384
-"""Rows scored at once: bounds memory in batch scoring; a request is one block."""
+VERSION = 3
+BLOCK = 128
+"""Rows scored at once: a request is one block, and between two blocks their memory is kept. With 256 rows and more it
+goes back to the system each time, and DLRM takes up to twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class DenseScale:
     The clamp keeps a value that no training sample had (the age of a product of this morning) from being
     extrapolated: it counts as the nearest value that training saw.
     """
+
+    NAMES: ClassVar = ("low", "high", "mean", "std")
 
     low: Tensor  # float32[G]
     high: Tensor  # float32[G]
@@ -46,81 +55,111 @@ class DenseScale:
         return (dense.clamp(self.low, self.high) - self.mean) / self.std
 
 
-class FusedDeepFM(nn.Module):
-    """DeepFM over one table: `rows` rows of `dim` factors and a linear weight."""
+def id_columns(spec: Spec) -> list[tuple[str, str]]:
+    """Field and table of every column of ids: the sparse fields, then each place of the varlen fields."""
+    columns = [(field.name, field.table) for field in spec.sparse]
+    return columns + [(field.name, field.table) for field in spec.varlen for _ in range(field.length)]
 
+
+def num_fields(spec: Spec) -> int:
+    """Fields that are looked up; a varlen field is one."""
+    return len(spec.sparse) + len(spec.varlen)
+
+
+def pool(spec: Spec, ids: Tensor, found: Tensor) -> Tensor:
+    """float32[K, fields, c], each varlen field the mean of its rows, of ids int64[K, F + R] and the rows found for
+    them, float32[K, F + R, c]. Id 0 of a varlen field is padding and counts for nothing."""
+    column = len(spec.sparse)
+    fields = [found[:, :column]]
+    for field in spec.varlen:
+        bag = slice(column, column + field.length)
+        real = (ids[:, bag] != 0).to(found.dtype).unsqueeze(2)  # float32[K, length, 1]
+        fields.append((found[:, bag] * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1))
+        column += field.length
+    return torch.cat(fields, dim=1)
+
+
+class Fused(nn.Module, ABC):
+    """A ranker over one table: what comes before and after the network, the same for every model."""
+
+    model: ClassVar[str]
+    """Its name, as in `ranker.model`."""
     table: Tensor
-    linear: Tensor
-    gate: Tensor
-    bias: Tensor
     low: Tensor
     high: Tensor
     mean: Tensor
     std: Tensor
+    temperature: Tensor
+    odds_bias: Tensor
     offsets: Tensor
     limits: Tensor
 
-    def __init__(self, spec: Spec, dim: int, hidden: list[int]) -> None:
+    def __init__(self, spec: Spec, dim: int, *, columns: int) -> None:
+        """`columns` is the width of a row of the table: `dim` factors and what else the model keeps of a row."""
         super().__init__()
-        self.spec, self.dim, self.hidden = spec, dim, list(hidden)
+        self.spec, self.dim = spec, dim
         start = dict(zip(spec.tables, np.cumsum([0, *spec.tables.values()]).tolist(), strict=False))
-        columns = [field.table for field in spec.sparse]
-        columns += [field.table for field in spec.varlen for _ in range(field.length)]
-        width, dense = len(spec.sparse) + len(spec.varlen), len(spec.dense)
-        self.register_buffer("table", torch.zeros(sum(spec.tables.values()), dim + 1))
-        self.register_buffer("linear", torch.zeros(dense))
-        self.register_buffer("gate", torch.zeros(1))
-        self.register_buffer("bias", torch.zeros(1))
-        for name in ("low", "high", "mean", "std"):
-            self.register_buffer(name, torch.zeros(dense))
-        self.register_buffer("offsets", torch.tensor([start[name] for name in columns]), persistent=False)
-        self.register_buffer("limits", torch.tensor([spec.tables[name] for name in columns]), persistent=False)
-        sizes = [width * dim + dense, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(sizes[i], sizes[i + 1]) for i in range(len(hidden)))
-        self.top = nn.Linear(sizes[-1], 1, bias=False)
-        self.requires_grad_(False)
+        owners = [table for _, table in id_columns(spec)]
+        self.register_buffer("table", torch.zeros(sum(spec.tables.values()), columns))
+        for name in DenseScale.NAMES:
+            self.register_buffer(name, torch.zeros(len(spec.dense)))
+        self.register_buffer("temperature", torch.ones(1))
+        self.register_buffer("odds_bias", torch.zeros(1))
+        self.register_buffer("offsets", torch.tensor([start[name] for name in owners]), persistent=False)
+        self.register_buffer("limits", torch.tensor([spec.tables[name] for name in owners]), persistent=False)
+
+    @abstractmethod
+    def combine(self, fields: Tensor, scaled: Tensor) -> Tensor:
+        """Logits float32[K] of looked up fields float32[K, fields, columns] and normalised dense float32[K, G]."""
+
+    @abstractmethod
+    def layers_of(self) -> dict[str, Any]:
+        """The keyword arguments that made it, beside spec and dim."""
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         """Logits float32[K] of ids int64[K, F + R] (sparse, then varlen columns) and raw dense float32[K, G]."""
-        found = F.embedding(ids + self.offsets, self.table)  # float32[K, F + R, dim + 1]
-        fields = [found[:, : len(self.spec.sparse)]]
-        column = len(self.spec.sparse)
-        for field in self.spec.varlen:
-            bag = slice(column, column + field.length)
-            real = (ids[:, bag] != 0).to(found.dtype).unsqueeze(2)  # float32[K, length, 1]
-            fields.append((found[:, bag] * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1))
-            column += field.length
-        joined = torch.cat(fields, dim=1)  # float32[K, fields, dim + 1]
-        factors = joined[..., : self.dim]
-        pairs = 0.5 * (factors.sum(1).square() - factors.square().sum(1)).sum(1)  # float32[K]
         scaled = DenseScale(self.low, self.high, self.mean, self.std)(dense)  # float32[K, G]
-        deep = torch.cat([factors.flatten(1), scaled], dim=1)
-        for layer in self.layers:
-            deep = F.relu(layer(deep))
-        first = joined[..., self.dim].sum(1) + scaled @ self.linear
-        return first + self.gate * pairs + self.top(deep)[:, 0] + self.bias
+        return self.combine(pool(self.spec, ids, F.embedding(ids + self.offsets, self.table)), scaled)
 
     @torch.inference_mode()
     def score(self, inputs: RankInputs) -> NDArray[np.float32]:
-        """float32[K] logits, higher is better; K may be a request or many thousand rows.
+        """float32[K] logits, higher is better; K may be none, a request or many thousand rows.
 
-        Raises ValueError when an id lies outside its table, naming the field.
+        Raises ValueError, naming the field, when an id lies outside its table or a number is not finite, and
+        when there are not as many columns as fields.
         """
         ids = torch.from_numpy(np.concatenate([inputs.sparse, inputs.varlen], axis=1))
-        self._check(ids)
+        self._check(inputs, ids)
         blocks = zip(ids.split(BLOCK), torch.from_numpy(inputs.dense).split(BLOCK), strict=True)
         scores = [self(block, dense) for block, dense in blocks]
         return torch.cat(scores).numpy() if len(ids) else np.empty(0, np.float32)
 
-    def _check(self, ids: Tensor) -> None:
+    @torch.inference_mode()
+    def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[K]: that each candidate of the list of `scores` float32[K] is the next choice, given the list."""
+        odds = log_odds(torch.from_numpy(scores), self.temperature, self.odds_bias)
+        return torch.sigmoid(odds).float().numpy()
+
+    def set_scale(self, scale: DenseScale) -> None:
+        """Take over the normalisation of the dense fields."""
+        for name in DenseScale.NAMES:
+            self.get_buffer(name).copy_(getattr(scale, name))
+
+    def _check(self, inputs: RankInputs, ids: Tensor) -> None:
+        have = tuple(part.shape[1] for part in (inputs.sparse, inputs.varlen, inputs.dense))
+        need = (len(self.spec.sparse), sum(field.length for field in self.spec.varlen), len(self.spec.dense))
+        if have != need:
+            raise ValueError(f"{have} sparse, varlen and dense columns for a ranker of {need}")
+        finite = np.isfinite(inputs.dense)
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            raise ValueError(f"field {self.spec.dense[column]!r} is {inputs.dense[row, column]}, which is no number")
         wrong = (ids < 0) | (ids >= self.limits)
         if bool(wrong.any()):
             row, column = (int(i) for i in wrong.nonzero()[0])
-            names = [field.name for field in self.spec.sparse]
-            names += [field.name for field in self.spec.varlen for _ in range(field.length)]
             raise ValueError(
-                f"field {names[column]!r} has id {int(ids[row, column])}, but its table has {int(self.limits[column])} "
-                "rows: features and ranker are of different vocabularies"
+                f"field {id_columns(self.spec)[column][0]!r} has id {int(ids[row, column])}, but its table has "
+                f"{int(self.limits[column])} rows: features and ranker are of different vocabularies"
             )
 
     def save(self, folder: Path) -> None:
@@ -128,16 +167,87 @@ class FusedDeepFM(nn.Module):
         save_file(
             {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "ranker.safetensors"
         )
-        described: dict[str, Any] = {"spec": self.spec.to_json(), "embedding_dim": self.dim, "hidden": self.hidden}
-        write_json(folder / "ranker.json", described)
+        described: dict[str, Any] = {"model": self.model, "spec": self.spec.to_json(), "embedding_dim": self.dim}
+        write_json(folder / "ranker.json", described | {"layers": self.layers_of()})
 
 
-def load(folder: Path) -> FusedDeepFM:
-    """The ranker saved in `folder`, ready to score."""
+class FusedDeepFM(Fused):
+    """DeepFM: a row of the table is `dim` factors and a linear weight."""
+
+    model = "deepfm"
+    linear: Tensor
+    gate: Tensor
+    bias: Tensor
+
+    def __init__(self, spec: Spec, dim: int, hidden: list[int]) -> None:
+        super().__init__(spec, dim, columns=dim + 1)
+        self.hidden = list(hidden)
+        self.register_buffer("linear", torch.zeros(len(spec.dense)))
+        self.register_buffer("gate", torch.zeros(1))
+        self.register_buffer("bias", torch.zeros(1))
+        sizes = [num_fields(spec) * dim + len(spec.dense), *hidden]
+        self.layers = nn.ModuleList(nn.Linear(sizes[i], sizes[i + 1]) for i in range(len(hidden)))
+        self.top = nn.Linear(sizes[-1], 1, bias=False)
+        self.requires_grad_(False)
+
+    def combine(self, fields: Tensor, scaled: Tensor) -> Tensor:
+        """Logits float32[K] of looked up fields float32[K, fields, dim + 1] and normalised dense float32[K, G]."""
+        factors = fields[..., : self.dim]
+        pairs = 0.5 * (factors.sum(1).square() - factors.square().sum(1)).sum(1)  # float32[K]
+        deep = torch.cat([factors.flatten(1), scaled], dim=1)
+        for layer in self.layers:
+            deep = F.relu(layer(deep))
+        first = fields[..., self.dim].sum(1) + scaled @ self.linear
+        return first + self.gate * pairs + self.top(deep)[:, 0] + self.bias
+
+    def layers_of(self) -> dict[str, Any]:
+        """The widths of the deep part."""
+        return {"hidden": self.hidden}
+
+
+class FusedDLRM(Fused):
+    """DLRM: a row of the table is `dim` factors."""
+
+    model = "dlrm"
+
+    def __init__(self, spec: Spec, dim: int, *, hidden: list[int], bottom: list[int]) -> None:
+        super().__init__(spec, dim, columns=dim)
+        self.hidden, self.bottom = list(hidden), list(bottom)
+        self.net = Interaction(num_fields(spec), len(spec.dense), dim, bottom=bottom, hidden=hidden)
+        self.requires_grad_(False)
+
+    def combine(self, fields: Tensor, scaled: Tensor) -> Tensor:
+        """Logits float32[K] of looked up fields float32[K, fields, dim] and normalised dense float32[K, G]."""
+        logits: Tensor = self.net(fields, scaled)
+        return logits
+
+    def layers_of(self) -> dict[str, Any]:
+        """The widths of both networks."""
+        return {"hidden": self.hidden, "bottom": self.bottom}
+
+
+MODELS: dict[str, type[Fused]] = {kind.model: kind for kind in (FusedDeepFM, FusedDLRM)}
+
+
+def load(folder: Path, features: Spec | None = None) -> Fused:
+    """The ranker saved in `folder`, ready to score; `features` is the Spec that its inputs will have.
+
+    Raises ArtifactError when it is a model that this program does not know, has other fields than `features`,
+    or when weights and description do not fit each other.
+    """
     described = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
-    module = FusedDeepFM(Spec.from_json(described["spec"]), described["embedding_dim"], described["hidden"])
+    if described["model"] not in MODELS:
+        raise ArtifactError(f"{folder} holds a ranker {described['model']!r}, this program knows {', '.join(MODELS)}")
+    spec = Spec.from_json(described["spec"])
+    if features is not None and (difference := spec.difference(features)):
+        raise ArtifactError(
+            f"the ranker in {folder} and the features that it would read differ: {difference}; "
+            "run `python jobs/train_ranker.py`"
+        )
+    module = MODELS[described["model"]](spec, described["embedding_dim"], **described["layers"])
     try:
-        module.load_state_dict(load_file(folder / "ranker.safetensors"))
+        with weights.reading(folder / "ranker.safetensors") as path:
+            module.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ArtifactError(f"{folder / 'ranker.safetensors'} does not fit ranker.json beside it: {error}") from error
     return module.eval()

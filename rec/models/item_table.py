@@ -1,4 +1,4 @@
-"""Item vectors during user-tower training: the item tower's as the user tower adapts them, plus a norm-bounded delta.
+"""Item vectors during user-tower training: what the user tower makes of an item's content, plus a norm-bounded delta.
 
 Only items that are a target in training (warm items) have a delta. A cold item has the adapted vector alone, also
 when it is drawn as a negative.
@@ -15,26 +15,27 @@ from torch.nn import functional as F
 
 
 class ItemTable(nn.Module):
-    """Unit vectors of N items: normalise(adapt(frozen) + delta), ‖delta‖ ≤ bound."""
+    """Unit vectors of N items: normalise(adapt(content) + delta), ‖delta‖ ≤ bound."""
 
-    frozen: Tensor
+    content: Tensor
     slot: Tensor
 
-    def __init__(self, frozen: NDArray[np.float32], warm: NDArray[np.int64], bound: float) -> None:
-        """`frozen` is float32[N, d] unit rows, `warm` the item rows that may get a delta; bound 0: none, inf: any."""
+    def __init__(self, content: NDArray[np.float32], warm: NDArray[np.int64], bound: float, width: int) -> None:
+        """`content` is float32[N, c], what `adapt` reads; `warm` the item rows that may get a delta of `width` d; bound
+        0: none, inf: any."""
         super().__init__()
         self.bound = bound
-        slot = np.full(len(frozen), -1, np.int64)
+        slot = np.full(len(content), -1, np.int64)
         if bound > 0:
             rows = np.unique(warm)
             slot[rows] = np.arange(len(rows))
-            self.delta = nn.Parameter(torch.zeros(max(len(rows), 1), frozen.shape[1]))
-        self.register_buffer("frozen", torch.from_numpy(np.ascontiguousarray(frozen)), persistent=False)
+            self.delta = nn.Parameter(torch.zeros(max(len(rows), 1), width))
+        self.register_buffer("content", torch.from_numpy(np.ascontiguousarray(content)), persistent=False)
         self.register_buffer("slot", torch.from_numpy(slot), persistent=False)
 
     def forward(self, rows: Tensor, adapt: Callable[[Tensor], Tensor]) -> Tensor:
         """Unit vectors float32[..., d] of item rows int64[...]; `adapt` is the user tower's."""
-        vectors = adapt(self.frozen[rows])
+        vectors = adapt(self.content[rows])
         if self.bound > 0:
             vectors = vectors + self.deltas(rows)
         return F.normalize(vectors, dim=-1)
@@ -50,6 +51,6 @@ class ItemTable(nn.Module):
     @torch.inference_mode()
     def export(self, adapt: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
         """All unit vectors float32[N, d]."""
-        rows = torch.arange(len(self.frozen), device=self.frozen.device)
+        rows = torch.arange(len(self.content), device=self.content.device)
         vectors: NDArray[np.float32] = self(rows, adapt).cpu().numpy()
         return vectors

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rec import artifact
+from rec import artifact, weights
 from rec.models.item_inputs import ItemBatch
 from rec.models.text_layers import TextLayers, TextShape
 
@@ -280,5 +280,6 @@ def read_shape(folder: Path) -> Shape:
 def restore(folder: Path) -> ItemTower:
     """The tower whose files lie in `folder`, which need not be an artifact of its own (a bundle's part)."""
     tower = ItemTower(read_shape(folder))
-    tower.load_state_dict(load_file(folder / WEIGHTS))
+    with weights.reading(folder / WEIGHTS) as path:
+        tower.load_state_dict(load_file(path))
     return tower.eval()

@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rec import artifact
+from rec import artifact, weights
 from rec.artifact import Manifest, write_json
 from rec.errors import ArtifactError
 from rec.schema import EVENTS
 from rec.state import UserState
 
 KIND = "user_tower"
-VERSION = 3
+VERSION = 4
 
 HOUR, DAY = 3_600.0, 86_400.0
 GAP_EDGES_S = (
@@ -63,6 +63,9 @@ class Shape:
     dropout: float
     adapter: int
     """Hidden width of the item adapter, 0 for none."""
+    adapter_dropout: float
+    semantics: int
+    """k, components of the latent semantic analysis that the adapter reads; 0 for none."""
     inputs: tuple[str, ...]
     """Those of behaviour, context, profile that are in use."""
     text_encoder: str
@@ -177,6 +180,8 @@ class UserTower(nn.Module):
 
     item_vectors: Tensor
     edges: Tensor
+    start_weight: Tensor
+    start_bias: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -188,7 +193,11 @@ class UserTower(nn.Module):
             last = nn.Linear(shape.adapter, d)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.adapter = nn.Sequential(nn.Linear(d, shape.adapter), nn.GELU(), nn.Dropout(shape.dropout), last)
+            first = nn.Linear(d + shape.semantics, shape.adapter)
+            self.adapter = nn.Sequential(first, nn.GELU(), nn.Dropout(shape.adapter_dropout), last)
+        if shape.semantics:
+            self.register_buffer("start_weight", torch.eye(d, d + shape.semantics))
+            self.register_buffer("start_bias", torch.zeros(d))
         self.bos = nn.Parameter(torch.randn(d) * 0.02)
         if "behaviour" in shape.inputs:
             self.item_in = nn.Linear(d, d)
@@ -215,9 +224,15 @@ class UserTower(nn.Module):
         self.item_vectors = torch.from_numpy(np.ascontiguousarray(item_vectors, np.float32)).to(self.bos.device)
         return self
 
-    def adapt(self, vectors: Tensor) -> Tensor:
-        """The item tower's unit vectors float32[..., d] as this tower compares them: a function of content alone."""
-        return F.normalize(vectors + self.adapter(vectors), dim=-1) if self.shape.adapter else vectors
+    def adapt(self, content: Tensor) -> Tensor:
+        """Unit vectors float32[..., d] that users are compared with, of content float32[..., d + k]: the item tower's
+        vectors, and beside them the components of `rec.models.latent_semantics`. Without an adapter, as they are."""
+        if not self.shape.adapter:
+            return content
+        vectors = content
+        if self.shape.semantics:
+            vectors = F.normalize(F.linear(content, self.start_weight, self.start_bias), dim=-1)
+        return F.normalize(vectors + self.adapter(content), dim=-1)
 
     def behaviour(self, history: Tensor, sequences: Sequences) -> Tensor:
         """float32[T, d] at every flat position, given the item vectors `history` float32[B, L, d]."""
@@ -328,7 +343,10 @@ def load(folder: Path) -> UserTower:
     described |= {name: tuple(value) for name, value in described.items() if isinstance(value, list)}
     tower = UserTower(Shape(**described))
     try:
-        tower.load_state_dict(load_file(folder / "user_tower.safetensors"))
+        with weights.reading(folder / "user_tower.safetensors") as path:
+            tower.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ArtifactError(f"{folder / 'user_tower.safetensors'} does not fit user_tower.json: {error}") from error
-    return tower.attach(load_file(folder / "item_vectors.safetensors")["item_vectors"].numpy()).eval()
+    with weights.reading(folder / "item_vectors.safetensors") as path:
+        vectors = load_file(path)["item_vectors"].numpy()
+    return tower.attach(vectors).eval()

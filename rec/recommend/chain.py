@@ -13,6 +13,7 @@ from rec.errors import InputError
 from rec.index.catalogue import Catalogue, Known, PastEvent
 from rec.index.connections import Connections
 from rec.recommend.encode import UserEncoder
+from rec.recommend.fitting import Fitter
 from rec.recommend.request import Answer, Applied, Request
 from rec.recommend.retrieve import Retriever
 from rec.recommend.rulebook import RuleBook
@@ -108,6 +109,7 @@ class Chain:
         self._retriever = Retriever(bundle, connections)
         self._scorer = Scorer(bundle)
         self._explainer = Explainer(bundle, shelf)
+        self._fitter = Fitter(bundle, shelf)
         self._num_candidates = bundle.config.ranker.candidates
         self.vectors = self._explainer.vectors
         """float32[N, d] unit rows."""
@@ -146,6 +148,7 @@ class Chain:
         watch.lap("rules")
         items = self._explainer.explain(arranged.ranked, state, encoded)
         add_codes(items, arranged)
+        self._fitter.add(items, request, known, self._catalogue)
         freshen(items, self._catalogue)
         watch.lap("explanation")
         applied = None

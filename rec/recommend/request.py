@@ -22,6 +22,10 @@ class Choice:
     event: str = "view"
     at: datetime | None = None
     """None: not told; see `chain.UNDATED_STEP`."""
+    size: str | None = None
+    """What size it was in, as the shop writes it; read by the fit head alone."""
+    fit: str | None = None
+    """How it fitted, one of `rec.sizes.FITS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,13 @@ class Ranked:
     scores: np.ndarray  # float32[k] ranker logits, or retrieval scores where the ranker did not answer
     retrieval_scores: np.ndarray  # float32[k]
     sources: np.ndarray  # int64[k] bits of rec.retrieval.SOURCES
-    by_ranker: bool
+    probabilities: np.ndarray | None
+    """float32[k] that each is the next choice, given the list of all candidates; None without the ranker."""
+
+    @property
+    def by_ranker(self) -> bool:
+        """Whether the ranker answered."""
+        return self.probabilities is not None
 
 
 @dataclass(frozen=True, slots=True)

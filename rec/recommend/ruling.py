@@ -142,7 +142,7 @@ class InForce:
                 scores=ranked.scores[chosen],
                 retrieval_scores=ranked.retrieval_scores[chosen],
                 sources=ranked.sources[chosen],
-                by_ranker=ranked.by_ranker,
+                probabilities=None if ranked.probabilities is None else ranked.probabilities[chosen],
             ),
             [codes[candidate] for candidate in chosen.tolist()],
             [moved_by[candidate] for candidate in chosen.tolist()],

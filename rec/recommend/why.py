@@ -64,6 +64,7 @@ class Explainer:
                 {
                     **shown(card),
                     "score": float(ranked.scores[at]),
+                    "probability": None if ranked.probabilities is None else float(ranked.probabilities[at]),
                     "retrieval_score": float(ranked.retrieval_scores[at]),
                     "sources": sources,
                     "reasons": reasons,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from rec import artifact
+from rec import artifact, weights
 from rec.artifact import Manifest
 from rec.retrieval import Proposed
 from rec.sources.neighbours import Neighbours, strongest, summed
@@ -65,7 +65,8 @@ class Sources:
 
 def load(folder: Path) -> Sources:
     """What `Sources.save` wrote."""
-    arrays = load_file(folder / FILE)
+    with weights.reading(folder / FILE) as path:
+        arrays = load_file(path)
     return Sources(
         item=Neighbours(arrays["item_rows"], arrays["item_scores"]),
         cooccurrence=Neighbours(arrays["cooccurrence_rows"], arrays["cooccurrence_scores"]),

@@ -1,12 +1,14 @@
-"""Train the ranker: DeepFM on what retrieval returned, best epoch by users it did not train on.
+"""Train the ranker: DeepFM or DLRM on what retrieval returned, best epoch by users it did not train on.
 
-The loss is a softmax over the candidates of one request. Training starts at the retrieval order (see
-`DeepFM.start_from_retrieval`), which is also the first contestant for the best epoch, so the ranker that
-is kept is never worse than its start on the held-out users. The facts say whether it beats retrieval.
+The loss (`rec.train.ranking_step`) is a softmax over the candidates of one request, with `ranker.pointwise` also a
+logloss. Training starts at the retrieval order (see `Reranker.start_from_retrieval`), which is also the first
+contestant for the best epoch, so the ranker that is kept is never worse than its start on the held-out users. The facts
+say whether it beats retrieval. Its probabilities are calibrated on the same users (`rec.train.calibrate`).
 """
 
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -19,11 +21,11 @@ from ray.train.torch import get_device
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rec import artifact, dataset, histories, runtime, samples
 from rec.config import Config, Ranker
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, TrainingError
 from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
 from rec.features import requests
@@ -33,12 +35,16 @@ from rec.features.spec import Spec
 from rec.features.transfer import TransferReport, transfer
 from rec.histories import Histories
 from rec.models import fused, item_tower, user_tower
-from rec.models.deepfm import TABLE_STD, DeepFM
-from rec.models.fused import DenseScale
+from rec.models.deepfm import DeepFM
+from rec.models.dlrm import DLRM
+from rec.models.fused import DenseScale, Fused
+from rec.models.reranker import Reranker
 from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
-from rec.train import ddp
+from rec.train import calibrate, ddp
+from rec.train.calibrate import Scored
 from rec.train.contest import Contest
-from rec.train.listwise import listwise_loss, target_ranks
+from rec.train.listwise import target_ranks
+from rec.train.ranking_step import Training, batch, update
 from rec.vocab import tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
@@ -49,6 +55,8 @@ CUTOFF = 10
 """Epochs are compared by NDCG at this rank."""
 USERS_PER_BLOCK = 256
 """Held-out requests scored at once."""
+TRANSFERRED = ("std", "re")
+"""Tables that start from the item tower."""
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +89,22 @@ def run(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     loop_config = {"folder": str(folder), "ranker": config.ranker.model_dump(mode="json"), "seed": config.seed}
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
-    contest = Contest(start(folder, config.ranker))
+    data = requests.open_requests(folder)
+    contest = Contest(_training(folder, config.ranker, data))
     ddp.load_checkpoint(last, contest)
+    ranker = contest.winner().model.export()
+    held = score(ranker, data, parts(folder)[1])
+    temperature, bias = calibrate.fit(held)
+    ranker.temperature.fill_(temperature)
+    ranker.odds_bias.fill_(bias)
+    facts |= {"model": config.ranker.model, "epochs": len(ddp.history_of(last))}
+    facts |= calibrate.figures(held, temperature, bias)
     facts |= {"ndcg10": round(float(contest.best_figure), 5), "best_epoch": int(contest.best_epoch)}
     facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
     if not facts["beats_retrieval"]:
         log.warning("the ranker does not beat the retrieval order on held-out users: %s", facts)
     with artifact.write(target, **work) as draft:
-        contest.winner().export().save(draft.path)
+        ranker.save(draft.path)
         artifact.write_json(
             draft.path / "transfer.json",
             {"mode": config.ranker.transfer, "tables": [report.to_json() for report in reports]},
@@ -160,7 +176,7 @@ def prepare(
     held_count = max(round(len(data) * config.ranker.holdout), 1)
     held, train = np.sort(order[:held_count]), np.sort(order[held_count:])
     save_numpy({"train": train, "held": held}, folder / "parts.safetensors")
-    model, reports = _fresh(config, items, data, train)
+    model, reports = fresh(config, items, data, train)
     save_file(model.state_dict(), folder / "start.safetensors")
     artifact.write_json(folder / "spec.json", items.spec.to_json())
     facts = {
@@ -172,86 +188,116 @@ def prepare(
     return reports, facts
 
 
-def _fresh(
+def fresh(
     config: Config, items: ItemFeatures, data: Requests, train: NDArray[np.int64]
-) -> tuple[DeepFM, list[TransferReport]]:
+) -> tuple[Reranker, list[TransferReport]]:
     """The model at its start: normalisers of the training requests, transferred tables, retrieval order."""
     options = config.ranker
     scale = {name: torch.from_numpy(values) for name, values in data.scale(train).items()}
-    model = DeepFM(
-        items.spec, DenseScale(**scale), dim=options.embedding_dim, hidden=options.hidden, dropout=options.dropout,
-        seed=config.seed,
-    )  # fmt: skip
+    model = build(options, items.spec, DenseScale(**scale), config.seed)
     model.start_from_retrieval(config.user_tower.temperature)
     reports = []
-    if options.transfer == "project":
+    if options.transfer != "none":
         tower = load_numpy(config.at("item_tower") / "item_tower.safetensors")
         occurs = data.occurring(items, train)
-        for table in ("std", "re"):
+        for table in TRANSFERRED:
             weight = model.table(table)
             begun, report = transfer(
-                table, weight.detach().numpy(), tower[f"{table}_table.weight"], occurs[table], TABLE_STD
+                table,
+                weight.detach().numpy(),
+                tower[f"{table}_table.weight"],
+                occurs[table],
+                model.table_std,
+                options.transfer,
             )
             weight.data.copy_(torch.from_numpy(begun))
             reports.append(report)
     return model, reports
 
 
-def step_loss(model: nn.Module, data: Requests, users: NDArray[np.int64], device: torch.device) -> Tensor:
-    """The loss of one batch of requests."""
-    inputs = data.inputs(users)
-    logits = model(*(torch.from_numpy(part).to(device) for part in (inputs.sparse, inputs.varlen, inputs.dense)))
-    counts = torch.from_numpy(data.offsets[users + 1] - data.offsets[users]).to(device)
-    return listwise_loss(logits, counts, torch.from_numpy(data.labels[users]).to(device))
+def build(options: Ranker, spec: Spec, scale: DenseScale, seed: int) -> Reranker:
+    """The model that the recipe names, before its start."""
+    dim, hidden, dropout = options.embedding_dim, options.hidden, options.dropout
+    if options.model == "dlrm":
+        return DLRM(spec, scale, dim=dim, bottom=options.bottom, hidden=hidden, dropout=dropout, seed=seed)
+    return DeepFM(spec, scale, dim=dim, hidden=hidden, dropout=dropout, seed=seed)
 
 
-def evaluate(model: DeepFM, data: Requests, users: NDArray[np.int64]) -> float:
+def score(ranker: Fused, data: Requests, users: NDArray[np.int64]) -> Scored:
+    """The ranker's scores of all candidates of the given requests."""
+    blocks = [users[start : start + USERS_PER_BLOCK] for start in range(0, len(users), USERS_PER_BLOCK)]
+    scores = np.concatenate([ranker.score(data.inputs(block)) for block in blocks])
+    return Scored(scores, data.offsets[users + 1] - data.offsets[users], np.asarray(data.labels[users]))
+
+
+def evaluate(model: Reranker, data: Requests, users: NDArray[np.int64]) -> float:
     """NDCG@10 of the model's order of the given requests."""
-    scorer = model.export().to("cpu")
-    ranks = []
-    for start in range(0, len(users), USERS_PER_BLOCK):
-        block = users[start : start + USERS_PER_BLOCK]
-        counts = data.offsets[block + 1] - data.offsets[block]
-        ranks.append(target_ranks(scorer.score(data.inputs(block)), counts, data.labels[block]))
-    return float(ndcg(np.concatenate(ranks), CUTOFF).mean())
+    found = score(model.export().to("cpu"), data, users)
+    return float(ndcg(target_ranks(found.scores, found.counts, found.labels), CUTOFF).mean())
 
 
 def loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs; `config` holds the work folder, the ranker options and the seed."""
     folder, options = Path(config["folder"]), Ranker.model_validate(config["ranker"])
     data = requests.open_requests(folder)
-    parts = load_numpy(folder / "parts.safetensors")
-    contest = Contest(start(folder, options))
-    device = get_device()
+    train, held = parts(folder)
+    contest = Contest(_training(folder, options, data))
+    device, model = get_device(), contest.current.model
     wrapped = ddp.distribute(contest)
-    optimizer = torch.optim.AdamW(
-        contest.current.parameter_groups(options.train.weight_decay), lr=options.train.learning_rate
-    )
-    train, held = parts["train"], parts["held"]
-    widest = int(np.diff(data.offsets).max())
+    optimizer = contest.current.optimizer(options.train.learning_rate, options.train.weight_decay)
+    size = requests_per_step(data, options)
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):
+        if contest.stale(epoch.number, options.patience):
+            break
         if epoch.number == 0:
-            contest.judge(ddp.from_first(evaluate(contest.current, data, held)), 0)
+            contest.judge(ddp.from_first(evaluate(model, data, held)), 0)
         contest.train()
         total = torch.zeros((), device=device)
-        steps = ddp.batches(len(train), max(options.train.batch_size // widest, 1), epoch.rng)
-        for rows in epoch.progress(steps, what="ranker", count=len(steps)):
-            loss = step_loss(wrapped, data, train[rows], device)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+        steps = ddp.batches(len(train), size, epoch.rng)
+        uniform = epoch.rng.random(len(train)) if options.negatives else None  # by request: the same on every worker
+        first = epoch.number * len(steps)
+        for step, rows in enumerate(epoch.progress(steps, what="ranker", count=len(steps)), start=first):
+            drawn = None if uniform is None else uniform[rows]
+            given = batch(data, train[rows], options.negatives, drawn).to(device)
+            frozen = transferred(model) if step < options.freeze_steps else []
+            total += update(wrapped, optimizer, given, frozen)
         contest.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
-        epoch.metrics["ndcg10"] = ddp.from_first(evaluate(contest.current, data, held))
+        if not math.isfinite(epoch.metrics["loss"]):
+            raise TrainingError(
+                f"the ranker's loss in epoch {epoch.number + 1} is no number: lower ranker.train.learning_rate="
+                f"{options.train.learning_rate}; the checkpoint of the epoch before stays"
+            )
+        epoch.metrics["ndcg10"] = ddp.from_first(evaluate(model, data, held))
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
 
 
-def start(folder: Path, options: Ranker) -> DeepFM:
+def parts(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The requests that train and those that choose the epoch, from the work folder."""
+    found = load_numpy(folder / "parts.safetensors")
+    return found["train"], found["held"]
+
+
+def requests_per_step(data: Requests, options: Ranker) -> int:
+    """How many requests have together no more rows than a batch may have."""
+    widest = int(np.diff(data.offsets).max())
+    return max(options.train.batch_size // min(widest, 1 + (options.negatives or widest)), 1)
+
+
+def transferred(model: Reranker) -> list[nn.Parameter]:
+    """The tables that start from the item tower."""
+    return [model.table(name) for name in TRANSFERRED]
+
+
+def _training(folder: Path, options: Ranker, data: Requests) -> Training:
+    """Model and loss as training starts."""
+    return Training(start(folder, options), options.pointwise, len(data.rows) / len(data))
+
+
+def start(folder: Path, options: Ranker) -> Reranker:
     """The model as it starts, from the work folder."""
     state = load_file(folder / "start.safetensors")
     spec = Spec.from_json(json.loads((folder / "spec.json").read_text(encoding="utf-8")))
-    scale = DenseScale(state["low"], state["high"], state["mean"], state["std"])
-    model = DeepFM(spec, scale, dim=options.embedding_dim, hidden=options.hidden, dropout=options.dropout, seed=0)
+    model = build(options, spec, DenseScale(*(state[name] for name in DenseScale.NAMES)), seed=0)
     model.load_state_dict(state)
     return model

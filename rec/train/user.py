@@ -20,24 +20,26 @@ from rec import artifact, dataset, histories, runtime
 from rec.artifact import Manifest
 from rec.config import Config, Text
 from rec.config import UserTower as Options
-from rec.errors import ArtifactError, TrainingError
+from rec.errors import ArtifactError
 from rec.evaluate import metrics
 from rec.histories import Histories
-from rec.models import text_encoder
+from rec.models import latent_semantics, text_encoder
 from rec.models.item_table import ItemTable
+from rec.models.latent_semantics import LatentSemantics
 from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
-from rec.schema import INTERACTIONS, PRODUCTS, USERS, vectors
-from rec.train import curves, ddp, schedule, softmax
+from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, vectors
+from rec.train import curves, ddp, epochs, softmax
 from rec.train.contest import Contest
 from rec.train.sequences import Batch, Windows, last_windows, windows
+from rec.train.text_start import whitening
 
 MADE_BY = "python jobs/train_user.py"
 INPUTS = "inputs.safetensors"
 VALIDATION_USERS = 4_000
 VALIDATION_K = 10
-WARMUP = 0.05
-"""Share of all steps over which the learning rate rises."""
+START_SAMPLE = 50_000
+"""Items, evenly spread over the catalogue, whose content gives the principal components."""
 
 
 class Training(nn.Module):
@@ -107,18 +109,21 @@ def validate(model: Training, data: Windows, *, exclude_seen: bool) -> dict[str,
 
 
 def build(
-    data: Windows, frozen: NDArray[np.float32], texts: NDArray[np.float32], options: Options, encoder: str
+    data: Windows, content: NDArray[np.float32], texts: NDArray[np.float32], options: Options, encoder: str
 ) -> Training:
-    """The module before training; `frozen` is float32[N, d] unit rows, `texts` float32[C + 1, W], row 0 zeros."""
+    """The module before training; `content` is float32[N, d + k] (see `UserTower.adapt`), `texts` float32[C + 1, W],
+    row 0 zeros."""
     counts = data.target_counts
     mean, std = histories.profile_statistics(data.h.profiles)
     shape = Shape(
-        width=frozen.shape[1],
+        width=content.shape[1] - options.semantics,
         history=options.history,
         layers=options.layers,
         heads=options.heads,
         dropout=options.dropout,
         adapter=options.adapter,
+        adapter_dropout=options.adapter_dropout,
+        semantics=options.semantics,
         inputs=tuple(options.inputs),
         text_encoder=encoder,
         text_width=texts.shape[1],
@@ -126,10 +131,24 @@ def build(
         profile_mean=tuple(mean.tolist()),
         profile_std=tuple(std.tolist()),
     )
+    tower = UserTower(shape)
+    if options.semantics:
+        _start(tower, content)
     bound = options.delta_norm if options.content else math.inf
-    table = ItemTable(frozen, np.flatnonzero(counts), bound)
+    table = ItemTable(content, np.flatnonzero(counts), bound, shape.width)
     candidates = softmax.Candidates(torch.from_numpy(counts), options.cold_weight, options.num_negatives)
-    return Training(UserTower(shape), table, candidates, texts)
+    return Training(tower, table, candidates, texts)
+
+
+@torch.no_grad()
+def _start(tower: UserTower, content: NDArray[np.float32]) -> None:
+    """Let the adapter of an untrained tower add to the whitened principal components of the content."""
+    sample = content[np.unique(np.linspace(0, len(content) - 1, min(START_SAMPLE, len(content))).astype(np.int64))]
+    found = whitening(sample, tower.shape.width)
+    if found is not None:
+        centre, weight = found
+        tower.start_weight.copy_(torch.from_numpy(weight.T))
+        tower.start_bias.copy_(torch.from_numpy(-centre @ weight))
 
 
 def _texts(h: Histories) -> list[str]:
@@ -157,23 +176,18 @@ def loop(config: dict[str, Any]) -> None:
             break
         model.train()
         steps = ddp.batches(len(data.users), train.batch_size, epoch.rng)
-        total = torch.zeros((), device=device)
-        for step, rows in enumerate(epoch.progress(steps, what="user tower", count=len(steps))):
-            rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
-            schedule.set_rates(optimizer, [train.learning_rate], rate)
-            loss = wrapped(data.batch(rows).to(device), options)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
+        epochs.run(
+            epoch,
+            optimizer,
+            steps,
+            lambda rows: wrapped(data.batch(rows).to(device), options),
+            what="user tower",
+            train=train,
+            device=device,
+            remedy=f"lower user_tower.train.learning_rate={train.learning_rate} or raise user_tower.temperature="
+            f"{options.temperature}",
+        )
         model.eval()
-        epoch.metrics["loss"] = float(total) / len(steps)
-        if not math.isfinite(epoch.metrics["loss"]):
-            raise TrainingError(
-                f"the user tower's loss in epoch {epoch.number + 1} is no number: lower user_tower.train.learning_rate="
-                f"{train.learning_rate} or raise user_tower.temperature={options.temperature}; the checkpoint of the "
-                "epoch before stays"
-            )
         if len(validation.users):
             epoch.metrics |= validate(model, validation, exclude_seen=options.exclude_seen)
         # With nobody to validate on, the last epoch is the best.
@@ -190,7 +204,7 @@ def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Window
     data = windows(h, ends, options.history, names, exclude_seen=options.exclude_seen)
     validation = last_windows(h, held, ends[held] + 1, options.history, names, exclude_seen=options.exclude_seen)
     torch.manual_seed(config["seed"])
-    return build(data, arrays["vectors"], arrays["texts"], options, config["text_encoder"]), data, validation
+    return build(data, arrays["content"], arrays["texts"], options, config["text_encoder"]), data, validation
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -203,8 +217,10 @@ def run(config: Config) -> dict[str, Any]:
         "events": dataset.read_manifest(config.at("events"), INTERACTIONS),
         "vectors": dataset.read_manifest(config.at("vectors"), vectors(width)),
     }
-    inputs = {name: manifest.content_hash for name, manifest in manifests.items()}
     options = config.user_tower
+    if options.semantics:
+        manifests["tensors"] = dataset.read_manifest(config.at("tensors"), TENSORS)
+    inputs = {name: manifest.content_hash for name, manifest in manifests.items()}
     made_by = {"user_tower": options.identity(), "seed": config.seed}
     if "context" in options.inputs:
         made_by["text"] = config.text.identity()
@@ -225,6 +241,11 @@ def run(config: Config) -> dict[str, Any]:
     items = item_vectors(config.root, width)
     if not options.content:
         items = without_content(items.shape, config.seed)
+    semantics = None
+    if options.semantics:
+        tokens = latent_semantics.counts(config.at("tensors"))
+        semantics = LatentSemantics.fit(tokens, options.semantics, config.seed)
+        items = latent_semantics.beside(items, semantics(tokens))
     _write_inputs(folder, h, items, config.text if "context" in options.inputs else None)
     runtime.start(config.cpus)
     loop_config = {
@@ -242,6 +263,8 @@ def run(config: Config) -> dict[str, Any]:
     with artifact.write(target, **work) as draft:
         trained = contest.winner().eval()
         trained.tower.save(draft.path, trained.export())
+        if semantics is not None:
+            semantics.save(draft.path)
         curves.write(draft.path, f"the user tower of {config.name}", history)
         draft.note(items=h.num_items, warm_items=int((data.target_counts > 0).sum()))
         draft.note(users=len(np.unique(data.users)), windows=len(data.users))
@@ -258,15 +281,15 @@ def item_vectors(root: Path, width: int) -> NDArray[np.float32]:
     return flat.reshape(-1, width)
 
 
-def _write_inputs(folder: Path, h: Histories, frozen: NDArray[np.float32], text: Text | None) -> None:
-    """Frozen vectors and the vectors of the context texts, for all workers; the same bytes in every run."""
+def _write_inputs(folder: Path, h: Histories, content: NDArray[np.float32], text: Text | None) -> None:
+    """Content of the items and the vectors of the context texts, for all workers; the same bytes in every run."""
     folder.mkdir(parents=True, exist_ok=True)
     said = np.zeros((0, 0), np.float32)
     if text is not None:
         encoder = text_encoder.load(text)
         said = encoder.embed(_texts(h)).reshape(-1, encoder.width)
     texts = np.concatenate([np.zeros((1, said.shape[1]), np.float32), said])
-    save_numpy({"vectors": frozen, "texts": texts}, folder / INPUTS)
+    save_numpy({"content": content, "texts": texts}, folder / INPUTS)
 
 
 def _facts(target: Path, manifest: Manifest) -> dict[str, Any]:

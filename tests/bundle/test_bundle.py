@@ -50,6 +50,20 @@ def test_id_is_the_hash_of_the_manifest_and_every_file_is_listed(made: Bundle) -
     bundle.verify(made)
 
 
+def test_a_fit_head_is_in_the_bundle_where_the_recipe_has_one(made: Bundle, tmp_path: Path) -> None:
+    assert not made.has(bundle.FIT_HEAD)
+    recipe = tiny.make(tiny.config(tmp_path, fit=True))
+    with_head = assemble.create(recipe)
+    assert {name for name in with_head.files if name.startswith("fit_head/")} == {
+        "fit_head/fit_head.json", "fit_head/fit_head.safetensors",
+    }  # fmt: skip
+    without = assemble.create(tiny.config(tmp_path))
+    assert not without.has(bundle.FIT_HEAD), "it is there, but the recipe has it off"
+    shutil.rmtree(recipe.at(bundle.FIT_HEAD))
+    with pytest.raises(ArtifactError, match=r"no finished fit_head: run `python jobs/pipeline\.py"):
+        assemble.create(recipe)
+
+
 def test_creating_twice_changes_nothing(recipe: Config, made: Bundle) -> None:
     before = {p: p.stat().st_mtime_ns for p in made.path.rglob("*")}
     again = assemble.create(recipe)

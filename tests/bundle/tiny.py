@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rec import artifact, dataset, histories, source_tables
-from rec.config import Config, Evaluate, Index, ItemTower, Ranker
+from rec import artifact, dataset, histories, source_tables, worn
+from rec.config import Config, Evaluate, Fit, Index, ItemTower, Ranker
 from rec.config import UserTower as UserTowerOptions
 from rec.features import items as item_features
 from rec.histories import Histories
-from rec.models import fused, item_tower, user_tower
+from rec.models import fit_head, fused, item_tower, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape, UserTower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
+from rec.sizes import FITS
+from rec.train import fit
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary, shipped
 
@@ -28,10 +30,13 @@ ITEMS, SHOPPERS, WIDTH, TEXT_WIDTH = 160, 12, 32, 384
 CATEGORIES = ("dress", "shirt", "coat", "skirt")
 COLOURS = ("black", "red", "blue", "green", "white", "yellow")
 WORDS = ("soft", "touch", "linen", "cashmere", "gorpcore", "office")
+SIZES = ("8", "10", "12")
 START = datetime(2025, 3, 1, tzinfo=UTC)
 
 
-def config(store: Path, *, name: str = "tiny", floor: float = 0.0, seed: int = 17, kind: str = "halfvec") -> Config:
+def config(
+    store: Path, *, name: str = "tiny", floor: float = 0.0, seed: int = 17, kind: str = "halfvec", fit: bool = False
+) -> Config:
     """A recipe whose artifacts are to be written to `store`."""
     return Config(
         name=name,
@@ -40,6 +45,7 @@ def config(store: Path, *, name: str = "tiny", floor: float = 0.0, seed: int = 1
         item_tower=ItemTower(width=WIDTH),
         user_tower=UserTowerOptions(history=8),
         ranker=Ranker(candidates=60, embedding_dim=4, hidden=[8], re_tokens=4),
+        fit=Fit(enabled=fit, width=2),
         index=Index(kind=kind, exact_rows=40),  # type: ignore[arg-type]  # a literal
         evaluate=Evaluate(floor_ndcg10=floor),
     )
@@ -72,6 +78,8 @@ def make(chosen: Config, *, ndcg10: float = 0.2) -> Config:
         _towers(chosen, h, vocabulary, vectors)
         source_tables.run(chosen)
         _ranker(chosen, h, vocabulary, vectors)
+        if chosen.fit.enabled:
+            _fit_head(chosen, h)
     with artifact.write(chosen.at("evaluation"), kind="evaluation", version=1, inputs={}, config={}) as draft:
         figure = {"value": ndcg10, "ci95": [ndcg10, ndcg10]}
         report = {"slices": {"all": {"users": 9, "figures": {"final": {"ndcg@10": figure}}, "differences": {}}}}
@@ -144,7 +152,9 @@ def _datasets(root: Path, vocabulary: StdVocabulary) -> None:
         liked = [row for row in range(ITEMS) if row % 6 == number % 6][: 3 + number % 4]
         for step, row in enumerate(liked):
             at = START + timedelta(days=step, seconds=number)
-            events.append({"user_id": f"u{number:02d}", "product_id": product_id(row), "event": "purchase", "at": at})
+            event = {"user_id": f"u{number:02d}", "product_id": product_id(row), "event": "purchase", "at": at}
+            size = SIZES[(number + row) % len(SIZES)]
+            events.append(event | {"size": size, "size_number": float(size), "fit": FITS[step % len(FITS)]})
     _write(root, USERS, users)
     _write(root, INTERACTIONS, events)
 
@@ -178,6 +188,8 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             heads=2,
             dropout=0.0,
             adapter=0,
+            adapter_dropout=0.0,
+            semantics=0,
             inputs=("behaviour", "context", "profile"),
             text_encoder="minilm",
             text_width=TEXT_WIDTH,
@@ -220,3 +232,12 @@ def _ranker(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
     ranker.high.fill_(5.0)
     with artifact.write(chosen.at("ranker"), kind=fused.KIND, version=fused.VERSION, inputs={}, config={}) as draft:
         ranker.save(draft.path)
+
+
+def _fit_head(chosen: Config, h: Histories) -> None:
+    module, asked, _ = fit.build(h, worn.load(chosen.root), fit.content(chosen.root), chosen.fit)
+    torch.nn.init.normal_(module.head.profile.out.weight, std=0.5)
+    with artifact.write(
+        chosen.at(fit_head.KIND), kind=fit_head.KIND, version=fit_head.VERSION, inputs={}, config={}
+    ) as draft:
+        fit_head.save(draft.path, module.head, fit.export(module, asked))

@@ -57,7 +57,7 @@ def test_official_files_give_the_reviewed_products_and_all_reviews(tmp_path: Pat
     made = tree(tmp_path)
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 3, "rejected": 0}
-    assert facts["events"] == {"rows": 3, "rejected": 0, "left_out": 0}
+    assert facts["events"] == {"rows": 3, "rejected": 0, "left_out": 0, "values_left_out": 0}
     balm, untitled, unlisted = dataset.read(made.at("products"), PRODUCTS).to_pylist()
     assert (balm["title"], balm["description"]) == ("Rosy 'n' Lip Balm", 'Says "soft".\nAnd is.')
     assert (balm["price"], balm["brand"], balm["image_urls"]) == (4.5, "Dew", ["http://images.example/b1.jpg"])
@@ -131,7 +131,7 @@ def test_sequences_become_events_in_their_order(tmp_path: Path) -> None:
     assert amazon.lies_in(tmp_path)
     made = tree(tmp_path)
     facts = ingest.run(made)
-    assert facts["events"] == {"rows": 4, "rejected": 0, "left_out": 0}
+    assert facts["events"] == {"rows": 4, "rejected": 0, "left_out": 0, "values_left_out": 0}
     products = dataset.read(made.at("products"), PRODUCTS).to_pylist()
     assert [row["title"] for row in products] == ["Lip balm", "B", "C"]
     assert [dict(row["attributes"] or ()) for row in products] == [{"detail": ["category173", "category1"]}, {}, {}]
@@ -151,5 +151,5 @@ def test_the_whole_cut_is_the_published_benchmark(tmp_path: Path, repository: Pa
         pytest.skip("the Beauty cut is not at ../shared/data")
     facts = ingest.run(config.load("beauty", [f'source.folder="{folder}"', f'store="{tmp_path}"']))
     assert facts["products"] == {"rows": 12_101, "rejected": 0}
-    assert facts["events"] == {"rows": 198_502, "rejected": 0, "left_out": 0}
+    assert facts["events"] == {"rows": 198_502, "rejected": 0, "left_out": 0, "values_left_out": 0}
     assert facts["users"]["rows"] == 22_363

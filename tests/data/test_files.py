@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rec import artifact, dataset
+from rec import artifact, dataset, sizes
 from rec.config import Config
 from rec.data import ingest
 from rec.errors import ConfigError, InputError
@@ -304,7 +304,7 @@ def test_an_event_told_twice_counts_once_unless_its_time_is_a_day(tmp_path: Path
         {**event, "why": ""},
     ]
     made = config(tmp_path, events=[event, *others, {**event, "when": "2025-03-04T19:00:00+09:00"}, day, day, event])
-    assert ingest.run(made)["events"] == {"rows": 8, "rejected": 2, "left_out": 0}
+    assert ingest.run(made)["events"] == {"rows": 8, "rejected": 2, "left_out": 0, "values_left_out": 0}
     assert reasons(made, "events") == [(6, "the same event twice"), (9, "the same event twice")]
 
 
@@ -312,9 +312,38 @@ def test_an_event_in_the_future_is_refused_but_for_a_day_of_skew(tmp_path: Path)
     now = dt.datetime.now(dt.UTC)
     ahead = [dt.timedelta(hours=23), dt.timedelta(hours=25), dt.timedelta(days=9_000)]
     made = config(tmp_path, events=[{**EVENT_ROWS[1], "when": (now + span).isoformat()} for span in ahead])
-    assert ingest.run(made)["events"] == {"rows": 1, "rejected": 2, "left_out": 0}
+    assert ingest.run(made)["events"] == {"rows": 1, "rejected": 2, "left_out": 0, "values_left_out": 0}
     assert [row for row, _ in reasons(made, "events")] == [1, 2]
     assert "lies in the future: check its unit and its time zone" in reasons(made, "events")[0][1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_size_and_a_fit_that_cannot_be_are_left_out_alone(tmp_path: Path, ending: str) -> None:
+    told = [("8", "fit"), (" EU 38 ", "Small"), ("34/32", "tight"), ("M", ""), ("x" * 200, "large"), ("", "too large")]
+    days = [f"2025-03-{day:02d}T10:00:00Z" for day in range(1, 7)]
+    rows = [
+        {**EVENT_ROWS[1], "when": day, "cut": size, "feel": fit} for day, (size, fit) in zip(days, told, strict=True)
+    ]
+    columns = {**COLUMNS, "events": {**COLUMNS["events"], "size": "cut", "fit": "feel"}}
+    made = config(tmp_path, ending, events=rows, columns=columns)
+    assert ingest.run(made)["events"] == {"rows": 6, "rejected": 0, "left_out": 0, "values_left_out": 3}
+    assert [(row["size"], row["size_number"], row["fit"]) for row in read(made)[2]] == [
+        ("8", 8, "fit"), ("EU 38", 38, "small"), ("34/32", 34, None), ("M", None, None), (None, None, "large"),
+        (None, None, None),
+    ]  # fmt: skip
+    assert [(row, reason[:60]) for row, reason in sorted(reasons(made, "events"))] == [
+        (2, "fit 'tight' is none of small, fit, large"),
+        (4, f"size '{'x' * 54}"),
+        (5, "fit 'too large' is none of small, fit, large"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "read_as"),
+    [("0", 0), ("12W", 12), ("8,5", 8.5), ("32 x 34", 32), ("S/M", None), ("one size", None), ("8 to 10", None)],
+)
+def test_a_size_has_a_number_where_it_is_plainly_one(size: str, read_as: float | None) -> None:
+    assert sizes.number(size) == read_as
 
 
 def test_a_json_list_where_one_value_belongs_refuses_its_row_alone(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_whole_cut(tmp_path: Path, repository: Path) -> None:
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 105_542, "rejected": 0}
     assert facts["users"] == {"rows": 68_984, "rejected": 0, "values_left_out": 0}
-    assert facts["events"] == {"rows": 240_311, "rejected": 0, "left_out": 0}
+    assert facts["events"] == {"rows": 240_311, "rejected": 0, "left_out": 0, "values_left_out": 0}
     assert facts["seconds"] < 60
     events = dataset.read(made.at("events"), INTERACTIONS, ["user_id", "at"])
     pairs = list(zip(events["user_id"].to_pylist(), events["at"].cast(pa.int64()).to_pylist(), strict=True))

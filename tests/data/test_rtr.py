@@ -94,7 +94,7 @@ def test_both_forms_give_the_same_datasets(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert facts[0] == facts[1]
     assert said[0] == said[1]
-    assert facts[0]["events"] == {"rows": 7, "rejected": 1, "left_out": 0}
+    assert facts[0]["events"] == {"rows": 7, "rejected": 1, "left_out": 0, "values_left_out": 0}
     assert facts[0]["users"] == {"rows": 4, "rejected": 0, "values_left_out": 1}
     assert said[0][1] == [{"row": 2, "reason": "the same rental twice"}]
 
@@ -112,6 +112,16 @@ def test_products_are_items_and_their_most_frequent_category(tmp_path: Path) -> 
     ]
 
 
+def test_a_garment_in_two_sizes_is_two_rentals_and_a_strange_fit_is_left_out(tmp_path: Path) -> None:
+    for form in (official, cut):
+        folder = tmp_path / form.__name__
+        folder.mkdir()
+        form(folder, [FULL, {**FULL, "size": 16, "fit": "large"}, {**FULL, "size": 20, "fit": "tight"}])
+        made = config(folder)
+        assert ingest.run(made)["events"] == {"rows": 3, "rejected": 0, "left_out": 0, "values_left_out": 1}
+        assert [(row["size"], row["fit"]) for row in read(made)[2]] == [("14", "fit"), ("16", "large"), ("20", None)]
+
+
 def test_events_are_rentals_with_occasion_and_rating(tmp_path: Path) -> None:
     official(tmp_path, ROWS)
     made = config(tmp_path)
@@ -121,6 +131,9 @@ def test_events_are_rentals_with_occasion_and_rating(tmp_path: Path) -> None:
     assert (first["user_id"], first["product_id"], first["event"]) == ("420272", "2260466", "rental")
     assert first["at"] == dt.datetime(2016, 4, 20, tzinfo=dt.UTC)
     assert (first["value"], first["context"]) == (10, "vacation")
+    assert [(row["size"], row["size_number"], row["fit"]) for row in (first, events[-2])] == [
+        ("14", 14, "fit"), ("9", 9, "fit"),
+    ]  # fmt: skip
     assert [(row["value"], row["context"]) for row in events if row["at"].month == 5 and row["user_id"] == "8"] == [
         (None, None)
     ]
@@ -177,7 +190,7 @@ def test_rows_that_are_no_rental_are_refused_once(tmp_path: Path) -> None:
     made = config(tmp_path)
     facts = ingest.run(made)
     assert facts["products"] == {"rows": 1, "rejected": 0}
-    assert facts["events"] == {"rows": 1, "rejected": 4, "left_out": 0}
+    assert facts["events"] == {"rows": 1, "rejected": 4, "left_out": 0, "values_left_out": 0}
     assert profiles(made)["420272"]["numeric"]["bust_band"] == 34, "a refused rental says nothing of the user"
     reasons = pq.read_table(made.at("events") / "rejected.parquet")["reason"].to_pylist()
     assert sorted(reason.split(" is ")[-1] for reason in reasons) == [
@@ -197,7 +210,7 @@ def test_limit_reads_the_first_products(tmp_path: Path) -> None:
     official(tmp_path, ROWS)
     made = config(tmp_path, "source.limit=1")
     facts = ingest.run(made)
-    assert facts["events"] == {"rows": 3, "rejected": 1, "left_out": 3}
+    assert facts["events"] == {"rows": 3, "rejected": 1, "left_out": 3, "values_left_out": 0}
     assert [row["product_id"] for row in read(made)[0]] == ["9"]
 
 

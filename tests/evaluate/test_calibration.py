@@ -1,9 +1,15 @@
 """Calibration against worlds whose chances are known, and against a slow twin."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from rec.evaluate import calibration
+
+
+def _figures(logits: list[np.ndarray], hits: np.ndarray, resamples: int) -> dict[str, Any]:
+    return calibration.figures([calibration.softmax(row) for row in logits], hits, resamples, 1)
 
 
 def _requests(count: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -18,8 +24,8 @@ def test_scores_that_say_the_true_chances_are_calibrated_and_louder_ones_are_not
     covered = 0
     for seed in range(4):
         logits, hits = _requests(2_000, seed)
-        honest = calibration.figures(logits, hits, 200, 1)
-        loud = calibration.figures([3 * row for row in logits], hits, 200, 1)
+        honest = _figures(logits, hits, 200)
+        loud = _figures([3 * row for row in logits], hits, 200)
         assert honest["ece"] < 0.02 < 0.05 < loud["ece"]
         assert loud["bins"][-1]["rate"] < loud["bins"][-1]["predicted"], "surer than right"
         covered += sum(b["ci95"][0] <= b["predicted"] <= b["ci95"][1] for b in honest["bins"])
@@ -32,7 +38,7 @@ def test_scores_that_say_the_true_chances_are_calibrated_and_louder_ones_are_not
 def test_the_bins_equal_a_slow_loop_and_requests_without_a_hit_do_not_count() -> None:
     logits, hits = _requests(25, 3)
     hits[::5] = -1
-    found = calibration.figures(logits, hits, 100, 1)
+    found = _figures(logits, hits, 100)
     pairs = sorted(
         (float(chance), place == hit)
         for row, hit in zip(logits, hits.tolist(), strict=True)
@@ -50,5 +56,5 @@ def test_the_bins_equal_a_slow_loop_and_requests_without_a_hit_do_not_count() ->
 
 def test_without_any_hit_there_is_no_error_to_report() -> None:
     logits, hits = _requests(3, 0)
-    found = calibration.figures(logits, np.full_like(hits, -1), 100, 1)
+    found = _figures(logits, np.full_like(hits, -1), 100)
     assert found == {"requests": 0, "candidates": 0, "ece": None, "bins": []}

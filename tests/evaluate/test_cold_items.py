@@ -160,7 +160,7 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     assert not hidden.part(tree, "exported").root.exists()
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
-    users = UserTower(layers=1, adapter=8, train=UserTrain(epochs=2, cpus_per_worker=1))
+    users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))
     figures = cold_and_warm.measure(tree.model_copy(update={"item_tower": tower, "user_tower": users}))
     for side in ("cold", "warm", "all"):
         for system in ("tower", "delta", "content", "centred"):

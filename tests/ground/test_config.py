@@ -117,6 +117,10 @@ def test_options_that_came_later_leave_the_identity_of_what_was_made_before() ->
     [
         (["item_tower.text=full", "item_tower.inputs=['std']"], r'trains an encoder of titles, .*: add "title" to it'),
         (["ranker.train.precision=bfloat16"], r"ranker\.train\.precision='bfloat16' is not implemented"),
+        (
+            ["ranker.transfer=none", "ranker.freeze_steps=3"],
+            r"freeze_steps=3 holds transferred tables, .*transfers none",
+        ),
         (["user_tower.train.precision=bfloat16"], r'only item_tower\.train has it: set it to "float32"'),
     ],
 )
@@ -124,6 +128,14 @@ def test_options_that_would_do_nothing_are_refused(overrides: list[str], message
     with pytest.raises(ConfigError, match=message):
         load("demo", overrides)
     assert load("demo", ["item_tower.train.precision=bfloat16"]).item_tower.identity()["train"]["precision"]
+
+
+def test_rows_are_copied_only_where_they_fit() -> None:
+    message = r"ranker\.embedding_dim=16 and item_tower\.width=\d+ differ: set ranker\.embedding_dim=\d+ or ranker\.tr"
+    with pytest.raises(ConfigError, match=message):
+        load("demo", ["ranker.transfer=copy"])
+    width = load("demo").item_tower.width
+    assert load("demo", ["ranker.transfer=copy", f"ranker.embedding_dim={width}"]).ranker.transfer == "copy"
 
 
 def _fields(branch: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:

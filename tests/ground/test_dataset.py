@@ -106,6 +106,9 @@ def test_many_refused_rows_take_little_memory_and_stay_in_order(
                     "at": ["soon"],
                     "value": [1.0],
                     "context": [""],
+                    "size": [None],
+                    "size_number": [None],
+                    "fit": [None],
                 }
             ),
             "events: rows do not fit the contract",

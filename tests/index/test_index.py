@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rec import assemble, bundle, postgres, publish
+from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
@@ -470,20 +470,35 @@ class TestPromotion:
         other = publish.run(tiny.make(tiny.config(tmp_path, name="other")))["bundle"]
         last = publish.run(tiny.make(tiny.config(tmp_path, seed=4)))["bundle"]
         publish.run(tiny.config(tmp_path, name="other"))
-        assert publish.prune(recipe) == {"kept": [last, ids[2], other], "removed": ids[:2]}
-        assert publish.prune(recipe)["removed"] == []
+        killed, working = tmp_path / "bundles" / ".killed.tmp", tmp_path / "bundles" / ".0123456789ab.pull"
+        killed.mkdir()
+        working.mkdir()
+        with psycopg.connect(os.environ["REC_DATABASE_URL"]) as connection:
+            connection.execute("CREATE TABLE items_0123456789ab (row integer)")
+        with bundle.alone(working):
+            would = bundles.collect(recipe, dry_run=True)
+            assert (would["removed"], would["leftovers"]) == (ids[:2], [killed.name])
+            assert killed.is_dir()
+            assert set(bundle.names(tmp_path)) == {*ids, last, other}
+            done = bundles.collect(recipe)
+            assert working.is_dir(), "somebody pulls into it"
+        assert done == {**would, "dry_run": False}
+        assert done["kept"] == [last, ids[2], other]
+        assert set(done["dropped"]) == {*ids[:2], "0123456789ab"}
+        again = bundles.collect(recipe)
+        assert (again["removed"], again["dropped"], again["leftovers"]) == ([], [], [working.name])
         assert set(bundle.names(tmp_path)) == {ids[2], last, other}
         with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
             found = connection.execute(r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_'")
             assert {name for (name,) in found} == {f"items_{name}" for name in (ids[2], last, other)}
-        again = publish.run(tiny.config(tmp_path, seed=4))
-        assert not again["skipped"]
+        anew = publish.run(tiny.config(tmp_path, seed=4))
+        assert not anew["skipped"]
         assert self.active() == last
 
     def test_nothing_is_pruned_where_nothing_is_active(self, recipe: Config) -> None:
         made = assemble.create(recipe)
         with pytest.raises(DatabaseError, match="no bundle is active"):
-            publish.prune(recipe)
+            bundles.collect(recipe)
         bundle.verify(made)
 
     def test_below_the_floor_only_by_force(self, recipe: Config, tmp_path: Path) -> None:
@@ -498,3 +513,11 @@ class TestPromotion:
         with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
             rows = connection.execute("SELECT floor_met, ndcg10, floor FROM promotions ORDER BY number").fetchall()
         assert rows == [(True, 0.2, 0.0), (False, 0.1, 0.5)]
+
+
+def test_sizes_of_events_are_loaded(made: Bundle, database_url: str) -> None:
+    with postgres.session(database_url) as connection:
+        found = connection.execute(
+            "SELECT size, fit FROM events WHERE catalogue = %s AND user_id = 'u00' ORDER BY position", (made.recipe,)
+        ).fetchall()
+    assert found == [("8", "small"), ("8", "fit"), ("8", "large")]

@@ -11,7 +11,7 @@ from tests.pipeline.conftest import Finished
 
 pytestmark = pytest.mark.slow
 
-NAMES = [stage.name for stage in pipeline.STAGES]
+NAMES = [stage.name for stage in pipeline.stages(config.load("demo"))]
 
 
 def _report(finished: Finished) -> dict[str, Any]:

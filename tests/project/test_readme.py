@@ -1,18 +1,22 @@
 """What README, operations guide and security page tell a reader to do exists as written."""
 
+import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rec import __version__, config, dataset
+from rec import __version__, assemble, config, dataset
 from rec.data import ingest
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
+from tests.bundle import tiny
 from tests.cluster.manifests import entrypoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,7 +105,7 @@ ann,172,64,86
 """
 EVENTS_JSONL = """\
 {"customer": "ann", "sku": "A1", "type": "view", "time": "2025-03-01T10:00:00Z", "search": "wedding"}
-{"customer": "bob", "sku": "A2", "type": "purchase", "time": "2025-03-02T10:00:00Z"}
+{"customer": "bob", "sku": "A2", "type": "purchase", "time": "2025-03-02T10:00:00Z", "size": "34/32", "fit": "small"}
 {"customer": "bob", "sku": "A2", "type": "stare", "time": "2025-03-02T10:00:00Z"}
 """
 
@@ -129,7 +133,29 @@ def test_shown_recipe_reads_a_shop_s_files(tmp_path: Path, monkeypatch: pytest.M
         ("ann", "view", "wedding"),
         ("bob", "purchase", None),
     ]
+    assert [(event["size"], event["size_number"], event["fit"]) for event in events] == [
+        (None, None, None), ("34/32", 34.0, "small"),
+    ]  # fmt: skip
     assert pq.read_table(given.at("events") / "rejected.parquet").num_rows == 1
+
+
+def test_shown_lines_load_weights_without_this_project(tmp_path: Path) -> None:
+    (text,) = [text for language, text in BLOCKS if language == "python"]
+    made = assemble.create(tiny.make(tiny.config(tmp_path)))
+    shown = ".rec/bundles/8ec63620b4d2"
+    assert shown in text
+    nearest = np.sort(made.item_vectors() @ made.item_vectors()[0])[-2:-12:-1]
+    cosines = "[float(vectors[0] @ vectors[ids.index(name)]) for name in similar]"
+    lines = (
+        f"import sys\nsys.modules['rec'] = None\n{text.replace(shown, str(made.path))}\n"
+        f"print(json.dumps([similar, {cosines}, [len(tower) > 0 for tower in towers.values()]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    similar, found, towers = json.loads(done.stdout)
+    assert len(set(similar)) == 10
+    assert towers == [True, True]
+    assert made.product_ids()[0] not in similar
+    assert found == pytest.approx(nearest.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["README.md", "cluster/README.md", "SECURITY.md", "tests/cluster/schemas/README.md"])

@@ -111,6 +111,8 @@ def _user_tower(root: Path, h: Histories, rng: np.random.Generator) -> None:
                 heads=2,
                 dropout=0.0,
                 adapter=0,
+                adapter_dropout=0.0,
+                semantics=0,
                 inputs=("behaviour", "profile"),
                 text_encoder="minilm",
                 text_width=TEXT_WIDTH,

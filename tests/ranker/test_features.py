@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rec.config import Config
+from rec.errors import ArtifactError
 from rec.features import items as item_features
+from rec.features import spec
 from rec.features.compute import RankInputs, compute, compute_batch
 from rec.features.items import ItemFeatures
 from rec.features.popularity import PastPopularity
@@ -196,6 +199,60 @@ def test_saved_features_come_back(shop_items: ItemFeatures, shop_requests: list[
     np.testing.assert_array_equal(before.dense, after.dense)
     with pytest.raises(ValueError, match="5 item vectors for the features of 90 items"):
         item_features.load(tmp_path, shop_items.vectors[:5])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"log_price"', '"margin"', r"only the first has the fields margin \(first: saved"),
+        ('"seen_count",', "", r"only the second has the fields seen_count"),
+    ],
+)
+def test_saved_features_that_this_program_does_not_compute_are_refused(
+    shop_items: ItemFeatures, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    shop_items.save(tmp_path)
+    file = tmp_path / "features.json"
+    text = json.dumps(json.loads(file.read_text(encoding="utf-8")))
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=message):
+        item_features.load(tmp_path, shop_items.vectors)
+
+
+def test_features_without_the_profile_are_those_of_a_recipe_without_it(
+    shop: Config, shop_items: ItemFeatures, vocabulary: StdVocabulary, tmp_path: Path
+) -> None:
+    lean = spec.build(
+        std_keys=shop_items.keys,
+        std_rows=vocabulary.num_ids,
+        re_rows=shop_items.spec.tables["re"],
+        brand_rows=shop_items.spec.tables["brand"],
+        re_length=4,
+        profile=(),
+        measurements=shop_items.measurements,
+    )
+    dataclasses.replace(shop_items, spec=lean).save(tmp_path)
+    assert item_features.load(tmp_path, shop_items.vectors).spec == lean
+    assert lean.difference(shop_items.spec)
+
+
+def test_no_candidates_are_no_rows(shop_items: ItemFeatures) -> None:
+    for state in (_state([3, 8]), cold_state(len(shop_items.profile_names))):
+        inputs = compute(shop_items, state, _candidates([]), 0)
+        widths = len(shop_items.spec.sparse), shop_items.re.shape[1], len(shop_items.spec.dense)
+        assert (inputs.sparse.shape, inputs.varlen.shape, inputs.dense.shape) == tuple((0, width) for width in widths)
+
+
+def test_what_an_item_does_not_say_is_its_keys_unknown_id(shop_items: ItemFeatures, vocabulary: StdVocabulary) -> None:
+    """In the item's field and, when the whole history says nothing, in the user's."""
+    inputs = compute(shop_items, _state([0, 1]), _candidates([5, 7]), 0)
+    for key in vocabulary.keys:
+        known = key in ("category", "colour")
+        ids = _sparse(shop_items, inputs, f"item_{key}")
+        assert ((ids == vocabulary.unknown_id(key)) != known).all(), key
+        if f"user_{key}" in shop_items.spec.names and not known:
+            assert (_sparse(shop_items, inputs, f"user_{key}") == vocabulary.unknown_id(key)).all()
 
 
 def test_spec_survives_json(shop_items: ItemFeatures) -> None:

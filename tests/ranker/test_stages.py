@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.train
+import torch
 from safetensors.numpy import load_file
 
 from rec import artifact, dataset, histories, samples
-from rec.config import Config
+from rec.config import Config, Ranker
 from rec.errors import ArtifactError
 from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
@@ -20,11 +22,11 @@ from rec.features import requests
 from rec.features.compute import compute, compute_batch
 from rec.features.transfer import project
 from rec.models import fused, user_tower
-from rec.models.deepfm import TABLE_STD
+from rec.models.deepfm import DeepFM
 from rec.retrieval import ANN, merge
 from rec.schema import SAMPLES
 from rec.sources import tables
-from rec.train import ranker
+from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -34,6 +36,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 def retrieved(shop: Config, ray_local: None) -> dict[str, Any]:
     """Facts of the candidates stage."""
     return samples.run(shop)
+
+
+@pytest.fixture(scope="module")
+def dlrm(shop: Config, retrieved: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A recipe with DLRM and all options of its training in use, its candidates in place; the ranker trained."""
+    given = _elsewhere(shop, tmp_path_factory.mktemp("dlrm"))
+    for stage in ("sources", "samples"):
+        shutil.copytree(shop.at(stage), given.at(stage))
+    options = {
+        "model": "dlrm", "bottom": [16], "pointwise": 0.2, "negatives": 20, "freeze_steps": 30, "patience": 3,
+        "transfer": "copy", "embedding_dim": 16,
+        "train": {**shop.ranker.train.model_dump(), "batch_size": 300},
+    }  # fmt: skip
+    given = given.model_copy(
+        update={
+            "ranker": Ranker.model_validate(shop.ranker.model_dump() | options),
+            "item_tower": shop.item_tower.model_copy(update={"width": 16}),
+        }
+    )
+    ranker.run(given)
+    return given
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +121,26 @@ def test_the_planted_taste_is_learned(trained: dict[str, Any]) -> None:
     assert trained["best_epoch"] >= 1
 
 
+def test_dlrm_learns_it_too_with_a_few_negatives_and_a_mixed_loss(shop: Config, dlrm: Config) -> None:
+    facts = artifact.peek(dlrm.at("ranker")).facts
+    assert facts["ndcg10"] > facts["retrieval_ndcg10"] + 0.15
+    assert (facts["model"], fused.load(dlrm.at("ranker")).model) == ("dlrm", "dlrm")
+    report = json.loads((dlrm.at("ranker") / "transfer.json").read_text(encoding="utf-8"))
+    assert (report["mode"], report["tables"][0]["variance_kept"]) == ("copy", 1.0)
+
+
+def test_probabilities_are_calibrated_on_held_out_users(shop: Config, trained: dict[str, Any], dlrm: Config) -> None:
+    for config in (shop, dlrm):
+        facts, scorer = artifact.peek(config.at("ranker")).facts, fused.load(config.at("ranker"))
+        assert facts["logloss"]["after"] <= facts["logloss"]["before"]
+        assert facts["ece"]["after"] <= 0.05
+        assert scorer.temperature.item() == pytest.approx(facts["temperature"], abs=1e-4)
+        assert scorer.odds_bias.item() == pytest.approx(facts["bias"], abs=1e-4)
+        assert 0.5 < facts["auc"] <= 1
+        assert 0.5 < facts["gauc"] <= 1
+        assert facts["gauc_skipped"] == 0
+
+
 def test_the_saved_ranker_gives_the_reported_measure_as_served(shop: Config, trained: dict[str, Any]) -> None:
     """Request by request, from the artifacts alone, as serving does it."""
     h = histories.load(shop.root)
@@ -131,7 +174,7 @@ def test_the_transfer_report_is_true(shop: Config, trained: dict[str, Any]) -> N
         name = table["table"]
         rows = scorer.table[first : first + table["rows"], : shop.ranker.embedding_dim].numpy()
         first += table["rows"]
-        start, _ = project(tower[f"{name}_table.weight"], shop.ranker.embedding_dim, TABLE_STD)
+        start, _ = project(tower[f"{name}_table.weight"], shop.ranker.embedding_dim, DeepFM.table_std)
         untouched = (rows[: len(start)] == start).all(axis=1)
         assert table["copied"] == len(start) - 1
         assert untouched[1:].sum() == table["frozen"]
@@ -149,9 +192,9 @@ def test_without_transfer_tables_start_at_random(shop: Config, retrieved: dict[s
         starts.append(load_file(folder / "start.safetensors")["net.embedding_dict.std.weight"])
         assert [report.table for report in reports] == (["std", "re"] if mode == "project" else [])
     tower = load_file(shop.at("item_tower") / "item_tower.safetensors")["std_table.weight"]
-    np.testing.assert_array_equal(starts[0][1:], project(tower, shop.ranker.embedding_dim, TABLE_STD)[0][1:])
+    np.testing.assert_array_equal(starts[0][1:], project(tower, shop.ranker.embedding_dim, DeepFM.table_std)[0][1:])
     assert (starts[0][1:] != starts[1][1:]).all()
-    assert starts[1].std() == pytest.approx(TABLE_STD, rel=0.1)
+    assert starts[1].std() == pytest.approx(DeepFM.table_std, rel=0.1)
 
 
 def test_popularity_in_training_is_that_of_the_samples_time(
@@ -186,6 +229,27 @@ def test_the_first_contestant_is_the_retrieval_order(
     assert start == pytest.approx(facts["retrieval_ndcg10"], abs=1e-5)
 
 
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (2, 2)])
+def test_training_that_brings_nothing_stops_after_patience(
+    shop: Config, retrieved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, epochs: int
+) -> None:
+    """The loop in this process; with steps too small to change an order, the start stays the best."""
+    h = histories.load(shop.root)
+    train = shop.ranker.train.model_copy(update={"learning_rate": 1e-12})
+    options = shop.ranker.model_copy(update={"patience": patience, "train": train, "model": "dlrm"})
+    given = shop.model_copy(update={"ranker": options})
+    ranker.prepare(tmp_path, given, h, ranker.features(given, h))
+    reports: list[dict[str, float]] = []
+    monkeypatch.setattr(ddp, "world_size", lambda: 1)
+    monkeypatch.setattr(ddp, "rank", lambda: 0)
+    for module in (ddp, ranker):
+        monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reports.append(metrics))
+    ranker.loop({"folder": str(tmp_path), "ranker": options.model_dump(mode="json"), "seed": 1})
+    assert len(reports) == epochs
+
+
 def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, Any]) -> None:
     (shop.at("runs") / "ranker-0123-inputs").mkdir()  # another option's run that was killed
     train = shop.ranker.train.model_copy(update={"max_failures": 7})
@@ -198,9 +262,10 @@ def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, An
 
 
 def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
-    shop: Config, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dlrm: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = _elsewhere(shop, tmp_path)
+    """With tables that stay frozen beyond the stop, and negatives drawn anew each epoch."""
+    other = _elsewhere(dlrm, tmp_path)
     samples.run(other)
 
     def stopped(loop: Any, train: Any, name: str, loop_config: dict[str, Any], storage: Path) -> Path:
@@ -217,7 +282,7 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
     assert not other.at("ranker").exists()
     ranker.run(other)
     for stage in ("sources", "samples", "features", "ranker"):
-        hashes = [artifact.peek(config.at(stage)) for config in (shop, other)]
+        hashes = [artifact.peek(config.at(stage)) for config in (dlrm, other)]
         assert hashes[0] is not None
         assert hashes[1] is not None
         assert hashes[0].content_hash == hashes[1].content_hash, stage
@@ -233,7 +298,7 @@ def test_without_samples_the_error_names_the_job(shop: Config, tmp_path: Path) -
 def _elsewhere(shop: Config, store: Path) -> Config:
     """The same recipe in another store, with the inputs of the ranker's stages in place."""
     other = shop.model_copy(update={"store": str(store)})
-    other.root.mkdir()
+    other.root.mkdir(parents=True, exist_ok=True)
     for stage in ("products", "users", "events", "tensors", "vocabulary", "user_tower", "item_tower"):
         shutil.copytree(shop.at(stage), other.at(stage))
     return other

@@ -33,7 +33,7 @@ def test_report_counts_copied_missing_and_frozen() -> None:
     start = np.full((35, 4), 7, np.float32)
     occurs = np.zeros(35, bool)
     occurs[[1, 2, 3, 33]] = True
-    begun, report = transfer("std", start, _table(30), occurs, std=0.05)
+    begun, report = transfer("std", start, _table(30), occurs, 0.05, "project")
     assert (report.rows, report.copied, report.missing, report.frozen) == (35, 29, 5, 26)
     assert 0 < report.variance_kept < 1
     assert (begun[0] == 7).all()

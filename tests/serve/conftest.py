@@ -70,7 +70,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def published(new_store: Callable[[], Path]) -> Config:
     """A recipe whose bundle is active in the embedded database of its own store."""
-    recipe = tiny.make(tiny.config(new_store().resolve()))
+    recipe = tiny.make(tiny.config(new_store().resolve(), fit=True))
     publish.run(recipe)
     return recipe
 

@@ -61,6 +61,10 @@ def test_every_answer_keeps_its_promises(
     scores = [item["score"] for item in answer.items]
     assert scores == sorted(scores, reverse=True)
     assert np.isfinite(scores).all()
+    chances = [item["probability"] for item in answer.items]
+    assert chances == sorted(chances, reverse=True)
+    assert all(0 <= chance <= 1 for chance in chances)
+    assert sum(chances) <= 1 + 1e-5, "an uncalibrated ranker's are a softmax over all candidates"
     assert all(item["reasons"] for item in answer.items)
     cold = not history and user != "u00" and user != "u05"
     assert all((item["because"] is None) == cold for item in answer.items)
@@ -151,6 +155,32 @@ def test_what_is_told_without_times_comes_after_what_is_stored(chain: Chain, ago
     assert state.items.tolist() == [0, 1, 2, 7, 5, 8, 6]
     assert (np.diff(state.ages_s) <= 0).all()
     assert state.ages_s.min() >= 0
+
+
+def test_fit_is_foretold_for_shoppers_of_whom_body_or_sizes_are_known(chain: Chain) -> None:
+    told = (Choice("P0003", size="10", fit="small"), Choice("P0009", size="a size nobody had"))
+    silent = tuple(Choice(choice.product_id) for choice in told)
+    assert all(item["fit"] is None for item in chain.recommend(Request(k=20, history=silent)).items)
+    answers = [
+        chain.recommend(Request(k=20, history=told)),
+        chain.recommend(Request(k=20, history=silent, profile={"height_cm": 190.0})),
+        chain.recommend(Request(k=20, user_id="u03")),
+    ]
+    for answer in answers:
+        for item in answer.items:
+            fit = item["fit"]
+            assert fit["size"] in tiny.SIZES
+            assert fit["small"] + fit["fit"] + fit["large"] == pytest.approx(1, abs=2e-4)
+    assert len({str([item["fit"] for item in answer.items]) for answer in answers}) == 3
+    stored = chain.recommend(Request(k=20, user_id="u03", profile={"height_cm": 190.0}))
+    assert [i["fit"] for i in stored.items] != [i["fit"] for i in answers[1].items], "earlier sizes count beside a body"
+
+
+def test_sizes_that_are_told_move_no_product(chain: Chain) -> None:
+    told = (Choice("P0003", size="10", fit="small"), Choice("P0009", size="12"))
+    silent = tuple(Choice(choice.product_id) for choice in told)
+    with_sizes, without = (chain.recommend(Request(k=30, history=history)).items for history in (told, silent))
+    assert [{**item, "fit": None} for item in with_sizes] == without
 
 
 def test_an_inline_profile_wins_over_the_stored_one(chain: Chain) -> None:

@@ -14,7 +14,7 @@ from jobs import rules as job
 from rec import cli
 from rec.config import Config
 from rec.errors import DatabaseError, InputError
-from rec.index import rule_versions, tables
+from rec.index import rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
@@ -223,6 +223,7 @@ def test_a_chain_follows_what_the_job_applies(
     published: Config, chain: Chain, ruled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = ids(chain.answer(SHOPPER, None, NOW))
+    monkeypatch.setattr("rec.recommend.chain.RULES_S", 3_600.0)
     answers = {}
     for product in ("P0012", "P0030"):
         ruled.write_text(f"[[pin]]\nproduct = '{product}'\nposition = 1\n", encoding="utf-8")
@@ -293,22 +294,19 @@ def test_a_preview_shows_what_would_change_and_changes_nothing(
     assert "ndcg@10" not in one
 
 
-def test_a_database_of_before_rules_serves_and_gets_its_table(database_url: str) -> None:
+def test_versions_come_and_go_one_catalogue_apart_from_another(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS before_rules")
-        connection.execute("CREATE DATABASE before_rules")
-    url = psycopg.conninfo.make_conninfo(database_url, dbname="before_rules")
-    connections = Connections(url, size=1)
-    assert rule_versions.in_force(connections, "demo") is None
-    with psycopg.connect(url) as connection:
-        tables.create(connection)
-        connection.execute("DROP TABLE rules")
+        connection.execute("DROP DATABASE IF EXISTS rule_versions")
+        connection.execute("CREATE DATABASE rule_versions")
+    url = psycopg.conninfo.make_conninfo(database_url, dbname="rule_versions")
     assert rule_versions.apply(url, "demo", "diversity = 0.1").number == 1
     assert rule_versions.apply(url, "other", "").number == 2
+    connections = Connections(url, size=1)
     found = rule_versions.in_force(connections, "demo")
     assert found is not None
     assert found.source == "diversity = 0.1"
     assert rule_versions.revert(url, "demo") is None
+    assert rule_versions.in_force(connections, "demo") is None
     with pytest.raises(DatabaseError, match="no rules to revert"):
         rule_versions.revert(url, "demo")
     connections.close()

@@ -64,6 +64,10 @@ def test_healthy_and_ready(shop: Shop) -> None:
             {"history": ["P0001", {"product_id": "P0002", "event": "cart"}], "context": "a red dress", "k": 40},
             Request(history=(Choice("P0001"), Choice("P0002", "cart")), context="a red dress", k=40),
         ),
+        (
+            {"history": [{"product_id": "P0004", "size": "12", "fit": "large"}]},
+            Request(history=(Choice("P0004", size="12", fit="large"),)),
+        ),
         ({"profile": {"height_cm": 171, "birth_year": 1990}}, Request(profile={"height_cm": 171, "birth_year": 1990})),
     ],
 )
@@ -85,6 +89,8 @@ def test_the_served_answer_is_the_chain_s(shop: Shop, chain: Chain, body: dict[s
         ({"k": "many"}, ["body", "k"]),
         ({"wishes": 1}, ["body", "wishes"]),
         ({"history": ["P0001"] * (MAX_HISTORY + 1)}, ["body", "history"]),
+        ({"history": [{"product_id": "P0001", "size": "8" * 41}]}, ["body", "history", 0, "Event", "size"]),
+        ({"history": [{"product_id": "P0001", "fit": "tight"}]}, ["body", "history", 0, "Event", "fit"]),
         ({"history": [{"product_id": "P0001", "event": "stolen"}]}, ["body", "history", 0]),
         ({"history": [{"product_id": "P0001", "at": "2025-01-01T00:00:00"}]}, ["body", "history", 0]),
         ({"context": "x" * (MAX_CONTEXT_CHARS + 1)}, ["body", "context"]),
@@ -246,6 +252,7 @@ def test_a_killed_ranker_means_retrieval_order(shop: Shop) -> None:
     scores = [item["retrieval_score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert all("ranker_unavailable" in item["reasons"] for item in answer["items"])
+    assert all(item["probability"] is None for item in answer["items"])
     deadline = time.monotonic() + 120
     while "ranker_unavailable" in shop.recommend(user_id="u01", k=1)["items"][0]["reasons"]:
         assert time.monotonic() < deadline, "the ranker did not come back"

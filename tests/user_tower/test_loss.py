@@ -11,7 +11,7 @@ from torch import nn
 
 from rec.models.item_table import ItemTable
 from rec.train.softmax import Candidates, cross_entropy
-from tests.user_tower.world import NUM_ITEMS, item_vectors, unit_rows
+from tests.user_tower.world import NUM_ITEMS, WIDTH, item_vectors, unit_rows
 
 ALL = torch.arange(NUM_ITEMS)
 
@@ -19,7 +19,7 @@ ALL = torch.arange(NUM_ITEMS)
 @pytest.mark.parametrize("bound", [0.1, 0.5])
 def test_the_delta_is_bounded_and_cold_items_have_none(bound: float) -> None:
     warm = np.arange(0, NUM_ITEMS, 2)
-    table = ItemTable(item_vectors(), warm, bound)
+    table = ItemTable(item_vectors(), warm, bound, WIDTH)
     torch.manual_seed(0)
     with torch.no_grad():
         table.delta.normal_(0, 1)
@@ -35,7 +35,7 @@ def test_the_delta_is_bounded_and_cold_items_have_none(bound: float) -> None:
 
 
 def test_a_new_table_is_the_item_towers_and_can_learn_from_zero() -> None:
-    table = ItemTable(item_vectors(), np.arange(5), 0.5)
+    table = ItemTable(item_vectors(), np.arange(5), 0.5, WIDTH)
     np.testing.assert_allclose(table.export(nn.Identity()), item_vectors(), atol=1e-6)
     (table(ALL, nn.Identity()) @ torch.ones(16)).sum().backward()
     assert table.delta.grad is not None
@@ -43,13 +43,13 @@ def test_a_new_table_is_the_item_towers_and_can_learn_from_zero() -> None:
 
 
 def test_without_a_bound_nothing_is_learned_per_item() -> None:
-    table = ItemTable(item_vectors(), np.arange(5), 0.0)
+    table = ItemTable(item_vectors(), np.arange(5), 0.0, WIDTH)
     assert list(table.parameters()) == []
 
 
 def test_an_adapter_moves_cold_items_as_well_and_the_delta_comes_on_top() -> None:
     warm = np.arange(0, NUM_ITEMS, 2)
-    table = ItemTable(item_vectors(), warm, 0.5)
+    table = ItemTable(item_vectors(), warm, 0.5, WIDTH)
     turn = torch.from_numpy(np.linalg.qr(unit_rows(np.random.default_rng(0), (16, 16)))[0])
     with torch.no_grad():
         table.delta.normal_(0, 1)

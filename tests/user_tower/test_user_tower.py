@@ -24,8 +24,8 @@ def make_tower(inputs: tuple[str, ...] = INPUTS, seed: int = 0) -> UserTower:
     """A tower with every weight random, so that no input is without effect by its zero start."""
     torch.manual_seed(seed)
     shape = Shape(
-        width=WIDTH, history=6, layers=2, heads=2, dropout=0.3, adapter=12, inputs=inputs, text_encoder="minilm",
-        text_width=TEXT,
+        width=WIDTH, history=6, layers=2, heads=2, dropout=0.3, adapter=12, adapter_dropout=0.1, semantics=0,
+        inputs=inputs, text_encoder="minilm", text_width=TEXT,
         profile_names=("height_cm", "weight_kg"), profile_mean=(170.0, 65.0), profile_std=(10.0, 12.0),
     )  # fmt: skip
     tower = UserTower(shape)

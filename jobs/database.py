@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""The database: start and stop the embedded server, migrate, back up and restore, let a role read, forget a user.
+
+    python jobs/database.py status                # version, size, which bundle is active
+    python jobs/database.py start                 # the embedded server of the store; jobs start it by themselves
+    python jobs/database.py stop
+    python jobs/database.py url                   # for psql and the like; only of the embedded server
+    python jobs/database.py migrate               # bring the tables up to this program's version; jobs do it, too
+    python jobs/database.py backup shop.dump      # everything, in pg_dump's custom format
+    python jobs/database.py restore shop.dump     # into an empty database
+    python jobs/database.py grant shop_reader     # let a role read what a server needs, and nothing else
+    python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events and profile, for good
+
+REC_DATABASE_URL names another server; then start, stop and url have nothing to do. A user who was forgotten stays in
+the recipe's datasets, and in the files they were read from, until the shop removes them there; what is loaded from
+these into the database leaves them out.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rec import backup, postgres
+from rec.cli import main, parser
+from rec.config import Config
+from rec.errors import ConfigError
+from rec.index import forget, migrations, roles, status
+
+NEEDS = {"backup": "FILE", "restore": "FILE", "grant": "ROLE", "forget": "USER"}
+"""Actions with an argument, and what it is."""
+
+
+def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    """Do what the action says."""
+    match options.action:
+        case "status":
+            return _status(config)
+        case "start":
+            _only_embedded("start")
+            postgres.url(config.store)
+            return {"running": True}
+        case "stop":
+            _only_embedded("stop")
+            return {"stopped": postgres.stop_embedded(config.store)}
+        case "url":
+            _only_embedded("url")
+            return {"url": postgres.url(config.store, create=False)}
+        case "migrate":
+            with postgres.session(postgres.url(config.store)) as connection:
+                before, after = migrations.migrate(connection)
+            return {"before": before, "version": after}
+        case "backup":
+            file = Path(_argument(options))
+            return {"file": str(file), "bytes": backup.backup(postgres.own_url(config.store), file)}
+        case "restore":
+            return {"tables": backup.restore(postgres.url(config.store), Path(_argument(options)))}
+        case "grant":
+            role = _argument(options)
+            return {"role": role, "tables": roles.grant(postgres.url(config.store, create=False), role)}
+        case _:
+            user = _argument(options)
+            done = forget.forget(postgres.url(config.store, create=False), config.name, user)
+            return {"recipe": config.name, "events": done.events, "profiles": done.profiles}
+
+
+def _status(config: Config) -> Mapping[str, Any]:
+    given = postgres.given()
+    if given is None and postgres.running(config.store) is None:
+        return {"server": "embedded", "running": False, "made_by": postgres.embedded_major(config.store)}
+    found = status.status(postgres.url(config.store, create=False))
+    return {"server": "embedded" if given is None else postgres.URL_VARIABLE, "running": True, **found}
+
+
+def _only_embedded(action: str) -> None:
+    if postgres.given() is not None:
+        raise ConfigError(
+            f"`{action}` is for the embedded server, and {postgres.URL_VARIABLE} names another one: unset it"
+        )
+
+
+def _argument(options: argparse.Namespace) -> str:
+    """The one argument of the action."""
+    if options.argument is None:
+        raise ConfigError(f"`{options.action}` needs a {NEEDS[options.action]}: see `python jobs/database.py --help`")
+    return str(options.argument)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("action", choices=("status", "start", "stop", "url", "migrate", *NEEDS))
+    arguments.add_argument("argument", nargs="?", help="file, role or user of the last four")
+    main(run, arguments)

@@ -1,0 +1,89 @@
+"""Whether the database holds a bundle's vectors as the bundle does: every row, every id, every bit."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from pgvector.psycopg import register_vector
+from psycopg import Connection, sql
+
+from rec import postgres
+from rec.bundle import Bundle
+from rec.errors import DatabaseError
+from rec.index import tables
+
+_ROWS = 8_192
+
+
+def check(database_url: str, made: Bundle) -> str | None:
+    """`compare` with the database at a URL."""
+    with postgres.session(database_url) as connection:
+        return compare(connection, made)
+
+
+def compare(connection: Connection[Any], made: Bundle) -> str | None:
+    """SHA-256 of ids and vectors in row order, equal to the bundle's; None where the bundle is not loaded.
+
+    Raises DatabaseError naming what differs: the entry of the bundle, an index that is missing or invalid, the number
+    of rows, or the first row with another id or vector.
+    """
+    if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
+        return None
+    entry = connection.execute("SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (made.id,)).fetchone()
+    if entry is None:
+        return None
+    if entry[:3] != (made.recipe, made.items, made.width):
+        raise _differs(made, f"its entry says {entry[:3]}, not {(made.recipe, made.items, made.width)}")
+    _check_indexes(connection, made)
+    return _check_rows(connection, made, entry[3])
+
+
+def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
+    table = tables.items_table(made.id).as_string(connection)
+    rows = connection.execute(
+        "SELECT a.amname, i.indisunique, i.indisvalid AND i.indisready FROM pg_index i"
+        " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = to_regclass(%s)",
+        (table,),
+    ).fetchall()
+    good = [(method, unique) for method, unique, valid in rows if valid]
+    if good.count(("hnsw", False)) != 1 or good.count(("btree", True)) != 2:
+        raise _differs(made, "an index is missing or invalid")
+
+
+def _check_rows(connection: Connection[Any], made: Bundle, kind: str) -> str:
+    ids, vectors, value = made.product_ids(), made.item_vectors(), tables.embedding(kind)
+    stored, own, count = hashlib.sha256(), hashlib.sha256(), 0
+    for block in _blocks(connection, made):
+        for row, product_id, vector in block:
+            if row != count or row >= made.items:
+                raise _differs(made, f"row {row} stands where row {count} of {made.items} should")
+            if product_id != ids[row]:
+                raise _differs(made, f"row {row} is product {product_id!r}, not {ids[row]!r}")
+            count += 1
+            stored.update(f"{product_id}\0".encode() + vector.to_binary())
+        for row in range(count - len(block), count):
+            own.update(f"{ids[row]}\0".encode() + value(vectors[row]).to_binary())
+        if stored.digest() != own.digest():
+            wrong = next(row for row, _, vector in block if vector.to_binary() != value(vectors[row]).to_binary())
+            raise _differs(made, f"the vector of product {ids[wrong]!r} is another one")
+    if count != made.items:
+        raise _differs(made, f"it has {count} rows, not {made.items}")
+    return stored.hexdigest()
+
+
+def _blocks(connection: Connection[Any], made: Bundle) -> Iterator[list[tuple[int, str, Any]]]:
+    """Rows of the vector table in row order."""
+    register_vector(connection)
+    with connection.cursor("rows", binary=True) as cursor:
+        cursor.execute(
+            sql.SQL("SELECT row, product_id, embedding FROM {} ORDER BY row").format(tables.items_table(made.id))
+        )
+        while block := cursor.fetchmany(_ROWS):
+            yield block
+
+
+def _differs(made: Bundle, what: str) -> DatabaseError:
+    return DatabaseError(
+        f"the vectors of bundle {made.id} in the database are not those of the bundle ({what}): make the bundle before "
+        "it active with `python jobs/bundles.py rollback`, drop this one with `gc`, and publish it again"
+    )

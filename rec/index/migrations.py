@@ -1,0 +1,202 @@
+"""How the tables of the serving database came about: numbered migrations, forward only.
+
+A database is of version n when the first n entries of MIGRATIONS have run; the table `schema_version` has a row for
+each. Each runs in a transaction of its own, together with its row, so a killed one leaves nothing. To change a table,
+append a list of statements; what is published is never edited, because databases that have run it exist.
+
+Servers go on answering meanwhile. A statement that has to wait for them gives up after LOCK_WAIT_MS, since whoever
+asks for the table after it would wait behind it, and the next run starts at the same migration. Adding a table, or a
+column with a constant default, takes a moment. CREATE INDEX on a table that is there already lets everybody read but
+nobody write until it is built: make it where rows are few, or when the table is made.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import Connection, errors, sql
+
+from rec.errors import DatabaseError
+from rec.index import roles
+
+MIGRATIONS: Sequence[Sequence[str]] = (
+    (
+        """
+CREATE TABLE products (
+    catalogue text NOT NULL,
+    product_id text NOT NULL,
+    title text NOT NULL,
+    price real,
+    currency text,
+    brand text,
+    category text[] NOT NULL,
+    available boolean NOT NULL,
+    PRIMARY KEY (catalogue, product_id)
+)""",
+        "CREATE INDEX products_category ON products USING gin (category)",
+        "CREATE INDEX products_price ON products (catalogue, price)",
+        """
+CREATE TABLE users (
+    catalogue text NOT NULL,
+    user_id text NOT NULL,
+    profile jsonb NOT NULL,
+    PRIMARY KEY (catalogue, user_id)
+)""",
+        """
+CREATE TABLE events (
+    catalogue text NOT NULL,
+    user_id text NOT NULL,
+    position integer NOT NULL,
+    product_id text NOT NULL,
+    event text NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (catalogue, user_id, position)
+)""",
+        """
+CREATE TABLE loads (
+    catalogue text NOT NULL,
+    dataset text NOT NULL,
+    content_hash text NOT NULL,
+    PRIMARY KEY (catalogue, dataset)
+)""",
+        """
+CREATE TABLE bundles (
+    id text PRIMARY KEY,
+    catalogue text NOT NULL,
+    items integer NOT NULL,
+    width integer NOT NULL,
+    kind text NOT NULL,
+    loaded_at timestamptz NOT NULL DEFAULT now()
+)""",
+        """
+CREATE TABLE promotions (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    bundle text NOT NULL REFERENCES bundles,
+    ndcg10 double precision,
+    floor double precision NOT NULL,
+    floor_met boolean NOT NULL,
+    promoted_at timestamptz NOT NULL DEFAULT now(),
+    retracted_at timestamptz
+)""",
+        """
+CREATE TABLE active_bundle (
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
+    bundle text NOT NULL REFERENCES bundles
+)""",
+    ),
+    (
+        # users whose data was deleted: no load brings them back (rec/index/forget.py)
+        """
+CREATE TABLE forgotten (
+    catalogue text NOT NULL,
+    user_hash bytea NOT NULL,
+    forgotten_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (catalogue, user_hash)
+)""",
+    ),
+    (
+        # what merchandisers say about lists (rec/index/rule_versions.py)
+        """
+CREATE TABLE rules (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    catalogue text NOT NULL,
+    source text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    retracted_at timestamptz
+)""",
+        "CREATE INDEX rules_catalogue ON rules (catalogue, number)",
+    ),
+    ("ALTER TABLE events ADD COLUMN size text, ADD COLUMN fit text",),
+)
+"""The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
+
+LATEST = len(MIGRATIONS)
+"""The version that this program reads and writes."""
+
+LOCK_WAIT_MS = 5_000
+"""How long a migration waits for whoever uses a table."""
+
+_MIGRATING = 7_203_118  # advisory lock
+
+_VERSIONS = """
+CREATE TABLE IF NOT EXISTS schema_version (
+    version integer PRIMARY KEY,
+    migrated_at timestamptz NOT NULL DEFAULT now()
+)"""
+
+
+def migrate(connection: Connection[Any]) -> tuple[int, int]:
+    """Bring the tables up to LATEST, each migration in a transaction of its own; returns (version before, after).
+
+    Raises DatabaseError when the database is newer than this program, or a table in use by others too long.
+    """
+    before = version(connection)
+    _refuse_newer(before)
+    found = before
+    while found < LATEST:
+        found = _next(connection)
+    return before, found
+
+
+def version(connection: Connection[Any]) -> int:
+    """The version of the database; 0 where there are no tables."""
+    with connection.transaction():
+        return _version(connection)
+
+
+def require(connection: Connection[Any]) -> None:
+    """Raise DatabaseError unless the database is of version LATEST or has no tables, as where nothing is loaded."""
+    found = version(connection)
+    _refuse_newer(found)
+    if 0 < found < LATEST:
+        raise DatabaseError(
+            f"the database is of version {found} and this program reads version {LATEST}: "
+            "run `python jobs/database.py migrate` as the owner of its tables"
+        )
+
+
+def _next(connection: Connection[Any]) -> int:
+    """Run the first migration that is missing; returns the version after it."""
+    try:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+            found = _version(connection)  # another process may have come first
+            _refuse_newer(found)
+            if found == LATEST:
+                return found
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{LOCK_WAIT_MS}ms",))
+            for statement in MIGRATIONS[found]:
+                connection.execute(sql.SQL(statement))
+            connection.execute(_VERSIONS)
+            # a database without `schema_version` gets the row of version 1, too
+            connection.execute(
+                "INSERT INTO schema_version (version) SELECT generate_series(1, %s) ON CONFLICT DO NOTHING",
+                (found + 1,),
+            )
+            roles.pass_on(connection)
+            return found + 1
+    except errors.LockNotAvailable:
+        raise DatabaseError(
+            f"others used the tables for more than {LOCK_WAIT_MS / 1_000:g} s, so the database was not brought to "
+            f"version {LATEST}: try again when less is going on"
+        ) from None
+
+
+def _version(connection: Connection[Any]) -> int:
+    # not to_regclass: it remembers that there was no such table while this transaction waited for another's to be made
+    rows = connection.execute(
+        "SELECT relname FROM pg_class WHERE relname IN ('schema_version', 'active_bundle')"
+        " AND relnamespace = current_schema()::regnamespace"
+    ).fetchall()
+    if ("schema_version",) not in rows:
+        return len(rows)  # version 1 had no such table
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _refuse_newer(found: int) -> None:
+    if found > LATEST:
+        raise DatabaseError(
+            f"the database is of version {found} and this program knows versions up to {LATEST}: "
+            "install the release that brought it there, or a later one"
+        )
