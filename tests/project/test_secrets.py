@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from rec import postgres, publish
+from rec import bundles, postgres, publish
 from rec.errors import RecError
 from tests.bundle import tiny
 
@@ -36,7 +36,7 @@ def test_no_secret_of_the_environment_leaves_it(
     with pytest.raises(RecError) as refused:  # there is no bundle before the first
         publish.rollback(recipe)
     said += str(refused.value)
-    publish.prune(recipe)
+    bundles.collect(recipe)
     monkeypatch.setenv(postgres.URL_VARIABLE, psycopg.conninfo.make_conninfo(url, dbname="gone"))
     with pytest.raises(RecError) as refused:
         publish.run(recipe)
