@@ -78,10 +78,11 @@ def test_only_this_machine_is_listened_to_by_default(written: str) -> None:
     assert shop.HOST == review_server.HOST == "127.0.0.1"
 
 
-def test_no_code_can_listen_to_other_machines() -> None:
-    """There is no option for it, so there is nothing to refuse."""
+def test_no_code_but_the_shop_s_can_listen_to_other_machines() -> None:
+    """Elsewhere there is no option for it, so there is nothing to refuse."""
     for folder in ("rec", "jobs", "serve"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"0\.0\.0\.0|\[::\]|INADDR_ANY|dashboard_host", text), path
             assert "--host" not in text, path
+            if path.name != "shop.py":
+                assert not re.search(r"0\.0\.0\.0|\[::\]|INADDR_ANY|dashboard_host", text), path

@@ -12,10 +12,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
-from rec import __version__, config, doctor
+from rec import __version__, config, doctor, publish
+from rec.errors import DatabaseError
+from tests.bundle import tiny
 from tests.cluster.manifests import (
     CLUSTER,
     JOBS,
@@ -117,12 +120,12 @@ def test_every_component_goes_with_an_overlay(component: Path, tmp_path: Path) -
 
 def test_every_pod_runs_without_rights() -> None:
     found = [(file, pod) for file, documents in RESOURCES.items() for each in documents for pod in pods(each)]
-    assert len(found) >= 5
+    assert len(found) >= 7
     for file, pod in found:
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True, file
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, file
-        for container in spec["containers"]:
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False, file
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, file
             assert "memory" in container["resources"]["limits"], file
@@ -157,7 +160,7 @@ def test_no_secret_is_in_a_manifest() -> None:
             ):
                 assert f"secret generic {name}" in guide or name == "shop-tls", f"{file}: who makes {name}?"
             for pod in pods(each):
-                for container in pod["spec"]["containers"]:
+                for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
                     for variable in container.get("env", []):
                         assert "value" not in variable or not re.search("KEY|PASSWORD|TOKEN|URL", variable["name"]), (
                             file
@@ -175,10 +178,62 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
     assert {"name": "serve", "containerPort": 8000} in head["ports"], "KubeRay makes no service without it"
     for group in cluster["workerGroupSpecs"]:
         (server,) = group["template"]["spec"]["containers"]
-        assert server["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "serve"}
+        assert server["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "serve"}
+        assert server["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "serve"}
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
         budget = one(RESOURCES["base/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
         assert budget.items() <= group["template"]["metadata"]["labels"].items()
+
+
+def test_servers_read_as_a_role_that_owns_nothing_and_ask_for_keys() -> None:
+    """Of the owner's URL their cluster knows nothing; who answers at all addresses has keys, else it does not start."""
+    spec = one(RESOURCES["base/rayservice.yaml"], "RayService")["spec"]
+    assert '"postgres-app"' not in json.dumps(spec)
+    for group in spec["rayClusterConfig"]["workerGroupSpecs"]:
+        (server,) = group["template"]["spec"]["containers"]
+        secrets = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in server["env"]}
+        assert secrets == {
+            "REC_DATABASE_URL": {"name": "postgres-reader", "key": "uri"},
+            "REC_API_KEYS": {"name": "api-keys", "key": "keys"},
+        }
+    (role,) = one(RESOURCES["base/postgres.yaml"], "Cluster")["spec"]["managed"]["roles"]
+    assert role == {
+        "name": "shop_reader",
+        "ensure": "present",
+        "login": True,
+        "passwordSecret": {"name": "postgres-reader"},
+    }
+    assert entrypoints()["grant"].endswith(f" grant {role['name']}")
+
+
+def test_servers_wait_for_the_first_bundle(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the init container asks ends well where a bundle is active, and else not."""
+    spec = one(RESOURCES["base/rayservice.yaml"], "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    (waiting,) = spec["template"]["spec"]["initContainers"]
+    loop = re.fullmatch(r"until python -c '(.+)'; do sleep 10; done", waiting["args"][0])
+    assert loop is not None
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE waiting")
+    monkeypatch.setenv("REC_DATABASE_URL", psycopg.conninfo.make_conninfo(database_url, dbname="waiting"))
+    with pytest.raises(DatabaseError, match="no bundle is active"):
+        exec(loop[1], {})
+    made = publish.run(tiny.make(tiny.config(tmp_path)))
+    exec(loop[1], {})
+    assert capfd.readouterr().out.strip() == made["bundle"]
+
+
+def test_the_backup_is_complete_before_an_old_one_goes_and_restore_never_runs_by_itself() -> None:
+    backup, restore = RESOURCES["components/backup/cronjobs.yaml"]
+    (pod,) = pods(backup)
+    (container,) = pod["spec"]["containers"]
+    assert container["command"] == ["sh", "-euc"]
+    first, second = container["args"][0].strip().splitlines()
+    assert first.startswith("python jobs/database.py backup ")
+    assert second.endswith("-delete")
+    assert restore["spec"]["suspend"] is True
+    assert "suspend" not in backup["spec"]
 
 
 def test_only_the_head_that_scales_has_a_token_of_kubernetes() -> None:
@@ -209,7 +264,9 @@ def test_autoscaling_starts_at_no_worker() -> None:
 def test_there_is_a_manifest_for_every_job_that_a_cluster_can_run() -> None:
     here = {path.stem for path in (REPOSITORY / "jobs").glob("*.py")}
     assert NOT_ON_A_CLUSTER.keys() <= here
-    assert {path.stem.replace("-", "_") for path in JOBS} - {"rollback"} == here - NOT_ON_A_CLUSTER.keys()
+    lines = entrypoints()
+    assert {Path(line.split()[0]).stem for line in lines.values()} == here - NOT_ON_A_CLUSTER.keys()
+    assert [name for name, line in lines.items() if name.replace("-", "_") not in line] == ["nightly"]
 
 
 def test_jobs_run_on_workers_of_the_one_cluster() -> None:
