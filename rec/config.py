@@ -450,6 +450,8 @@ class UserTower(Branch):
     """Transformer blocks over the history."""
     heads: int = Field(default=4, ge=1)
     """Attention heads; divides `item_tower.width`."""
+    convolution: int = Field(default=0, ge=0)
+    """Last positions that a causal convolution beside each attention reads; 0: none."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout inside the network."""
     input_dropout: float = Field(default=0.15, ge=0, lt=1)

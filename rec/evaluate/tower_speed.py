@@ -87,7 +87,7 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(options.train.cpus_per_worker)
     _warm(tower, items, options)
-    optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate)
+    optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate, fused=True)
     count = -(-len(items) // options.train.batch_size)
     batches = np.array_split(np.random.default_rng(0).permutation(len(items)), count)
     started = time.perf_counter()

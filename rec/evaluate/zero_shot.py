@@ -234,7 +234,7 @@ def _later(
 def _train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> None:
     """The item tower's contrastive steps in this process."""
     parameters = [parameter for parameter in tower.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     tower.train()
     steps = -(-len(items) // BATCH)
     for epoch in range(EPOCHS):

@@ -33,7 +33,7 @@ from rec.schema import EVENTS
 from rec.state import UserState
 
 KIND = "user_tower"
-VERSION = 4
+VERSION = 5
 
 HOUR, DAY = 3_600.0, 86_400.0
 GAP_EDGES_S = (
@@ -60,6 +60,8 @@ class Shape:
     """Last n events read."""
     layers: int
     heads: int
+    convolution: int
+    """Last positions that each block's causal convolution reads, 0 for none."""
     dropout: float
     adapter: int
     """Hidden width of the item adapter, 0 for none."""
@@ -107,11 +109,17 @@ class Sequences:
 
 
 class Block(nn.Module):
-    """Pre-norm causal self-attention and feed-forward."""
+    """Pre-norm causal self-attention and feed-forward.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    With a convolution, each channel of the last c positions goes past the attention to the same residual: attention
+    has to learn what came last, a convolution has it (Wu, Liu, Lin, Lin, Han, "Lite Transformer with Long-Short Range
+    Attention", 2020, arXiv 2004.11886).
+    """
+
+    def __init__(self, width: int, heads: int, convolution: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        self.near = nn.Parameter(torch.zeros(convolution, width)) if convolution else None
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -125,11 +133,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32[b, l, d] → float32[b, l, d]; position t sees positions 0 … t."""
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        normed = self.norm_attention(x)
+        q, k, v = self.qkv(normed).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         # float32[b, heads, l, d / heads]
         seen = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        x = x + F.dropout(self.out(seen.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        mixed = self.out(seen.transpose(1, 2).flatten(2))
+        if self.near is not None:
+            length = x.shape[1]
+            for back, weight in enumerate(self.near[:length]):
+                mixed = mixed + F.pad(normed[:, : length - back], (0, 0, back, 0)) * weight
+        x = x + F.dropout(mixed, self.dropout, self.training)
         fed: Tensor = x + self.feed(x)
         return fed
 
@@ -145,6 +159,10 @@ class Block(nn.Module):
         q = q.view(size, self.heads, 1, -1)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
         own = x[rows, position] + self.out(seen.flatten(1))
+        if self.near is not None:
+            for back, weight in enumerate(self.near):
+                there = position >= back  # bool[b]
+                own = own + normed[rows, (position - back).clamp(min=0)] * there[:, None] * weight
         fed: Tensor = own + self.feed(own)
         return fed
 
@@ -195,6 +213,9 @@ class UserTower(nn.Module):
             nn.init.zeros_(last.bias)
             first = nn.Linear(d + shape.semantics, shape.adapter)
             self.adapter = nn.Sequential(first, nn.GELU(), nn.Dropout(shape.adapter_dropout), last)
+            # Content has about unit length, features of about 1 / sqrt(features): as they are, they hardly move what
+            # `first` starts with, and the adapter learns too slowly to tell products apart.
+            self.gain = first.in_features**0.5
         if shape.semantics:
             self.register_buffer("start_weight", torch.eye(d, d + shape.semantics))
             self.register_buffer("start_bias", torch.zeros(d))
@@ -207,7 +228,9 @@ class UserTower(nn.Module):
             self.position = nn.Parameter(torch.randn(shape.history + 1, d) * 0.02)
             for table in (self.event, self.gap):
                 nn.init.normal_(table.weight, std=0.02)
-            self.blocks = nn.ModuleList(Block(d, shape.heads, shape.dropout) for _ in range(shape.layers))
+            self.blocks = nn.ModuleList(
+                Block(d, shape.heads, shape.convolution, shape.dropout) for _ in range(shape.layers)
+            )
         self.no_context = nn.Parameter(torch.zeros(d))
         self.no_profile = nn.Parameter(torch.zeros(d))
         if "context" in shape.inputs:
@@ -232,7 +255,7 @@ class UserTower(nn.Module):
         vectors = content
         if self.shape.semantics:
             vectors = F.normalize(F.linear(content, self.start_weight, self.start_bias), dim=-1)
-        return F.normalize(vectors + self.adapter(content), dim=-1)
+        return F.normalize(vectors + self.adapter(content * self.gain), dim=-1)
 
     def behaviour(self, history: Tensor, sequences: Sequences) -> Tensor:
         """float32[T, d] at every flat position, given the item vectors `history` float32[B, L, d]."""

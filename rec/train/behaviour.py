@@ -48,7 +48,10 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
     first, second = torch.from_numpy(sides)
     partners = Partners(torch.from_numpy(items.groups), share, first, second, chosen.log_q).to(device)
     optimizer = torch.optim.AdamW(
-        contrast.parameter_groups(tower, options), lr=chosen.learning_rate, weight_decay=options.train.weight_decay
+        contrast.parameter_groups(tower, options),
+        lr=chosen.learning_rate,
+        weight_decay=options.train.weight_decay,
+        fused=True,
     )
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()

@@ -227,7 +227,9 @@ def loop(config: dict[str, Any]) -> None:
     contest = Contest(module)
     wrapped = ddp.distribute(contest)
     device, train = module.items.own.device, options.train
-    optimizer = torch.optim.AdamW(module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    )
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
         if contest.stale(epoch.number, options.patience):
             break

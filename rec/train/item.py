@@ -210,6 +210,7 @@ def train(
         contrast.parameter_groups(tower, options),
         lr=options.train.learning_rate,
         weight_decay=options.train.weight_decay,
+        fused=True,
     )
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()

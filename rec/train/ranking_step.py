@@ -91,7 +91,7 @@ class Training(nn.Module):
         """AdamW, whose weight decay leaves tables, linear weights and the bias alone."""
         decayed, rest = self.model.parameter_groups(weight_decay)
         rest["params"].append(self.bias)
-        return torch.optim.AdamW([decayed, rest], lr=learning_rate)
+        return torch.optim.AdamW([decayed, rest], lr=learning_rate, fused=True)
 
 
 def update(

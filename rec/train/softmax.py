@@ -46,5 +46,5 @@ class Candidates(nn.Module):
 
 def cross_entropy(scores: Tensor, place: Tensor, log_q: Tensor) -> Tensor:
     """Mean over T of -log of the target's share: scores float32[T, C], target columns int64[T], log q float32[C]."""
-    own = torch.zeros_like(scores).scatter_(1, place[:, None], log_q[place][:, None])
-    return F.cross_entropy(scores - log_q + own, place)
+    corrected = (scores - log_q).scatter_add_(1, place[:, None], log_q[place][:, None])
+    return F.cross_entropy(corrected, place)

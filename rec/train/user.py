@@ -55,10 +55,11 @@ class Training(nn.Module):
         self.tower, self.table, self.candidates = tower, table, candidates
         self.register_buffer("texts", torch.from_numpy(texts), persistent=False)
 
-    def users(self, batch: Batch, input_dropout: float) -> Tensor:
-        """Unit vectors float32[T, d]; each whole input of a user is hidden with probability `input_dropout`."""
+    def users(self, batch: Batch, history: Tensor, input_dropout: float) -> Tensor:
+        """Unit vectors float32[T, d], given the item vectors `history` float32[B, L, d]; each whole input of a user is
+        hidden with probability `input_dropout`."""
         sequences = batch.sequences
-        behaviour = self.tower.behaviour(self.table(sequences.items, self.tower.adapt), sequences)
+        behaviour = self.tower.behaviour(history, sequences)
         owners = sequences.owners
         drawn = torch.rand(3, len(sequences.lengths), device=owners.device)
         hidden = drawn[:, owners] < input_dropout  # bool[3, T]
@@ -73,10 +74,13 @@ class Training(nn.Module):
 
     def forward(self, batch: Batch, options: Options) -> Tensor:
         """Mean loss over the counted positions of the batch."""
-        users = self.users(batch, options.input_dropout)[batch.counted]
+        items = batch.sequences.items
         targets = batch.targets[batch.counted]
         rows, log_q = self.candidates(targets)
-        scores = users @ self.table(rows, self.tower.adapt).T / options.temperature  # float32[t, C]
+        read = torch.unique(torch.cat([rows, items.flatten()]))  # what the step needs, each item once
+        vectors = self.table(read, self.tower.adapt)
+        users = self.users(batch, vectors[torch.searchsorted(read, items)], options.input_dropout)[batch.counted]
+        scores = users @ vectors[torch.searchsorted(read, rows)].T / options.temperature  # float32[t, C]
         return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
 
 
@@ -94,12 +98,14 @@ def validate(model: Training, data: Windows, *, exclude_seen: bool) -> dict[str,
     """
     batch = data.batch(np.arange(len(data.users))).to(model.tower.bos.device)
     last = batch.sequences.starts + batch.sequences.lengths
+    vectors = model.export()
     with torch.inference_mode():
-        users = model.users(batch, 0.0)[last].cpu().numpy()
+        history = torch.from_numpy(vectors).to(last.device)[batch.sequences.items]
+        users = model.users(batch, history, 0.0)[last].cpu().numpy()
     targets = data.h.items[data.ends - 1]
     firsts = data.h.offsets[data.users] if exclude_seen else data.ends - 1
     exclude = [data.h.items[s : e - 1] for s, e in zip(firsts, data.ends, strict=True)]
-    found, _ = search(users, model.export(), VALIDATION_K, exclude)
+    found, _ = search(users, vectors, VALIDATION_K, exclude)
     hit = found == targets[:, None]  # bool[U, K]
     ranks = np.where(hit.any(axis=1), hit.argmax(axis=1), metrics.MISSED)
     return {
@@ -120,6 +126,7 @@ def build(
         history=options.history,
         layers=options.layers,
         heads=options.heads,
+        convolution=options.convolution,
         dropout=options.dropout,
         adapter=options.adapter,
         adapter_dropout=options.adapter_dropout,
@@ -170,7 +177,9 @@ def loop(config: dict[str, Any]) -> None:
     wrapped = ddp.distribute(contest)
     device = model.tower.bos.device
     train = options.train
-    optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    )
     for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
         if contest.stale(epoch.number, options.patience):
             break

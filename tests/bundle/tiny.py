@@ -186,6 +186,7 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             history=8,
             layers=1,
             heads=2,
+            convolution=0,
             dropout=0.0,
             adapter=0,
             adapter_dropout=0.0,

@@ -59,7 +59,7 @@ def _shop(store: Path, quotas: Quotas = ALONE, **weights: float) -> Config:
     h = histories.load(root)
     torch.manual_seed(0)
     tower = user_tower.UserTower(
-        Shape(WIDTH, 8, 1, 2, 0.0, 0, 0.0, 0, ("behaviour",), "minilm", 0, tuple(h.profile_names), (0.0,), (1.0,))
+        Shape(WIDTH, 8, 1, 2, 0, 0.0, 0, 0.0, 0, ("behaviour",), "minilm", 0, tuple(h.profile_names), (0.0,), (1.0,))
     )
     with artifact.write(
         root / "user_tower", kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}

@@ -109,6 +109,7 @@ def _user_tower(root: Path, h: Histories, rng: np.random.Generator) -> None:
                 history=8,
                 layers=1,
                 heads=2,
+                convolution=0,
                 dropout=0.0,
                 adapter=0,
                 adapter_dropout=0.0,

@@ -101,7 +101,7 @@ def test_training_windows_and_states_give_the_same_vectors(tmp_path: Path) -> No
     model = build(data, frozen, np.zeros((1, 4), np.float32), options, "minilm").eval()
     batch = data.batch(np.arange(len(data.users)))
     with torch.inference_mode():
-        flat = model.users(batch, 0.0)
+        flat = model.users(batch, model.table(batch.sequences.items, model.tower.adapt), 0.0)
     last = (batch.sequences.starts + batch.sequences.lengths).numpy()
     ends = data.ends - 1
     states = [histories.state(h, int(u), int(e), 8, int(h.at[e]), "") for u, e in zip(data.users, ends, strict=True)]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from rec.config import Text
 from rec.models import user_vectors
-from rec.models.user_tower import Shape, UserTower, collate, load
+from rec.models.user_tower import Block, Shape, UserTower, collate, load
 from rec.models.user_vectors import UserVectors
 from rec.state import UserState, cold_state
 from tests.user_tower.world import NUM_ITEMS, WIDTH, item_vectors, unit_rows
@@ -24,8 +25,8 @@ def make_tower(inputs: tuple[str, ...] = INPUTS, seed: int = 0) -> UserTower:
     """A tower with every weight random, so that no input is without effect by its zero start."""
     torch.manual_seed(seed)
     shape = Shape(
-        width=WIDTH, history=6, layers=2, heads=2, dropout=0.3, adapter=12, adapter_dropout=0.1, semantics=0,
-        inputs=inputs, text_encoder="minilm", text_width=TEXT,
+        width=WIDTH, history=6, layers=2, heads=2, convolution=3, dropout=0.3, adapter=12, adapter_dropout=0.1,
+        semantics=0, inputs=inputs, text_encoder="minilm", text_width=TEXT,
         profile_names=("height_cm", "weight_kg"), profile_mean=(170.0, 65.0), profile_std=(10.0, 12.0),
     )  # fmt: skip
     tower = UserTower(shape)
@@ -95,6 +96,8 @@ def test_a_later_event_never_changes_an_earlier_position() -> None:
 def test_the_last_position_alone_is_the_last_of_all_positions(layers: int) -> None:
     torch.manual_seed(1)
     tower = UserTower(replace(make_tower().shape, layers=layers)).attach(item_vectors()).eval()
+    for block in tower.blocks:
+        nn.init.normal_(block.near)
     states, _ = make_states(np.random.default_rng(4), 40)
     sequences = collate([cold_state(2), *states], 6)
     history = tower.item_vectors[sequences.items]
@@ -103,6 +106,19 @@ def test_the_last_position_alone_is_the_last_of_all_positions(layers: int) -> No
         torch.testing.assert_close(
             tower.last(history, sequences), everywhere[sequences.starts + sequences.lengths], atol=1e-5, rtol=1e-5
         )
+
+
+def test_a_convolution_reads_its_last_positions_and_no_other() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(1, 6, WIDTH)
+    block = Block(WIDTH, 2, 3, 0.0).eval()
+    nn.init.zeros_(block.out.weight)  # what attention finds does not get through
+    moved = x.clone()
+    moved[0, 1] += torch.randn(WIDTH)
+    with torch.no_grad():
+        nn.init.normal_(block.near)
+        changed = (block(x) - block(moved)).abs().amax(dim=2)[0] > 1e-6
+    assert changed.tolist() == [False, True, True, True, False, False]
 
 
 def test_only_the_last_events_are_read_and_each_input_matters() -> None:
