@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rec import runtime
+from rec import artifact, runtime
 from rec.cli import main, parser
 from rec.config import Config
 from rec.enrich import export, stage
@@ -25,7 +25,8 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     if options.dry_run:
         return stage.estimate(config)
     if options.export is None:
-        return stage.run(config)
+        with artifact.alone(config.root):
+            return stage.run(config)
     runtime.start(config.cpus)
     return export.export(config, options.export, options.created_before)
 

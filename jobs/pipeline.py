@@ -11,4 +11,4 @@ from rec.cli import main, parser
 from rec.pipeline import run
 
 if __name__ == "__main__":
-    main(lambda config, _: run(config), parser(__doc__ or ""))
+    main(lambda config, _: run(config), parser(__doc__ or ""), writes=True)

@@ -13,4 +13,4 @@ from rec.cli import main, parser
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
     arguments.add_argument("--force", action="store_true", help="promote a bundle that is below the recipe's floor")
-    main(lambda config, options: publish.run(config, force=options.force), arguments)
+    main(lambda config, options: publish.run(config, force=options.force), arguments, writes=True)

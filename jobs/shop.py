@@ -17,7 +17,6 @@ import argparse
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from rec import api_keys, artifact, bundle, postgres
+from rec import api_keys, artifact, bundle, ports, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
@@ -205,14 +204,9 @@ def _first_answer(shop: Shop, port: int) -> Any:
 def _check_free(port: int, host: str) -> None:
     if not 1 <= port <= 65_535:
         raise ConfigError(f"port {port} is not within 1 to 65535: choose another with PORT= or --port")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} on {host} cannot be had ({error}): choose another with PORT= or --port"
-            ) from None
+    error = ports.refused(host, port)
+    if error is not None:
+        raise ConfigError(f"port {port} on {host} cannot be had ({error}): choose another with PORT= or --port")
 
 
 def _await_ready(shop: Shop, process: psutil.Process, port: int) -> None:

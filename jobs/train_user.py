@@ -5,4 +5,4 @@ from rec.cli import main, parser
 from rec.train.user import run
 
 if __name__ == "__main__":
-    main(lambda config, _: run(config), parser(__doc__ or ""))
+    main(lambda config, _: run(config), parser(__doc__ or ""), writes=True)

@@ -9,10 +9,12 @@ The content hash covers the bytes of every file; equal inputs and configuration 
 that a store kept from before (`rec.embed`).
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +25,8 @@ from typing import Any
 from rec.errors import ArtifactError
 
 MANIFEST = "_manifest.json"
+LOCK = ".lock"
+"""File in a folder of artifacts that the job writing to it holds locked; it says which one that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,34 @@ def fingerprint(*, kind: str, version: int, inputs: Mapping[str, str], config: M
     """SHA-256 of everything that determines a stage's output."""
     text = json.dumps([kind, version, dict(inputs), dict(config)], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one job at a time write artifacts to `folder`, on whichever machine: two would undo each other's work.
+
+    The lock goes with the process, however it ends. It is on a file: NFS shows other machines no locks of folders.
+    Raises ArtifactError when another job has it, or `folder` cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} cannot be written to ({error}): let this user write there, or name another folder with "
+            "--set store=FOLDER"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "another job"
+            raise ArtifactError(f"{other} is writing to {folder}: wait until it ends, or end it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def hash_file(path: Path) -> str:

@@ -4,9 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from rec import log
+from rec import artifact, log
 from rec.config import Config, load, recipes
 from rec.errors import RecError
 
@@ -34,12 +35,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(run: Run, arguments: argparse.ArgumentParser) -> None:
-    """Parse, run, print one JSON line on stdout. Exit code 2 and one sentence for what a user can mend."""
+def main(run: Run, arguments: argparse.ArgumentParser, *, writes: bool = False) -> Mapping[str, Any]:
+    """Parse, run, print one JSON line on stdout, return it. Exit code 2 and one sentence for what a user can mend.
+
+    `writes`: the job writes artifacts of the recipe, and does not start while another one does.
+    """
     options = arguments.parse_args()
     log.setup()
     try:
-        result = run(load(options.recipe, options.overrides), options)
+        config = load(options.recipe, options.overrides)
+        with artifact.alone(config.root) if writes else nullcontext():
+            result = run(config, options)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:
@@ -48,6 +54,7 @@ def main(run: Run, arguments: argparse.ArgumentParser) -> None:
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     print(json.dumps(dict(result), ensure_ascii=False, default=str))
+    return result
 
 
 def _mistake(error: BaseException) -> RecError | None:

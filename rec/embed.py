@@ -81,6 +81,8 @@ def run(config: Config) -> dict[str, Any]:
         return {"vectors": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     runtime.start(config.cpus)
+    train = config.item_tower.train
+    runtime.require_gpus("item_tower.train.use_gpu", train.use_gpu * train.num_workers)
     read = dataset.read(config.at("tensors"), TENSORS, ["product_id", *_READ])
     digests = _digests(read)
     name = f"vectors-{artifact.fingerprint(kind=contract.kind, version=contract.version, **work)[:16]}"

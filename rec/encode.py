@@ -68,6 +68,7 @@ def run(config: Config) -> dict[str, Any]:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.offsets[first + 1] - titles.offsets[first])])
     _check_resources(config)
     runtime.start(config.cpus)
+    runtime.require_gpus("text.use_gpu", config.text.use_gpu * config.text.num_actors)
     with artifact.write(target, **work) as draft:
         np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
         np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rec import embed, encode, publish, samples
+from rec import doctor, embed, encode, publish, samples
 from rec.config import Config
 from rec.data import ingest
 from rec.enrich import stage as enrich
@@ -59,8 +59,10 @@ def stages(config: Config) -> list[Stage]:
 def run(config: Config) -> dict[str, Any]:
     """Run all stages of the recipe; returns the bundle, the evaluation's headline, seconds by stage and peak memory.
 
-    Raises what a stage raises; the stages before it stay finished.
+    Raises what a stage raises; the stages before it stay finished. Raises ConfigError before any work when there is too
+    little room or memory, or a GPU is asked for that there is not (`doctor.before_work`).
     """
+    doctor.before_work(config)
     results: dict[str, Mapping[str, Any]] = {}
     seconds: dict[str, float] = {}
     with PeakMemory().watch() as peak:

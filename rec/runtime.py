@@ -4,10 +4,15 @@ import logging
 import os
 from typing import Any
 
+import psutil
 import ray
 import ray.data
+from ray._private.utils import estimate_available_memory
 
 from rec.errors import ConfigError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Shared memory of the Ray that a job starts by itself."""
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Data would start 32 processes to look into the one file of an artifact.
@@ -31,7 +36,29 @@ def start(cpus: int) -> None:
         _init(remedy)
         return
     remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
-    _init(remedy, address="local", num_cpus=cpus, object_store_memory=512 * 2**20, include_dashboard=False)
+    _init(remedy, address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+
+
+def require_gpus(option: str, count: int) -> None:
+    """See that `option` can have `count` GPUs at once; Ray must have been started.
+
+    Raises ConfigError where Ray runs on this machine alone and sees fewer. A cluster may bring nodes when they are
+    asked for, and does not say which: there the log says what the work would wait for.
+    """
+    have = int(ray.cluster_resources().get("GPU", 0))
+    if count <= have:
+        return
+    said = f"{option} asks for {count} GPU{'s' * (count > 1)}, and Ray sees {have}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            f"{said}: set {option}=false or lower the number of processes, or set RAY_ADDRESS to a cluster with GPUs"
+        )
+    logging.getLogger(__name__).warning("%s: this waits until the cluster has as many", said)
+
+
+def available_memory() -> int:
+    """Bytes that new work can take: of the machine, or of the container where that has a limit."""
+    return min(psutil.virtual_memory().available, estimate_available_memory())
 
 
 def _init(remedy: str, **options: Any) -> None:

@@ -153,11 +153,10 @@ def _source(text: Text) -> Iterator[tuple[str, bool]]:
     """Where to load from and whether that is on this machine; without progress bars, a failure as ConfigError."""
     from transformers.utils import logging as transformers_logging
 
-    source = _minilm_folder() if text.encoder == MINILM else text.encoder
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        local = Path(source).is_dir() or _cached(source)
+        source, local = _locate(text)
         if not local:
             _reach_hub()
         yield source, local
@@ -171,6 +170,17 @@ def _source(text: Text) -> Iterator[tuple[str, bool]]:
             transformers_logging.enable_progress_bar()
 
 
+def is_local(text: Text) -> bool:
+    """Whether what `text.encoder` names needs no download. Raises ConfigError where its package is missing."""
+    return _locate(text)[1]
+
+
+def _locate(text: Text) -> tuple[str, bool]:
+    """Where the encoder is loaded from, and whether that is on this machine."""
+    source = _minilm_folder() if text.encoder == MINILM else text.encoder
+    return source, Path(source).is_dir() or _cached(source)
+
+
 def _reach_hub() -> None:
     """Raise OSError within HUB_TIMEOUT_S when there is no network; the download itself retries for far longer."""
     request = Request(constants.ENDPOINT, method="HEAD")
@@ -180,7 +190,9 @@ def _reach_hub() -> None:
 
 def _cached(name: str) -> bool:
     """Whether the hub's local cache holds the model's weights."""
-    return isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
+    with suppress(ValueError):  # no name that a hub could have
+        return isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
+    return False
 
 
 def _minilm_folder() -> str:

@@ -39,7 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rec import artifact
+from rec import artifact, runtime
 from rec.config import Train
 from rec.errors import ConfigError, RecError
 
@@ -152,6 +152,7 @@ def _work(loop: Loop, threads: int, config: dict[str, Any]) -> None:
 
 def _check_resources(train: Train) -> None:
     """A Ray of our own never grows: without this check a run too large for it would wait for ever."""
+    runtime.require_gpus("train.use_gpu", train.use_gpu * train.num_workers)
     if not _local():
         return
     have: dict[str, float] = ray.cluster_resources()
@@ -160,11 +161,6 @@ def _check_resources(train: Train) -> None:
         raise ConfigError(
             f"training asks for {train.num_workers} workers x {train.cpus_per_worker} CPUs = {cpus}, but Ray was "
             f"started with {have.get('CPU', 0):.0f}: lower train.num_workers or train.cpus_per_worker, or raise cpus"
-        )
-    if train.use_gpu and train.num_workers > have.get("GPU", 0):
-        raise ConfigError(
-            f"training asks for {train.num_workers} GPUs, but Ray sees {have.get('GPU', 0):.0f}: "
-            "set train.use_gpu=false or lower train.num_workers"
         )
 
 

@@ -1,6 +1,7 @@
 """The engine for OpenAI-compatible endpoints: faults, repair, pace, money; and embedded llama.cpp's own server."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -149,6 +150,15 @@ def test_requests_hold_schema_cap_and_further_fields() -> None:
     assert (asked["max_tokens"], asked["seed"], asked["model"]) == (10, 3, "m")
     assert "temperature" not in asked
     assert endpoint.keys == {f"Bearer {KEY}"}
+
+
+def test_the_key_is_not_logged_at_any_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serve(lambda number, _: FAULTS["server error"] if number < 1 else chat('{"a": 1}')) as endpoint:
+        engine(endpoint).complete("?", SCHEMA, 10)
+    assert endpoint.keys == {f"Bearer {KEY}"}
+    assert "/chat/completions" in caplog.text, "nothing was logged at all"
+    assert KEY not in caplog.text
 
 
 def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

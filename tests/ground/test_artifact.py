@@ -246,3 +246,35 @@ def test_folder_hash_depends_on_names_and_bytes_only(
     (root / "two" / names[0]).write_bytes(files[names[0]] + b"!")
     assert made != artifact.hash_folder(root / "two")
     shutil.rmtree(root)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from rec import artifact
+with artifact.alone(Path(sys.argv[1])):
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_job_at_a_time_writes_to_a_folder_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "demo"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"has it\n"
+        with pytest.raises(ArtifactError, match=f"^process {holder.pid} on .* is writing to {folder}: wait until it"):
+            artifact.alone(folder).__enter__()
+        with artifact.alone(tmp_path / "store" / "other"):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+    for _ in range(2):
+        with artifact.alone(folder):
+            assert (folder / artifact.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_store_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"file/demo cannot be written to .*: let this user write there, or name"):
+        artifact.alone(tmp_path / "file" / "demo").__enter__()

@@ -23,6 +23,7 @@ GROUND = {
     "memory",
     "svg",
     "profile",
+    "ports",
     "weights",
     "api_keys",
     "sizes",
@@ -47,7 +48,7 @@ STAGES = {
     "recommend",
     "publish",
 }
-TOP = {"pipeline"}
+TOP = {"pipeline", "doctor"}
 LEVELS = [GROUND, MIDDLE, STAGES, TOP]
 
 ONLY_IN = {

@@ -1,4 +1,4 @@
-"""What the README tells a reader to do exists as written."""
+"""What README, operations guide and security page tell a reader to do exists as written."""
 
 import json
 import re
@@ -13,19 +13,39 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rec import assemble, config, dataset
+from rec import __version__, assemble, config, dataset
 from rec.data import ingest
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
 from tests.bundle import tiny
+from tests.cluster.manifests import entrypoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+GUIDE = (REPOSITORY / "cluster" / "README.md").read_text(encoding="utf-8")
+SECURITY = (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
+AWAY = "# needs a cluster"
+"""Mark of a command that no test can run."""
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Language and text of every fenced block, indented ones too."""
+    return re.findall(r"^ *```(\w+)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = _blocks(README)
+
+
+def _lines(document: str) -> list[str]:
+    """Every command of a document, with the comment behind it."""
+    blocks = [text for language, text in _blocks(document) if language == "sh"]
+    lines = [line.strip() for text in blocks for line in text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _commands() -> list[str]:
-    lines = [line for language, text in BLOCKS if language == "sh" for line in text.replace("\\\n", " ").splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    """Commands that are run here, without comments."""
+    lines = [line for document in (README, GUIDE, SECURITY) for line in _lines(document) if AWAY not in line]
+    return [line.split("  #")[0].strip() for line in lines]
 
 
 def test_readme_has_commands() -> None:
@@ -138,7 +158,50 @@ def test_shown_lines_load_weights_without_this_project(tmp_path: Path) -> None:
     assert found == pytest.approx(nearest.tolist(), abs=1e-6)
 
 
-def test_links_inside_the_repository_exist() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
-    missing = [target for target in targets if not (REPOSITORY / target).exists()]
+@pytest.mark.parametrize("name", ["README.md", "cluster/README.md", "SECURITY.md", "tests/cluster/schemas/README.md"])
+def test_links_inside_the_repository_exist(name: str) -> None:
+    path = REPOSITORY / name
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (path.parent / target).exists()]
     assert missing == []
+
+
+def test_every_command_of_the_guide_is_checked_or_marked() -> None:
+    """Jobs are checked here, `kubectl kustomize` is run in tests/cluster; all else says that it needs a cluster."""
+    lines = _lines(GUIDE)
+    assert len(lines) > 30
+    for line in lines:
+        here = line.startswith(("python jobs/", "kubectl kustomize cluster/overlays/"))
+        assert here != (AWAY in line), line
+
+
+def test_what_the_guide_s_commands_name_exists() -> None:
+    """Folders and files of the repository, versions of operators and tags of the image."""
+    for line in _lines(GUIDE):
+        for word in re.findall(r"(?<![\w/-])(?:cluster|jobs|serve)/[\w./-]+", line):
+            assert (REPOSITORY / word).exists(), line
+        for tag in re.findall(r"shop-rec:([\w.]+)-c", line):
+            assert tag == __version__, line
+    schemas = (REPOSITORY / "tests" / "cluster" / "schemas" / "README.md").read_text(encoding="utf-8")
+    operator = re.search(r"kuberay-operator --version ([\d.]+)", GUIDE)
+    postgres = re.search(r"cnpg-([\d.]+)\.yaml", GUIDE)
+    assert operator is not None
+    assert postgres is not None
+    assert f"tag v{operator[1]} |" in schemas
+    assert f"tag v{postgres[1]} |" in schemas
+
+
+def test_what_the_guide_s_tables_name_exists() -> None:
+    for word in re.findall(r"`((?:cluster|jobs|serve|tests|rec)/[\w./-]+)`", GUIDE + SECURITY):
+        assert any((folder / word).exists() for folder in (REPOSITORY, REPOSITORY / "cluster")), word
+    for name in re.findall(r"`(evaluate|enrich|text|index|vocab)\.(\w+)", GUIDE):
+        assert name[1] in type(getattr(config.load("demo"), name[0])).model_fields, name
+
+
+@pytest.mark.slow
+def test_entrypoints_of_ray_jobs_have_options_that_jobs_know(helps: Mapping[str, tuple[object, str]]) -> None:
+    found = entrypoints()
+    assert "pipeline" in found
+    for name, line in found.items():
+        job, *options = shlex.split(line)
+        assert all(option in helps[job][1] for option in options if option.startswith("--")), name

@@ -78,6 +78,19 @@ def test_every_text_is_encoded_once_and_each_item_finds_its_own(made: Config) ->
         np.testing.assert_allclose(found, expected[row].astype(np.float32), atol=2e-3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("stage", "kind"), [(encode, "text_states"), (item, "item_tower"), (embed, "vectors")])
+def test_no_stage_waits_for_a_gpu_that_there_is_not(made: Config, tmp_path: Path, stage: Any, kind: str) -> None:
+    shutil.copytree(made.root, tmp_path / made.name)
+    shutil.rmtree(tmp_path / made.name / kind)
+    tower = made.item_tower.model_copy(update={"train": made.item_tower.train.model_copy(update={"use_gpu": True})})
+    text = made.text.model_copy(update={"use_gpu": True})
+    asking = made.model_copy(update={"store": str(tmp_path), "item_tower": tower, "text": text})
+    with pytest.raises(ConfigError, match=r"use_gpu asks for 1 GPU, and Ray sees 0: set .*use_gpu=false"):
+        stage.run(asking)
+    assert artifact.peek(asking.at(kind)) is None
+
+
 def test_the_number_of_actors_does_not_show(made: Config, tmp_path: Path) -> None:
     tree = catalogue.write(tmp_path, PRODUCTS)
     two = tree.model_copy(update={"text": tree.text.model_copy(update={"num_actors": 2, "batch_size": 256})})
