@@ -16,6 +16,8 @@ item-tower   cold items: products hidden from all training, of the recipe and of
              model answered; marketing phrases in titles; Ray Train over a bare loop, the export over the bare tower
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
+gpu          what a GPU gives: the item tower's training with a whole DistilBERT under it, and DLRM's with tables of
+             Criteo's shape; weights and inputs are drawn
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
              synthetic products, each in a store of its own that is removed afterwards
 """
@@ -38,6 +40,7 @@ from rec.evaluate import (
     cold_items,
     coverage,
     enrichment,
+    gpu_speed,
     other_splits,
     ranker_study,
     scale,
@@ -162,6 +165,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "candidates")
         figures = ranker_study.measure(chosen, range(options.seeds), groups=not options.quick)
+    elif options.name == "gpu":
+        figures = gpu_speed.measure(gpu_speed.FULL, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
@@ -183,7 +188,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "scale"]
+    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "gpu", "scale"]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")

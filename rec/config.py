@@ -330,7 +330,7 @@ class Train(Branch):
     """AdamW decoupled decay."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the forward pass computes in, as far as torch.autocast lets it; loss, weights and checkpoints are float32.
-    Only the item tower does."""
+    The two towers do."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of a failed worker group from the last checkpoint."""
 

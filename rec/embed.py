@@ -223,7 +223,7 @@ def _embedded(config: Config, blocks: list[IntArray], waiting: list[int]) -> Ite
     embedded = ray.data.from_arrow(asked).map_batches(
         Embed,
         batch_format="pyarrow",
-        batch_size=None,
+        batch_size=1,  # a row is a block; with GPUs Ray Data wants it said
         num_cpus=train.cpus_per_worker,
         num_gpus=int(train.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=train.num_workers),

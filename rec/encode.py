@@ -138,7 +138,7 @@ def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDA
     encoded = ray.data.from_arrow(batches).map_batches(
         Encode,
         batch_format="pyarrow",
-        batch_size=None,
+        batch_size=1,  # a row is all that is encoded at once; with GPUs Ray Data wants it said
         num_cpus=text.cpus_per_actor,
         num_gpus=int(text.use_gpu),
         compute=ray.data.ActorPoolStrategy(size=text.num_actors),

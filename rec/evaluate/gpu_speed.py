@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rec.config import ItemTower as Options
 from rec.config import ItemTrain
+from rec.errors import ConfigError
 from rec.evaluate.benchmark import Figures, figure
 from rec.features.spec import SparseField, Spec
 from rec.models.dlrm import DLRM
@@ -79,18 +80,24 @@ class Sizes:
 
 
 FULL = Sizes(DISTILBERT, 32_768, 2_048, 16, 65_536 // 100 * 100, LARGEST)
-TINY = Sizes(
+SMALL = Sizes(
     DISTILBERT | {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2, "vocab_size": 128}, 64, 16, 2, 400, 100
 )  # fmt: skip
-"""For a machine without a GPU: that it runs."""
+"""For a CPU: what runs there is the same."""
 
 
-def measure(device: torch.device, sizes: Sizes, *, compiled: bool, seed: int) -> Figures:
-    """All figures on `device`; shares and rates of a GPU only where it is one."""
-    return {
-        **{f"tower.{name}": value for name, value in tower(device, sizes, compiled=compiled, seed=seed).items()},
-        **{f"dlrm.{name}": value for name, value in dlrm(device, sizes, seed).items()},
-    }
+def measure(sizes: Sizes, *, seed: int, quick: bool) -> Figures:
+    """All figures, on the machine's GPU; `quick` without torch.compile, whose start takes a minute.
+
+    Raises ConfigError where there is none.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("no GPU that torch can use: run this benchmark where torch.cuda.is_available() is true")
+    device = torch.device("cuda")
+    found = {"tower": tower(device, sizes, compiled=False, seed=seed), "dlrm": dlrm(device, sizes, seed)}
+    if not quick:
+        found["tower.compiled"] = tower(device, sizes, compiled=True, seed=seed)
+    return {f"{prefix}.{name}": value for prefix, part in found.items() for name, value in part.items()}
 
 
 def tower(device: torch.device, sizes: Sizes, *, compiled: bool, seed: int) -> Figures:

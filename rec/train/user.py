@@ -78,9 +78,11 @@ class Training(nn.Module):
         targets = batch.targets[batch.counted]
         rows, log_q = self.candidates(targets)
         read = torch.unique(torch.cat([rows, items.flatten()]))  # what the step needs, each item once
-        vectors = self.table(read, self.tower.adapt)
-        users = self.users(batch, vectors[torch.searchsorted(read, items)], options.input_dropout)[batch.counted]
-        scores = users @ vectors[torch.searchsorted(read, rows)].T / options.temperature  # float32[t, C]
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=options.train.precision == "bfloat16"):
+            vectors = self.table(read, self.tower.adapt)
+            users = self.users(batch, vectors[torch.searchsorted(read, items)], options.input_dropout)[batch.counted]
+            scores = users @ vectors[torch.searchsorted(read, rows)].T  # float32 or bfloat16[t, C]
+        scores = scores.float() / options.temperature
         return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
 
 
