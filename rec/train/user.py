@@ -81,9 +81,11 @@ class Training(nn.Module):
         with torch.autocast(rows.device.type, torch.bfloat16, enabled=options.train.precision == "bfloat16"):
             vectors = self.table(read, self.tower.adapt)
             users = self.users(batch, vectors[torch.searchsorted(read, items)], options.input_dropout)[batch.counted]
-            scores = users @ vectors[torch.searchsorted(read, rows)].T  # float32 or bfloat16[t, C]
-        scores = scores.float() / options.temperature
-        return softmax.cross_entropy(scores, torch.searchsorted(rows, targets), log_q)
+        users, vectors = users.float() / options.temperature, vectors[torch.searchsorted(read, rows)].float()
+        place = torch.searchsorted(rows, targets)
+        if self.candidates.all:
+            return softmax.over_all(users, vectors, place, log_q)
+        return softmax.cross_entropy(users @ vectors.T, place, log_q)
 
 
 def validation_users(h: Histories, seed: int) -> NDArray[np.int64]:

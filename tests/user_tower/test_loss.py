@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rec.models.item_table import ItemTable
-from rec.train.softmax import Candidates, cross_entropy
+from rec.train.softmax import Candidates, cross_entropy, over_all
 from tests.user_tower.world import NUM_ITEMS, WIDTH, item_vectors, unit_rows
 
 ALL = torch.arange(NUM_ITEMS)
@@ -96,6 +96,20 @@ def test_small_catalogues_are_used_whole_and_cold_items_count_less() -> None:
     assert _loss(torch.zeros(1, NUM_ITEMS), [3], log_q) == pytest.approx(math.log(50 + 10 * 0.1), rel=1e-5)
     rows, _ = Candidates(counts, 0.0, 1_000)(torch.tensor([3]))
     assert rows.tolist() == list(range(50))
+
+
+def test_over_all_items_the_loss_and_its_gradients_are_those_of_the_scores() -> None:
+    rng = np.random.default_rng(6)
+    users, items = (torch.from_numpy(unit_rows(rng, (count, 16)) * 5).requires_grad_() for count in (70, NUM_ITEMS))
+    counts = torch.ones(NUM_ITEMS, dtype=torch.int64)
+    counts[50:] = 0
+    place = torch.randint(50, (70,), generator=torch.Generator().manual_seed(3))
+    rows, log_q = Candidates(counts, 0.1, 1_000)(place)
+    losses = over_all(users, items[rows], place, log_q), cross_entropy(users @ items[rows].T, place, log_q)
+    torch.testing.assert_close(*losses)
+    found, expected = (torch.autograd.grad(loss, (users, items)) for loss in losses)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 def test_the_sampled_softmax_estimates_the_full_one() -> None:
