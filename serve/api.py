@@ -204,6 +204,8 @@ class StoredLiveEvent(StoredEvent):
     event_id: str
     context: str | None
     received_at: datetime
+    in_log: bool
+    """Whether `events` has it as well; it then counts there."""
 
 
 class StoredUser(BaseModel):

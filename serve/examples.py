@@ -117,7 +117,13 @@ STORED_USER: Examples = {
     "profile": {"height_cm": 172.0, "birth_year": 1990.0},
     "events": [EVENT],
     "live_events": [
-        {**EVENT, "event_id": "order-1017-1", "context": "for the office", "received_at": "2026-11-20T16:04:02Z"}
+        {
+            **EVENT,
+            "event_id": "order-1017-1",
+            "context": "for the office",
+            "received_at": "2026-11-20T16:04:02Z",
+            "in_log": True,
+        }
     ],
 }
 FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1}
