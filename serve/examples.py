@@ -75,6 +75,12 @@ NEIGHBOURS: Examples = {
     "bundle": BUNDLE,
     "degraded": [],
 }
+EXPLAIN: Examples = {
+    "known": {
+        "summary": "A stored user with a wish",
+        "value": {"product_id": "P0012", "user_id": "u0042", "context": "a linen dress", "k": 5},
+    }
+}
 EXPLANATION: Examples = {
     "product_id": "P0012",
     "outcome": "shown",
@@ -127,6 +133,7 @@ STORED_USER: Examples = {
     ],
 }
 FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1}
+FORGOTTEN_CLIENT: Examples = {"live_events": 3}
 BUNDLES: Examples = {
     "serving": BUNDLE,
     "active": BUNDLE,

@@ -78,7 +78,7 @@ def test_events_of_one_moment_come_as_they_were_told(shop: Shop) -> None:
 
 
 def test_the_same_events_in_another_order_do_not_wait_for_each_other(shop: Shop) -> None:
-    """Somebody holds the one in the middle: whoever had begun at the other end would wait for them, and they for him."""
+    """Somebody holds the one in the middle, so that each would have begun at its end and then want the other's."""
     names = ["d1", "d2", "d3"]
     told = [event(name, user_id="u10") for name in names]
     opened = Connections(shop.url, size=2)
