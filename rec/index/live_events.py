@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 from psycopg import Connection
 
 from rec.index.connections import Connections
+from rec.schema import INTERACTIONS
 
 RETENTION = timedelta(days=90)
 """How long a live event is kept."""
 EXPIRED_AT_ONCE = 10_000
 """Live events that one transaction of `expire` deletes at most."""
+READ_AT_ONCE = 65_536
+_CONTRACT = ("user_id", "product_id", "event", "at", "context", "size", "fit")
 SAME = timedelta(seconds=60)
 """An event of the log is the live one when user, product and kind are the same and they are at most this far apart:
 the shop's log may have been written a moment later, or in whole seconds."""
@@ -88,6 +92,35 @@ def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent])
         else:
             (taken.repeated if event_id in there else taken.forgotten).append(event_id)
     return taken
+
+
+_OF_USERS = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("received_at", pa.timestamp("us", tz="UTC")),
+        *((name, INTERACTIONS.schema.field(name).type) for name in _CONTRACT),
+    ]
+)
+
+
+def of_users(connection: Connection[Any], catalogue: str) -> pa.Table:
+    """The events of users, oldest first: id, reception and the columns of the events contract that there are.
+
+    Those received today (UTC) are left out, and those that `expire` may delete today: all that is read on one day is
+    the same, but for users who are forgotten.
+    """
+    tables = []
+    with connection.cursor("live_events") as cursor:
+        cursor.execute(
+            f"SELECT event_id, received_at, {', '.join(_CONTRACT)} FROM live_events WHERE catalogue = %(catalogue)s"
+            " AND user_id IS NOT NULL AND received_at >= date_trunc('day', now(), 'UTC') - %(kept)s"
+            " AND received_at < date_trunc('day', now(), 'UTC') ORDER BY at, received_at, event_id",
+            {"catalogue": catalogue, "kept": RETENTION - timedelta(days=1)},
+        )
+        while rows := cursor.fetchmany(READ_AT_ONCE):
+            columns = zip(_OF_USERS.names, zip(*rows, strict=True), strict=True)
+            tables.append(pa.table(dict(columns), schema=_OF_USERS))
+    return pa.concat_tables([_OF_USERS.empty_table(), *tables]).combine_chunks()
 
 
 def settle(connection: Connection[Any], catalogue: str) -> int:

@@ -1,10 +1,12 @@
 """Events that a server is told: counted at once, once, kept over publishes, and never read by somebody else."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from rec import bundle, dataset, postgres, publish
-from rec.config import Config
-from rec.index import live_events, load
+from rec.config import Columns, Config, Source
+from rec.data import ingest
+from rec.index import forget, live_events, load
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent, store
@@ -182,3 +185,50 @@ def test_old_events_go_a_few_at_a_time_and_nobody_is_waited_for(shop: Shop, monk
         busy.rollback()
         assert live_events.expire(connection) == 1
     assert products(shop, "u02").count("P0150") == 1
+
+
+def test_the_next_ingest_reads_what_the_log_lacks(shop: Shop, tmp_path: Path) -> None:
+    ids = [tiny.product_id(row) for row in range(tiny.ITEMS)]
+    (tmp_path / "products.csv").write_text("id,name\n" + "".join(f"{name},A dress\n" for name in ids), encoding="utf-8")
+    row = {"user": "u01", "product": "P0001", "kind": "view", "time": NOW.isoformat()}
+    (tmp_path / "events.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    source = Source(
+        kind="files", folder=str(tmp_path), products="products.csv", events="events.jsonl", live_events=True,
+        columns=Columns(
+            products={"product_id": "id", "title": "name"},
+            events={"user_id": "user", "product_id": "product", "event": "kind", "at": "time"},
+        ),
+    )  # fmt: skip
+    recipe = shop.recipe.model_copy(update={"source": source})
+    later, said = NOW + timedelta(seconds=90), {"size": "EU 38", "fit": "fit", "context": "office"}
+    yesterday = [
+        event("i1", 1, user_id="u01", at=NOW + timedelta(seconds=30)),  # the log has it
+        event("i2", 1, user_id="u01", at=later),
+        event("i3", 3, user_id="u99", event="purchase", **said),
+        event("i4", 4, user_id=None, client_id="u01"),
+    ]
+    store(shop.connections, "live", [*yesterday, event("i5", 5, user_id="u01")])
+    with psycopg.connect(shop.url) as connection:
+        connection.execute(
+            "UPDATE live_events SET received_at = received_at - interval '1 day' WHERE event_id = ANY(%s)",
+            ([each.event_id for each in yesterday],),
+        )
+    found = ingest.run(recipe)["events"]
+    assert (found["rows"], found["live_events"], found["in_log"], found["rejected"]) == (3, 3, 1, 0)
+    rows = dataset.read(recipe.at("events"), INTERACTIONS).to_pylist()
+    assert [(each["user_id"], each["product_id"], each["at"]) for each in rows] == [
+        ("u01", "P0001", NOW), ("u01", "P0001", later), ("u99", "P0003", NOW),
+    ]  # fmt: skip
+    assert {name: rows[2][name] for name in said} == said
+    assert (rows[2]["event"], rows[2]["size_number"]) == ("purchase", 38.0)
+
+    assert ingest.run(recipe)["skipped"]
+    assert reloaded(shop)
+    assert products(shop, "u99") == ["P0003"], "once, though it is in both tables"
+    assert products(shop, "u01")[-3:] == ["P0001", "P0005", "P0001"]
+    assert ingest.run(recipe)["skipped"], "what was loaded is still there to be read"
+
+    forget.forget(shop.url, "live", "u99")
+    assert ingest.run(recipe)["events"]["rows"] == 2
+    quiet = recipe.model_copy(update={"source": source.model_copy(update={"live_events": False})})
+    assert ingest.run(quiet)["events"]["rows"] == 1
