@@ -16,6 +16,8 @@ item-tower   cold items: products hidden from all training, of the recipe and of
              model answered; marketing phrases in titles; Ray Train over a bare loop, the export over the bare tower
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
+serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
+             beside it
 gpu          what a GPU gives: the item tower's training with a whole DistilBERT under it, and DLRM's with tables of
              Criteo's shape; weights and inputs are drawn
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
@@ -44,6 +46,7 @@ from rec.evaluate import (
     other_splits,
     ranker_study,
     scale,
+    serving_speed,
     tagging,
     towers,
     user_speed,
@@ -143,6 +146,12 @@ def evaluated(config: Config) -> benchmark.Figures:
     return benchmark.retrieval(config) | user_speed.measure(tower, config.evaluate.bootstrap, config.seed)
 
 
+def _named(options: argparse.Namespace, config: Config) -> list[str]:
+    """Arguments by which another job has the store and the recipe's name of `config`."""
+    told = [argument for setting in options.overrides for argument in ("--set", setting)]
+    return ["--recipe", options.recipe, *told, "--set", f"name={config.name}"]
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
@@ -165,6 +174,12 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "candidates")
         figures = ranker_study.measure(chosen, range(options.seeds), groups=not options.quick)
+    elif options.name == "serving":
+        chosen = shortened(config) if options.quick else config
+        prepare(chosen, "publish")
+        figures = serving_speed.measure(
+            chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick
+        )
     elif options.name == "gpu":
         figures = gpu_speed.measure(gpu_speed.FULL, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
@@ -188,7 +203,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "gpu", "scale"]
+    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "serving", "gpu", "scale"]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")

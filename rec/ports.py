@@ -28,3 +28,11 @@ def public(ports: Iterable[int]) -> dict[int, str]:
         and connection.laddr.port in wanted
         and not ipaddress.ip_address(connection.laddr.ip).is_loopback
     }
+
+
+def free() -> int:
+    """A port of 127.0.0.1 that nothing listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

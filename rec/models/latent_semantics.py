@@ -18,8 +18,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfTransformer
 
 from rec import dataset
 from rec.artifact import write_json
@@ -49,6 +47,11 @@ class LatentSemantics:
     @classmethod
     def fit(cls, products: csr_matrix, width: int, seed: int) -> "LatentSemantics":
         """The analysis of `products` (see `counts`) in `width` components; those beyond what they have are zero."""
+        from sklearn.decomposition import (
+            TruncatedSVD,
+        )  # a second, which workers and servers, who only place, do without
+        from sklearn.feature_extraction.text import TfidfTransformer
+
         sample = products[np.unique(np.linspace(0, products.shape[0] - 1, min(SAMPLE, products.shape[0])).astype(int))]
         tokens = np.flatnonzero(np.diff(sample.tocsc().indptr) >= MIN_PRODUCTS)
         sample = sample[:, tokens]

@@ -1,0 +1,145 @@
+"""How fast the shop answers POST /v1/recommend, and the same chain in one process beside it.
+
+one.p50.ms, one.p99.ms     one client that waits for each answer
+one.STAGE.ms               median of what the answers say of a stage
+N.per_s, N.p99.ms          N clients at once
+sustained.per_s            the most answers a second with 99 % of them within BOUND_MS
+fused.*                    `serve.fused`: one process of FastAPI and uvicorn, the same bundle and Postgres
+over.fused                 sustained over fused.sustained
+failed                     answers other than 200 of both
+
+Client, server and Postgres share the machine. Requests are of the recipe's own shoppers, a fifth of them anonymous with
+the last products of one; none has a context, whose text costs a text encoder's time.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec import dataset, histories
+from rec.config import Config
+from rec.errors import RecError
+from rec.evaluate import load
+from rec.evaluate.benchmark import Figures, figure
+from rec.ports import free
+from rec.schema import PRODUCTS
+
+REQUESTS = 2_000
+ANONYMOUS = 0.2
+CLIENTS, QUICK_CLIENTS = (1, 2, 4, 8, 16, 32), (1, 4)
+SECONDS, QUICK_SECONDS = 15.0, 3.0
+BOUND_MS = 100.0
+P50_GOAL_MS, P99_GOAL_MS, RATE_GOAL, FUSED_GOAL = 10.0, 25.0, 180.0, 0.8
+START_S = 300.0
+K = 10
+
+
+def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool) -> Figures:
+    """All figures of a recipe whose bundle is promoted; `shop` is jobs/shop.py, `arguments` name the recipe to it.
+
+    Raises RecError where a server does not start.
+    """
+    bodies = requests(config)
+    with _shop(shop, arguments) as url:
+        figures, ours, failed = _figures("", url, bodies, quick=quick)
+    with _fused(config, shop.parent.parent) as url:
+        beside, theirs, also_failed = _figures("fused.", url, bodies, quick=quick)
+    figures |= beside
+    figures["over.fused"] = figure(round(ours / theirs, 3), "times", goal=FUSED_GOAL)
+    figures["failed"] = figure(failed + also_failed, "answers", goal=0)
+    return {f"{config.name}.serving.{name}": value for name, value in figures.items()}
+
+
+def requests(config: Config) -> list[dict[str, Any]]:
+    """Bodies of requests, drawn by seed from the users who have events."""
+    h = histories.load(config.root)
+    ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"].to_pylist()
+    rng = np.random.default_rng(config.seed)
+    users = rng.choice(np.flatnonzero(np.diff(h.offsets) > 0), REQUESTS)
+    made: list[dict[str, Any]] = []
+    for user, anonymous in zip(users.tolist(), rng.random(REQUESTS) < ANONYMOUS, strict=True):
+        if anonymous:
+            last = h.items[h.offsets[user] : h.offsets[user + 1]][-3:]
+            made.append({"history": [ids[row] for row in last], "k": K})
+        else:
+            made.append({"user_id": h.user_ids[user], "k": K})
+    return made
+
+
+def _figures(prefix: str, url: str, bodies: Sequence[dict[str, Any]], *, quick: bool) -> tuple[Figures, float, int]:
+    """Figures of one server, its sustained rate, and how many answers were no 200."""
+    seconds = QUICK_SECONDS if quick else SECONDS
+    load.closed(url, bodies, clients=2, seconds=seconds / 3)  # warm: not counted
+    figures: Figures = {}
+    sustained, failed = 0.0, 0
+    for clients in QUICK_CLIENTS if quick else CLIENTS:
+        answers = load.closed(url, bodies, clients=clients, seconds=seconds, keep=500 if clients == 1 else 0)
+        failed += sum(answers.statuses.values()) - len(answers.milliseconds)
+        p99 = answers.percentile(99)
+        if clients == 1:
+            figures["one.p50.ms"] = figure(round(answers.percentile(50), 2), "ms", goal=P50_GOAL_MS)
+            figures["one.p99.ms"] = figure(round(p99, 2), "ms", goal=P99_GOAL_MS)
+            for stage in answers.bodies[0]["milliseconds"]:
+                median = float(np.median([body["milliseconds"][stage] for body in answers.bodies]))
+                figures[f"one.{stage}.ms"] = figure(round(median, 2), "ms")
+        figures[f"{clients}.per_s"] = figure(round(answers.per_second, 1), "requests/s")
+        figures[f"{clients}.p99.ms"] = figure(round(p99, 1), "ms")
+        if p99 < BOUND_MS:
+            sustained = max(sustained, answers.per_second)
+    figures["sustained.per_s"] = figure(round(sustained, 1), "requests/s", goal=RATE_GOAL)
+    return {f"{prefix}{name}": value for name, value in figures.items()}, sustained, failed
+
+
+@contextmanager
+def _shop(job: Path, arguments: Sequence[str]) -> Iterator[str]:
+    """The Serve graph, started and stopped by jobs/shop.py."""
+    port = str(free())
+    _run([sys.executable, str(job), "start", *arguments, "--port", port])
+    try:
+        yield f"http://127.0.0.1:{port}/v1/recommend"
+    finally:
+        _run([sys.executable, str(job), "stop", *arguments])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RecError(f"{' '.join(command[1:3])} failed: {done.stderr.strip()[-1_000:]}")
+
+
+@contextmanager
+def _fused(config: Config, checkout: Path) -> Iterator[str]:
+    """`serve.fused` under uvicorn."""
+    port = free()
+    command = [sys.executable, "-m", "uvicorn", "--factory", "serve.fused:create", "--port", str(port)]
+    environment = os.environ | {"REC_STORE": str(Path(config.store).resolve()), "PYTHONPATH": str(checkout)}
+    process = subprocess.Popen([*command, "--log-level", "warning", "--no-access-log"], env=environment, cwd=checkout)
+    try:
+        _await(f"http://127.0.0.1:{port}/openapi.json", process)
+        yield f"http://127.0.0.1:{port}/v1/recommend"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _await(url: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RecError(f"serve.fused ended with code {process.returncode} while starting")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise RecError(f"serve.fused did not answer within {START_S:.0f} s")
