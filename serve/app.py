@@ -45,15 +45,13 @@ from serve.degrade import Ladder, Unavailable, within
 from serve.examples import described
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import Loaded, active, connections, states, store_folder
+from serve.loaded import FOLLOW_S, Loaded, active, connections, states, store_folder
 from serve.metrics import metrics
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 from serve.stages import Ranker, Retriever, UserTower
 
 log = logging.getLogger("ray.serve")
 
-FOLLOW_S = 2.0
-"""How often the active bundle and the rules are looked up."""
 STAGE_S = 8.0
 """Longest wait for the user tower or retrieval; the answer then does without."""
 RANKER_S = 2.0
