@@ -33,6 +33,7 @@ def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None
     assert built[3:] == [second], "the one that was not used gave way"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so the test ends the thread
 def test_a_stage_loads_what_becomes_active_before_it_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
