@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The database: start and stop the embedded server, migrate, back up and restore, let a role read, forget a user.
+"""The database: start and stop the embedded server, migrate, back up and restore, let a role read, forget and expire.
 
     python jobs/database.py status                # version, size, which bundle is active
     python jobs/database.py start                 # the embedded server of the store; jobs start it by themselves
@@ -11,6 +11,8 @@
     python jobs/database.py grant shop_reader     # let a role read what a server needs and add events, nothing else
     python jobs/database.py grant shop_reader --forget    # and delete the data of users, as DELETE /v1/users/{id} does
     python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events and profile, for good
+    python jobs/database.py forget visit-7f3a --client --recipe shop.toml    # the events of an anonymous client
+    python jobs/database.py expire                # delete live events of 90 days ago; a publish does it, too
 
 REC_DATABASE_URL names another server; then start, stop and url have nothing to do. A user who was forgotten stays in
 the recipe's datasets, and in the files they were read from, until the shop removes them there; what is loaded from
@@ -27,7 +29,7 @@ from rec import backup, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError
-from rec.index import forget, migrations, roles, status
+from rec.index import forget, live_events, migrations, roles, status
 
 NEEDS = {"backup": "FILE", "restore": "FILE", "grant": "ROLE", "forget": "USER"}
 """Actions with an argument, and what it is."""
@@ -61,10 +63,15 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
             role = _argument(options)
             url = postgres.url(config.store, create=False)
             return {"role": role, "tables": roles.grant(url, role, forget=options.forget), "forget": options.forget}
+        case "expire":
+            with postgres.session(postgres.url(config.store, create=False)) as connection:
+                migrations.require(connection)
+                return {"live_events": live_events.expire(connection)}
         case _:
-            user = _argument(options)
-            done = forget.forget(postgres.url(config.store, create=False), config.name, user)
-            return {"recipe": config.name, **asdict(done)}
+            whom, url = _argument(options), postgres.url(config.store, create=False)
+            if options.client:
+                return {"recipe": config.name, "live_events": forget.forget_client(url, config.name, whom)}
+            return {"recipe": config.name, **asdict(forget.forget(url, config.name, whom))}
 
 
 def _status(config: Config) -> Mapping[str, Any]:
@@ -91,7 +98,8 @@ def _argument(options: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("action", choices=("status", "start", "stop", "url", "migrate", *NEEDS))
+    arguments.add_argument("action", choices=("status", "start", "stop", "url", "migrate", "expire", *NEEDS))
     arguments.add_argument("argument", nargs="?", help="file, role or user of the last four")
+    arguments.add_argument("--client", action="store_true", help="forget: the id is that of an anonymous client")
     arguments.add_argument("--forget", action="store_true", help="grant: the role may delete the data of users, too")
     main(run, arguments)

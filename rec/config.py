@@ -82,6 +82,9 @@ class Source(Branch):
     """ISO 4217 code for prices that carry none."""
     limit: int | None = Field(default=None, ge=1)
     """Read only the first n products and the events on them; for a try-out."""
+    live_events: bool = False
+    """Read what `POST /v1/events` took of users as well, from the recipe's Postgres: events received before today (UTC)
+    and in the last 89 days that the source does not have."""
 
 
 EMBEDDED_MODELS = ("gemma3-270m",)

@@ -17,7 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
-from rec import ports, postgres, runtime
+from rec import api_keys, ports, postgres, runtime
 from rec.config import Config, Train
 from rec.enrich import engine
 from rec.errors import ConfigError, DatabaseError, RecError
@@ -329,9 +329,10 @@ def exposure(public: Mapping[int, str], port: int, environment: Mapping[str, str
     if heads and environment.get("RAY_AUTH_MODE") != "token":
         remedy = "start Ray with RAY_AUTH_MODE=token, or with --dashboard-host=127.0.0.1"
         return Finding(name, "fail", f"Ray at {', '.join(heads)} without a token that this shell knows of", remedy)
-    if port in public and not environment.get("REC_API_KEYS"):
-        remedy = "set REC_API_KEYS, or listen at 127.0.0.1 (SECURITY.md)"
-        return Finding(name, "warn", f"{public[port]}:{port}, and no REC_API_KEYS that this shell knows of", remedy)
+    variable = api_keys.KEYS_VARIABLE
+    if port in public and not environment.get(variable):
+        remedy = f"set {variable}, or listen at 127.0.0.1 (SECURITY.md)"
+        return Finding(name, "warn", f"{public[port]}:{port}, and no {variable} that this shell knows of", remedy)
     found = [f"Ray with a token at {', '.join(heads)}"] if heads else []
     found += [f"the API with keys at {public[port]}:{port}"] if port in public else []
     return Finding(name, "ok", "; ".join(found) or "none beyond this machine")

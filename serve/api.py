@@ -109,28 +109,23 @@ class RecommendBody(Body):
         )
 
 
+class ExplainBody(RecommendBody):
+    """Whose list it is about, as it was asked for, and which product."""
+
+    product_id: Id
+
+
 class ExplainQuery(FilterBody):
-    """Whose list it is about, and which product."""
+    """Which product, and the list of a shopper never seen: addresses stand in the logs of proxies."""
 
     product_id: Id = Field(examples=["P0003"])
-    user_id: Id | None = Field(default=None, examples=["u0042"])
-    client_id: Id | None = None
-    context: Annotated[str, Text] = Field(default="", max_length=MAX_CONTEXT_CHARS, examples=["a linen dress"])
     exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
     k: int = Field(default=10, ge=1, le=MAX_K)
     rules: bool = True
 
     def request(self) -> Request:
         """The request whose list it is."""
-        return Request(
-            user_id=self.user_id,
-            client_id=self.client_id,
-            context=self.context,
-            filters=self.filters(),
-            k=self.k,
-            exclude=tuple(self.exclude),
-            rules=self.rules,
-        )
+        return Request(filters=self.filters(), k=self.k, exclude=tuple(self.exclude), rules=self.rules)
 
 
 class LiveEventBody(Body):
@@ -204,6 +199,8 @@ class StoredLiveEvent(StoredEvent):
     event_id: str
     context: str | None
     received_at: datetime
+    in_log: bool
+    """Whether `events` has it as well; it then counts there."""
 
 
 class StoredUser(BaseModel):
@@ -224,6 +221,12 @@ class ForgottenUser(BaseModel):
 
     events: int
     profiles: int
+    live_events: int
+
+
+class ForgottenClient(BaseModel):
+    """The answer to DELETE /v1/clients/{id}: how many rows were deleted."""
+
     live_events: int
 
 
@@ -376,7 +379,7 @@ class Ranking(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The answer to GET /v1/explain: the stage that had the last word on a product, and what it went by."""
+    """The answer to /v1/explain: the stage that had the last word on a product, and what it went by."""
 
     product_id: str
     outcome: Outcome

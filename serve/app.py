@@ -45,15 +45,13 @@ from serve.degrade import Ladder, Unavailable, within
 from serve.examples import described
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import Loaded, active, connections, states, store_folder
+from serve.loaded import FOLLOW_S, Loaded, active, connections, states, store_folder
 from serve.metrics import metrics
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 from serve.stages import Ranker, Retriever, UserTower
 
 log = logging.getLogger("ray.serve")
 
-FOLLOW_S = 2.0
-"""How often the active bundle and the rules are looked up."""
 STAGE_S = 8.0
 """Longest wait for the user tower or retrieval; the answer then does without."""
 RANKER_S = 2.0
@@ -65,6 +63,7 @@ DEMO_USERS = 12
 Stage = DeploymentHandle[Any]
 ProductId = Annotated[str, PathParameter(examples=["P0003"])]
 UserId = Annotated[api.Id, PathParameter(examples=["u0042"])]
+ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
 
 app = FastAPI(title="shop-rec", summary="Recommendations that understand what a garment is.", version="1")
 install(app)
@@ -86,6 +85,15 @@ def _check_categories(front: Front, names: list[str], where: tuple[str, ...]) ->
     unknown = [name for name in names if name not in front.shelf.categories]
     if unknown:
         raise malformed(where, f"unknown category {unknown[0]!r} (known: {', '.join(front.shelf.categories)})")
+
+
+def _checked(front: Front, body: api.RecommendBody) -> Request:
+    """The request of a body whose categories and profile columns the bundle knows."""
+    _check_categories(front, body.filters.category, ("body", "filters", "category"))
+    problem = api.profile_problem(body.profile, front.resolver.profile_names)
+    if problem is not None:
+        raise malformed(("body", "profile", problem[0]), problem[1])
+    return body.request()
 
 
 @serve.deployment(
@@ -137,11 +145,7 @@ class Recommender:
     ) -> dict[str, Any]:
         """Products for a shopper, best first, with the reasons."""
         front = self._front
-        _check_categories(front, body.filters.category, ("body", "filters", "category"))
-        problem = api.profile_problem(body.profile, front.resolver.profile_names)
-        if problem is not None:
-            raise malformed(("body", "profile", problem[0]), problem[1])
-        return await self._answer(front, body.request())
+        return await self._answer(front, _checked(front, body))
 
     async def _answer(
         self, front: BackedFront, request: Request, *, patience: float = STAGE_S, whole: bool = False
@@ -260,23 +264,34 @@ class Recommender:
         metrics().degraded(ladder.codes)
         return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
 
-    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
-    async def explain(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
+    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, 408, 413))
+    async def explain(
+        self, body: Annotated[api.ExplainBody, Body(openapi_examples=examples.EXPLAIN)]
+    ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
-        front, ladder = self._front, Ladder()
+        front = self._front
+        return await self._explanation(front, _checked(front, body), body.product_id)
+
+    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
+    async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
+        """The same for a shopper never seen."""
+        front = self._front
         _check_categories(front, query.category, ("query", "category"))
-        request = query.request()
+        return await self._explanation(front, query.request(), query.product_id)
+
+    async def _explanation(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
+        ladder = Ladder()
         passage = await self._pass(front, request, Stopwatch(), ladder)
         items = await self._items(front, passage, ladder)
         available = passes = False
-        if front.shelf.known(query.product_id):
-            row = front.shelf.rows([query.product_id])
+        if front.shelf.known(product_id):
+            row = front.shelf.rows([product_id])
             available, passes = [
                 await self._passing(front, row, filters, ladder) for filters in (Filters(), request.filters)
             ]
         found = await asyncio.to_thread(
             lambda: explanation(
-                passage, query.product_id, items, front.shelf, front.vectors, available=available, passes=passes
+                passage, product_id, items, front.shelf, front.vectors, available=available, passes=passes
             )
         )
         metrics().degraded(ladder.codes)
@@ -318,6 +333,17 @@ class Recommender:
         """Delete a user's events and profile, for good: neither a load nor an event brings them back."""
         url = await asyncio.to_thread(postgres.url, self._store, create=False)
         return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
+
+    @app.delete(
+        "/v1/clients/{client_id:path}",
+        response_model=api.ForgottenClient,
+        **described(examples.FORGOTTEN_CLIENT, 403),
+    )
+    async def forget_client(self, client_id: ClientId) -> dict[str, int]:
+        """Delete the events of a shopper who had not signed in; those that come later are stored."""
+        url = await asyncio.to_thread(postgres.url, self._store, create=False)
+        deleted = await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
+        return {"live_events": deleted}
 
     @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
     async def bundles(self) -> dict[str, Any]:

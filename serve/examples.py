@@ -75,6 +75,12 @@ NEIGHBOURS: Examples = {
     "bundle": BUNDLE,
     "degraded": [],
 }
+EXPLAIN: Examples = {
+    "known": {
+        "summary": "A stored user with a wish",
+        "value": {"product_id": "P0012", "user_id": "u0042", "context": "a linen dress", "k": 5},
+    }
+}
 EXPLANATION: Examples = {
     "product_id": "P0012",
     "outcome": "shown",
@@ -117,10 +123,17 @@ STORED_USER: Examples = {
     "profile": {"height_cm": 172.0, "birth_year": 1990.0},
     "events": [EVENT],
     "live_events": [
-        {**EVENT, "event_id": "order-1017-1", "context": "for the office", "received_at": "2026-11-20T16:04:02Z"}
+        {
+            **EVENT,
+            "event_id": "order-1017-1",
+            "context": "for the office",
+            "received_at": "2026-11-20T16:04:02Z",
+            "in_log": True,
+        }
     ],
 }
 FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1}
+FORGOTTEN_CLIENT: Examples = {"live_events": 3}
 BUNDLES: Examples = {
     "serving": BUNDLE,
     "active": BUNDLE,

@@ -1,20 +1,27 @@
 """Parts of bundles in the memory of one replica: the active bundle's, and during a switch the next one's."""
 
+import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from rec import bundle, postgres
 from rec.bundle import Bundle
+from rec.errors import RecError
 from rec.index import promote
 from rec.index.connections import Connections
+
+log = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
 
 KEPT = 2
 """Bundles in memory at once."""
+FOLLOW_S = 2.0
+"""How often a replica looks for the active bundle."""
 
 
 def connections(store: str, *, size: int) -> Connections:
@@ -69,6 +76,24 @@ class Loaded(Generic[T]):
                         while len(self._parts) > KEPT:
                             self._parts.popitem(last=False)
         return found
+
+    def follow(self, pool: Connections) -> None:
+        """From now on load each bundle that becomes active, in a thread of its own.
+
+        The answer that the ingress tries before it switches passes through one replica of each stage. The others would
+        begin to load when they are first asked, and answers would do without them meanwhile.
+        """
+        threading.Thread(target=self._follow, args=(pool,), daemon=True).start()
+
+    def _follow(self, pool: Connections) -> None:
+        while True:
+            time.sleep(FOLLOW_S)
+            try:
+                self.get(active(pool))
+            except RecError:  # the ingress, which looks as often, says so
+                continue
+            except Exception:  # the next round may go well; a thread that ended would never say so
+                log.exception("cannot load the active bundle")
 
     def _use(self, name: str) -> T | None:
         """The part of bundle `name`, now the last used one; None when it is not loaded."""

@@ -27,7 +27,7 @@ class UserTower:
         self._encoders = Loaded(store, UserEncoder)
         pool = connections(store, size=1)
         self._encoders.get(active(pool))
-        pool.close()
+        self._encoders.follow(pool)
 
     async def encode(self, bundle: str, state: UserState) -> Encoded:
         """The vector of `state` by bundle `bundle`."""
@@ -42,6 +42,7 @@ class Retriever:
         self._connections = connections(store, size=CONNECTIONS)
         self._retrievers = Loaded(store, lambda bundle: BundleRetriever(bundle, self._connections))
         self._retrievers.get(active(self._connections))
+        self._retrievers.follow(self._connections)
 
     async def retrieve(
         self,
@@ -85,7 +86,7 @@ class Ranker:
         self._scorers = Loaded(store, Scorer)
         pool = connections(store, size=1)
         self._scorers.get(active(pool))
-        pool.close()
+        self._scorers.follow(pool)
 
     async def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
         """The k best candidates."""

@@ -6,6 +6,7 @@ row is its reason. A profile value, a size or a fit that cannot be is left out a
 rest of the user or event stays.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec import sizes
-from rec.data import body, parse
+from rec.data import body, parse, repeated
 from rec.dataset import Rejects
 from rec.errors import InputError
 from rec.schema import EVENTS, INTERACTIONS, PRODUCTS, USERS
@@ -32,7 +33,6 @@ EVENT_TABLE = pa.schema(
 
 CLOCK_SKEW = timedelta(days=1)
 """How far in the future an event may lie: clocks differ, and so do the zones of times that name none."""
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,50 +249,62 @@ def _users(raw: Raw, rejects: Rejects, met: set[str], year: int, units: body.Uni
     return _take(columns, kept).cast(USERS.schema)
 
 
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Clean events, and how many there were of those that are not among them without being wrong."""
+
+    table: pa.Table
+    """Under EVENT_TABLE, sorted by (user_id, at) with ties in the source's order."""
+    left_out: int
+    """On products that were cut off on purpose."""
+    in_log: int
+    """Live events that the source has as well."""
+
+
 def events(
-    raws: Iterable[Raw], rejects: Rejects, *, product_ids: pa.Array, kind: str, cut: bool, now: datetime
-) -> tuple[pa.Table, int]:
-    """All good events under EVENT_TABLE, sorted by (user_id, at) with ties in the source's order.
+    raws: Iterable[Raw],
+    rejects: Rejects,
+    *,
+    product_ids: pa.Array,
+    kind: str,
+    cut: bool,
+    now: datetime,
+    live: Raw | None = None,
+) -> Events:
+    """All good events of a source, and those of `live` that it does not have.
 
     `kind` is the event of rows that name none. Events on products outside `product_ids` are refused,
-    or, where the products were cut short on purpose (`cut`), left out; their number comes second.
+    or, where the products were cut short on purpose (`cut`), left out.
     Events later than `now` by more than CLOCK_SKEW are refused, and so is the same event told again.
     """
     latest = int((now + CLOCK_SKEW).timestamp()) * 1_000_000
-    tables, sources, positions, left_out = [], [], [np.empty(0, np.int64)], 0
-    for raw in raws:
+    tables, sources, positions, left_out, logged = [], [], [np.empty(0, np.int64)], 0, 0
+    for raw in itertools.chain(raws, [live] if live is not None and live.table.num_rows else []):
         table, kept, absent = _events(raw, rejects, product_ids, kind, cut, latest)
         tables.append(table)
         sources.append(raw.source)
         positions.append(raw.positions[kept])
         left_out += absent
+        logged += table.num_rows * (raw is not live)
     ends = np.cumsum([table.num_rows for table in tables])
     table = _whole(tables, EVENT_TABLE, rejects, "events").unify_dictionaries().combine_chunks()
     user = table.column("user_id").combine_chunks()
+    held = repeated.in_log(table, logged) if live is not None else np.empty(0, np.int64)
     names = user.dictionary.to_numpy(zero_copy_only=False)
     rank = np.empty(len(names), dtype=np.int64)
     rank[np.argsort(names, kind="stable")] = np.arange(len(names))
     at = table.column("at").cast(pa.int64()).to_numpy()
     order = np.lexsort((at, rank[user.indices.to_numpy()]))  # stable, last key first
+    order = order[~np.isin(order, held)]
     table = table.take(pa.array(order))
-    again = _told_again(table)
+    again = repeated.told_again(table)
     place = np.concatenate(positions)
     for row, record in zip(order[again].tolist(), table.take(pa.array(again)).to_pylist(), strict=True):
         source = sources[int(np.searchsorted(ends, row, side="right"))]
         rejects.add(source=source, row=int(place[row]), reason="the same event twice", record=record)
-    return (table.take(pa.array(np.delete(np.arange(len(order)), again))) if len(again) else table), left_out
-
-
-def _told_again(table: pa.Table) -> np.ndarray:
-    """Rows int64 of sorted events that repeat an earlier one in every column.
-
-    Midnight is what a stamp of days looks like: there, equal rows are things bought twice on a day, and stay.
-    """
-    user = table.column("user_id").combine_chunks().indices.to_numpy()
-    at = table.column("at").cast(pa.int64()).to_numpy()
-    follows = (user[1:] == user[:-1]) & (at[1:] == at[:-1]) & (at[1:] % _DAY_US != 0)
-    near = np.flatnonzero(np.append(follows, False) | np.insert(follows, 0, False))
-    return near[table.take(pa.array(near)).cast(INTERACTIONS.schema).to_pandas().duplicated().to_numpy(dtype=bool)]
+    if len(again):
+        table = table.take(pa.array(np.delete(np.arange(len(order)), again)))
+    return Events(table, left_out, len(held))
 
 
 def _events(

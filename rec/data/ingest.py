@@ -1,9 +1,10 @@
 """Stage `ingest`: a source becomes the datasets products, users and events.
 
 Products are sorted by product_id, users by user_id, events by (user_id, at) with ties in the source's
-order. Refused rows, and profile values, sizes and fits left out of rows that stay, are kept beside each dataset with
-the reason. Events in the future are refused by the clock of the run that reads them. Memory holds the products and,
-with repeated strings encoded, the events: about 40 bytes an event.
+order; with `source.live_events` what servers were told is among them. Refused rows, and profile values, sizes and fits
+left out of rows that stay, are kept beside each dataset with the reason. Events in the future are refused by the clock
+of the run that reads them. Memory holds the products and, with repeated strings encoded, the events: about 40 bytes an
+event.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import aihub, amazon, clean, files, hm, rtr, sample
+from rec.data import aihub, amazon, clean, files, hm, live, rtr, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
@@ -54,14 +55,16 @@ def run(config: Config) -> dict[str, Any]:
     """Write products, users and events; does nothing when they were made from the same input already."""
     started = time.perf_counter()
     reader = open_source(config.source, config.seed)
-    identity: dict[str, dict[str, Any]] = {"inputs": reader.inputs, "config": reader.config | {"rules": RULES}}
+    told = live.read(config) if config.source.live_events else None
+    inputs = reader.inputs if told is None else reader.inputs | {"live_events": told.content_hash}
+    identity: dict[str, dict[str, Any]] = {"inputs": inputs, "config": reader.config | {"rules": RULES}}
     manifests = {
         name: artifact.finished(config.at(name), kind=contract.kind, version=contract.version, **identity)
         for name, contract in _CONTRACTS.items()
     }
     skipped = all(manifests.values())
     if not skipped:
-        _write(config, reader, identity)
+        _write(config, reader, None if told is None else told.rows, identity)
         manifests = {name: artifact.peek(config.at(name)) for name in _CONTRACTS}
     facts = {name: dict(manifest.facts) for name, manifest in manifests.items() if manifest is not None}
     return {"at": str(config.root), **facts, "seconds": round(time.perf_counter() - started, 2), "skipped": skipped}
@@ -89,7 +92,7 @@ def open_source(source: Source, seed: int) -> Reader:
         products, events = partial(rtr.products, rentals, source), partial(rtr.events, rentals)
         users = partial(rtr.users, rentals)
     else:
-        paths, kept = files.paths(source), set(Source.model_fields) - {"folder"}
+        paths, kept = files.paths(source), set(Source.model_fields) - {"folder", "live_events"}
         products, events = partial(files.products, source), partial(files.events, source)
         users = partial(_profiles, source)
     inputs = {what: artifact.hash_file(path) for what, path in paths.items()}
@@ -142,25 +145,29 @@ def _rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Raw]:
     yield Raw(name, np.arange(len(rows)), table)
 
 
-def _write(config: Config, reader: Reader, identity: Mapping[str, Mapping[str, Any]]) -> None:
+def _write(config: Config, reader: Reader, told: Raw | None, identity: Mapping[str, Mapping[str, Any]]) -> None:
     rejects = {name: Rejects() for name in _CONTRACTS}
     limit, now = config.source.limit, datetime.now(UTC)
     raws = log.progress(reader.products(rejects["products"]), total=None, what="products", unit="batch")
     products = clean.products(raws, rejects["products"], currency=config.source.currency)
-    events, left_out = clean.EVENT_TABLE.empty_table(), 0
-    if reader.events is not None:
-        raws = log.progress(reader.events(rejects["events"]), total=None, what="events", unit="batch")
+    events = clean.Events(clean.EVENT_TABLE.empty_table(), left_out=0, in_log=0)
+    if reader.events is not None or (told is not None and told.table.num_rows):
+        read = iter(()) if reader.events is None else reader.events(rejects["events"])
+        raws = log.progress(read, total=None, what="events", unit="batch")
         ids = products.column("product_id").combine_chunks()
-        events, left_out = clean.events(
-            raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None, now=now
-        )
-    buyers = events.column("user_id").unique().cast(pa.string())
+        events = clean.events(
+            raws, rejects["events"], product_ids=ids, kind=config.source.event, cut=limit is not None, now=now,
+            live=told,
+        )  # fmt: skip
+    buyers = events.table.column("user_id").unique().cast(pa.string())
     raws = log.progress(reader.users(rejects["users"], buyers), total=None, what="users", unit="batch")
     users = clean.users(raws, rejects["users"], in_events=buyers, year=now.year)
     batches: dict[str, Iterable[pa.Table]] = {
-        "products": [products], "users": [users], "events": clean.event_batches(events),
+        "products": [products], "users": [users], "events": clean.event_batches(events.table),
     }  # fmt: skip
-    facts: dict[str, dict[str, int]] = {"events": {"left_out": left_out}, "users": {}}
+    facts: dict[str, dict[str, int]] = {"events": {"left_out": events.left_out}, "users": {}}
+    if told is not None:
+        facts["events"] |= {"live_events": told.table.num_rows, "in_log": events.in_log}
     for name in facts:
         facts[name]["values_left_out"] = rejects[name].values_left_out
     for name, contract in _CONTRACTS.items():

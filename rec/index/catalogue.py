@@ -39,7 +39,7 @@ class Stored:
     events: list[dict[str, Any]]
     """`product_id`, `event`, `at`, `size` and `fit`, oldest first."""
     live_events: list[dict[str, Any]]
-    """These, and `event_id`, `context` and `received_at`."""
+    """These, and `event_id`, `context`, `received_at`, and `in_log`: whether `events` has it as well."""
 
 
 class Catalogue:
@@ -75,15 +75,17 @@ class Catalogue:
     def known(self, user_id: str | None, last: int, client_id: str | None = None) -> Known:
         """The last `last` events of a user and of an anonymous client, loaded and live ones, and the user's profile."""
         of = {"name": self._name, "user": user_id, "client": client_id, "last": last}
+        live = (
+            "SELECT product_id, event, at, size, fit, 1, (extract(epoch FROM received_at) * 1000000)::bigint"
+            " FROM live_events WHERE catalogue = %(name)s AND NOT in_log AND"
+        )
         with self._connections.use() as connection:
             events = connection.execute(
                 "SELECT product_id, event, at, size, fit FROM ("
                 " (SELECT product_id, event, at, size, fit, 0 AS live, position::bigint AS place FROM events"
                 "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
-                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
-                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
-                " UNION ALL (SELECT product_id, event, at, size, fit, 1, number FROM live_events"
-                "  WHERE catalogue = %(name)s AND client_id = %(client)s ORDER BY at DESC, number DESC LIMIT %(last)s)"
+                f" UNION ALL ({live} user_id = %(user)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
+                f" UNION ALL ({live} client_id = %(client)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
                 ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s",
                 of,
             ).fetchall()
@@ -104,8 +106,8 @@ class Catalogue:
                 (self._name, user_id),
             ).fetchall()
             live = cursor.execute(
-                "SELECT event_id, product_id, event, at, size, fit, context, received_at FROM live_events"
-                " WHERE catalogue = %s AND user_id = %s ORDER BY at, number",
+                "SELECT event_id, product_id, event, at, size, fit, context, received_at, in_log FROM live_events"
+                " WHERE catalogue = %s AND user_id = %s ORDER BY at, received_at",
                 (self._name, user_id),
             ).fetchall()
         if profile is None and not events and not live:

@@ -1,4 +1,4 @@
-"""Deletion of a user's data, for good: rows now, and no load brings them back.
+"""Deletion of a user's data, for good: rows now, and no load brings them back. And of an anonymous client's events.
 
 What stays is a hash in `forgotten`, by which loads know whom to leave out. Ids are few enough to be tried, so the hash
 is a pseudonym and says that somebody asked, nothing else.
@@ -52,6 +52,21 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
             profiles = connection.execute(f"DELETE FROM users {where[0]}", where[1]).rowcount
             live = connection.execute(f"DELETE FROM live_events {where[0]}", where[1]).rowcount
     return Forgotten(events, profiles, live)
+
+
+def forget_client(database_url: str, catalogue: str, client_id: str) -> int:
+    """Delete the live events of a client of `catalogue`; returns how many.
+
+    There is nothing that could bring them back, so nothing is noted: an event that comes later is stored. Raises
+    NotAllowed as `forget` does.
+    """
+    with postgres.session(database_url) as connection:
+        migrations.migrate(connection)
+        _check_allowed(connection)
+        with connection.transaction():
+            return connection.execute(
+                "DELETE FROM live_events WHERE catalogue = %s AND client_id = %s", (catalogue, client_id)
+            ).rowcount
 
 
 def _check_allowed(connection: Connection[Any]) -> None:

@@ -1,9 +1,10 @@
 """Events that a server is told between two ingests, visible in the next answer.
 
-The table `events` is what the shop's log says and is replaced by a publish whose log has changed. Live events stand
-beside it, keyed by an id of the shop's, and a publish leaves them alone but for two kinds (`settle`): those that the
-new log holds as well, and those that were received RETENTION ago. A client is a shopper who has not said who they
-are; clients and users are different columns, so an id of one never reads what the other did.
+The table `events` is what the recipe's dataset says and is replaced by a publish whose dataset has changed. Live
+events stand beside it, keyed by an id of the shop's, until they are older than RETENTION (`expire`). A publish marks
+those that the loaded events hold as well (`settle`): they count there and no longer by themselves, but their ids stay
+known, so that an event that is sent again is still a repeated one. A client is a shopper who has not said who they are;
+clients and users are different columns, so an id of one never reads what the other did.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 from psycopg import Connection
 
 from rec.index.connections import Connections
+from rec.schema import INTERACTIONS
 
 RETENTION = timedelta(days=90)
-"""How long a live event is kept that no log holds; the next publish after that removes it."""
+"""How long a live event is kept."""
+EXPIRED_AT_ONCE = 10_000
+"""Live events that one transaction of `expire` deletes at most."""
+READ_AT_ONCE = 65_536
+_CONTRACT = ("user_id", "product_id", "event", "at", "context", "size", "fit")
 SAME = timedelta(seconds=60)
 """An event of the log is the live one when user, product and kind are the same and they are at most this far apart:
 the shop's log may have been written a moment later, or in whole seconds."""
@@ -54,15 +61,22 @@ class Taken:
 
 
 def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent]) -> Taken:
-    """Add the events that are not there yet, all or none. The caller has checked that the products exist."""
+    """Add the events that are not there yet, all or none. The caller has checked that the products exist.
+
+    They enter in the order of their ids: two servers that are told the same ones would else wait for each other. Of
+    events at one moment the later in `events` is the later, by `received_at`.
+    """
     columns = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit")
     values = [[getattr(event, column) for event in events] for column in columns]
     with connections.use() as connection:
         rows = connection.execute(
             "INSERT INTO live_events"
-            " (catalogue, event_id, user_id, client_id, product_id, event, at, context, size, fit)"
-            " SELECT %s, * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],"
-            " %s::text[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING RETURNING event_id",
+            " (catalogue, event_id, user_id, client_id, product_id, event, at, context, size, fit, received_at)"
+            " SELECT %s, event_id, user_id, client_id, product_id, event, at, context, size, fit,"
+            " now() + place * interval '1 microsecond' FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[],"
+            " %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[]) WITH ORDINALITY"
+            " told (event_id, user_id, client_id, product_id, event, at, context, size, fit, place)"
+            " ORDER BY event_id, place ON CONFLICT DO NOTHING RETURNING event_id",
             (catalogue, *values),
         ).fetchall()
         new = {event_id for (event_id,) in rows}
@@ -80,15 +94,66 @@ def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent])
     return taken
 
 
+_OF_USERS = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("received_at", pa.timestamp("us", tz="UTC")),
+        *((name, INTERACTIONS.schema.field(name).type) for name in _CONTRACT),
+    ]
+)
+
+
+def of_users(connection: Connection[Any], catalogue: str) -> pa.Table:
+    """The events of users, oldest first: id, reception and the columns of the events contract that there are.
+
+    Those received today (UTC) are left out, and those that `expire` may delete today: all that is read on one day is
+    the same, but for users who are forgotten.
+    """
+    tables = []
+    with connection.cursor("live_events") as cursor:
+        cursor.execute(
+            f"SELECT event_id, received_at, {', '.join(_CONTRACT)} FROM live_events WHERE catalogue = %(catalogue)s"
+            " AND user_id IS NOT NULL AND received_at >= date_trunc('day', now(), 'UTC') - %(kept)s"
+            " AND received_at < date_trunc('day', now(), 'UTC') ORDER BY at, received_at, event_id",
+            {"catalogue": catalogue, "kept": RETENTION - timedelta(days=1)},
+        )
+        while rows := cursor.fetchmany(READ_AT_ONCE):
+            columns = zip(_OF_USERS.names, zip(*rows, strict=True), strict=True)
+            tables.append(pa.table(dict(columns), schema=_OF_USERS))
+    return pa.concat_tables([_OF_USERS.empty_table(), *tables]).combine_chunks()
+
+
 def settle(connection: Connection[Any], catalogue: str) -> int:
-    """Delete the live events that the loaded ones hold and those that are too old; returns how many.
+    """Mark the live events that the loaded ones hold, and unmark those that they hold no more; returns how many.
 
     Part of the caller's transaction, which has loaded the events.
     """
-    return connection.execute(
-        "DELETE FROM live_events live WHERE catalogue = %(catalogue)s AND (received_at < now() - %(retention)s"
-        " OR EXISTS (SELECT 1 FROM events e WHERE e.catalogue = live.catalogue AND e.user_id = live.user_id"
-        "  AND e.product_id = live.product_id AND e.event = live.event"
-        "  AND e.at BETWEEN live.at - %(same)s AND live.at + %(same)s))",
-        {"catalogue": catalogue, "retention": RETENTION, "same": SAME},
-    ).rowcount
+    held = (
+        "EXISTS (SELECT 1 FROM events e WHERE e.catalogue = live.catalogue AND e.user_id = live.user_id"
+        " AND e.product_id = live.product_id AND e.event = live.event"
+        " AND e.at BETWEEN live.at - %(same)s AND live.at + %(same)s)"
+    )
+    changed = 0
+    for new, condition in (("true", f"NOT in_log AND {held}"), ("false", f"in_log AND NOT {held}")):
+        changed += connection.execute(
+            f"UPDATE live_events live SET in_log = {new} WHERE catalogue = %(catalogue)s AND {condition}",
+            {"catalogue": catalogue, "same": SAME},
+        ).rowcount
+    return changed
+
+
+def expire(connection: Connection[Any]) -> int:
+    """Delete the live events of every catalogue that were received RETENTION ago; returns how many.
+
+    EXPIRED_AT_ONCE at a time, each time in a transaction of its own, without waiting for whoever has a row just then.
+    """
+    total, deleted = 0, EXPIRED_AT_ONCE
+    while deleted == EXPIRED_AT_ONCE:
+        with connection.transaction():
+            deleted = connection.execute(
+                "DELETE FROM live_events WHERE ctid = ANY (ARRAY(SELECT ctid FROM live_events"
+                " WHERE received_at < now() - %s ORDER BY received_at LIMIT %s FOR UPDATE SKIP LOCKED))",
+                (RETENTION, EXPIRED_AT_ONCE),
+            ).rowcount
+        total += deleted
+    return total

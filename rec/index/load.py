@@ -52,9 +52,9 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
 def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
     """Load what changed of the bundle's products, and of the users and events datasets in the recipe's folder `data`.
 
-    Part of the caller's transaction. False when nothing changed. Live events stay, but for those that the events now
-    hold. Where the store has neither dataset, as where the bundle was pulled from elsewhere, the database keeps the
-    users and events that it has.
+    Part of the caller's transaction. False when nothing changed. Live events that the events now hold count there.
+    Where the store has neither dataset, as where the bundle was pulled from elsewhere, the database keeps the users and
+    events that it has.
     """
     changed = [_load_products(connection, bundle)]
     if any(artifact.peek(data / name) is not None for name in ("users", "events")):

@@ -153,6 +153,13 @@ END $do$""",
 CREATE TRIGGER not_of_forgotten BEFORE INSERT ON live_events
 FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",
     ),
+    (
+        # the loaded events hold it as well, and it counts there
+        "ALTER TABLE live_events ADD COLUMN in_log boolean NOT NULL DEFAULT false",
+        # by ids, in whose order they are inserted, it would not say which came first; `received_at` does
+        "ALTER TABLE live_events DROP COLUMN number",
+        "CREATE INDEX live_events_received ON live_events (received_at)",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
 SCHEMAS = Path(__file__).parent / "schemas"
 JOBS = sorted(CLUSTER.glob("jobs/*.yaml"))
+CRON_JOBS = [CLUSTER / "base" / "nightly.yaml", CLUSTER / "base" / "expire.yaml"]
 NO_RESOURCES = {"Kustomization", "Component"}
 
 Manifest = dict[str, Any]
@@ -112,7 +113,11 @@ def one(documents: list[Manifest], kind: str) -> Manifest:
 
 
 def entrypoints() -> dict[str, str]:
-    """File of a RayJob, and `nightly` → command line."""
+    """File of a RayJob or RayCronJob → command line."""
+    return {name: spec["entrypoint"] for name, spec in ray_jobs().items()}
+
+
+def ray_jobs() -> dict[str, Any]:
+    """File of a RayJob or RayCronJob → specification of the job."""
     found = {path.stem: one(read(path), "RayJob")["spec"] for path in JOBS}
-    found["nightly"] = one(read(CLUSTER / "base" / "nightly.yaml"), "RayCronJob")["spec"]["jobTemplate"]
-    return {name: spec["entrypoint"] for name, spec in found.items()}
+    return found | {path.stem: one(read(path), "RayCronJob")["spec"]["jobTemplate"] for path in CRON_JOBS}

@@ -21,7 +21,6 @@ from rec.errors import DatabaseError
 from tests.bundle import tiny
 from tests.cluster.manifests import (
     CLUSTER,
-    JOBS,
     REPOSITORY,
     Manifest,
     entrypoints,
@@ -29,6 +28,7 @@ from tests.cluster.manifests import (
     kustomize,
     one,
     pods,
+    ray_jobs,
     read,
     rendered,
     resources,
@@ -270,9 +270,7 @@ def test_there_is_a_manifest_for_every_job_that_a_cluster_can_run() -> None:
 
 
 def test_jobs_run_on_workers_of_the_one_cluster() -> None:
-    specs = [one(read(path), "RayJob")["spec"] for path in JOBS]
-    specs.append(one(RESOURCES["base/nightly.yaml"], "RayCronJob")["spec"]["jobTemplate"])
-    for spec in specs:
+    for spec in ray_jobs().values():
         assert spec["clusterSelector"] == {"ray.io/cluster": "rec"}
         assert spec["entrypointNumCpus"] == 1, "it would run on the head"
 

@@ -153,8 +153,18 @@ def test_forgetting_is_one_call(database_url: str, tmp_path: Path, monkeypatch: 
             "INSERT INTO users VALUES ('tiny', 'ann', '{}'), ('other', 'ann', '{}'), ('tiny', 'bob', '{}')"
         )
         connection.execute("INSERT INTO events VALUES ('tiny', 'ann', 0, 'P1', 'view', now())")
-    done = job.run(recipe, Namespace(action="forget", argument="ann"))
+        connection.execute(
+            "INSERT INTO live_events (catalogue, event_id, client_id, product_id, event, at, received_at) VALUES"
+            " ('tiny', 'e1', 'ann', 'P1', 'view', now(), now()), ('other', 'e2', 'ann', 'P1', 'view', now(), now()),"
+            " ('other', 'e3', 'ann', 'P1', 'view', now(), now() - interval '91 days')"
+        )
+    done = job.run(recipe, Namespace(action="forget", argument="ann", client=True))
+    assert done == {"recipe": "tiny", "live_events": 1}
+    assert job.run(recipe, Namespace(action="expire", argument=None)) == {"live_events": 1}
+    done = job.run(recipe, Namespace(action="forget", argument="ann", client=False))
     assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0}
     with psycopg.connect(postgres.url(tmp_path)) as connection:
         left = connection.execute("SELECT catalogue, user_id FROM users ORDER BY 1, 2").fetchall()
+        kept = connection.execute("SELECT event_id FROM live_events").fetchall()
     assert left == [("other", "ann"), ("tiny", "bob")]
+    assert kept == [("e2",)]

@@ -1,8 +1,12 @@
 """Events that a server is told: counted at once, once, kept over publishes, and never read by somebody else."""
 
+import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from rec import bundle, dataset, postgres, publish
-from rec.config import Config
-from rec.index import live_events, load
+from rec.config import Columns, Config, Source
+from rec.data import ingest
+from rec.index import forget, live_events, load
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent, store
@@ -69,6 +74,35 @@ def test_an_event_counts_once_in_its_place(shop: Shop) -> None:
     assert [each["event_id"] for each in stored.live_events] == ["a2", "a1", "a3"]
 
 
+def test_events_of_one_moment_come_as_they_were_told(shop: Shop) -> None:
+    told = [event(name, row, user_id="u11") for name, row in (("t3", 140), ("t1", 141), ("t2", 142))]
+    assert store(shop.connections, "live", told).stored == ["t3", "t1", "t2"]
+    assert products(shop, "u11")[-3:] == ["P0140", "P0141", "P0142"]
+
+
+def test_the_same_events_in_another_order_do_not_wait_for_each_other(shop: Shop) -> None:
+    """Somebody holds the one in the middle, so that each would have begun at its end and then want the other's."""
+    names = ["d1", "d2", "d3"]
+    told = [event(name, user_id="u10") for name in names]
+    opened = Connections(shop.url, size=2)
+    with psycopg.connect(shop.url, autocommit=True) as watching, ThreadPoolExecutor() as servers:
+        with psycopg.connect(shop.url) as holding:
+            holding.execute(
+                "INSERT INTO live_events (catalogue, event_id, user_id, product_id, event, at)"
+                " VALUES ('live', 'd2', 'u10', 'P0007', 'view', now())"
+            )
+            both = [servers.submit(store, opened, "live", each) for each in (told, told[::-1])]
+            deadline = time.monotonic() + 30
+            while watching.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() != (2,):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            holding.rollback()
+        taken = [each.result() for each in both]
+    opened.close()
+    assert sorted(len(each.stored) for each in taken) == [0, 3]
+    assert {name for each in taken for name in (*each.stored, *each.repeated)} == set(names)
+
+
 def test_a_client_is_nobody_else(shop: Shop) -> None:
     store(shop.connections, "live", [event("c1", 110, user_id=None, client_id="u05")])
     assert products(shop, None, "u05") == ["P0110"]
@@ -113,15 +147,88 @@ def test_a_publish_keeps_live_events_until_the_log_holds_them(shop: Shop) -> Non
     more = pa.Table.from_pylist([{name: row.get(name) for name in table.schema.names} for row in rows], table.schema)
     events = pa.concat_tables([table, more]).sort_by([("user_id", "ascending"), ("at", "ascending")])
     dataset.write(shop.recipe.at("events"), INTERACTIONS, [events], inputs={}, config={})
-    with psycopg.connect(shop.url) as connection:
-        connection.execute("UPDATE live_events SET received_at = now() - %s WHERE event_id = 'k3'",
-                           (live_events.RETENTION,))  # fmt: skip
-    with postgres.session(shop.url) as connection:
-        (name,) = bundle.names(shop.recipe.store)
-        assert load.catalogue(connection, bundle.read(shop.recipe.store, name), shop.recipe.root)
+    assert reloaded(shop)
     after = products(shop, "u07")
-    assert sorted(after) == sorted([*set(before) - {"P0122"}, "P0121"])
+    assert sorted(after) == sorted([*before, "P0121"])
     assert after.count("P0120") == 1
     assert after.count("P0121") == 2
     assert products(shop, None, "k") == ["P0123"]
-    assert store(shop.connections, "live", [client]).repeated == ["k4"]
+    assert store(shop.connections, "live", [client, event("k1", 120, user_id="u07")]).repeated == ["k4", "k1"]
+    stored = shop.catalogue.stored("u07")
+    assert stored is not None
+    assert [(each["event_id"], each["in_log"]) for each in stored.live_events] == [
+        ("k1", True), ("k2", False), ("k3", False),
+    ]  # fmt: skip
+    # a log that has lost them again
+    dataset.write(shop.recipe.at("events"), INTERACTIONS, [table], inputs={}, config={})
+    assert reloaded(shop)
+    assert products(shop, "u07") == before
+
+
+def reloaded(shop: Shop) -> bool:
+    """Load the recipe's datasets as a publish does; whether anything changed."""
+    with postgres.session(shop.url) as connection:
+        (name,) = bundle.names(shop.recipe.store)
+        return load.catalogue(connection, bundle.read(shop.recipe.store, name), shop.recipe.root)
+
+
+def test_old_events_go_a_few_at_a_time_and_nobody_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"o{number}" for number in range(5)]
+    store(shop.connections, "live", [event(name, 150, user_id="u02") for name in [*names, "young"]])
+    monkeypatch.setattr(live_events, "EXPIRED_AT_ONCE", 2)
+    with psycopg.connect(shop.url) as connection:
+        connection.execute("UPDATE live_events SET received_at = now() - %s WHERE event_id = ANY(%s)",
+                           (live_events.RETENTION, names))  # fmt: skip
+    with psycopg.connect(shop.url) as busy, psycopg.connect(shop.url) as connection:
+        busy.execute("SELECT 1 FROM live_events WHERE event_id = 'o2' FOR UPDATE")
+        assert live_events.expire(connection) == 4
+        busy.rollback()
+        assert live_events.expire(connection) == 1
+    assert products(shop, "u02").count("P0150") == 1
+
+
+def test_the_next_ingest_reads_what_the_log_lacks(shop: Shop, tmp_path: Path) -> None:
+    ids = [tiny.product_id(row) for row in range(tiny.ITEMS)]
+    (tmp_path / "products.csv").write_text("id,name\n" + "".join(f"{name},A dress\n" for name in ids), encoding="utf-8")
+    row = {"user": "u01", "product": "P0001", "kind": "view", "time": NOW.isoformat()}
+    (tmp_path / "events.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    source = Source(
+        kind="files", folder=str(tmp_path), products="products.csv", events="events.jsonl", live_events=True,
+        columns=Columns(
+            products={"product_id": "id", "title": "name"},
+            events={"user_id": "user", "product_id": "product", "event": "kind", "at": "time"},
+        ),
+    )  # fmt: skip
+    recipe = shop.recipe.model_copy(update={"source": source})
+    later, said = NOW + timedelta(seconds=90), {"size": "EU 38", "fit": "fit", "context": "office"}
+    yesterday = [
+        event("i1", 1, user_id="u01", at=NOW + timedelta(seconds=30)),  # the log has it
+        event("i2", 1, user_id="u01", at=later),
+        event("i3", 3, user_id="u99", event="purchase", **said),
+        event("i4", 4, user_id=None, client_id="u01"),
+    ]
+    store(shop.connections, "live", [*yesterday, event("i5", 5, user_id="u01")])
+    with psycopg.connect(shop.url) as connection:
+        connection.execute(
+            "UPDATE live_events SET received_at = received_at - interval '1 day' WHERE event_id = ANY(%s)",
+            ([each.event_id for each in yesterday],),
+        )
+    found = ingest.run(recipe)["events"]
+    assert (found["rows"], found["live_events"], found["in_log"], found["rejected"]) == (3, 3, 1, 0)
+    rows = dataset.read(recipe.at("events"), INTERACTIONS).to_pylist()
+    assert [(each["user_id"], each["product_id"], each["at"]) for each in rows] == [
+        ("u01", "P0001", NOW), ("u01", "P0001", later), ("u99", "P0003", NOW),
+    ]  # fmt: skip
+    assert {name: rows[2][name] for name in said} == said
+    assert (rows[2]["event"], rows[2]["size_number"]) == ("purchase", 38.0)
+
+    assert ingest.run(recipe)["skipped"]
+    assert reloaded(shop)
+    assert products(shop, "u99") == ["P0003"], "once, though it is in both tables"
+    assert products(shop, "u01")[-3:] == ["P0001", "P0005", "P0001"]
+    assert ingest.run(recipe)["skipped"], "what was loaded is still there to be read"
+
+    forget.forget(shop.url, "live", "u99")
+    assert ingest.run(recipe)["events"]["rows"] == 2
+    quiet = recipe.model_copy(update={"source": source.model_copy(update={"live_events": False})})
+    assert ingest.run(quiet)["events"]["rows"] == 1

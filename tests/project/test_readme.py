@@ -84,6 +84,40 @@ def test_shown_request_is_a_valid_body() -> None:
         RecommendBody.model_validate_json(words[words.index("-d") + 1])
 
 
+@pytest.mark.slow
+def test_every_command_is_checked_or_marked() -> None:
+    """Jobs and targets of make by the tests above; routes, files and the graph that the others name are there."""
+    from serve.app import app
+
+    routes = {
+        (method.upper(), re.compile(re.sub(r"\{[^}]+\}", "[^/]+", path)))
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
+    for line in _commands():
+        words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+        match words:
+            case ["make", *_] | ["kubectl", "kustomize", *_]:
+                pass
+            case ["python", job, *_] | ["ray", "job", "submit", job, *_] if job.startswith("jobs/"):
+                pass
+            case ["ray", "job", "submit", "--working-dir", ".", "--", "python", job, *_] if job.startswith("jobs/"):
+                pass
+            case ["curl", *_]:
+                (url,) = [word for word in words if "://" in word]
+                method = "POST" if "-d" in words else "GET"
+                path = "/" + url.split("/", 3)[3].partition("?")[0]
+                assert any(method == known and route.fullmatch(path) for known, route in routes), line
+            case ["serve", "run", "serve.app:graph"]:
+                pass
+            case ["serve", "run", name] | ["pipx", "run", *_, "--requirement", name, "--no-deps", "--disable-pip"]:
+                assert (REPOSITORY / name).is_file(), line
+            case ["pipx", "run", "--spec", _, "cyclonedx-py", "environment" | "requirements", *_]:
+                pass
+            case _:
+                raise AssertionError(f"nothing checks this command: {line}")
+
+
 def test_every_shown_recipe_is_valid(tmp_path: Path) -> None:
     shown = [text for language, text in BLOCKS if language == "toml" and not text.startswith("# rules.toml")]
     assert shown, "the README shows no recipe"

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from rec import assemble
 from rec.bundle import Bundle
-from serve import app
+from rec.errors import ArtifactError, DatabaseError
+from serve import app, loaded
 from serve.loaded import KEPT, Loaded
 from tests.bundle import tiny
 
@@ -29,6 +31,34 @@ def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None
     assert (KEPT, built) == (2, [first, second, third])
     parts.get(second)
     assert built[3:] == [second], "the one that was not used gave way"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so the test ends the thread
+def test_a_stage_loads_what_becomes_active_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = assemble.create(tiny.make(tiny.config(tmp_path))).id
+    looks = iter([DatabaseError("away"), ArtifactError("torn"), KeyError("unforeseen"), made])
+    ended = threading.Event()
+
+    def look(_: object) -> str:
+        found = next(looks, None)
+        if found is None:
+            ended.set()
+            raise SystemExit  # ends the thread
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    built: list[str] = []
+    monkeypatch.setattr(loaded, "FOLLOW_S", 0.001)
+    monkeypatch.setattr(loaded, "active", look)
+    monkeypatch.setattr(loaded.log, "handlers", [caplog.handler])
+    Loaded(str(tmp_path), lambda opened: built.append(opened.id)).follow(None)  # type: ignore[arg-type]  # asks nobody
+    assert ended.wait(30)
+    assert built == [made]
+    assert "unforeseen" in caplog.text
+    assert "away" not in caplog.text
 
 
 def test_following_goes_on_after_what_nobody_foresaw(
