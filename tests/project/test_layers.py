@@ -47,6 +47,7 @@ STAGES = {
     "index",
     "recommend",
     "publish",
+    "queries",
 }
 TOP = {"pipeline", "doctor"}
 LEVELS = [GROUND, MIDDLE, STAGES, TOP]
