@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rec import artifact, dataset, histories
 from rec.bundle import Bundle
+from rec.config import Text
 from rec.histories import Histories
 from rec.models import user_tower
 from rec.models.user_tower import UserTower
@@ -30,15 +31,17 @@ def drawn(made: Bundle, limit: int, seed: int) -> tuple[Floats, Literal["users",
         users = np.flatnonzero(np.diff(h.offsets) > 0)
         if len(users):
             chosen = np.sort(rng.choice(users, min(limit, len(users)), replace=False))
-            return _of_users(made, data, h, chosen), "users"
+            tower = user_tower.load(made.folder("user_tower"))
+            return of_users(tower, made.config.text, h, chosen, _rows(made, data)), "users"
     items = made.item_vectors()
     return items[np.sort(rng.choice(len(items), min(limit, len(items)), replace=False))], "items"
 
 
-def _of_users(made: Bundle, data: Path, h: Histories, users: NDArray[np.int64]) -> Floats:
-    """What the bundle's tower says of users right after their last event, what they searched for apart."""
-    tower = user_tower.load(made.folder("user_tower"))
-    rows = _rows(made, data)
+def of_users(tower: UserTower, text: Text, h: Histories, users: NDArray[np.int64], rows: NDArray[np.int64]) -> Floats:
+    """float32[U, d] unit vectors of `users` right after their last event, what they search for apart.
+
+    `rows` int64[N]: the tower's row of each item of `h`, -1 for one that it does not have.
+    """
     states = []
     for user in users.tolist():
         end = int(h.offsets[user + 1])
@@ -47,7 +50,7 @@ def _of_users(made: Bundle, data: Path, h: Histories, users: NDArray[np.int64]) 
         known = items >= 0
         profile = _profile(h, tower, state.profile)
         states.append(UserState(items[known], state.events[known], state.ages_s[known], "", profile))
-    return UserVectors(tower, made.config.text)(states)
+    return UserVectors(tower, text)(states)
 
 
 def _rows(made: Bundle, data: Path) -> NDArray[np.int64]:

@@ -62,7 +62,9 @@ class RecallSampler:
             index, asked, found = self._waiting.get()
             started = time.monotonic()
             try:
-                connections = connections or self._connect()
+                if connections is None:
+                    connections = self._connect()
+                    started = time.monotonic()
                 self._tell(*recall.compare(index, asked, found, connections))
             except RecError as error:
                 log.warning("recall was not measured: %s", error)
