@@ -22,6 +22,9 @@ gpu          what a GPU gives: the item tower's training with a whole DistilBERT
              Criteo's shape; weights and inputs are drawn
 scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
              synthetic products, each in a store of its own that is removed afterwards
+index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
+             size, recall by filter and speed, beside the server's own COPY, exact search and hnswlib (where that is
+             installed), in a database of its own
 """
 
 import argparse
@@ -43,6 +46,7 @@ from rec.evaluate import (
     coverage,
     enrichment,
     gpu_speed,
+    index_speed,
     other_splits,
     ranker_study,
     scale,
@@ -185,6 +189,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
+    elif options.name == "index":
+        figures = index_speed.measure(config, index_speed.QUICK if options.quick else index_speed.FULL)
     elif options.name == "enrichment":
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
@@ -203,7 +209,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "serving", "gpu", "scale"]
+    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "serving", "gpu", "scale", "index"]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")

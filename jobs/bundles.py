@@ -5,8 +5,9 @@
     python jobs/bundles.py verify                       # every byte of all bundles, and their vectors in the database
     python jobs/bundles.py verify 8ec63620b4d2          # of one
     python jobs/bundles.py diff 8ec63620b4d2 1f0c2a9e77b3
-    python jobs/bundles.py promote 8ec63620b4d2         # --force: although it is below its recipe's floor
+    python jobs/bundles.py promote 8ec63620b4d2         # --force: although it is below a floor of its recipe
     python jobs/bundles.py rollback                     # make the bundle active that was active before
+    python jobs/bundles.py recall                       # what the active one's index finds of exact search, by filter
     python jobs/bundles.py gc --dry-run                 # what gc would remove: all but the active and the previous one
     python jobs/bundles.py push s3://shop/bundles       # the active one; or: push URI ID
     python jobs/bundles.py pull s3://shop/bundles 8ec63620b4d2
@@ -32,6 +33,7 @@ ARGUMENTS = {
     "diff": (2, 2),
     "promote": (1, 1),
     "rollback": (0, 0),
+    "recall": (0, 0),
     "gc": (0, 0),
     "push": (1, 2),
     "pull": (2, 2),
@@ -56,6 +58,8 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
             return publish.activate(config, given[0], force=options.force)
         case "rollback":
             return publish.rollback(config)
+        case "recall":
+            return publish.measure_recall(config, bundles.active(config))
         case "gc":
             return bundles.collect(config, dry_run=options.dry_run)
         case "push":
@@ -71,6 +75,6 @@ if __name__ == "__main__":
     arguments = parser(__doc__ or "")
     arguments.add_argument("action", choices=tuple(ARGUMENTS))
     arguments.add_argument("argument", nargs="*", help="ids of bundles, or a URI and an id")
-    arguments.add_argument("--force", action="store_true", help="promote a bundle that is below its recipe's floor")
+    arguments.add_argument("--force", action="store_true", help="promote a bundle that is below a floor of its recipe")
     arguments.add_argument("--dry-run", action="store_true", help="gc: say what would be removed, and remove nothing")
     main(run, arguments)

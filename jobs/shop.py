@@ -33,7 +33,7 @@ from rec import api_keys, artifact, bundle, ports, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
-from rec.index import promote
+from rec.index import migrations, promote
 
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
 MARK = "REC_SHOP"
@@ -184,6 +184,7 @@ def _check_startable(shop: Shop, port: int, host: str) -> None:
 def _check_servable(shop: Shop, config: Config) -> None:
     """What would keep the shop from starting, or have it show another recipe's products, is said here."""
     with postgres.session(postgres.url(shop.store, create=False)) as connection:
+        migrations.require(connection)
         active = bundle.read(shop.store, promote.active(connection))
     bundle.verify(active)
     _ = active.config  # raises ArtifactError where this program cannot read it

@@ -592,6 +592,11 @@ class Index(Branch):
     """Parallel workers of CREATE INDEX beside its leader; the server's own limits hold too."""
     build_memory_mb: int = Field(default=1_024, ge=64)
     """Most memory that CREATE INDEX may take (maintenance_work_mem); a graph that does not fit builds slowly."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """A bundle whose index finds less than this of exact search, for vectors of its shoppers, is not promoted without
+    --force."""
+    recall_sample: float = Field(default=0.01, ge=0, le=1)
+    """Share of a server's answers from the HNSW index that it compares with exact search afterwards; 0 for none."""
 
 
 class Evaluate(Branch):

@@ -1,32 +1,38 @@
 """The stage: bundle a recipe's finished artifacts, load the bundle into Postgres, make it the active one."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from rec import assemble, bundle, postgres
+from rec import assemble, bundle, postgres, queries
+from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError
-from rec.index import load, promote
+from rec.index import load, promote, recall
+from rec.index.connections import Connections
+from rec.index.promote import Promoted
+from rec.index.search import VectorIndex
+
+QUERIES = 100
+"""Shoppers whose vectors try an index."""
 
 
 def run(config: Config, *, force: bool = False) -> dict[str, Any]:
-    """Publish; a bundle below the recipe's floor is made but neither loaded nor promoted unless `force`."""
+    """Publish; a bundle below a floor of the recipe is made but not promoted unless `force`."""
     started = time.monotonic()
     known = bundle.names(config.store)
     made = assemble.create(config)
-    promote.check_floor(made, force=force)
-    url = postgres.url(config.store)
-    loaded = load.vectors(url, made, config.index)
-    done = promote.promote(url, made, config.root, force=force)
+    put = _put(config, made, force=force)
     return {
         "bundle": made.id,
         "path": str(made.path),
         "rows": made.items,
-        "replaced": done.before if done.before != made.id else None,
+        "replaced": put.replaced,
         "ndcg10": made.evaluation.ndcg10,
         "floor": made.evaluation.floor,
         "floor_met": made.evaluation.floor_met,
-        "skipped": made.id in known and done.before == made.id and not loaded and not done.reloaded,
+        "recall": put.recall,
+        "skipped": made.id in known and put.done.before == made.id and not put.loaded and not put.done.reloaded,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -46,13 +52,62 @@ def activate(config: Config, name: str, *, force: bool = False) -> dict[str, Any
     if made.recipe != config.name:
         raise ArtifactError(f"bundle {name} is of recipe {made.recipe!r}, not {config.name!r}: name it with --recipe")
     bundle.verify(made)
+    put = _put(config, made, force=force)
+    return {
+        "bundle": name,
+        "replaced": put.replaced,
+        "loaded": put.loaded,
+        "floor_met": made.evaluation.floor_met,
+        "recall": put.recall,
+    }
+
+
+def measure_recall(config: Config, name: str) -> dict[str, Any]:
+    """Recall of a promoted bundle of the store by class of filter: searches as they are served, beside exact ones."""
+    made = bundle.read(config.store, name)
+    vectors, vectors_of = queries.drawn(made, QUERIES, config.seed)
+    asked = recall.questions(made, vectors, made.config.ranker.candidates, config.seed)
+    connections = Connections(postgres.url(config.store, create=False), size=1)
+    try:
+        found = recall.measure(VectorIndex(connections, name, made.config.index), asked)
+    finally:
+        connections.close()
+    return {
+        "bundle": name,
+        "vectors_of": vectors_of,
+        "k": made.config.ranker.candidates,
+        "recall": recall.as_json(found),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """What became of a bundle."""
+
+    loaded: bool
+    recall: float | None
+    """None: every search of all products is exact."""
+    done: Promoted
+    replaced: str | None
+
+
+def _put(config: Config, made: Bundle, *, force: bool) -> _Put:
+    """Load the bundle if need be and make it the active one, if it reaches its floors or by `force`."""
     promote.check_floor(made, force=force)
     url = postgres.url(config.store)
     loaded = load.vectors(url, made, config.index)
+    found = _recall(config, made, url)
+    recall.check_floor(made, found, config.index.min_recall, force=force)
     done = promote.promote(url, made, config.root, force=force)
-    return {
-        "bundle": name,
-        "replaced": done.before if done.before != name else None,
-        "loaded": loaded,
-        "floor_met": made.evaluation.floor_met,
-    }
+    return _Put(loaded, found, done, done.before if done.before != made.id else None)
+
+
+def _recall(config: Config, made: Bundle, url: str) -> float | None:
+    if made.items <= made.config.index.exact_rows:
+        return None
+    vectors, _ = queries.drawn(made, QUERIES, config.seed)
+    connections = Connections(url, size=1)
+    try:
+        return round(recall.of_graph(connections, made, vectors), 6)
+    finally:
+        connections.close()

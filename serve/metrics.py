@@ -10,6 +10,8 @@ from rec.retrieval import SOURCES
 
 STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
 """Upper bounds of the latency buckets, milliseconds."""
+RECALLS = [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1.0]
+"""Upper bounds of the buckets of recall."""
 
 
 class Metrics:
@@ -21,6 +23,9 @@ class Metrics:
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
         self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
+        self._recall = Histogram(
+            "rec_index_recall", "Recall of sampled answers of the HNSW index, by class of filter.", RECALLS, ("filter",)
+        )
         self._rules = Gauge("rec_rules_version", "Version of the rules in force, 0 for none.")
 
     def request(self, route: str, status: int) -> None:
@@ -47,6 +52,10 @@ class Metrics:
         for outcome, count in outcomes.items():
             if count:
                 self._events.inc(count, tags={"outcome": outcome})
+
+    def recall(self, filter_class: str, value: float) -> None:
+        """A sampled search of a class of rec.index.recall found this share of exact search."""
+        self._recall.observe(value, tags={"filter": filter_class})
 
     def rules(self, version: int) -> None:
         """These rules are in force."""

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 from ray import serve
 
+from rec.bundle import Bundle
 from rec.index.search import Filters
 from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Encoded, Ranked
@@ -14,6 +15,8 @@ from rec.recommend.score import Scorer
 from rec.retrieval import Candidates
 from rec.state import UserState
 from serve.loaded import Loaded, active, connections
+from serve.metrics import metrics
+from serve.sampler import RecallSampler
 
 CONNECTIONS = 4
 """Database connections of one retriever replica."""
@@ -40,9 +43,13 @@ class Retriever:
 
     def __init__(self, store: str) -> None:
         self._connections = connections(store, size=CONNECTIONS)
-        self._retrievers = Loaded(store, lambda bundle: BundleRetriever(bundle, self._connections))
+        self._sampler = RecallSampler(lambda: connections(store, size=1), metrics().recall)
+        self._retrievers = Loaded(store, self._retriever)
         self._retrievers.get(active(self._connections))
         self._retrievers.follow(self._connections)
+
+    def _retriever(self, bundle: Bundle) -> BundleRetriever:
+        return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
 
     async def retrieve(
         self,

@@ -91,13 +91,18 @@ def figure(
     return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
 
 
+def cpus() -> int:
+    """Logical CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def envelope(name: str, figures: Figures, *, quick: bool) -> dict[str, Any]:
     """The benchmark's JSON object."""
     return {
         "benchmark": name,
         "quick": quick,
         "machine": {
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpus": cpus(),
             "processor": platform.processor() or platform.machine(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -3,7 +3,8 @@
 migrations.py how the tables came about, forward only
 tables.py     what exists in the database, and names made from bundle ids
 roles.py      who may read what serving reads
-load.py       a bundle and its recipe's data -> tables (binary COPY, HNSW), all or nothing
+vector_table.py  the vectors of a bundle -> its table (binary COPY, HNSW)
+load.py       a bundle and its recipe's data -> tables, all or nothing
 promote.py    which bundle answers: promote, roll back
 rule_versions.py  the rules of a catalogue: apply, revert
 check.py      whether the vectors in the database are those of the bundle
@@ -11,5 +12,6 @@ forget.py     deletion of a user's data
 status.py     versions, size, active bundle
 connections.py   pooled connections, set for vector search
 search.py     nearest products under filters
+recall.py     what the index finds of exact search: the gate of promotion, and what servers sample
 catalogue.py  live product facts, and what is known of a user
 """

@@ -7,7 +7,6 @@ Measured with the embedded server on 2 cores: 105,542 x 128 halfvec, m = 16, ef_
 """
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow.parquet as pq
-from pgvector.psycopg import register_vector
 from psycopg import Connection, sql
 
 from rec import artifact, dataset, postgres
@@ -25,17 +22,12 @@ from rec import log as progress
 from rec.bundle import Bundle
 from rec.config import Index
 from rec.errors import ArtifactError
-from rec.index import forget, live_events, migrations, roles, tables
+from rec.index import forget, live_events, migrations, tables, vector_table
 from rec.schema import INTERACTIONS, USERS
-
-log = logging.getLogger(__name__)
 
 _EVENT_COLUMNS = ["user_id", "product_id", "event", "at", "size", "fit"]
 UNIT_TOLERANCE = 1e-2
 """How far from 1 the length of an item vector may be; towers give it to six digits."""
-
-_BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
-_BYTES_PER_ELEMENT = 200  # element header and allocator overhead
 
 
 def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
@@ -45,7 +37,10 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
         with tables.loading(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is not None:
                 return False
-            _load_vectors(connection, bundle, index)
+            ids, found = _checked(bundle)
+            vector_table.fill(connection, bundle.id, ids, found, index)
+            vector_table.build(connection, bundle.id, bundle.items, bundle.width, index)
+            vector_table.enter(connection, bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind)
     return True
 
 
@@ -66,38 +61,6 @@ def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
     return any(changed)
 
 
-def _load_vectors(connection: Connection[Any], bundle: Bundle, index: Index) -> None:
-    ids, vectors = _checked(bundle)
-    register_vector(connection)
-    table = tables.items_table(bundle.id)
-    names = {"table": table, "kind": sql.SQL("{}({})").format(sql.SQL(index.kind), sql.Literal(bundle.width))}
-    connection.execute(
-        sql.SQL(
-            "CREATE TABLE {table} (row integer NOT NULL, product_id text NOT NULL, embedding {kind} NOT NULL)"
-        ).format(**names)
-    )
-    value = tables.embedding(index.kind)
-    rows = ((row, name, value(vector)) for row, (name, vector) in enumerate(zip(ids, vectors, strict=True)))
-    _copy(
-        connection,
-        sql.SQL("COPY {table} (row, product_id, embedding) FROM STDIN (FORMAT BINARY)").format(**names),
-        ["int4", "text", index.kind],
-        progress.progress(rows, total=bundle.items, what="vectors to Postgres"),
-    )
-    log.info("building the HNSW index of %d vectors", bundle.items)
-    _build(connection, table, bundle, index)
-    for column in ("product_id", "row"):
-        connection.execute(
-            sql.SQL("CREATE UNIQUE INDEX ON {table} ({column})").format(**names, column=sql.Identifier(column))
-        )
-    connection.execute(sql.SQL("ANALYZE {table}").format(**names))
-    roles.pass_on(connection)
-    connection.execute(
-        "INSERT INTO bundles (id, catalogue, items, width, kind) VALUES (%s, %s, %s, %s, %s)",
-        (bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind),
-    )
-
-
 def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
     """Product ids and vectors float32[N, d] of item rows. Raises ArtifactError where they cannot be searched."""
     ids, vectors = bundle.product_ids(), bundle.item_vectors()
@@ -115,39 +78,6 @@ def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
             f"{ids[wrong[0]]!r}, of length {norms[wrong[0]]:g}: {remedy}"
         )
     return ids, vectors
-
-
-def _build(connection: Connection[Any], table: sql.Identifier, bundle: Bundle, index: Index) -> None:
-    """CREATE INDEX with parallel workers; alone where the server's shared memory is too small for them."""
-    memory_mb = min(
-        index.build_memory_mb, max(64, math.ceil(1.5 * graph_bytes(bundle.items, bundle.width, index) / 2**20))
-    )
-    statement = sql.SQL(
-        "CREATE INDEX {name} ON {table} USING hnsw (embedding {operators}) WITH (m = {m}, ef_construction = {ef})"
-    ).format(
-        name=sql.Identifier(f"items_{bundle.id}_hnsw"),
-        table=table,
-        operators=sql.SQL(f"{index.kind}_ip_ops"),
-        m=sql.Literal(index.m),
-        ef=sql.Literal(index.ef_construction),
-    )
-    connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_mb}MB",))
-    for workers in dict.fromkeys((index.build_workers, 0)):
-        connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(workers),))
-        try:
-            with connection.transaction():
-                connection.execute(statement)
-            return
-        except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
-            if workers == 0:
-                raise
-            log.warning("no parallel index build (%s): building without workers", str(error).splitlines()[0])
-
-
-def graph_bytes(items: int, width: int, index: Index) -> int:
-    """Estimated memory of the HNSW graph while it is built."""
-    vector = width * (2 if index.kind == "halfvec" else 4)
-    return items * (vector + 3 * index.m * _BYTES_PER_LINK + _BYTES_PER_ELEMENT)
 
 
 def _load_products(connection: Connection[Any], bundle: Bundle) -> bool:

@@ -66,18 +66,7 @@ class VectorIndex:
 
     def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
         """The k nearest products to `vector` float32[d] that pass `filters`, without the rows `exclude` int64[E]."""
-        if vector.shape != (self._width,):
-            raise ValueError(f"query vector has shape {vector.shape}, not ({self._width},)")
-        condition = _condition(filters)
-        parameters: dict[str, Any] = {
-            "vector": self._value(vector),
-            "catalogue": self._catalogue,
-            "exclude": exclude.astype(np.int32).tolist(),
-            "k": k,
-            "visit": k if filters == Filters() else OVERFETCH * k,
-            **_values(filters),
-            "limit": self._index.exact_rows + 1,
-        }
+        condition, parameters = _condition(filters), self._parameters(vector, k, exclude, filters)
         with self._connections.use() as connection:
             if self._few_pass(connection, condition, parameters, filtered=filters != Filters()):
                 return self._found(connection, self._exact(condition), parameters, path="exact")
@@ -88,6 +77,45 @@ class VectorIndex:
                 if found.underfilled
                 else found
             )
+
+    def exact(
+        self,
+        vector: np.ndarray,
+        k: int,
+        *,
+        exclude: np.ndarray,
+        filters: Filters,
+        connections: Connections | None = None,
+    ) -> Found:
+        """What `search` would give if it compared every product that passes: the truth that recall is measured by.
+
+        `connections`: others than those of the searches, whom it then keeps none from.
+        """
+        parameters = self._parameters(vector, k, exclude, filters)
+        with (connections or self._connections).use() as connection:
+            return self._found(connection, self._exact(_condition(filters)), parameters, path="exact")
+
+    def sold_out(self, connections: Connections | None = None) -> bool:
+        """Whether some product of the catalogue is out of stock."""
+        with (connections or self._connections).use() as connection:
+            row = connection.execute(
+                "SELECT EXISTS (SELECT 1 FROM products WHERE catalogue = %s AND NOT available)", (self._catalogue,)
+            ).fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    def _parameters(self, vector: np.ndarray, k: int, exclude: np.ndarray, filters: Filters) -> dict[str, Any]:
+        if vector.shape != (self._width,):
+            raise ValueError(f"query vector has shape {vector.shape}, not ({self._width},)")
+        return {
+            "vector": self._value(vector),
+            "catalogue": self._catalogue,
+            "exclude": exclude.astype(np.int32).tolist(),
+            "k": k,
+            "visit": k if filters == Filters() else OVERFETCH * k,
+            **_values(filters),
+            "limit": self._index.exact_rows + 1,
+        }
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""

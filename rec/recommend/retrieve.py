@@ -7,7 +7,8 @@ import numpy as np
 
 from rec.bundle import Bundle
 from rec.index.connections import Connections
-from rec.index.search import Filters, VectorIndex
+from rec.index.recall import Asked
+from rec.index.search import Filters, Found, VectorIndex
 from rec.retrieval import POPULAR, Candidates, Proposed, merge
 from rec.sources import tables
 from rec.sources.segments import Segments
@@ -30,7 +31,14 @@ class Retrieved:
 class Retriever:
     """Retrieval of one bundle. Scores are those of exact search: what the ranker was trained on."""
 
-    def __init__(self, bundle: Bundle, connections: Connections) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        connections: Connections,
+        heard: Callable[[VectorIndex, Asked, Found], None] | None = None,
+    ) -> None:
+        """`heard` is told of every search of the index and its answer."""
+        self._heard = heard
         self._vectors = bundle.item_vectors()  # float32[N, d]
         self._index = VectorIndex(connections, bundle.id, bundle.config.index)
         self._sources = tables.load(bundle.folder("sources"))
@@ -77,6 +85,8 @@ class Retriever:
         self, vector: np.ndarray, k: int, proposed: Proposed, exclude: np.ndarray, filters: Filters
     ) -> Retrieved:
         found = self._index.search(vector, k, exclude=exclude, filters=filters)
+        if self._heard is not None:
+            self._heard(self._index, Asked(vector, k, exclude, filters), found)
         scores = self._vectors[found.rows] @ vector  # the column may be half precision
         nearest = found.rows[np.lexsort((found.rows, -scores))]
         if len(proposed.rows):

@@ -46,7 +46,7 @@ def config(
         user_tower=UserTowerOptions(history=8),
         ranker=Ranker(candidates=60, embedding_dim=4, hidden=[8], re_tokens=4),
         fit=Fit(enabled=fit, width=2),
-        index=Index(kind=kind, exact_rows=40),  # type: ignore[arg-type]  # a literal
+        index=Index(kind=kind, exact_rows=40, recall_sample=1.0),  # type: ignore[arg-type]  # a literal
         evaluate=Evaluate(floor_ndcg10=floor),
     )
 

@@ -199,6 +199,7 @@ def test_a_pulled_bundle_is_made_active_where_there_are_no_datasets(shop: Shop, 
     with psycopg.connect(shop.url) as connection:
         before = connection.execute("SELECT count(*) FROM events").fetchone()
     done = job.run(elsewhere, Namespace(action="promote", argument=[shop.first], force=False))
+    assert done.pop("recall") > 0.95
     assert done == {"bundle": shop.first, "replaced": shop.second, "loaded": False, "floor_met": True}
     assert shop.active() == shop.first
     with psycopg.connect(shop.url) as connection:
@@ -218,6 +219,43 @@ def test_promote_refuses_what_is_below_its_floor_or_of_another_recipe(shop: Shop
     assert shop.active() == shop.second
     with pytest.raises(ConfigError, match="takes other arguments"):
         shop.run("diff", shop.first)
+
+
+def test_recall_is_measured_by_class_of_filter(shop: Shop) -> None:
+    said = shop.run("recall")
+    assert (said["bundle"], said["vectors_of"], said["k"]) == (shop.second, "users", 60)
+    found = said["recall"]
+    assert set(found) == {"stock", "category", "price", "seen"}
+    assert all(each["searches"] == tiny.SHOPPERS for each in found.values())
+    assert all(each["recall"] > 0.95 and each["full"] == 1 for each in found.values())
+
+
+def test_a_bundle_whose_index_misses_what_is_near_is_promoted_only_by_force(shop: Shop, tmp_path: Path) -> None:
+    recipe = tiny.make(tiny.config(tmp_path, seed=5))
+    made = assemble.create(recipe)
+    load.vectors(shop.url, made, recipe.index)
+    index, table = f"items_{made.id}_hnsw", f"items_{made.id}"
+    with psycopg.connect(shop.url) as connection:  # the index does not get to know of half of the rows
+        connection.execute(f"CREATE TEMP TABLE half AS SELECT * FROM {table} WHERE row % 2 = 0")
+        connection.execute(f"DELETE FROM {table} WHERE row % 2 = 0")
+        ready = "UPDATE pg_index SET indisready = %s WHERE indexrelid = %s::regclass"
+        connection.execute(ready, (False, index))
+        connection.commit()
+        connection.execute(f"INSERT INTO {table} SELECT * FROM half")
+        connection.execute(ready, (True, index))
+    said = (
+        rf"the index of bundle {made.id} finds 0\.[3-6]\d* of the 60 nearest products, less than "
+        r"index\.min_recall = 0\.95,.*higher index\.ef_search \(now 160\).*--force"
+    )
+    for work in (publish.run, lambda given: publish.activate(given, made.id)):
+        with pytest.raises(ArtifactError, match=said):
+            work(recipe)
+    assert shop.active() == shop.second
+    lower = recipe.model_copy(update={"index": recipe.index.model_copy(update={"min_recall": 0.2})})
+    assert 0.2 < publish.activate(lower, made.id)["recall"] < 0.95
+    assert publish.activate(shop.recipe, shop.second)["replaced"] == made.id
+    assert publish.activate(recipe, made.id, force=True)["replaced"] == shop.second
+    assert publish.activate(shop.recipe, shop.second)["replaced"] == made.id
 
 
 def _rewrite(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:

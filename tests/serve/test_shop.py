@@ -492,6 +492,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
         'ray_rec_events_total{.*outcome="repeated"',
+        'ray_rec_index_recall_bucket{.*filter="stock"',
         "ray_rec_rules_version{",
         *(
             f'ray_rec_degraded_total{{.*reason="{reason}_unavailable"'

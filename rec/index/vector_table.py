@@ -1,0 +1,126 @@
+"""The vector table of one bundle: rows by binary COPY, the HNSW index, and the entry that says that both are there.
+
+All of it is part of the caller's transaction. COPY's bytes are put together by numpy for many rows at once: a row at a
+time, Python is slower than the server that reads it.
+"""
+
+import logging
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import Connection, sql
+
+from rec import log as progress
+from rec.config import Index
+from rec.index import roles, tables
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_BLOCK = 2_048
+"""Rows of one write to COPY."""
+_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)  # signature, flags, length of the extension
+_TRAILER = struct.pack(">h", -1)
+
+_BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
+_BYTES_PER_ELEMENT = 200  # element header and allocator overhead
+
+
+def fill(
+    connection: Connection[Any], bundle: str, ids: Sequence[str], vectors: NDArray[np.float32], index: Index
+) -> None:
+    """Create the table of `bundle` and copy the product ids and vectors float32[N, d] of item rows into it."""
+    table = tables.items_table(bundle)
+    create(connection, table, vectors.shape[1], index)
+    statement = sql.SQL("COPY {} (row, product_id, embedding) FROM STDIN (FORMAT BINARY)").format(table)
+    with (
+        progress.bar(total=len(ids), what="vectors to Postgres") as bar,
+        connection.cursor() as cursor,
+        cursor.copy(statement) as copy,
+    ):
+        copy.write(_HEADER)
+        for start in range(0, len(ids), ROWS_PER_BLOCK):
+            part = slice(start, start + ROWS_PER_BLOCK)
+            copy.write(b"".join(_tuples(start, ids[part], vectors[part], index.kind)))
+            bar.update(len(ids[part]))
+        copy.write(_TRAILER)
+
+
+def create(connection: Connection[Any], table: sql.Identifier, width: int, index: Index) -> None:
+    """Create a table of vectors of `width` numbers, without rows and without indexes."""
+    kind = sql.SQL("{}({})").format(sql.SQL(index.kind), sql.Literal(width))
+    connection.execute(
+        sql.SQL("CREATE TABLE {} (row integer NOT NULL, product_id text NOT NULL, embedding {} NOT NULL)").format(
+            table, kind
+        )
+    )
+
+
+def _tuples(first: int, ids: Sequence[str], vectors: NDArray[np.float32], kind: str) -> Iterator[bytes]:
+    """The rows from `first` on as COPY's binary format has them: a count of fields, then length and bytes of each."""
+    width = vectors.shape[1]
+    size = 2 if kind == "halfvec" else 4
+    row = np.empty(len(ids), [("fields", ">i2"), ("length", ">i4"), ("row", ">i4"), ("id_length", ">i4")])
+    names = [name.encode() for name in ids]
+    row["fields"], row["length"], row["row"] = 3, 4, np.arange(first, first + len(ids))
+    row["id_length"] = [len(name) for name in names]
+    # pgvector's own format: number of dimensions, two bytes that are 0, the numbers
+    vector = np.zeros(
+        len(ids), [("length", ">i4"), ("dimensions", ">i2"), ("unused", ">i2"), ("numbers", f">f{size}", (width,))]
+    )
+    vector["length"], vector["dimensions"], vector["numbers"] = 4 + size * width, width, vectors
+    heads, tails = row.tobytes(), vector.tobytes()
+    head, tail = row.itemsize, vector.itemsize
+    for at, name in enumerate(names):
+        yield heads[at * head : (at + 1) * head]
+        yield name
+        yield tails[at * tail : (at + 1) * tail]
+
+
+def build(connection: Connection[Any], bundle: str, items: int, width: int, index: Index) -> None:
+    """CREATE INDEX with parallel workers; alone where the server's shared memory is too small for them."""
+    log.info("building the HNSW index of %d vectors", items)
+    memory_mb = min(index.build_memory_mb, max(64, math.ceil(1.5 * graph_bytes(items, width, index) / 2**20)))
+    statement = sql.SQL(
+        "CREATE INDEX {name} ON {table} USING hnsw (embedding {operators}) WITH (m = {m}, ef_construction = {ef})"
+    ).format(
+        name=sql.Identifier(f"items_{bundle}_hnsw"),
+        table=tables.items_table(bundle),
+        operators=sql.SQL(f"{index.kind}_ip_ops"),
+        m=sql.Literal(index.m),
+        ef=sql.Literal(index.ef_construction),
+    )
+    connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_mb}MB",))
+    for workers in dict.fromkeys((index.build_workers, 0)):
+        connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(workers),))
+        try:
+            with connection.transaction():
+                connection.execute(statement)
+            return
+        except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
+            if workers == 0:
+                raise
+            log.warning("no parallel index build (%s): building without workers", str(error).splitlines()[0])
+
+
+def graph_bytes(items: int, width: int, index: Index) -> int:
+    """Estimated memory of the HNSW graph while it is built."""
+    vector = width * (2 if index.kind == "halfvec" else 4)
+    return items * (vector + 3 * index.m * _BYTES_PER_LINK + _BYTES_PER_ELEMENT)
+
+
+def enter(connection: Connection[Any], bundle: str, catalogue: str, items: int, width: int, kind: str) -> None:
+    """The other indexes, statistics and rights, and the entry in `bundles`, by which searches find the table."""
+    table = tables.items_table(bundle)
+    for column in ("product_id", "row"):
+        connection.execute(sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(table, sql.Identifier(column)))
+    connection.execute(sql.SQL("ANALYZE {}").format(table))
+    roles.pass_on(connection)
+    connection.execute(
+        "INSERT INTO bundles (id, catalogue, items, width, kind) VALUES (%s, %s, %s, %s, %s)",
+        (bundle, catalogue, items, width, kind),
+    )
