@@ -15,6 +15,7 @@ from rec import bundle
 from rec.recommend.chain import Chain
 from serve import api
 from serve.loaded import active, connections, store_folder
+from serve.problems import install
 
 CONNECTIONS = 4
 
@@ -28,6 +29,7 @@ def create() -> FastAPI:
     bundle.verify(opened)
     chain = Chain(opened, pool)
     app = FastAPI(title="shop-rec in one process")
+    install(app)
 
     @app.post("/v1/recommend", response_model=api.Recommendations)
     def recommend(body: Annotated[api.RecommendBody, Body()]) -> dict[str, Any]:

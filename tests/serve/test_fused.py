@@ -27,6 +27,8 @@ def test_one_process_answers_what_the_graph_answers(
             assert answer.pop("milliseconds")["total"] > 0
             answer.pop("at")
         assert theirs == ours
+    refused = client.post("/v1/recommend", json={"history": ["no such product"]})
+    assert refused.status_code == 404
 
 
 @pytest.mark.slow
