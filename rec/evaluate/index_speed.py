@@ -69,7 +69,7 @@ class Work:
     """Rows of the recipe's vectors; None for all."""
 
 
-FULL, QUICK = Work(1_000_000, 200, 2_000), Work(20_000, 40, 200, most=20_000)
+FULL, QUICK = Work(1_000_000, 200, 2_000), Work(20_000, 25, 200, most=20_000)
 
 
 @dataclass(frozen=True, slots=True)

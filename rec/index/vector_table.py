@@ -7,7 +7,7 @@ time, Python is slower than the server that reads it.
 import logging
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def fill(
         copy.write(_HEADER)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             part = slice(start, start + ROWS_PER_BLOCK)
-            copy.write(b"".join(_tuples(start, ids[part], vectors[part], index.kind)))
+            copy.write(_tuples(start, ids[part], vectors[part], index.kind))
             bar.update(len(ids[part]))
         copy.write(_TRAILER)
 
@@ -60,25 +60,36 @@ def create(connection: Connection[Any], table: sql.Identifier, width: int, index
     )
 
 
-def _tuples(first: int, ids: Sequence[str], vectors: NDArray[np.float32], kind: str) -> Iterator[bytes]:
-    """The rows from `first` on as COPY's binary format has them: a count of fields, then length and bytes of each."""
-    width = vectors.shape[1]
-    size = 2 if kind == "halfvec" else 4
-    row = np.empty(len(ids), [("fields", ">i2"), ("length", ">i4"), ("row", ">i4"), ("id_length", ">i4")])
-    names = [name.encode() for name in ids]
-    row["fields"], row["length"], row["row"] = 3, 4, np.arange(first, first + len(ids))
-    row["id_length"] = [len(name) for name in names]
-    # pgvector's own format: number of dimensions, two bytes that are 0, the numbers
-    vector = np.zeros(
-        len(ids), [("length", ">i4"), ("dimensions", ">i2"), ("unused", ">i2"), ("numbers", f">f{size}", (width,))]
-    )
-    vector["length"], vector["dimensions"], vector["numbers"] = 4 + size * width, width, vectors
-    heads, tails = row.tobytes(), vector.tobytes()
-    head, tail = row.itemsize, vector.itemsize
-    for at, name in enumerate(names):
-        yield heads[at * head : (at + 1) * head]
-        yield name
-        yield tails[at * tail : (at + 1) * tail]
+def _tuples(first: int, ids: Sequence[str], vectors: NDArray[np.float32], kind: str) -> bytes:
+    """The rows from `first` on as COPY's binary format has them: a count of fields, then length and bytes of each.
+
+    The numbers are in pgvector's own format: how many, two bytes that are 0, and they themselves.
+    """
+    encoded = [name.encode() for name in ids]
+    names, lengths, width = np.array(encoded), np.array([len(name) for name in encoded]), vectors.shape[1]
+    numbers = _rounded(vectors) if kind == "halfvec" else vectors
+    fields = [
+        *(("fields", ">i2"), ("row_length", ">i4"), ("row", ">i4"), ("id_length", ">i4"), ("id", names.dtype)),
+        *(("length", ">i4"), ("count", ">i2"), ("zero", ">i2"), ("numbers", numbers.dtype.newbyteorder(">"), (width,))),
+    ]
+    row = np.zeros(len(ids), fields)
+    row["fields"], row["row_length"], row["row"] = 3, 4, np.arange(first, first + len(ids))
+    row["id_length"], row["id"] = lengths, names
+    row["length"], row["count"], row["numbers"] = 4 + numbers.itemsize * width, width, numbers
+    if (lengths == names.itemsize).all():
+        return row.tobytes()
+    assert row.dtype.fields is not None, "it has names"
+    begin = row.dtype.fields["id"][1]
+    kept = np.ones((len(ids), row.itemsize), bool)  # all but what pads shorter ids
+    kept[:, begin : begin + names.itemsize] = np.arange(names.itemsize) < lengths[:, None]
+    return row.view(np.uint8).reshape(kept.shape)[kept].tobytes()
+
+
+def _rounded(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The nearest float16; torch has the processor do it, numpy does it number by number."""
+    import torch  # here: what only asks whether a shop runs needs no torch
+
+    return torch.from_numpy(np.ascontiguousarray(vectors)).half().numpy()
 
 
 def build(connection: Connection[Any], bundle: str, items: int, width: int, index: Index) -> None:

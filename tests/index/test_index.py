@@ -15,12 +15,13 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pgvector.psycopg import register_vector
 
 from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, promote, tables
+from rec.index import load, promote, tables, vector_table
 from rec.index.catalogue import Catalogue
 from rec.index.connections import SETTINGS, Connections
 from rec.index.promote import Promoted
@@ -210,6 +211,29 @@ def test_stored_vectors_are_the_bundle_s(made: Bundle, connections: Connections)
     assert [name for _, name, _ in rows] == made.product_ids()
     stored = np.stack([vector.to_numpy() for _, _, vector in rows])
     np.testing.assert_allclose(stored, made.item_vectors(), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["halfvec", "vector"])
+@pytest.mark.parametrize("ids", [["a", "bcd", "원피스", "é" * 300, "e"], ["P1", "P2", "P3", "P4", "P5"]])
+def test_ids_of_any_length_arrive_and_so_does_every_bit(database_url: str, kind: Any, ids: list[str]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 7)).astype(np.float32)
+    name = "0" * 12
+    with postgres.session(database_url) as connection:
+        register_vector(connection)
+        vector_table.fill(connection, name, ids, vectors, Index(kind=kind))
+        stored = connection.execute(f"SELECT row, product_id, embedding FROM items_{name} ORDER BY row").fetchall()
+        connection.rollback()
+    assert [(row, product_id) for row, product_id, _ in stored] == list(enumerate(ids))
+    kept = np.stack([value.to_numpy() for _, _, value in stored])
+    np.testing.assert_array_equal(kept, vectors.astype(np.float16) if kind == "halfvec" else vectors)
+
+
+def test_an_id_that_is_no_text_is_refused(database_url: str) -> None:
+    with (
+        pytest.raises(DatabaseError, match="invalid byte sequence"),
+        postgres.session(database_url) as connection,
+    ):
+        vector_table.fill(connection, "0" * 12, ["a", "b\0"], np.ones((2, 7), np.float32), Index())
 
 
 def test_full_precision_is_kept_where_asked(tmp_path: Path, database_url: str) -> None:
