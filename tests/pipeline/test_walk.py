@@ -126,7 +126,7 @@ def test_stop_ends_the_shop_and_serve_run_answers_without_make(shop: Stranger) -
     shop.ok(["make", "stop"])
     if _taken(README_PORT):
         pytest.skip(f"port {README_PORT}, which `serve run` takes, is in use")
-    (command,) = shop.written("serve run")
+    (command,) = shop.written("serve run serve.app:graph")
     with (shop.folder / "serve.log").open("wb") as log:
         server = subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stdout=log, stderr=log)
     try:
