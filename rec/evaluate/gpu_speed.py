@@ -215,7 +215,11 @@ def dlrm(device: torch.device, sizes: Sizes, seed: int) -> Figures:
     training = Training(model, 0.0, 100).to(device).train()
     optimizer = training.optimizer(1e-3, 0.0)
     batches = [_requests(rows, sizes.rows, rng).to(device) for _ in range(4)]
-    seconds = _seconds(lambda number: _update(training, optimizer, batches, number), sizes.steps, device)
+
+    def step(number: int) -> None:
+        update(training, optimizer, batches[number % len(batches)])
+
+    seconds = _seconds(step, sizes.steps, device)
     figures = {"rows_per_s": figure(round(sizes.rows / seconds), "rows/s")}
     if device.type == "cuda":
         # The gradient of a table is dense: written as zeros, added to, and read by the update.
@@ -223,10 +227,6 @@ def dlrm(device: torch.device, sizes: Sizes, seed: int) -> Figures:
         tables = (ADAM + 1) * int(rows.sum()) * DIM * FLOAT
         figures["bandwidth"] = figure(round((looked_up + tables) / seconds / _copy_rate(device), 4), "ratio")
     return figures
-
-
-def _update(training: Training, optimizer: torch.optim.Optimizer, batches: list[Batch], number: int) -> None:
-    update(training, optimizer, batches[number % len(batches)])
 
 
 def _requests(rows: Iterable[int], count: int, rng: np.random.Generator) -> Batch:
@@ -249,9 +249,9 @@ def _copy_rate(device: torch.device) -> float:
     """Bytes/s that a copy within the device's memory reads and writes."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = _seconds(lambda _: _copy(source, target), 8, device)
+
+    def step(_: int) -> None:
+        target.copy_(source)
+
+    seconds = _seconds(step, 8, device)
     return 2 * len(source) / seconds
-
-
-def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    target.copy_(source)

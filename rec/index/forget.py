@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from rec import postgres
 from rec.errors import DatabaseError
@@ -47,11 +47,12 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
                 "INSERT INTO forgotten (catalogue, user_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                 (catalogue, _hash(catalogue, user_id)),
             )
-            where = "WHERE catalogue = %s AND user_id = %s", (catalogue, user_id)
-            events = connection.execute(f"DELETE FROM events {where[0]}", where[1]).rowcount
-            profiles = connection.execute(f"DELETE FROM users {where[0]}", where[1]).rowcount
-            live = connection.execute(f"DELETE FROM live_events {where[0]}", where[1]).rowcount
-    return Forgotten(events, profiles, live)
+            delete = sql.SQL("DELETE FROM {} WHERE catalogue = %s AND user_id = %s")
+            deleted = [
+                connection.execute(delete.format(sql.Identifier(table)), (catalogue, user_id)).rowcount
+                for table in ("events", "users", "live_events")
+            ]
+    return Forgotten(*deleted)
 
 
 def forget_client(database_url: str, catalogue: str, client_id: str) -> int:

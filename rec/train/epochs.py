@@ -1,39 +1,70 @@
-"""One epoch of plain steps under the cosine schedule, and the mean of their losses, which must be a number."""
+"""Training by plain steps under the cosine schedule until nothing gets better; the best epoch is kept."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from rec.config import Train
 from rec.errors import TrainingError
-from rec.train import schedule
+from rec.train import ddp, schedule
+from rec.train.contest import Contest
 from rec.train.ddp import Epoch
 
 WARMUP = 0.05
 """Share of all steps over which the learning rate rises."""
 
-T = TypeVar("T")
 
-
-def run(
-    epoch: Epoch,
-    optimizer: torch.optim.Optimizer,
-    steps: Sequence[T],
-    loss_of: Callable[[T], Tensor],
+def contested(
+    module: nn.Module,
+    rows: int,
+    loss_of: Callable[[nn.Module, NDArray[np.int64]], Tensor],
+    measure: Callable[[], tuple[dict[str, float], float] | None],
     *,
-    what: str,
     train: Train,
-    device: torch.device,
+    patience: int,
+    seed: int,
+    what: str,
     remedy: str,
 ) -> None:
-    """Take all `steps` of an epoch of `train.epochs` and put the mean of their losses into `epoch.metrics["loss"]`.
+    """All epochs that are still to do, on the Ray Train worker that calls it, or those until `patience` is at an end.
 
-    Raises TrainingError with the `remedy` when that is no number.
+    `loss_of` takes the module, data-parallel or not, and a batch of the `rows` row numbers; `measure` gives an epoch's
+    metrics and how good it is, None where there is nothing to measure by: the last epoch is the best then.
+
+    Raises TrainingError with the `remedy` when the mean loss of an epoch is no number.
     """
-    total = torch.zeros((), device=device)
+    contest = Contest(module)
+    wrapped = ddp.distribute(contest)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    )
+    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
+        if contest.stale(epoch.number, patience):
+            break
+        module.train()
+        _steps(epoch, optimizer, rows, lambda batch: loss_of(wrapped, batch), train, what, remedy)
+        module.eval()
+        found, worth = measure() or ({}, float(epoch.number))
+        epoch.metrics |= found
+        contest.judge(ddp.from_first(worth), epoch.number + 1)
+
+
+def _steps(
+    epoch: Epoch,
+    optimizer: torch.optim.Optimizer,
+    rows: int,
+    loss_of: Callable[[NDArray[np.int64]], Tensor],
+    train: Train,
+    what: str,
+    remedy: str,
+) -> None:
+    """Take all steps of an epoch and put the mean of their losses into `epoch.metrics["loss"]`."""
+    steps = ddp.batches(rows, train.batch_size, epoch.rng)
+    total = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
     for step, batch in enumerate(epoch.progress(steps, what=what, count=len(steps))):
         rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
         schedule.set_rates(optimizer, [train.learning_rate], rate)

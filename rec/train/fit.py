@@ -224,35 +224,27 @@ def loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs; `config` holds the root, the options and the seed."""
     options, seed = Options.model_validate(config["fit"]), config["seed"]
     module, asked, parts = _prepare(config, options)
-    contest = Contest(module)
-    wrapped = ddp.distribute(contest)
-    device, train = module.items.own.device, options.train
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+
+    def measure() -> tuple[dict[str, float], float] | None:
+        if not len(parts.validation):
+            return None
+        fits, found = asked.worn.fits[parts.validation], chances(module, asked, parts.validation)
+        log_loss = float(measures.log_loss(fits, found).mean())
+        return {"log_loss": log_loss, "auc": measures.macro_auc(fits, found)}, math.exp(-log_loss)
+
+    epochs.contested(
+        module,
+        len(parts.train),
+        lambda training, rows: training(
+            fit_head.to(asked.batch(parts.train[rows]), module.items.own.device), options, len(parts.train)
+        ),
+        measure,
+        train=options.train,
+        patience=options.patience,
+        seed=seed,
+        what="fit head",
+        remedy=f"lower fit.train.learning_rate={options.train.learning_rate}",
     )
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
-        if contest.stale(epoch.number, options.patience):
-            break
-        module.train()
-        steps = ddp.batches(len(parts.train), train.batch_size, epoch.rng)
-        epochs.run(
-            epoch,
-            optimizer,
-            steps,
-            lambda rows: wrapped(fit_head.to(asked.batch(parts.train[rows]), device), options, len(parts.train)),
-            what="fit head",
-            train=train,
-            device=device,
-            remedy=f"lower fit.train.learning_rate={train.learning_rate}",
-        )
-        module.eval()
-        if len(parts.validation):
-            fits, found = asked.worn.fits[parts.validation], chances(module, asked, parts.validation)
-            epoch.metrics["log_loss"] = float(measures.log_loss(fits, found).mean())
-            epoch.metrics["auc"] = measures.macro_auc(fits, found)
-        # With nobody to validate on, the last epoch is the best.
-        likelihood = math.exp(-epoch.metrics["log_loss"]) if "log_loss" in epoch.metrics else epoch.number
-        contest.judge(ddp.from_first(likelihood), epoch.number + 1)
 
 
 def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Questions, Split]:

@@ -177,34 +177,25 @@ def loop(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs; `config` holds the folders, the options and the seed."""
     options, seed = Options.model_validate(config["user_tower"]), config["seed"]
     model, data, validation = _prepare(config, options)
-    contest = Contest(model)
-    wrapped = ddp.distribute(contest)
-    device = model.tower.bos.device
-    train = options.train
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+
+    def measure() -> tuple[dict[str, float], float] | None:
+        if not len(validation.users):
+            return None
+        found = validate(model, validation, exclude_seen=options.exclude_seen)
+        return found, found["ndcg10"]
+
+    epochs.contested(
+        model,
+        len(data.users),
+        lambda training, rows: training(data.batch(rows).to(model.tower.bos.device), options),
+        measure,
+        train=options.train,
+        patience=options.patience,
+        seed=seed,
+        what="user tower",
+        remedy=f"lower user_tower.train.learning_rate={options.train.learning_rate} or raise user_tower.temperature="
+        f"{options.temperature}",
     )
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
-        if contest.stale(epoch.number, options.patience):
-            break
-        model.train()
-        steps = ddp.batches(len(data.users), train.batch_size, epoch.rng)
-        epochs.run(
-            epoch,
-            optimizer,
-            steps,
-            lambda rows: wrapped(data.batch(rows).to(device), options),
-            what="user tower",
-            train=train,
-            device=device,
-            remedy=f"lower user_tower.train.learning_rate={train.learning_rate} or raise user_tower.temperature="
-            f"{options.temperature}",
-        )
-        model.eval()
-        if len(validation.users):
-            epoch.metrics |= validate(model, validation, exclude_seen=options.exclude_seen)
-        # With nobody to validate on, the last epoch is the best.
-        contest.judge(ddp.from_first(epoch.metrics.get("ndcg10", epoch.number)), epoch.number + 1)
 
 
 def _prepare(config: dict[str, Any], options: Options) -> tuple[Training, Windows, Windows]:

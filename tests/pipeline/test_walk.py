@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from rec import postgres
+from rec import ports, postgres
 from tests.pipeline.conftest import Finished
 
 pytestmark = pytest.mark.slow
@@ -58,12 +58,6 @@ class Stranger:
         return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -87,7 +81,7 @@ def stranger(finished: Finished, repository: Path, environment_of_jobs: dict[str
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # a make that this one would take for its parent
         environment.pop(name, None)
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    yield Stranger(folder, readme, _free_port(), environment)
+    yield Stranger(folder, readme, ports.free(), environment)
     subprocess.run(["make", "stop"], cwd=folder, env=environment, capture_output=True, check=False)
     postgres.stop_embedded(folder / ".rec")
     shutil.rmtree(folder)

@@ -1,7 +1,6 @@
 """A published recipe, served by nobody, by a chain in this process, and by the real shop."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from rec import bundle, postgres, publish
+from rec import bundle, ports, postgres, publish
 from rec.config import Config
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
@@ -60,13 +59,6 @@ def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def published(new_store: Callable[[], Path]) -> Config:
     """A recipe whose bundle is active in the embedded database of its own store."""
@@ -93,7 +85,7 @@ def chain(published: Config, connections: Connections) -> Chain:
 @pytest.fixture(scope="session")
 def shop(published: Config) -> Iterator[Shop]:
     """The shop as a user starts it."""
-    port = free_port()
+    port = ports.free()
     done = shop_job(published, "start", "--port", str(port))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

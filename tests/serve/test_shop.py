@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rec import postgres, publish
+from rec import ports, postgres, publish
 from rec.index import rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
@@ -31,7 +31,7 @@ from rec.schema import EVENTS
 from rec.sources import tables as sources
 from serve import api
 from tests.bundle import tiny
-from tests.serve.conftest import Shop, free_port, shop_job
+from tests.serve.conftest import Shop, shop_job
 
 pytestmark = pytest.mark.slow
 
@@ -335,7 +335,7 @@ def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
 
 
 def test_a_second_shop_and_a_taken_port_are_refused(shop: Shop) -> None:
-    again = shop.job("start", "--port", str(free_port()))
+    again = shop.job("start", "--port", str(ports.free()))
     assert (again.returncode, again.stdout) == (2, "")
     assert "already runs" in again.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -532,7 +532,7 @@ def test_stop_ends_the_shop_and_nothing_else(shop: Shop, connections: Connection
 
 def test_nothing_to_serve_is_said_at_once(new_store: Callable[[], Path]) -> None:
     recipe = tiny.config(new_store())
-    done = shop_job(recipe, "start", "--port", str(free_port()))
+    done = shop_job(recipe, "start", "--port", str(ports.free()))
     assert done.returncode == 2
     assert "no bundle is active" in done.stderr
     assert "jobs/pipeline.py" in done.stderr

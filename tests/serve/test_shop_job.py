@@ -17,12 +17,12 @@ import psycopg
 import pytest
 
 from jobs import shop as job
-from rec import bundle, postgres, publish
+from rec import bundle, ports, postgres, publish
 from rec.config import Config
 from rec.errors import ArtifactError, ConfigError, DatabaseError, RecError
 from serve import loaded
 from tests.bundle import tiny
-from tests.serve.conftest import free_port, shop_job
+from tests.serve.conftest import shop_job
 
 ORPHANING = """
 import os, subprocess, sys
@@ -68,7 +68,7 @@ def test_stop_leaves_the_embedded_server_where_the_shop_uses_another(
         assert connection.execute("SELECT pg_postmaster_start_time()").fetchone() == before
 
 
-@pytest.mark.parametrize("verb", [lambda recipe: job.start(recipe, free_port()), publish.rollback])
+@pytest.mark.parametrize("verb", [lambda recipe: job.start(recipe, ports.free()), publish.rollback])
 def test_a_mistyped_store_stays_empty(tmp_path: Path, verb: Callable[[Config], object]) -> None:
     with pytest.raises(DatabaseError, match=r"there is no database in .*jobs/pipeline[.]py"):
         verb(tiny.config(tmp_path))
@@ -93,7 +93,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_check_says_that_the_port_is_free_and_leaves_no_trace(tmp_path: Path) -> None:
-    port = free_port()
+    port = ports.free()
     done = shop_job(tiny.config(tmp_path / "store"), "check", "--port", str(port))
     assert (done.returncode, json.loads(done.stdout)) == (0, {"port": port, "free": True}), done.stderr
     assert not (tmp_path / "store").exists()
@@ -116,17 +116,17 @@ def test_a_taken_port_is_refused_by_check_and_start_alike(tmp_path: Path) -> Non
 def test_another_recipe_s_bundle_is_not_served(published: Config, launched: list[int]) -> None:
     other = tiny.config(Path(published.store), name="other")
     with pytest.raises(ConfigError, match=r"of recipe 'tiny', not 'other'.*jobs/publish[.]py --recipe other"):
-        job.start(other, free_port())
+        job.start(other, ports.free())
     assert launched == []
 
 
 def test_a_public_shop_needs_keys(published: Config, launched: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"anybody who reaches 0[.]0[.]0[.]0: set REC_API_KEYS"):
-        job.start(published, free_port(), public=True)
+        job.start(published, ports.free(), public=True)
     assert launched == []
     monkeypatch.setenv("REC_API_KEYS", "sesame")
     with pytest.raises(ConfigError, match=r"key 1 of REC_API_KEYS must be 16 to 200 characters"):
-        job.start(published, free_port(), public=True)
+        job.start(published, ports.free(), public=True)
     assert launched == []
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_bundle_is_named_before_anything_starts(published: Config, lau
     file.write_bytes(before + b" ")
     try:
         with pytest.raises(ArtifactError, match=f"metrics.json of bundle {name} was changed"):
-            job.start(published, free_port())
+            job.start(published, ports.free())
     finally:
         file.write_bytes(before)
     assert launched == []
@@ -155,6 +155,6 @@ def test_a_shop_that_fails_its_first_request_is_ended(
 
     monkeypatch.setattr(job, "_call", call)
     with pytest.raises(RecError, match=r"did not answer a request .*503.*serve[.]log$"):
-        job.start(published, free_port())
+        job.start(published, ports.free())
     assert launched == [1]
     assert "the last words" in capsys.readouterr().err
