@@ -50,7 +50,9 @@ def measure(config: Config) -> Figures:
     item.run(items)
     embed.run(items)
     placed = product_vectors(items, config)
-    towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update={"adapter": 0, "semantics": 0})}
+    bound = config.user_tower.delta_norm or UserTower().delta_norm
+    alone = {"adapter": 0, "semantics": 0, "delta_norm": bound}
+    towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update=alone)}
     ranks = {name: _ranks(config, items, name, options, world, placed) for name, options in towers.items()}
     text = ItemInputs.load(config.at("tensors"), config.at("text_states")).text_vectors()
     every = np.arange(len(world.cases))

@@ -1,8 +1,9 @@
 """Retrieval by the user tower alone, beside towers that lack a part of it, each trained with several seeds.
 
     as_is      the recipe's user tower
-    text       without what it learns per item: vectors are functions of content alone
-    sasrec     without content: a vector per item that starts at random (`user_tower.content`)
+    text       without what it learns per item: vectors are functions of content alone (where the recipe learns any)
+    sasrec     without content: a vector per item that starts at random (`user_tower.content`), and as Kang and McAuley
+               (2018) set it for sparse data: two blocks, dropout one half
     no-NAME    without the input NAME (context, profile), where the data has it
     popular    the order by training events
 
@@ -35,13 +36,11 @@ FOLDER = "towers"
 """Of the towers, in the recipe's own folder."""
 DATASETS = ("products", "users", "events", "vectors")
 K = 10
-GOALS = {
-    "beauty.text.r10": 0.0937,
-    "beauty.text.n10": 0.0479,
-    "beauty.as_is.r10": 0.098,
-    "beauty.as_is.n10": 0.0565,
-}
-"""The highest published figures of a tower over a frozen sentence encoder alone, and together with one of ids."""
+GOALS = {"beauty.as_is.r10": 0.098, "beauty.as_is.n10": 0.0565}
+"""The highest published figures of a tower over a frozen sentence encoder together with one of ids; over the encoder
+alone, as the recipe is, they are .0937 and .0479."""
+
+SASREC = {"content": False, "adapter": 0, "semantics": 0, "convolution": 0, "layers": 2, "dropout": 0.5}
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +80,10 @@ def measure(config: Config, seeds: Sequence[int]) -> Figures:
 
 def variants(options: UserTower, h: Histories) -> dict[str, UserTower]:
     """The towers to train, by name."""
-    made = {
-        AS_IS: options,
-        "text": options.model_copy(update={"delta_norm": 0.0}),
-        "sasrec": options.model_copy(update={"content": False, "adapter": 0, "semantics": 0}),
-    }
+    made = {AS_IS: options}
+    if options.delta_norm:
+        made["text"] = options.model_copy(update={"delta_norm": 0.0})
+    made["sasrec"] = options.model_copy(update=SASREC)
     has = {"context": any(h.contexts), "profile": bool(h.profile_names)}
     for name in ("context", "profile"):
         if has[name] and name in options.inputs and len(options.inputs) > 1:

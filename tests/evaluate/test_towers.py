@@ -66,6 +66,7 @@ def test_only_inputs_that_the_data_has_are_left_out(tmp_path: Path) -> None:
     assert set(alone) == {"as_is", "text", "sasrec"}
     assert not alone["sasrec"].content
     assert alone["text"].delta_norm == 0
+    assert "text" not in towers.variants(UserTower(delta_norm=0), h), "that one is as_is"
 
 
 def test_what_a_vector_costs_is_a_time_for_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
