@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -26,11 +27,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
@@ -49,6 +51,18 @@ NODE_CPUS = 3
 STORE_BYTES = 150 * 2**20
 CLIENTS = 2
 LONG_S = 900.0
+LISTS = (
+    "cluster_synced_files",
+    "head_setup_commands",
+    "head_start_ray_commands",
+    "initialization_commands",
+    "rsync_exclude",
+    "rsync_filter",
+    "setup_commands",
+    "worker_setup_commands",
+    "worker_start_ray_commands",
+)
+"""What the autoscaler's configuration must have; nodes of this machine need none of it."""
 
 log = logging.getLogger(__name__)
 
@@ -293,35 +307,38 @@ def _until(holds: Callable[[], bool], process: subprocess.Popen[bytes] | None = 
 
 def _scaled(job: _Job, store: Path) -> Figures:
     """Nodes while the item tower is trained once more, on a head without CPUs and Ray's autoscaler of local nodes."""
-    with _autoscaled(store) as address:
-        ray.init(address, namespace="nodes", logging_level=logging.ERROR, log_to_driver=False)
-        try:
-            options = {"RAY_ADDRESS": address}
-            with job.started("pretrain.py", store, more=["item_tower.train.epochs=10"], **options) as running:
-                peak = 0
-                while running.process.poll() is None:
-                    peak = max(peak, _beside_head())
-                    time.sleep(0.5)
-                running.result()
-            until = time.monotonic() + LONG_S
-            while _beside_head() and time.monotonic() < until:
+    with _autoscaled(store) as (session, environment):
+        with job.started("pretrain.py", store, more=["item_tower.train.epochs=10"], **environment) as running:
+            peak = 0
+            while running.process.poll() is None:
+                peak = max(peak, _beside_head(session))
                 time.sleep(0.5)
-            left = _beside_head()
-        finally:
-            ray.shutdown()
+            running.result()
+        until = time.monotonic() + LONG_S
+        while _beside_head(session) and time.monotonic() < until:
+            time.sleep(0.5)
+        left = _beside_head(session)
     return {
         "autoscaler.peak": figure(peak, "nodes"),
         "autoscaler.left": figure(left, "nodes", goal=0),
     }
 
 
-def _beside_head() -> int:
-    return sum(node["Alive"] for node in ray.nodes()) - 1
+def _beside_head(session: int) -> int:
+    """Raylets of the process session, of which one is the head's."""
+    found = 0
+    for process in psutil.process_iter(["name"]):
+        with suppress(ProcessLookupError):  # it has just ended
+            found += process.info["name"] == "raylet" and os.getsid(process.pid) == session
+    return found - 1
 
 
 @contextmanager
-def _autoscaled(folder: Path) -> Iterator[str]:
-    """Address of a head whose autoscaler starts up to two nodes on this machine and ends those that idle."""
+def _autoscaled(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """A head whose autoscaler starts up to two nodes on this machine and ends those that idle.
+
+    Yields the process session of all of them, and the environment of jobs.
+    """
     port = free()
     address = f"127.0.0.1:{port}"
     worker = {"resources": {"CPU": NODE_CPUS}, "node_config": {}, "min_workers": 0, "max_workers": 2}
@@ -329,6 +346,8 @@ def _autoscaled(folder: Path) -> Iterator[str]:
     artifact.write_json(
         config,
         {
+            **{key: [] for key in LISTS},
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
             "cluster_name": "nodes",
             "max_workers": 2,
             "idle_timeout_minutes": 0.1,
@@ -347,7 +366,8 @@ def _autoscaled(folder: Path) -> Iterator[str]:
             },
         },
     )
-    environment = os.environ | {
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    of_head = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",
@@ -360,10 +380,12 @@ def _autoscaled(folder: Path) -> Iterator[str]:
         f"--autoscaling-config={config}",
     ]  # fmt: skip
     with (folder / "head.log").open("wb") as out:
-        head = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        head = subprocess.Popen(
+            command, env=os.environ | token | of_head, stdout=out, stderr=out, start_new_session=True
+        )
     try:
-        _until(lambda: _listens(port))
-        yield address
+        _until(lambda: _listens(port), head)
+        yield head.pid, {"RAY_ADDRESS": address, **token}
     finally:
         os.killpg(head.pid, signal.SIGTERM)  # the nodes that the autoscaler started are of its session
         head.wait(60)
