@@ -8,6 +8,10 @@ load.py       a bundle and its recipe's data -> tables, all or nothing
 promote.py    which bundle answers: promote, roll back
 rule_versions.py  the rules of a catalogue: apply, revert
 check.py      whether the vectors in the database are those of the bundle
+live_events.py  what servers were told of shoppers since the last ingest
+exposures.py  the lists that servers have shown
+retention.py  how long both are kept
+binary_copy.py  rows of COPY's binary format
 forget.py     deletion of a user's data
 status.py     versions, size, active bundle
 connections.py   pooled connections, set for vector search

@@ -15,7 +15,7 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import live_events, load, migrations, tables
+from rec.index import load, migrations, retention, tables
 
 
 def check_floor(bundle: Bundle, *, force: bool) -> None:
@@ -57,7 +57,7 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                     (bundle.id, found.ndcg10, found.floor, found.floor_met),
                 )
                 _activate(connection, bundle.id)
-        live_events.expire(connection)
+        retention.expire(connection)
     return done
 
 
