@@ -172,9 +172,7 @@ SHOWN = pa.schema(
 """What `shown` gives."""
 
 
-def shown(
-    connection: Connection[Any], catalogue: str, *, until: datetime, experiment: int | None = None
-) -> pa.Table:
+def shown(connection: Connection[Any], catalogue: str, *, until: datetime, experiment: int | None = None) -> pa.Table:
     """The lists that were shown before `until` and that `expire` will not delete today, oldest first (SHOWN).
 
     Of one experiment where its number is given. Memory holds them: some 200 bytes a list of ten products.

@@ -40,7 +40,7 @@ class ForgottenClient:
 
 
 def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
-    """Delete the events, the lists and the profile of a user of `catalogue` in one transaction, and note never to load them.
+    """Delete events, lists and profile of a user of `catalogue` in one transaction, and note never to load them.
 
     Raises NotAllowed where the database's role may not: a server is one that `roles.grant` has let forget.
     """

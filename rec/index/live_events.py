@@ -20,9 +20,7 @@ from rec.index.retention import RETENTION
 from rec.schema import INTERACTIONS
 
 READ_AT_ONCE = 65_536
-_TOLD = (
-    *("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit", "exposure_id"),
-)
+_TOLD = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit", "exposure_id")
 _CONTRACT = ("user_id", "product_id", "event", "at", "context", "size", "fit")
 SAME = timedelta(seconds=60)
 """An event of the log is the live one when user, product and kind are the same and they are at most this far apart:
@@ -142,9 +140,9 @@ def settle(connection: Connection[Any], catalogue: str) -> int:
     return changed
 
 
-
 FOLLOWING = pa.schema(
     [
+        ("event_id", pa.string()),
         ("user_id", pa.string()),
         ("client_id", pa.string()),
         ("product_id", pa.string()),
@@ -157,11 +155,11 @@ FOLLOWING = pa.schema(
 
 
 def following(connection: Connection[Any], catalogue: str, since: datetime, until: datetime) -> pa.Table:
-    """The events of users and clients from `since` until before `until`, oldest first (FOLLOWING)."""
+    """The events of users and clients from `since` on that were received before `until`, oldest first (FOLLOWING)."""
     tables = []
     with connection.cursor("following") as cursor:
         cursor.execute(
-            "SELECT user_id, client_id, product_id, event, at, exposure_id::text FROM live_events"
+            "SELECT event_id, user_id, client_id, product_id, event, at, exposure_id::text FROM live_events"
             " WHERE catalogue = %s AND at >= %s AND received_at < %s ORDER BY at, received_at, event_id",
             (catalogue, since, until),
         )

@@ -1,4 +1,4 @@
-"""Lists as they were shown: written as they are, gone with their shopper or after their time, and read by nobody else."""
+"""Lists as they were shown: written as they are, gone with their shopper or after their time."""
 
 import uuid
 from collections.abc import Iterator

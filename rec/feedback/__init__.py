@@ -1,0 +1,5 @@
+"""What served lists teach: which event followed from which list, samples for the ranker, and experiments.
+
+attribution.py  lists and events -> which product of which list was chosen
+samples.py      these -> the dataset `exposures`, and from there to requests of the ranker's training
+"""
