@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rec.bundle import Bundle
 from rec.errors import RecError
 from rec.index import exposures
 from rec.index.connections import Connections
 from rec.index.exposures import Exposure
 from rec.recommend.passage import Passage
+from rec.recommend.shelf import Shelf
 
 log = logging.getLogger("ray.serve")
 
@@ -47,6 +49,12 @@ class Shop(NamedTuple):
     """Of the lists that are logged."""
     candidates: int
     """Most candidates that are logged with a list."""
+
+    @classmethod
+    def of(cls, bundle: Bundle, shelf: Shelf, profile_names: Sequence[str]) -> "Shop":
+        """Those of a bundle, its products and the profile columns that its models read."""
+        chosen = bundle.config.feedback
+        return cls(bundle.recipe, bundle.id, shelf.product_ids, profile_names, chosen.share, chosen.candidates)
 
 
 class Shown(NamedTuple):

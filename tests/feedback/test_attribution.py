@@ -81,7 +81,9 @@ def test_nothing_shown_or_nothing_done() -> None:
 
 
 HOURS = st.integers(0, 60).map(lambda halves: halves / 2)
-WHO = st.sampled_from([{"user": "ann"}, {"user": "bob"}, {"user": None, "client": "ann"}, {"user": None, "client": "v"}])
+WHO = st.sampled_from(
+    [{"user": "ann"}, {"user": "bob"}, {"user": None, "client": "ann"}, {"user": None, "client": "v"}]
+)
 LISTS = st.lists(st.tuples(HOURS, st.text("abcd", max_size=4).map(lambda text: "".join(dict.fromkeys(text))), WHO))
 EVENTS = st.lists(st.tuples(HOURS, st.sampled_from("abcde"), st.none() | st.integers(0, 5), WHO), max_size=12)
 

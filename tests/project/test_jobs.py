@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
 STAGES = [
     "ingest", "enrich", "tensorize", "encode", "pretrain", "embed",
-    "train_user", "candidates", "train_ranker", "train_fit", "evaluate", "publish",
+    "train_user", "candidates", "exposures", "train_ranker", "train_fit", "evaluate", "publish",
 ]  # fmt: skip
 
 
