@@ -1,6 +1,7 @@
 """The Serve graph: FastAPI ingress → UserTower → Retriever → Ranker.
 
-    serve run serve.app:graph
+    serve run serve.app:graph    each of them a deployment, with processes of its own: they scale apart
+    serve run serve.app:whole    all stages in the ingress's process: a request leaves it for Postgres only
 
 The ingress chooses the bundle once per request and every stage answers for that one. It follows the active bundle: a
 promoted one is loaded beside the old one and takes over after it has answered a request. It follows the rules of the
@@ -16,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Body, FastAPI, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
@@ -26,41 +26,32 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from rec import api_keys, postgres
-from rec.bundle import Bundle
-from rec.errors import DatabaseError, RecError
+from rec.errors import RecError
 from rec.index import forget, live_events
 from rec.index.connections import Connections
-from rec.index.search import Filters
-from rec.recommend.chain import Stopwatch
-from rec.recommend.front import NOBODY, Front, microseconds, standing
-from rec.recommend.passage import Opening, Passage, explanation
-from rec.recommend.request import MAX_K, Encoded, Request
+from rec.recommend.front import Front
+from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
-from rec.recommend.retrieve import Retrieved
-from rec.recommend.score import retrieval_order
-from rec.recommend.standby import Standby
 from rec.recommend.why import shown
 from serve import api, examples
-from serve.degrade import Ladder, Unavailable, within
+from serve.answering import Answering, BackedFront, written
+from serve.asking import Apart, Together
+from serve.degrade import Unavailable
 from serve.examples import described
+from serve.exposures import ExposureLog
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
 from serve.loaded import FOLLOW_S, Loaded, active, connections, states, store_folder
 from serve.metrics import metrics
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
-from serve.stages import Ranker, Retriever, UserTower
+from serve.stages import STAGES
 
 log = logging.getLogger("ray.serve")
 
-STAGE_S = 8.0
-"""Longest wait for the user tower or retrieval; the answer then does without."""
-RANKER_S = 2.0
-"""Longest wait for the ranker; the answer is then in retrieval order."""
 LOADING_S = 300.0
 """Longest wait for a stage that loads a promoted bundle."""
 DEMO_USERS = 12
 
-Stage = DeploymentHandle[Any]
 ProductId = Annotated[str, PathParameter(examples=["P0003"])]
 UserId = Annotated[api.Id, PathParameter(examples=["u0042"])]
 ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
@@ -70,14 +61,6 @@ install(app)
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
 for layer in (Guard, Cors, Observe):  # each around those before it
     app.add_middleware(layer)
-
-
-class BackedFront(Front):
-    """What the ingress holds of a bundle: the front, and candidates for when retrieval or Postgres is away."""
-
-    def __init__(self, bundle: Bundle, connections: Connections) -> None:
-        super().__init__(bundle, connections)
-        self.standby = Standby(bundle, self.vectors)
 
 
 # serve.ingress copies the routes with the globals that exist by then: what they call stands above the class.
@@ -106,18 +89,25 @@ def _checked(front: Front, body: api.RecommendBody) -> Request:
 class Recommender:
     """HTTP in, HTTP out; holds the products and what is known of users."""
 
-    def __init__(self, store: str, user_tower: Stage, retriever: Stage, ranker: Stage) -> None:
+    def __init__(self, store: str, *stages: DeploymentHandle[Any]) -> None:
+        """`stages` are user tower, retriever and ranker; without them they live here."""
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
         api_keys.check_bind(client.http_config.host, api_keys.access())
         self._store = store
-        self._user_tower, self._retriever, self._ranker = user_tower, retriever, ranker
+        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures)
+        asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
+        self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
         self._fronts = Loaded(store, lambda bundle: BackedFront(bundle, self._connections))
         self._front = self._fronts.get(active(self._connections))
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
         self._probe: asyncio.Task[dict[str, Any]] | None = None
         self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    def __del__(self) -> None:
+        """What Serve calls when the replica ends."""
+        self._exposures.close()
 
     async def _follow(self) -> None:
         """Take over new rules, and a newly promoted bundle once every stage has answered for it."""
@@ -131,7 +121,7 @@ class Recommender:
                 await asyncio.to_thread(front.rules.refresh)
                 metrics().rules(0 if front.rules.ruling is None else front.rules.ruling.number)
                 if front is not self._front:
-                    await self._answer(front, Request(k=1), patience=LOADING_S, whole=True)
+                    await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
                     log.info("bundle %s takes over from %s", name, self._front.bundle.id)
                     self._front = front
             except (RecError, Unavailable) as error:
@@ -142,101 +132,10 @@ class Recommender:
     @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
     async def recommend(
         self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
-    ) -> dict[str, Any]:
+    ) -> Response:
         """Products for a shopper, best first, with the reasons."""
         front = self._front
-        return await self._answer(front, _checked(front, body))
-
-    async def _answer(
-        self, front: BackedFront, request: Request, *, patience: float = STAGE_S, whole: bool = False
-    ) -> dict[str, Any]:
-        watch, ladder = Stopwatch(), Ladder(whole=whole)
-        passage = await self._pass(front, request, watch, ladder, patience)
-        items = await self._items(front, passage, ladder)
-        watch.lap("explanation")
-        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
-        ruling = passage.began.ruling
-        return {
-            "items": items,
-            "bundle": front.bundle.id,
-            "at": passage.began.at,
-            "degraded": ladder.codes,
-            "underfilled": len(items) < request.k,
-            "rules": None if ruling is None else {"version": ruling.number, "left_out": passage.left_out()},
-            "milliseconds": watch.milliseconds(),
-        }
-
-    async def _items(self, front: BackedFront, passage: Passage, ladder: Ladder) -> list[dict[str, Any]]:
-        # the fit head takes longer than everybody else should wait for
-        foretells = front.fitter.foretells
-        items = await asyncio.to_thread(front.items, passage) if foretells else front.items(passage)
-        await self._freshen(front, items, ladder)
-        return items
-
-    async def _freshen(self, front: BackedFront, items: list[dict[str, Any]], ladder: Ladder) -> None:
-        """Put live prices into items; those of the bundle stay where Postgres does not answer."""
-        try:
-            await asyncio.to_thread(front.freshen, items)
-        except DatabaseError as error:
-            ladder.down("prices_unavailable", error)
-
-    async def _pass(
-        self, front: BackedFront, request: Request, watch: Stopwatch, ladder: Ladder, patience: float = STAGE_S
-    ) -> Passage:
-        """Send a request through the stages, without those that do not answer."""
-        name, now, known = front.bundle.id, datetime.now(UTC), NOBODY
-        if request.named:
-            try:
-                known = await asyncio.to_thread(front.known, request)
-            except DatabaseError as error:
-                ladder.down("history_unavailable", error)
-        began = front.begin(request, known, front.rules.ruling, now)
-        watch.lap("state")
-        encoded: Encoded | None = None
-        try:
-            encoded = await within(patience, "user tower", self._user_tower.encode.remote(name, began.state))
-        except Unavailable as error:
-            ladder.down("user_tower_unavailable", error)
-        watch.lap("user_tower")
-        candidates = (await self._retrieve(front, began, encoded, ladder, patience)).candidates
-        watch.lap("retrieval")
-        count = len(candidates.rows)
-        ranked = retrieval_order(candidates, count)
-        if encoded is not None:  # the ranker was never shown candidates without scores
-            asked = self._ranker.rank.remote(name, began.state, candidates, count, microseconds(began.at))
-            try:
-                ranked = await within(patience if ladder.whole else RANKER_S, "ranker", asked)
-            except Unavailable as error:
-                ladder.down("ranker_unavailable", error)
-        watch.lap("ranking")
-        degraded, prices = list(ladder.codes), None
-        if began.rules.needs_prices:
-            try:
-                prices = await asyncio.to_thread(front.prices, ranked.rows)
-            except DatabaseError as error:
-                ladder.down("prices_unavailable", error)
-                prices = front.published_prices(ranked.rows)
-        arranged = began.rules.arrange(ranked, request.k, prices)
-        watch.lap("rules")
-        return Passage(began, encoded, candidates, ranked, arranged, degraded)
-
-    async def _retrieve(
-        self, front: BackedFront, began: Opening, encoded: Encoded | None, ladder: Ladder, patience: float
-    ) -> Retrieved:
-        """The candidates; without a user vector popular ones, and from this process where the retriever fails."""
-        k, state, exclude = began.num_candidates, began.state, began.exclude
-        filters, pinned = began.request.filters, began.rules.pinned(began.request.k)
-        what = (front.bundle.id, k, state, exclude, filters, pinned)
-        stage, standby = self._retriever, front.standby
-        asked = stage.popular.remote(*what) if encoded is None else stage.retrieve.remote(*what, encoded.vector)
-        try:
-            return await within(patience, "retrieval", asked)
-        except Unavailable as error:
-            ladder.down("ann_unavailable", error)
-        given: dict[str, Any] = {"state": state, "exclude": exclude, "filters": filters, "also": pinned}
-        if encoded is None:
-            return await asyncio.to_thread(standby.popular, k, **given)
-        return await asyncio.to_thread(standby.retrieve, encoded.vector, k, **given)
+        return written(await self._answering.recommend(front, _checked(front, body)))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -247,22 +146,10 @@ class Recommender:
         self, product_id: ProductId, k: Annotated[int, Query(ge=1, le=MAX_K, examples=[8])] = 10
     ) -> dict[str, Any]:
         """The nearest available products."""
-        front, ladder = self._front, Ladder()
+        front = self._front
         if not front.shelf.known(product_id):
             raise UnknownProducts([product_id])
-        row = int(front.shelf.rows([product_id])[0])
-        exclude = standing(front.rules.ruling, datetime.now(UTC)).exclude
-        try:
-            asked = self._retriever.similar.remote(front.bundle.id, row, k, exclude)
-            found = await within(STAGE_S, "retrieval", asked)
-        except Unavailable as error:
-            ladder.down("ann_unavailable", error)
-            found = await asyncio.to_thread(front.standby.similar, row, k, exclude)
-        items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
-        product = shown(front.shelf.card(row))
-        await self._freshen(front, [product, *items], ladder)
-        metrics().degraded(ladder.codes)
-        return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
+        return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k)
 
     @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, 408, 413))
     async def explain(
@@ -270,41 +157,14 @@ class Recommender:
     ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
         front = self._front
-        return await self._explanation(front, _checked(front, body), body.product_id)
+        return await self._answering.explain(front, _checked(front, body), body.product_id)
 
     @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
         """The same for a shopper never seen."""
         front = self._front
         _check_categories(front, query.category, ("query", "category"))
-        return await self._explanation(front, query.request(), query.product_id)
-
-    async def _explanation(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
-        ladder = Ladder()
-        passage = await self._pass(front, request, Stopwatch(), ladder)
-        items = await self._items(front, passage, ladder)
-        available = passes = False
-        if front.shelf.known(product_id):
-            row = front.shelf.rows([product_id])
-            available, passes = [
-                await self._passing(front, row, filters, ladder) for filters in (Filters(), request.filters)
-            ]
-        found = await asyncio.to_thread(
-            lambda: explanation(
-                passage, product_id, items, front.shelf, front.vectors, available=available, passes=passes
-            )
-        )
-        metrics().degraded(ladder.codes)
-        return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}
-
-    async def _passing(self, front: BackedFront, row: np.ndarray, filters: Filters, ladder: Ladder) -> bool:
-        """Whether the product of item row int64[1] is in stock and passes `filters`."""
-        try:
-            asked = self._retriever.passing.remote(front.bundle.id, row, filters)
-            return len(await within(STAGE_S, "retrieval", asked)) > 0
-        except Unavailable as error:
-            ladder.down("ann_unavailable", error)
-            return len(front.standby.passing(row, filters)) > 0
+        return await self._answering.explain(front, query.request(), query.product_id)
 
     @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, 408, 413))
     async def events(
@@ -330,7 +190,7 @@ class Recommender:
 
     @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
-        """Delete a user's events and profile, for good: neither a load nor an event brings them back."""
+        """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
         url = await asyncio.to_thread(postgres.url, self._store, create=False)
         return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
 
@@ -339,11 +199,10 @@ class Recommender:
         response_model=api.ForgottenClient,
         **described(examples.FORGOTTEN_CLIENT, 403),
     )
-    async def forget_client(self, client_id: ClientId) -> dict[str, int]:
-        """Delete the events of a shopper who had not signed in; those that come later are stored."""
+    async def forget_client(self, client_id: ClientId) -> forget.ForgottenClient:
+        """Delete events and lists of a shopper who had not signed in; those that come later are stored."""
         url = await asyncio.to_thread(postgres.url, self._store, create=False)
-        deleted = await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
-        return {"live_events": deleted}
+        return await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
 
     @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
     async def bundles(self) -> dict[str, Any]:
@@ -394,7 +253,7 @@ class Recommender:
         """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same."""
         if self._probe is None or self._probe.done():
             # in a context of its own: Serve cancels what a request asked of stages when its caller hangs up
-            answering = self._answer(self._front, Request(k=1), whole=True)
+            answering = self._answering.recommend(self._front, Request(k=1), whole=True)
             self._probe = asyncio.create_task(answering, context=Context())
         answer = await asyncio.shield(self._probe)
         if not answer["items"]:
@@ -413,10 +272,7 @@ class Recommender:
         return HTMLResponse(self._page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
 
 
-def build(store: str) -> serve.Application:
-    """The application that serves the active bundle of `store`."""
-    parts = [stage.bind(store) for stage in (UserTower, Retriever, Ranker)]  # type: ignore[union-attr]
-    return Recommender.bind(store, *parts)  # type: ignore[attr-defined]
-
-
-graph = build(store_folder())
+_stage = serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
+_store = store_folder()
+graph = Recommender.bind(_store, *(_stage(stage).bind(_store) for stage in STAGES))  # type: ignore[attr-defined]
+whole = Recommender.bind(_store)  # type: ignore[attr-defined]

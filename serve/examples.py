@@ -147,7 +147,10 @@ STORED_USER: Examples = {
         {
             "exposure_id": EXPOSURE_ID,
             "bundle": BUNDLE,
+            "experiment": 2,
+            "arm": "treatment",
             "user_id": "u0042",
+            "client_id": "visit-7f3a",
             "served_at": "2026-11-20T16:01:40Z",
             "at": "2026-11-20T16:01:40Z",
             "context": "for the office",

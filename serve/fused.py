@@ -6,14 +6,16 @@ It answers POST /v1/recommend from the active bundle as it was at the start, one
 else that the graph does: no stages of their own, no degradation, no switch of bundles, no limits.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-from fastapi import Body, FastAPI
+from fastapi import Body, FastAPI, Response
 
 from rec import bundle
+from rec.index.exposures import new_id
 from rec.recommend.chain import Chain
 from serve import api
+from serve.answering import written
 from serve.loaded import active, connections, store_folder
 from serve.problems import install
 
@@ -32,17 +34,20 @@ def create() -> FastAPI:
     install(app)
 
     @app.post("/v1/recommend", response_model=api.Recommendations)
-    def recommend(body: Annotated[api.RecommendBody, Body()]) -> dict[str, Any]:
+    def recommend(body: Annotated[api.RecommendBody, Body()]) -> Response:
         answer = chain.recommend(body.request())
         applied = answer.rules
-        return {
-            "items": answer.items,
-            "bundle": answer.bundle,
-            "at": answer.at,
-            "degraded": [],
-            "underfilled": answer.underfilled,
-            "rules": None if applied is None else {"version": applied.version, "left_out": applied.left_out},
-            "milliseconds": answer.milliseconds,
-        }
+        return written(
+            {
+                "items": answer.items,
+                "exposure_id": new_id(),
+                "bundle": answer.bundle,
+                "at": answer.at,
+                "degraded": [],
+                "underfilled": answer.underfilled,
+                "rules": None if applied is None else {"version": applied.version, "left_out": applied.left_out},
+                "milliseconds": answer.milliseconds,
+            }
+        )
 
     return app

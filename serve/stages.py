@@ -1,9 +1,6 @@
 """The three stages behind the ingress. Each answers for the bundle it is asked for, or says that it cannot."""
 
-import asyncio
-
 import numpy as np
-from ray import serve
 
 from rec.bundle import Bundle
 from rec.index.search import Filters
@@ -22,7 +19,6 @@ CONNECTIONS = 4
 """Database connections of one retriever replica."""
 
 
-@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
 class UserTower:
     """User state → user vector."""
 
@@ -32,12 +28,11 @@ class UserTower:
         self._encoders.get(active(pool))
         self._encoders.follow(pool)
 
-    async def encode(self, bundle: str, state: UserState) -> Encoded:
+    def encode(self, bundle: str, state: UserState) -> Encoded:
         """The vector of `state` by bundle `bundle`."""
-        return await asyncio.to_thread(lambda: self._encoders.get(bundle).encode(state))
+        return self._encoders.get(bundle).encode(state)
 
 
-@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
 class Retriever:
     """User vector → candidates."""
 
@@ -51,7 +46,7 @@ class Retriever:
     def _retriever(self, bundle: Bundle) -> BundleRetriever:
         return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
 
-    async def retrieve(
+    def retrieve(
         self,
         bundle: str,
         k: int,
@@ -62,30 +57,25 @@ class Retriever:
         vector: np.ndarray,
     ) -> Retrieved:
         """k candidates for a user vector float32[d] of `state`, and those of the rows `also` that pass."""
-        return await asyncio.to_thread(
-            lambda: self._retrievers.get(bundle).retrieve(
-                vector, k, state=state, exclude=exclude, filters=filters, also=also
-            )
+        return self._retrievers.get(bundle).retrieve(
+            vector, k, state=state, exclude=exclude, filters=filters, also=also
         )
 
-    async def popular(
+    def popular(
         self, bundle: str, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
     ) -> Retrieved:
         """k popular candidates for `state` without a user vector, and those of the rows `also` that pass."""
-        return await asyncio.to_thread(
-            lambda: self._retrievers.get(bundle).popular(k, state=state, exclude=exclude, filters=filters, also=also)
-        )
+        return self._retrievers.get(bundle).popular(k, state=state, exclude=exclude, filters=filters, also=also)
 
-    async def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
+    def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows that are in stock and pass `filters`."""
-        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).passing(rows, filters))
+        return self._retrievers.get(bundle).passing(rows, filters)
 
-    async def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
-        """The k nearest products to an item row, without the rows `exclude`."""
-        return await asyncio.to_thread(lambda: self._retrievers.get(bundle).similar(row, k, exclude))
+    def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
+        """The k nearest products to an item row, without itself and the rows `exclude`."""
+        return self._retrievers.get(bundle).similar(row, k, exclude)
 
 
-@serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
 class Ranker:
     """Candidates → ranked list."""
 
@@ -95,6 +85,9 @@ class Ranker:
         self._scorers.get(active(pool))
         self._scorers.follow(pool)
 
-    async def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
+    def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
         """The k best candidates."""
-        return await asyncio.to_thread(lambda: self._scorers.get(bundle).rank(state, candidates, k, now_us))
+        return self._scorers.get(bundle).rank(state, candidates, k, now_us)
+
+
+STAGES = (UserTower, Retriever, Ranker)

@@ -54,13 +54,11 @@ class Catalogue:
 
     def live(self, product_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """`price`, `currency` and `available` as they are now, by product id; unknown ids are left out."""
-        with self._connections.use() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(
-                "SELECT product_id, price, currency, available FROM products"
-                " WHERE catalogue = %s AND product_id = ANY(%s)",
-                (self._name, list(product_ids)),
-            )
-            return {row.pop("product_id"): row for row in cursor}
+        query = (
+            "SELECT product_id, price, currency, available FROM products WHERE catalogue = %s AND product_id = ANY(%s)"
+        )
+        found = self._connections.run(lambda c: c.execute(query, (self._name, list(product_ids))).fetchall())
+        return {name: dict(zip(("price", "currency", "available"), facts, strict=True)) for name, *facts in found}
 
     def find(self, query: str, limit: int) -> list[str]:
         """Ids of products whose title, brand or category holds every word of `query`, available ones first."""
@@ -82,19 +80,18 @@ class Catalogue:
             "SELECT product_id, event, at, size, fit, 1, (extract(epoch FROM received_at) * 1000000)::bigint"
             " FROM live_events WHERE catalogue = %(name)s AND NOT in_log AND"
         )
-        with self._connections.use() as connection:
-            events = connection.execute(
-                "SELECT product_id, event, at, size, fit FROM ("
-                " (SELECT product_id, event, at, size, fit, 0 AS live, position::bigint AS place FROM events"
-                "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
-                f" UNION ALL ({live} user_id = %(user)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
-                f" UNION ALL ({live} client_id = %(client)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
-                ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s",
-                of,
-            ).fetchall()
-            profile = connection.execute(
-                "SELECT profile FROM users WHERE catalogue = %(name)s AND user_id = %(user)s", of
-            ).fetchone()
+        query = (
+            "SELECT product_id, event, at, size, fit FROM ("
+            " (SELECT product_id, event, at, size, fit, 0 AS live, position::bigint AS place FROM events"
+            "  WHERE catalogue = %(name)s AND user_id = %(user)s ORDER BY position DESC LIMIT %(last)s)"
+            f" UNION ALL ({live} user_id = %(user)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
+            f" UNION ALL ({live} client_id = %(client)s ORDER BY at DESC, received_at DESC LIMIT %(last)s)"
+            ") found ORDER BY at DESC, live DESC, place DESC LIMIT %(last)s"
+        )
+        profiles = "SELECT profile FROM users WHERE catalogue = %(name)s AND user_id = %(user)s"
+        events, profile = self._connections.run(
+            lambda c: (c.execute(query, of).fetchall(), c.execute(profiles, of).fetchone())
+        )
         return Known([PastEvent(*row) for row in reversed(events)], {} if profile is None else profile[0])
 
     def stored(self, user_id: str) -> Stored | None:

@@ -1,8 +1,9 @@
 """Connections of a server: pooled, set for vector search, and failing with a DatabaseError."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -12,6 +13,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from rec import postgres
 from rec.errors import DatabaseError
 from rec.index import migrations
+
+T = TypeVar("T")
 
 WAIT_S = 5.0
 """Longest wait for a free connection."""
@@ -46,6 +49,7 @@ class Connections:
     def __init__(self, database_url: str, *, size: int) -> None:
         self._refused: DatabaseError | None = None
         self._down = False
+        self._tuned: WeakKeyDictionary[Connection[Any], dict[str, str]] = WeakKeyDictionary()
         with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
             self._prepare(connection)
             migrations.require(connection)
@@ -54,26 +58,67 @@ class Connections:
             min_size=1,
             max_size=size,
             configure=self._prepare,
-            check=ConnectionPool.check_connection,
-            kwargs=ROUTE,
+            kwargs={**ROUTE, "autocommit": True},
             timeout=WAIT_S,
             reconnect_timeout=RECONNECT_S,
             open=True,
         )
 
+    def run(self, work: Callable[[Connection[Any]], T]) -> T:
+        """What `work` returns, given a connection on which every statement is a transaction of its own.
+
+        It is called once more where the connection turns out to be gone, as after a restart of the server: it must be
+        safe to repeat. Asking each time whether the server is there would cost as much as many a statement. What
+        Postgres refuses becomes a DatabaseError.
+        """
+        with self._refusals():
+            with self._connection() as connection:
+                try:
+                    return work(connection)
+                except psycopg.OperationalError:
+                    if not connection.closed:
+                        raise
+            self._pool.check()  # the others went the same way
+            with self._connection() as connection:
+                return work(connection)
+
     @contextmanager
     def use(self) -> Iterator[Connection[Any]]:
-        """A connection in a transaction of its own. What Postgres refuses becomes a DatabaseError."""
-        wait = SOON_S if self._down else WAIT_S
+        """A connection, asked whether it is there, in a transaction. What Postgres refuses becomes a DatabaseError."""
+        with self._refusals():
+            self._pool.check()
+            with self._connection() as connection:
+                connection.autocommit = False
+                try:
+                    with connection:
+                        yield connection
+                finally:
+                    if not connection.closed:
+                        connection.autocommit = True
+
+    def tune(self, connection: Connection[Any], name: str, value: str) -> None:
+        """Have `connection`, in no transaction, run with the setting; it keeps it until somebody tunes it again."""
+        tuned = self._tuned.setdefault(connection, {})
+        if tuned.get(name) != value:
+            tuned.pop(name, None)
+            connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+            tuned[name] = value
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection[Any]]:
+        with self._pool.connection(timeout=SOON_S if self._down else WAIT_S) as connection:
+            self._down = False
+            yield connection
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         try:
-            with self._pool.connection(timeout=wait) as connection:
-                self._down = False
-                yield connection
+            yield
         except PoolTimeout:
-            self._down = True
+            waited, self._down = SOON_S if self._down else WAIT_S, True
             if self._refused is not None:
                 raise self._refused from None
-            raise DatabaseError(f"no connection to Postgres within {wait:g} s: it is down or overloaded") from None
+            raise DatabaseError(f"no connection to Postgres within {waited:g} s: it is down or overloaded") from None
         except psycopg.Error as error:
             raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
 
@@ -105,7 +150,6 @@ def _set(connection: Connection[Any]) -> None:
     taken = dict(found.fetchall())
     if taken != SETTINGS:
         raise DatabaseError(f"it reports {taken}")
-    connection.commit()
 
 
 def _first_line(error: Exception) -> str:

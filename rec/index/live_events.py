@@ -68,7 +68,8 @@ def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent])
     """
     values = [[getattr(event, column) for event in events] for column in _TOLD]
     columns = ", ".join(_TOLD)
-    with connections.use() as connection:
+
+    def write(connection: Connection[Any]) -> tuple[set[str], set[str]]:
         rows = connection.execute(
             f"INSERT INTO live_events (catalogue, {columns}, received_at)"
             f" SELECT %s, {columns}, now() + place * interval '1 microsecond'"
@@ -81,7 +82,9 @@ def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent])
         rows = connection.execute(
             "SELECT event_id FROM live_events WHERE catalogue = %s AND event_id = ANY(%s)", (catalogue, values[0])
         ).fetchall()
-        there = {event_id for (event_id,) in rows}
+        return new, {event_id for (event_id,) in rows}
+
+    new, there = connections.run(write)
     taken = Taken([], [], [])
     for event_id in values[0]:
         if event_id in new:

@@ -8,6 +8,7 @@ Filter columns are those of `Filters` and nothing else; every value travels as a
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,11 @@ class Filters:
     price_max: float | None = None
     """Highest price, inclusive."""
 
+    @property
+    def given(self) -> tuple[bool, bool, bool]:
+        """Whether there are categories, a lowest and a highest price."""
+        return bool(self.categories), self.price_min is not None, self.price_max is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
@@ -53,7 +59,8 @@ class VectorIndex:
 
     def __init__(self, connections: Connections, bundle: str, index: Index) -> None:
         self._connections = connections
-        self._table = tables.items_table(bundle)
+        table = tables.items_table(bundle)
+        self._queries = cache(lambda *given: _Queries.of(table, _condition(*given)))
         self._index = index
         with connections.use() as connection:
             row = connection.execute(
@@ -68,17 +75,17 @@ class VectorIndex:
 
     def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
         """The k nearest products to `vector` float32[d] that pass `filters`, without the rows `exclude` int64[E]."""
-        condition, parameters = _condition(filters), self._parameters(vector, k, exclude, filters)
-        with self._connections.use() as connection:
-            if self._few_pass(connection, condition, parameters, filtered=filters != Filters()):
-                return self._found(connection, self._exact(condition), parameters, path="exact")
-            connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(self._index.ef_search),))
-            found = self._found(connection, self._hnsw(condition), parameters, path="hnsw")
-            return (
-                self._found(connection, self._exact(condition), parameters, path="exact")
-                if found.underfilled
-                else found
-            )
+        parameters = self._parameters(vector, k, exclude, filters)
+        queries = self._queries(*filters.given)
+
+        def search(connection: Connection[Any]) -> Found:
+            if self._few_pass(connection, queries, parameters, filtered=any(filters.given)):
+                return _found(connection, queries.exact, parameters, path="exact")
+            self._connections.tune(connection, "hnsw.ef_search", str(self._index.ef_search))
+            found = _found(connection, queries.hnsw, parameters, path="hnsw")
+            return _found(connection, queries.exact, parameters, path="exact") if found.underfilled else found
+
+        return self._connections.run(search)
 
     def exact(
         self,
@@ -94,15 +101,13 @@ class VectorIndex:
         `connections`: others than those of the searches, whom it then keeps none from.
         """
         parameters = self._parameters(vector, k, exclude, filters)
-        with (connections or self._connections).use() as connection:
-            return self._found(connection, self._exact(_condition(filters)), parameters, path="exact")
+        query = self._queries(*filters.given).exact
+        return (connections or self._connections).run(lambda c: _found(c, query, parameters, path="exact"))
 
     def sold_out(self, connections: Connections | None = None) -> bool:
         """Whether some product of the catalogue is out of stock."""
-        with (connections or self._connections).use() as connection:
-            row = connection.execute(
-                "SELECT EXISTS (SELECT 1 FROM products WHERE catalogue = %s AND NOT available)", (self._catalogue,)
-            ).fetchone()
+        query = "SELECT EXISTS (SELECT 1 FROM products WHERE catalogue = %s AND NOT available)"
+        row = (connections or self._connections).run(lambda c: c.execute(query, (self._catalogue,)).fetchone())
         assert row is not None
         return bool(row[0])
 
@@ -114,85 +119,90 @@ class VectorIndex:
             "catalogue": self._catalogue,
             "exclude": exclude.astype(np.int32).tolist(),
             "k": k,
-            "visit": k if filters == Filters() and k + len(exclude) <= self._index.ef_search else OVERFETCH * k,
+            "visit": k if not any(filters.given) and k + len(exclude) <= self._index.ef_search else OVERFETCH * k,
             **_values(filters),
             "limit": self._index.exact_rows + 1,
         }
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""
-        query = sql.SQL(
-            "SELECT v.row FROM {table} v JOIN products p USING (product_id)"
-            " WHERE v.row = ANY(%(rows)s::integer[]) AND p.catalogue = %(catalogue)s AND {condition}"
-        ).format(table=self._table, condition=_condition(filters))
+        query = self._queries(*filters.given).passing
         parameters = {"rows": rows.astype(np.int32).tolist(), "catalogue": self._catalogue, **_values(filters)}
-        with self._connections.use() as connection:
-            found = [row for (row,) in connection.execute(query, parameters)]
-        return rows[np.isin(rows, found)]
+        found = self._connections.run(lambda c: c.execute(query, parameters).fetchall())
+        return rows[np.isin(rows, [row for (row,) in found])]
 
     def _few_pass(
-        self, connection: Connection[Any], condition: sql.SQL, parameters: dict[str, Any], *, filtered: bool
+        self, connection: Connection[Any], queries: "_Queries", parameters: dict[str, Any], *, filtered: bool
     ) -> bool:
         if self._items <= self._index.exact_rows:
             return True
         if not filtered:
             return False  # nearly everything is available, and the walk falls back to exact where it is not
-        query = sql.SQL(
-            "SELECT count(*) FROM (SELECT 1 FROM products p WHERE p.catalogue = %(catalogue)s AND {condition}"
-            " LIMIT %(limit)s) passing"
-        ).format(condition=condition)
-        row = connection.execute(query, parameters).fetchone()
+        row = connection.execute(queries.few, parameters).fetchone()
         assert row is not None
         return bool(row[0] <= self._index.exact_rows)
 
-    def _exact(self, condition: sql.SQL) -> sql.Composed:
-        # materialized: the distances are computed before the sort, so that the index cannot serve the order
-        return sql.SQL(
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """The statements of one table under one set of filters, as text that is composed once."""
+
+    exact: bytes
+    hnsw: bytes
+    passing: bytes
+    few: bytes
+    """How many products pass, counted up to one more than `exact_rows`."""
+
+    @classmethod
+    def of(cls, table: sql.Identifier, condition: sql.SQL) -> "_Queries":
+        # exact: materialized, so that the distances are computed before the sort and the index cannot serve the order.
+        exact = (
             "WITH passing AS MATERIALIZED ("
             " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v JOIN products p USING (product_id)"
             " WHERE p.catalogue = %(catalogue)s AND {condition} AND v.row <> ALL(%(exclude)s::integer[]))"
             " SELECT row, -distance FROM passing ORDER BY distance, row LIMIT %(k)s"
-        ).format(table=self._table, condition=condition)
-
-    def _hnsw(self, condition: sql.SQL) -> sql.Composed:
-        # A scalar subquery cannot become a join, so the order always comes from the index and the filter is one
-        # primary-key look-up per visited product. The relaxed order is made strict outside: `+ 0`, because the
-        # planner takes the inner order for exact and would not sort.
-        return sql.SQL(
+        )
+        # hnsw: a scalar subquery cannot become a join, so the order always comes from the index and the filter is one
+        # primary-key look-up per visited product. The relaxed order is made strict outside: `+ 0`, because the planner
+        # takes the inner order for exact and would not sort.
+        hnsw = (
             "WITH nearest AS MATERIALIZED ("
             " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v"
             " WHERE v.row <> ALL(%(exclude)s::integer[]) AND (SELECT {condition} FROM products p"
             "  WHERE p.catalogue = %(catalogue)s AND p.product_id = v.product_id)"
             " ORDER BY v.embedding <#> %(vector)s LIMIT %(visit)s)"
             " SELECT row, -distance FROM nearest ORDER BY distance + 0, row LIMIT %(k)s"
-        ).format(table=self._table, condition=condition)
-
-    def _found(
-        self,
-        connection: Connection[Any],
-        query: sql.Composed,
-        parameters: dict[str, Any],
-        *,
-        path: Literal["exact", "hnsw"],
-    ) -> Found:
-        rows = connection.execute(query, parameters).fetchall()
-        return Found(
-            rows=np.array([row for row, _ in rows], dtype=np.int64),
-            scores=np.array([score for _, score in rows], dtype=np.float32),
-            path=path,
-            underfilled=len(rows) < parameters["k"],
         )
+        passing = (
+            "SELECT v.row FROM {table} v JOIN products p USING (product_id)"
+            " WHERE v.row = ANY(%(rows)s::integer[]) AND p.catalogue = %(catalogue)s AND {condition}"
+        )
+        few = (
+            "SELECT count(*) FROM (SELECT 1 FROM products p WHERE p.catalogue = %(catalogue)s AND {condition}"
+            " LIMIT %(limit)s) passing"
+        )
+        texts = (exact, hnsw, passing, few)
+        return cls(*(sql.SQL(text).format(table=table, condition=condition).as_bytes(None) for text in texts))
 
 
-def _condition(filters: Filters) -> sql.SQL:
-    """SQL over `products p`, made of constant text only."""
+def _found(
+    connection: Connection[Any], query: bytes, parameters: dict[str, Any], *, path: Literal["exact", "hnsw"]
+) -> Found:
+    rows = connection.execute(query, parameters).fetchall()
+    return Found(
+        rows=np.array([row for row, _ in rows], dtype=np.int64),
+        scores=np.array([score for _, score in rows], dtype=np.float32),
+        path=path,
+        underfilled=len(rows) < parameters["k"],
+    )
+
+
+def _condition(categories: bool, price_min: bool, price_max: bool) -> sql.SQL:
+    """SQL over `products p` for the filters that are given, made of constant text only."""
     parts = ["p.available"]
-    if filters.categories:
-        parts.append("p.category && %(categories)s::text[]")
-    if filters.price_min is not None:
-        parts.append("p.price >= %(price_min)s::real")
-    if filters.price_max is not None:
-        parts.append("p.price <= %(price_max)s::real")
+    parts += ["p.category && %(categories)s::text[]"] if categories else []
+    parts += ["p.price >= %(price_min)s::real"] if price_min else []
+    parts += ["p.price <= %(price_max)s::real"] if price_max else []
     return sql.SQL(" AND ".join(parts))
 
 

@@ -1,7 +1,8 @@
 """The bundle's products: from id to item row and back, and what to show of each."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import pyarrow.compute as pc
 
 from rec.bundle import Bundle
 from rec.vocab.std import UNKNOWN
+
+CARDS = 16_384
+"""Products whose card is kept, those last shown; one takes a few KB, and 50 µs to make."""
 
 
 class Shelf:
@@ -20,6 +24,8 @@ class Shelf:
         """Id of each item row."""
         self.categories: list[str] = sorted(set(pc.list_flatten(self._table["category"]).to_pylist()) - {UNKNOWN})
         """Categories of all products, by name."""
+        self.card: Callable[[int], dict[str, Any]] = lru_cache(CARDS)(self._card)
+        """What to show of a product by item row, not to be changed; `std` and `re` map a key to its values."""
         self._rows = {product_id: row for row, product_id in enumerate(self.product_ids)}
 
     def __len__(self) -> int:
@@ -41,8 +47,7 @@ class Shelf:
         """The id of an item row."""
         return self.product_ids[row]
 
-    def card(self, row: int) -> dict[str, Any]:
-        """What to show of a product; `std` and `re` map a key to its values."""
+    def _card(self, row: int) -> dict[str, Any]:
         shown: dict[str, Any] = self._table.slice(int(row), 1).to_pylist()[0]
         for kind in ("std", "re"):
             shown[kind] = _grouped(shown[kind])

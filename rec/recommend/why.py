@@ -25,6 +25,7 @@ over_cap             a cap is exceeded, because no other product was left
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,13 @@ class Explainer:
         if encoded is not None:
             raised = {name: vectors @ (encoded.vector - other) for name, other in encoded.without.items()}
         unknown = state.cold and not raised
+        causes = _causes(cosine)
         items = []
         for at, row in enumerate(ranked.rows.tolist()):
             card = self._shelf.card(row)
-            cause = self._cause(card, state, cosine[at])
+            cause = None
+            if not state.cold:
+                cause = _cause(card, self._shelf.card(int(state.items[causes[at]])), cosine[at, causes[at]])
             sources = [source for place, source in enumerate(SOURCES) if ranked.sources[at] >> place & 1]
             reasons = ["similar_to_history"] if cause is not None and cause["cosine"] >= NEAR else []
             reasons += [f"fits_{name}" for name, by in raised.items() if by[at] >= RAISED]
@@ -93,18 +97,23 @@ class Explainer:
             items.append({**shown(card), "score": score, "matched": matched(card, cause)})
         return items
 
-    def _cause(self, card: dict[str, Any], state: UserState, cosine: np.ndarray) -> dict[str, Any] | None:
-        """The product of the history nearest to the item; the newest of equals."""
-        if state.cold:
-            return None
-        at = len(cosine) - 1 - int(np.argmax(cosine[::-1]))
-        cause = self._shelf.card(int(state.items[at]))
-        return {
-            "product_id": cause["product_id"],
-            "title": cause["title"],
-            "cosine": float(cosine[at]),
-            "matched": matched(card, cause),
-        }
+
+def _causes(cosine: np.ndarray) -> np.ndarray:
+    """int64[k] places in the history of the product nearest to each item, the newest of equals; none without one.
+
+    `cosine` is float32[k, H].
+    """
+    count = cosine.shape[1]
+    return count - 1 - cosine[:, ::-1].argmax(axis=1) if count else np.empty(0, np.int64)
+
+
+def _cause(card: dict[str, Any], cause: dict[str, Any], cosine: float) -> dict[str, Any]:
+    return {
+        "product_id": cause["product_id"],
+        "title": cause["title"],
+        "cosine": float(cosine),
+        "matched": matched(card, cause),
+    }
 
 
 def matched(card: dict[str, Any], cause: dict[str, Any]) -> list[dict[str, str]]:
@@ -116,11 +125,18 @@ def matched(card: dict[str, Any], cause: dict[str, Any]) -> list[dict[str, str]]
         if value != UNKNOWN and value in cause["std"].get(key, ())
     ]
     for key, values in card["re"].items():
-        theirs = {word for value in cause["re"].get(key, ()) for word in split_words(value)}
+        theirs = [_words(value) for value in cause["re"].get(key, ())]
         found += [
-            {"kind": "re", "key": key, "value": value} for value in values if theirs.intersection(split_words(value))
+            {"kind": "re", "key": key, "value": value}
+            for value in values
+            if any(not _words(value).isdisjoint(words) for words in theirs)
         ]
     return found
+
+
+@lru_cache(maxsize=65_536)  # catalogues repeat their words
+def _words(value: str) -> frozenset[str]:
+    return frozenset(split_words(value))
 
 
 def shown(card: dict[str, Any]) -> dict[str, Any]:
