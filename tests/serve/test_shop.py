@@ -202,6 +202,8 @@ def test_a_malformed_event_is_refused_with_all_others(shop: Shop) -> None:
         {**client, "at": "2025-01-01T00:00:00"},
         {**client, "size": "8" * 41},
         {**client, "fit": "tight"},
+        {**client, "exposure_id": "42"},
+        {**client, "exposure_id": "019AB0F3-5C1E-7D20-9B1A-3F6F0C2D8E41"},
         {"event_id": "", "client_id": "c"},
         {"event_id": "x", "client_id": "\x00"},
         {"client_id": "c"},
@@ -243,13 +245,23 @@ def test_events_of_unknown_products_and_too_many_are_refused(shop: Shop) -> None
 
 
 def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
-    assert posted(shop, {"event_id": "u1", "user_id": "u09", "context": "linen"}).status_code == 200
+    shown = shop.recommend(user_id="u09", context="linen", k=3)
+    event = {"event_id": "u1", "user_id": "u09", "context": "linen", "exposure_id": shown["exposure_id"]}
+    assert posted(shop, event).status_code == 200
+    deadline = time.monotonic() + 30
+    while not shop.client.get("/v1/users/u09").json()["exposures"]:
+        assert time.monotonic() < deadline, "the list is not logged"
+        time.sleep(0.1)
     told = shop.client.get("/v1/users/u09").json()
     assert told["profile"] == {"height_cm": 169.0, "birth_year": 1989}
     assert told["events"][0]["product_id"] == "P0003"
     assert told["live_events"][0]["context"] == "linen"
+    (listed,) = told["exposures"]
+    assert (listed["exposure_id"], listed["context"]) == (shown["exposure_id"], "linen")
+    assert listed["products"] == [item["product_id"] for item in shown["items"]]
+    assert told["live_events"][0]["exposure_id"] == shown["exposure_id"]
     gone = shop.client.delete("/v1/users/u09")
-    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1}
+    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1, "exposures": 1}
     assert (gone.status_code, gone.json()) == (200, expected)
     assert shop.client.get("/v1/users/u09").status_code == 404
     assert {item["because"] for item in shop.recommend(user_id="u09", k=3)["items"]} == {None}
@@ -261,7 +273,8 @@ def test_a_client_s_events_can_be_deleted(shop: Shop) -> None:
     events = [{"event_id": f"v{number}", "client_id": "a/b c"} for number in range(2)]
     assert posted(shop, *events, {"event_id": "v2", "user_id": "a/b c"}).status_code == 200
     gone = [shop.client.delete("/v1/clients/a%2Fb%20c") for _ in range(2)]
-    assert [(each.status_code, each.json()) for each in gone] == [(200, {"live_events": 2}), (200, {"live_events": 0})]
+    counts = [{"live_events": count, "exposures": 0} for count in (2, 0)]
+    assert [(each.status_code, each.json()) for each in gone] == [(200, each) for each in counts]
     assert {item["because"] for item in shop.recommend(client_id="a/b c", k=3)["items"]} == {None}
     assert shop.client.get("/v1/users/a%2Fb%20c").json()["live_events"], "a client is no user"
     assert posted(shop, events[0]).json()["stored"] == ["v0"]
@@ -492,6 +505,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
         'ray_rec_events_total{.*outcome="repeated"',
+        'ray_rec_exposures_total{.*outcome="logged"',
         'ray_rec_index_recall_bucket{.*filter="stock"',
         "ray_rec_rules_version{",
         *(
