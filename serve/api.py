@@ -365,6 +365,14 @@ class AppliedRules(BaseModel):
     left_out: list[PinLeftOut]
 
 
+class Arm(BaseModel):
+    """Which part of an experiment a shopper is in."""
+
+    number: int
+    """Of the experiment."""
+    arm: Literal["control", "treatment"]
+
+
 class Recommendations(BaseModel):
     """The answer to POST /v1/recommend."""
 
@@ -372,6 +380,8 @@ class Recommendations(BaseModel):
     exposure_id: str
     """Of this list; send it with the events that follow from it."""
     bundle: str
+    experiment: Arm | None
+    """null: none runs, or the shopper is neither a user nor a client."""
     at: datetime
     """The moment that ages of events and products were taken at."""
     degraded: list[str]
@@ -452,7 +462,21 @@ class KnownBundle(BaseModel):
     recipe: str
     items: int
     loaded_at: datetime
-    state: Literal["active", "previous"] | None
+    state: Literal["active", "treatment", "previous"] | None
+    """`treatment`: it is tried beside the active one."""
+
+
+class RunningExperiment(BaseModel):
+    """A bundle that is tried beside the active one (rec/index/experiments.py)."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    control: str
+    treatment: str
+    share: float
+    """Of the shoppers who get the treatment."""
+    started_at: datetime
 
 
 class Bundles(BaseModel):
@@ -463,6 +487,7 @@ class Bundles(BaseModel):
     active: str | None
     previous: str | None
     """The one that was active before, of whatever recipe."""
+    experiment: RunningExperiment | None
     known: list[KnownBundle]
     """Newest first."""
 

@@ -65,6 +65,7 @@ RECOMMENDATIONS: Examples = {
     "items": [RECOMMENDED],
     "exposure_id": EXPOSURE_ID,
     "bundle": BUNDLE,
+    "experiment": {"number": 2, "arm": "control"},
     "at": "2026-11-23T08:00:00Z",
     "degraded": [],
     "underfilled": False,
@@ -180,6 +181,13 @@ BUNDLES: Examples = {
     "serving": BUNDLE,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
+    "experiment": {
+        "number": 2,
+        "control": BUNDLE,
+        "treatment": "77aa3be0c1d9",
+        "share": 0.1,
+        "started_at": "2026-11-23T09:00:00Z",
+    },
     "known": [
         {"bundle": BUNDLE, "recipe": "demo", "items": 400, "loaded_at": "2026-11-23T07:00:00Z", "state": "active"},
         {

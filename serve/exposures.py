@@ -37,6 +37,15 @@ CLOSING_S = 10.0
 """How long a server that ends waits for its lists to be written."""
 
 
+class Arm(NamedTuple):
+    """Which part of an experiment a shopper is in."""
+
+    number: int
+    """Of the experiment."""
+    arm: str
+    """One of rec.index.experiments.ARMS."""
+
+
 class Shop(NamedTuple):
     """What a list of a bundle is logged with; made once for each bundle."""
 
@@ -65,8 +74,7 @@ class Shown(NamedTuple):
     shop: Shop
     passage: Passage
     degraded: tuple[str, ...]
-    experiment: int | None = None
-    arm: str | None = None
+    arm: Arm | None
 
 
 class ExposureLog:
@@ -80,12 +88,14 @@ class ExposureLog:
         self._thread: threading.Thread | None = None
         self._connections: Connections | None = None
 
-    def note(self, shop: Shop, exposure_id: str, passage: Passage, degraded: Sequence[str]) -> None:
+    def note(
+        self, shop: Shop, exposure_id: str, passage: Passage, degraded: Sequence[str], arm: Arm | None = None
+    ) -> None:
         """Log a list, or the share of lists that the shop wants; never waits."""
         if shop.share < 1 and random.random() >= shop.share:
             return
         try:
-            self._waiting.put_nowait(Shown(exposure_id, datetime.now(UTC), shop, passage, tuple(degraded)))
+            self._waiting.put_nowait(Shown(exposure_id, datetime.now(UTC), shop, passage, tuple(degraded), arm))
         except queue.Full:
             self._tell("dropped", 1)
             return
@@ -155,8 +165,8 @@ def exposure(shown: Shown) -> Exposure:
         exposure_id=shown.exposure_id,
         catalogue=shop.catalogue,
         bundle=shop.bundle,
-        experiment=shown.experiment,
-        arm=shown.arm,
+        experiment=None if shown.arm is None else shown.arm.number,
+        arm=None if shown.arm is None else shown.arm.arm,
         user_id=request.user_id,
         client_id=request.client_id,
         served_at=shown.served_at,

@@ -42,6 +42,7 @@ def create() -> FastAPI:
                 "items": answer.items,
                 "exposure_id": new_id(),
                 "bundle": answer.bundle,
+                "experiment": None,
                 "at": answer.at,
                 "degraded": [],
                 "underfilled": answer.underfilled,

@@ -5,6 +5,7 @@ tables.py     what exists in the database, and names made from bundle ids
 roles.py      who may read what serving reads
 vector_table.py  the vectors of a bundle -> its table (binary COPY, HNSW)
 load.py       a bundle and its recipe's data -> tables, all or nothing
+experiments.py  which bundle is tried beside the active one, and on whom
 promote.py    which bundle answers: promote, roll back
 rule_versions.py  the rules of a catalogue: apply, revert
 check.py      whether the vectors in the database are those of the bundle

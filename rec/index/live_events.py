@@ -10,7 +10,7 @@ clients and users are different columns, so an id of one never reads what the ot
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import pyarrow as pa
 from psycopg import Connection
@@ -159,13 +159,28 @@ FOLLOWING = pa.schema(
 
 def following(connection: Connection[Any], catalogue: str, since: datetime, until: datetime) -> pa.Table:
     """The events of users and clients from `since` on that were received before `until`, oldest first (FOLLOWING)."""
+    return _following(
+        connection,
+        "SELECT event_id, user_id, client_id, product_id, event, at, exposure_id::text FROM live_events"
+        " WHERE catalogue = %s AND at >= %s AND received_at < %s ORDER BY at, received_at, event_id",
+        (catalogue, since, until),
+    )
+
+
+def in_log(connection: Connection[Any], catalogue: str, since: datetime) -> pa.Table:
+    """The loaded events from `since` on, oldest first (FOLLOWING); some of them may be live events as well."""
+    return _following(
+        connection,
+        "SELECT NULL, user_id, NULL, product_id, event, at, NULL FROM events"
+        " WHERE catalogue = %s AND at >= %s ORDER BY at, user_id, position",
+        (catalogue, since),
+    )
+
+
+def _following(connection: Connection[Any], query: LiteralString, given: tuple[Any, ...]) -> pa.Table:
     tables = []
     with connection.cursor("following") as cursor:
-        cursor.execute(
-            "SELECT event_id, user_id, client_id, product_id, event, at, exposure_id::text FROM live_events"
-            " WHERE catalogue = %s AND at >= %s AND received_at < %s ORDER BY at, received_at, event_id",
-            (catalogue, since, until),
-        )
+        cursor.execute(query, given)
         while rows := cursor.fetchmany(READ_AT_ONCE):
             columns = zip(FOLLOWING.names, zip(*rows, strict=True), strict=True)
             tables.append(pa.table(dict(columns), schema=FOLLOWING))

@@ -221,6 +221,21 @@ END $do$""",
 CREATE TRIGGER not_of_forgotten BEFORE INSERT ON exposures
 FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",
     ),
+    (
+        # bundles that are tried beside the active one (rec/index/experiments.py); they may go when it is over
+        """
+CREATE TABLE experiments (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    catalogue text NOT NULL,
+    control text NOT NULL,
+    treatment text NOT NULL,
+    share double precision NOT NULL CHECK (share > 0 AND share < 1),
+    salt text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    stopped_at timestamptz
+)""",
+        "CREATE UNIQUE INDEX experiments_running ON experiments ((stopped_at IS NULL)) WHERE stopped_at IS NULL",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

@@ -22,6 +22,7 @@ SERVED = (
     "bundles",
     "promotions",
     "active_bundle",
+    "experiments",
     "rules",
     "schema_version",
 )
