@@ -36,6 +36,12 @@ def active(pool: Connections) -> str:
         return promote.active(connection)
 
 
+def serving(pool: Connections) -> list[str]:
+    """Ids of the active bundle and of the one that is tried beside it."""
+    with pool.use() as connection:
+        return promote.serving(connection)
+
+
 def experiment(pool: Connections) -> Experiment | None:
     """The experiment that runs."""
     with pool.use() as connection:
@@ -97,9 +103,7 @@ class Loaded(Generic[T]):
         while True:
             time.sleep(FOLLOW_S)
             try:
-                with pool.use() as connection:
-                    serving = promote.serving(connection)
-                for name in serving:
+                for name in serving(pool):
                     self.get(name)
             except RecError:  # the ingress, which looks as often, says so
                 continue

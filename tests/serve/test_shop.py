@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
-from rec import ports, postgres, publish
-from rec.index import rule_versions
+from rec import bundle, ports, postgres, publish
+from rec.index import experiments, rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
@@ -458,6 +458,44 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
         seen = seen | {shop.recommend(user_id="u01", k=3)["bundle"]}
     assert shop.recommend()["bundle"] == wanted
     return seen
+
+
+def test_an_experiment_gives_every_shopper_one_bundle(shop: Shop) -> None:
+    active = shop.recommend()["bundle"]
+    (tried,) = set(bundle.names(shop.recipe.store)) - {active}
+    started = publish.try_out(shop.recipe, tried, 0.5)
+    deadline = time.monotonic() + 120
+    while shop.recommend(client_id="t0", k=1)["experiment"] is None:
+        assert time.monotonic() < deadline, "the shop does not take part"
+        time.sleep(0.2)
+    arms = {}
+    for number in range(12):
+        answer = shop.recommend(user_id=f"t{number}", client_id="t", k=3)
+        arms[number] = answer["experiment"]["arm"]
+        assert answer["experiment"] == {"number": started.number, "arm": started.arm(f"t{number}", None)}
+        assert answer["bundle"] == (tried if arms[number] == "treatment" else active)
+        shown = {"user_id": f"t{number}", "product_id": answer["items"][0]["product_id"]}
+        told = shop.client.post("/v1/explain", json=shown).json()
+        assert (told["bundle"], told["outcome"]) == (answer["bundle"], "shown")
+    assert set(arms.values()) == {"control", "treatment"}
+    nobody = shop.recommend(k=1)
+    assert (nobody["bundle"], nobody["experiment"]) == (active, None)
+    listed = shop.client.get("/v1/bundles").json()
+    assert (listed["active"], listed["experiment"]["treatment"]) == (active, tried)
+    assert {each["bundle"]: each["state"] for each in listed["known"]} == {active: "active", tried: "treatment"}
+    while not (logged := shop.client.get("/v1/users/t0")).json().get("exposures"):
+        assert time.monotonic() < deadline, "the list is not logged"
+        time.sleep(0.1)
+    (kept,) = logged.json()["exposures"]
+    assert (kept["experiment"], kept["arm"]) == (started.number, arms[0])
+    assert kept["bundle"] == (tried if arms[0] == "treatment" else active)
+    experiments.stop(postgres.url(shop.recipe.store), shop.recipe.name)
+    treated = next(f"t{number}" for number, arm in arms.items() if arm == "treatment")
+    while (answer := shop.recommend(user_id=treated, k=1))["experiment"] is not None:
+        assert answer["bundle"] == tried
+        assert time.monotonic() < deadline + 60, "the shop goes on"
+        time.sleep(0.2)
+    assert answer["bundle"] == active
 
 
 def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
