@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check for, start, stop or look at the demo shop: the Serve graph on this machine, in the background.
+"""Check for, start, stop or look at the demo shop: the recommender under Ray Serve on this machine, in the background.
 
     python jobs/shop.py check --recipe demo --port 8000
     python jobs/shop.py start --recipe demo --port 8000
@@ -36,6 +36,8 @@ from rec.errors import ConfigError, RecError
 from rec.index import migrations, promote
 
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
+WHOLE, APART = "serve.app:whole", "serve.app:graph"
+"""One process answers several times sooner than four where all share a few cores."""
 MARK = "REC_SHOP"
 """Environment variable of the shop's processes; its value is the store's path."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -79,8 +81,8 @@ class Shop:
             return None
         return int(json.loads(self.record.read_text(encoding="utf-8"))["port"])
 
-    def launch(self, port: int, host: str = HOST) -> psutil.Process:
-        """Start `serve run` in a session of its own."""
+    def launch(self, port: int, host: str = HOST, *, apart: bool = False) -> psutil.Process:
+        """Start `serve run` in a session of its own; `apart`: with processes for each stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(
@@ -151,13 +153,16 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def start(config: Config, port: int, *, public: bool = False) -> dict[str, Any]:
-    """Start the shop on `port`, wait until it is ready, send one request; `public`: on all addresses of the machine."""
+def start(config: Config, port: int, *, public: bool = False, apart: bool = False) -> dict[str, Any]:
+    """Start the shop on `port`, wait until it is ready, send one request.
+
+    `public`: on all addresses of the machine; `apart`: with processes for each stage.
+    """
     shop, host = Shop(Path(config.store)), ANYWHERE if public else HOST
     api_keys.check_bind(host, api_keys.access())
     _check_startable(shop, port, host)
     _check_servable(shop, config)
-    process = shop.launch(port, host)
+    process = shop.launch(port, host, apart=apart)
     try:
         _await_ready(shop, process, port)
         answer = _first_answer(shop, port)
@@ -280,7 +285,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "check":
         return check(config, options.port)
     if options.action == "start":
-        return start(config, options.port, public=options.public)
+        return start(config, options.port, public=options.public, apart=options.apart)
     return stop(config) if options.action == "stop" else status(config)
 
 
@@ -291,4 +296,5 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--public", action="store_true", help="start: on all addresses of the machine; REC_API_KEYS has to be set"
     )
+    arguments.add_argument("--apart", action="store_true", help="start: a process for each stage, as on a cluster")
     main(run, arguments)

@@ -1,1 +1,1 @@
-"""The Ray Serve application: `serve run serve.app:graph`."""
+"""The Ray Serve applications: `serve run serve.app:graph`, and `serve.app:whole` for one machine."""

@@ -4,9 +4,11 @@ one.p50.ms, one.p99.ms     one client that waits for each answer
 one.STAGE.ms               median of what the answers say of a stage
 N.per_s, N.p99.ms          N clients at once
 sustained.per_s            the most answers a second with 99 % of them within BOUND_MS
+apart.*                    the same with a process for each stage (`shop.py start --apart`)
+haproxy.*                  the shop behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY) in place of Serve's own proxy
 fused.*                    `serve.fused`: one process of FastAPI and uvicorn, the same bundle and Postgres
 over.fused                 sustained over fused.sustained
-failed                     answers other than 200 of both
+failed                     answers other than 200 of all
 
 Client, server and Postgres share the machine. Requests are of the recipe's own shoppers, a fifth of them anonymous with
 the last products of one; none has a context, whose text costs a text encoder's time.
@@ -19,7 +21,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,22 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
     Raises RecError where a server does not start.
     """
     bodies = requests(config)
-    with _shop(shop, arguments) as url:
-        figures, ours, failed = _figures("", url, bodies, quick=quick)
-    with _fused(config, shop.parent.parent) as url:
-        beside, theirs, also_failed = _figures("fused.", url, bodies, quick=quick)
-    figures |= beside
-    figures["over.fused"] = figure(round(ours / theirs, 3), "times", goal=FUSED_GOAL)
-    figures["failed"] = figure(failed + also_failed, "answers", goal=0)
+    figures: Figures = {}
+    sustained: dict[str, float] = {}
+    failures = 0
+    servers = {
+        "": _shop(shop, arguments),
+        "apart.": _shop(shop, arguments, "--apart"),
+        "haproxy.": _shop(shop, arguments, RAY_SERVE_ENABLE_HA_PROXY="1"),
+        "fused.": _fused(config, shop.parent.parent),
+    }
+    for prefix, server in servers.items():
+        with server as url:
+            found, sustained[prefix], failed = _figures(prefix, url, bodies, quick=quick)
+        figures |= found
+        failures += failed
+    figures["over.fused"] = figure(round(sustained[""] / sustained["fused."], 3), "times", goal=FUSED_GOAL)
+    figures["failed"] = figure(failures, "answers", goal=0)
     return {f"{config.name}.serving.{name}": value for name, value in figures.items()}
 
 
@@ -101,18 +112,18 @@ def _figures(prefix: str, url: str, bodies: Sequence[dict[str, Any]], *, quick: 
 
 
 @contextmanager
-def _shop(job: Path, arguments: Sequence[str]) -> Iterator[str]:
-    """The Serve graph, started and stopped by jobs/shop.py."""
+def _shop(job: Path, arguments: Sequence[str], *how: str, **environment: str) -> Iterator[str]:
+    """The shop, started and stopped by jobs/shop.py."""
     port = str(free())
-    _run([sys.executable, str(job), "start", *arguments, "--port", port])
+    _run([sys.executable, str(job), "start", *arguments, "--port", port, *how], environment)
     try:
         yield f"http://127.0.0.1:{port}/v1/recommend"
     finally:
         _run([sys.executable, str(job), "stop", *arguments])
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
     if done.returncode:
         raise RecError(f"{' '.join(command[1:3])} failed: {done.stderr.strip()[-1_000:]}")
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, promote, tables, vector_table
+from rec.index import load, promote, search, tables, vector_table
 from rec.index.catalogue import Catalogue
 from rec.index.connections import SETTINGS, Connections
 from rec.index.promote import Promoted
-from rec.index.search import Filters, VectorIndex, _condition
+from rec.index.search import Filters, VectorIndex
 from tests.bundle import tiny
 
 NONE = np.empty(0, np.int64)
@@ -137,23 +137,40 @@ def test_the_walk_gives_way_where_it_finds_too_few(made: Bundle, connections: Co
     assert set(found.rows.tolist()) == set(np.flatnonzero(available()).tolist())
 
 
+def test_few_products_in_stock_are_compared_without_a_walk(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = int(available().sum())
+    for exact_rows, path in ((count, "exact"), (count - 1, "hnsw")):
+        index = VectorIndex(connections, made.id, Index(exact_rows=exact_rows))
+        assert index.search(unit(1), 5, exclude=NONE, filters=Filters()).path == path
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    change = "UPDATE products SET available = NOT available WHERE catalogue = 'tiny' AND product_id = %s"
+    with connections.use() as connection:
+        connection.execute(change, (tiny.product_id(0),))
+    try:
+        assert index.search(unit(1), 5, exclude=NONE, filters=Filters()).path == "hnsw", "it stands for a while"
+        now += search.STOCK_S
+        found = index.search(unit(1), 5, exclude=NONE, filters=Filters())
+        assert (found.path, 0 in found.rows) == ("exact", False)
+    finally:
+        with connections.use() as connection:
+            connection.execute(change, (tiny.product_id(0),))
+
+
 def test_the_index_serves_the_order_of_the_walk(made: Bundle, connections: Connections, index: VectorIndex) -> None:
-    query = index._hnsw(index_condition())
+    query = index._queries(*Filters().given).hnsw
     parameters = {
         "vector": index._value(unit(3)), "catalogue": "tiny", "exclude": [], "k": 10, "visit": 10,
         "categories": [], "price_min": None, "price_max": None,
     }  # fmt: skip
     with connections.use() as connection:
         connection.execute("SET LOCAL enable_seqscan = off")  # so few rows that reading them all is cheaper
-        plan = connection.execute(b"EXPLAIN " + query.as_bytes(connection), parameters).fetchall()
+        plan = connection.execute(b"EXPLAIN " + query, parameters).fetchall()
     text = "\n".join(row[0] for row in plan)
     assert f"items_{made.id}_hnsw" in text
     assert "Sort" in text  # the relaxed order is made strict
-
-
-def index_condition() -> psycopg.sql.SQL:
-    """The condition of no filter."""
-    return _condition(Filters())
 
 
 def test_hostile_filter_values_are_values(index: VectorIndex) -> None:
@@ -288,17 +305,42 @@ def test_a_statement_that_nobody_waits_for_is_ended(database_url: str, monkeypat
     opened.close()
 
 
+def test_a_connection_that_is_gone_is_replaced_within_the_request(
+    made: Bundle, database_url: str, index: VectorIndex
+) -> None:
+    opened = Connections(database_url, size=3)
+    mine = VectorIndex(opened, made.id, index._index)
+    with ExitStack() as all_three:
+        pids = [all_three.enter_context(opened.use()).info.backend_pid for _ in range(3)]
+    with postgres.connect(database_url, autocommit=True) as other:
+        for pid in pids:
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    found = mine.search(unit(1), 5, exclude=NONE, filters=Filters())
+    assert found.rows.tolist() == index.search(unit(1), 5, exclude=NONE, filters=Filters()).rows.tolist()
+
+    def never(connection: psycopg.Connection) -> None:
+        calls.append(connection.info.backend_pid)
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        connection.execute("SELECT 1")
+
+    calls: list[int] = []
+    with postgres.connect(database_url, autocommit=True) as other, pytest.raises(DatabaseError, match="AdminShutdown"):
+        opened.run(never)
+    assert len(calls) == 2, "once more, and no storm"
+    opened.close()
+
+
 def test_every_bundle_is_searched_with_its_own_settings(
     made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    found = VectorIndex._found
+    found = search._found
 
-    def note(index: VectorIndex, connection: psycopg.Connection, *args: Any, **named: Any) -> Any:
+    def note(connection: psycopg.Connection, *args: Any, **named: Any) -> Any:
         seen.extend(connection.execute("SHOW hnsw.ef_search").fetchone() or ())
-        return found(index, connection, *args, **named)
+        return found(connection, *args, **named)
 
-    monkeypatch.setattr(VectorIndex, "_found", note)
+    monkeypatch.setattr(search, "_found", note)
     for ef_search in (300, 20, 160):
         index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=ef_search))
         index.search(unit(1), 5, exclude=NONE, filters=Filters())

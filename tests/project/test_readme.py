@@ -108,7 +108,7 @@ def test_every_command_is_checked_or_marked() -> None:
                 method = "POST" if "-d" in words else "GET"
                 path = "/" + url.split("/", 3)[3].partition("?")[0]
                 assert any(method == known and route.fullmatch(path) for known, route in routes), line
-            case ["serve", "run", "serve.app:graph"]:
+            case ["serve", "run", "serve.app:graph" | "serve.app:whole"]:
                 pass
             case ["serve", "run", name] | ["pipx", "run", *_, "--requirement", name, "--no-deps", "--disable-pip"]:
                 assert (REPOSITORY / name).is_file(), line

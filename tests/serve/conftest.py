@@ -84,9 +84,9 @@ def chain(published: Config, connections: Connections) -> Chain:
 
 @pytest.fixture(scope="session")
 def shop(published: Config) -> Iterator[Shop]:
-    """The shop as a user starts it."""
+    """The shop as a user starts it, with the graph of a cluster: its stages can fail one by one."""
     port = ports.free()
-    done = shop_job(published, "start", "--port", str(port))
+    done = shop_job(published, "start", "--port", str(port), "--apart")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     with httpx.Client(base_url=said["url"], timeout=60) as client:

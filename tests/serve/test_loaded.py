@@ -83,7 +83,10 @@ def test_following_goes_on_after_what_nobody_foresaw(
 
     async def follow() -> str:
         replica: Any = SimpleNamespace(
-            _connections=None, _front=front("old"), _fronts=SimpleNamespace(get=front), _answer=answer
+            _connections=None,
+            _front=front("old"),
+            _fronts=SimpleNamespace(get=front),
+            _answering=SimpleNamespace(recommend=answer),
         )
         task = asyncio.create_task(following(replica))
         for _ in range(500):
