@@ -20,7 +20,7 @@ STAGES = [
 
 
 def test_there_is_a_job_for_every_stage() -> None:
-    others = {"pipeline", "benchmark", "bundles", "database", "doctor", "rules", "shop"}
+    others = {"pipeline", "benchmark", "bundles", "database", "doctor", "experiment", "rules", "shop"}
     assert {*STAGES, *others} <= {path.stem for path in JOBS}
 
 
