@@ -25,6 +25,9 @@ scale        time and memory of ingest, enrichment from the cache and tensorizat
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search and hnswlib (where that is
              installed), in a database of its own
+nodes        the pipeline on three Ray nodes of this machine, of which one is killed in each of enrichment and training;
+             the graph under load when a node with replicas dies; and Ray's autoscaler, which brings nodes for a
+             training and takes them away after it
 """
 
 import argparse
@@ -47,6 +50,7 @@ from rec.evaluate import (
     enrichment,
     gpu_speed,
     index_speed,
+    nodes,
     other_splits,
     ranker_study,
     scale,
@@ -189,6 +193,10 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
+    elif options.name == "nodes":
+        figures = nodes.measure(
+            Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
+        )
     elif options.name == "index":
         figures = index_speed.measure(config, index_speed.QUICK if options.quick else index_speed.FULL)
     elif options.name == "enrichment":
@@ -209,7 +217,18 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    names = ["retrieval", "extraction", "enrichment", "item-tower", "rankers", "serving", "gpu", "scale", "index"]
+    names = [
+        "retrieval",
+        "extraction",
+        "enrichment",
+        "item-tower",
+        "rankers",
+        "serving",
+        "gpu",
+        "scale",
+        "index",
+        "nodes",
+    ]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
     arguments.add_argument("--html", metavar="FILE", help="write the page with plots to FILE")

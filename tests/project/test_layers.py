@@ -62,6 +62,7 @@ ONLY_IN = {
         "rec.encode",
         "rec.embed",
         "rec.samples",
+        "rec.evaluate.nodes",
     ],
     "psycopg": ["rec.postgres", "rec.backup", "rec.enrich.cache", "rec.index"],
     "psycopg_pool": ["rec.index"],
