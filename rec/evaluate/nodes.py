@@ -186,10 +186,17 @@ class _Nodes:
 
     def busy(self, actor: str) -> list[str]:
         """Ids of the nodes, the head aside, with living actors whose class begins with `actor`."""
+        return list(dict.fromkeys(self._where(actor)))
+
+    def count(self, actor: str) -> int:
+        """Living actors of the class on these nodes."""
+        return len(self._where(actor))
+
+    def _where(self, actor: str) -> list[str]:
         workers = {node.node_id for node in self._cluster.worker_nodes}
         actors = list_actors(address=self.address, filters=[("state", "=", "ALIVE")], limit=1_000)
-        found = [each.node_id for each in actors if str(each.class_name).startswith(actor)]
-        return [str(node) for node in dict.fromkeys(found) if node in workers]
+        found = [str(each.node_id) for each in actors if str(each.class_name).startswith(actor)]
+        return [node for node in found if node in workers]
 
 
 def _hash(store: Path, kind: str) -> str:
@@ -201,28 +208,30 @@ def _hash(store: Path, kind: str) -> str:
 
 def _served(nodes: _Nodes, job: _Job, store: Path, seconds: float) -> Figures:
     """Load on the graph, two replicas of each deployment on two nodes, of which one dies."""
-    port, config = free(), store / "two.json"
+    port, config, checkout = free(), store / "two.json", str(job.folder.parent)
+    environment = {"REC_STORE": str(store), "PYTHONPATH": checkout}
     options = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0.2}}
     names = ("Recommender", "UserTower", "Retriever", "Ranker")
     artifact.write_json(
         config,
         {
             "proxy_location": "HeadOnly",
-            "http_options": {"port": port, "request_timeout_s": 20},
+            "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 20},
             "applications": [
                 {
                     "name": "shop",
                     "import_path": "serve.app:graph",
+                    "runtime_env": {"env_vars": environment},
                     "deployments": [{"name": name, **options} for name in names],
                 }
             ],
         },
     )
-    checkout = job.folder.parent
-    environment = {**os.environ, "REC_STORE": str(store), "PYTHONPATH": str(checkout)}
     command = [str(Path(sys.executable).parent / "serve"), "run", "--address", nodes.address]
     with (store / "serve.log").open("wb") as out:
-        server = subprocess.Popen([*command, str(config)], cwd=checkout, env=environment, stdout=out, stderr=out)
+        server = subprocess.Popen(
+            [*command, str(config)], cwd=checkout, env=os.environ | environment, stdout=out, stderr=out
+        )
     try:
         _until(lambda: _answers(f"http://127.0.0.1:{port}/readyz"), server)
         _until(lambda: _replicas(nodes, names) == 2 * len(names), server)
@@ -262,9 +271,8 @@ def _struck(nodes: _Nodes, url: str, names: Sequence[str], seconds: float) -> Fi
 
 
 def _replicas(nodes: _Nodes, names: Sequence[str]) -> int:
-    """Living replicas of the deployments."""
-    actors = list_actors(address=nodes.address, filters=[("state", "=", "ALIVE")], limit=1_000)
-    return sum(str(each.class_name) in {f"ServeReplica:shop:{name}" for name in names} for each in actors)
+    """Living replicas of the deployments, on nodes that live."""
+    return sum(nodes.count(f"ServeReplica:shop:{name}") for name in names)
 
 
 def _answers(url: str) -> bool:
