@@ -8,11 +8,11 @@
     python jobs/database.py migrate               # bring the tables up to this program's version; jobs do it, too
     python jobs/database.py backup shop.dump      # everything, in pg_dump's custom format
     python jobs/database.py restore shop.dump     # into an empty database
-    python jobs/database.py grant shop_reader     # let a role read what a server needs and add events, nothing else
+    python jobs/database.py grant shop_reader     # let a role read what a server needs, add events and lists
     python jobs/database.py grant shop_reader --forget    # and delete the data of users, as DELETE /v1/users/{id} does
-    python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events and profile, for good
-    python jobs/database.py forget visit-7f3a --client --recipe shop.toml    # the events of an anonymous client
-    python jobs/database.py expire                # delete live events of 90 days ago; a publish does it, too
+    python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events, lists and profile, for good
+    python jobs/database.py forget visit-7f3a --client --recipe shop.toml    # events and lists of an anonymous client
+    python jobs/database.py expire                # delete live events and lists of 90 days ago; a publish does it, too
 
 REC_DATABASE_URL names another server; then start, stop and url have nothing to do. A user who was forgotten stays in
 the recipe's datasets, and in the files they were read from, until the shop removes them there; what is loaded from
@@ -29,7 +29,7 @@ from rec import backup, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError
-from rec.index import forget, live_events, migrations, roles, status
+from rec.index import forget, migrations, retention, roles, status
 
 NEEDS = {"backup": "FILE", "restore": "FILE", "grant": "ROLE", "forget": "USER"}
 """Actions with an argument, and what it is."""
@@ -66,11 +66,11 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
         case "expire":
             with postgres.session(postgres.url(config.store, create=False)) as connection:
                 migrations.require(connection)
-                return {"live_events": live_events.expire(connection)}
+                return retention.expire(connection)
         case _:
             whom, url = _argument(options), postgres.url(config.store, create=False)
             if options.client:
-                return {"recipe": config.name, "live_events": forget.forget_client(url, config.name, whom)}
+                return {"recipe": config.name, **asdict(forget.forget_client(url, config.name, whom))}
             return {"recipe": config.name, **asdict(forget.forget(url, config.name, whom))}
 
 

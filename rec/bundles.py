@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 
 def overview(config: Config) -> list[dict[str, Any]]:
-    """Every bundle of the store, of all recipes, oldest first; `state` is active, previous (rollback's) or None."""
+    """Every bundle of the store, of all recipes, oldest first; `state` is active, treatment (of an
+    experiment that runs), previous (rollback's) or None."""
     states = _states(config)
     found = []
     for name in bundle.names(config.store):
@@ -46,15 +47,16 @@ def _described(made: Bundle) -> dict[str, Any]:
 
 
 def _states(config: Config) -> dict[str, str]:
-    """active or previous, by bundle id; empty where there is no database."""
+    """active, treatment or previous, by bundle id; empty where there is no database."""
     try:
         with postgres.session(postgres.url(config.store, create=False)) as connection:
             name = promote.active(connection)
-            earlier = promote.before(connection)
+            earlier, served = promote.before(connection), promote.serving(connection)
     except DatabaseError as error:
         log.warning("which bundle is active is not known: %s", error)
         return {}
-    return {**({} if earlier is None else {earlier: "previous"}), name: "active"}
+    states = {} if earlier is None else {earlier: "previous"}
+    return {**states, **dict.fromkeys(served, "treatment"), name: "active"}
 
 
 def verify(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -93,7 +95,8 @@ def _url(config: Config) -> str | None:
 
 
 def collect(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
-    """Remove the recipe's bundles but the active one and the one to roll back to, from database and store.
+    """Remove the recipe's bundles but the active one, the one to roll back to and one that is tried, from database and
+    store.
 
     What killed processes left in the store goes as well, and so do vectors in the database that belong to no bundle.
     """

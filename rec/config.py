@@ -599,6 +599,19 @@ class Index(Branch):
     """Share of a server's answers from the HNSW index that it compares with exact search afterwards; 0 for none."""
 
 
+class Feedback(Branch):
+    """What servers log of the lists that they serve, and what the ranker learns from it."""
+
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the answers to `POST /v1/recommend` that a server logs; 0 for none."""
+    candidates: int = Field(default=100, ge=2)
+    """Most candidates that are logged with a list, in the order of retrieval; what was shown is logged in any case."""
+    train: bool = False
+    """Train the ranker on logged lists of which something was chosen, beside the samples of the shop's log."""
+    window_hours: float = Field(default=24.0, gt=0, le=24 * 30)
+    """How long after a list an event that names no list is taken to follow from it."""
+
+
 class Evaluate(Branch):
     """Evaluation of retrieval and final list."""
 
@@ -634,6 +647,7 @@ class Config(Branch):
     ranker: Ranker = Ranker()
     fit: Fit = Fit()
     index: Index = Index()
+    feedback: Feedback = Feedback()
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from rec.config import Config
 from rec.data import ingest
 from rec.enrich import stage as enrich
 from rec.evaluate import stage as evaluate
+from rec.feedback import samples as feedback
 from rec.memory import PeakMemory
 from rec.train import fit, item, ranker, user
 from rec.vocab import tensorize
@@ -43,6 +44,7 @@ STAGES = (
     Stage("embed", embed.run),
     Stage("train_user", user.run),
     Stage("candidates", samples.run),
+    Stage("exposures", feedback.run, wanted=lambda config: config.feedback.train),
     Stage("train_ranker", ranker.run),
     Stage("train_fit", fit.run, wanted=lambda config: config.fit.enabled),
     Stage("evaluate", evaluate.run),

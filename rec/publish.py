@@ -8,8 +8,9 @@ from rec import assemble, bundle, postgres, queries
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError
-from rec.index import load, promote, recall
+from rec.index import experiments, load, promote, recall
 from rec.index.connections import Connections
+from rec.index.experiments import Experiment
 from rec.index.promote import Promoted
 from rec.index.search import VectorIndex
 
@@ -48,10 +49,7 @@ def rollback(config: Config) -> dict[str, Any]:
 
 def activate(config: Config, name: str, *, force: bool = False) -> dict[str, Any]:
     """Make a bundle of the store active, whoever made it: verified, loaded if need be, above its floor or by force."""
-    made = bundle.read(config.store, name)
-    if made.recipe != config.name:
-        raise ArtifactError(f"bundle {name} is of recipe {made.recipe!r}, not {config.name!r}: name it with --recipe")
-    bundle.verify(made)
+    made = _named(config, name)
     put = _put(config, made, force=force)
     return {
         "bundle": name,
@@ -60,6 +58,14 @@ def activate(config: Config, name: str, *, force: bool = False) -> dict[str, Any
         "floor_met": made.evaluation.floor_met,
         "recall": put.recall,
     }
+
+
+def try_out(config: Config, name: str, share: float, *, force: bool = False) -> Experiment:
+    """Start an experiment with a bundle of the store beside the active one: verified and loaded as for `activate`."""
+    made = _named(config, name)
+    promote.check_floor(made, force=force)
+    _load(config, made, force=force)
+    return experiments.start(postgres.url(config.store), config.name, name, share)
 
 
 def measure_recall(config: Config, name: str) -> dict[str, Any]:
@@ -80,6 +86,15 @@ def measure_recall(config: Config, name: str) -> dict[str, Any]:
     }
 
 
+def _named(config: Config, name: str) -> Bundle:
+    """The verified bundle of the recipe."""
+    made = bundle.read(config.store, name)
+    if made.recipe != config.name:
+        raise ArtifactError(f"bundle {name} is of recipe {made.recipe!r}, not {config.name!r}: name it with --recipe")
+    bundle.verify(made)
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class _Put:
     """What became of a bundle."""
@@ -94,12 +109,18 @@ class _Put:
 def _put(config: Config, made: Bundle, *, force: bool) -> _Put:
     """Load the bundle if need be and make it the active one, if it reaches its floors or by `force`."""
     promote.check_floor(made, force=force)
+    loaded, found = _load(config, made, force=force)
+    done = promote.promote(postgres.url(config.store), made, config.root, force=force)
+    return _Put(loaded, found, done, done.before if done.before != made.id else None)
+
+
+def _load(config: Config, made: Bundle, *, force: bool) -> tuple[bool, float | None]:
+    """Load the vectors if need be; whether that was done, and what the index finds, if that is enough or by `force`."""
     url = postgres.url(config.store)
     loaded = load.vectors(url, made, config.index)
     found = _recall(config, made, url)
     recall.check_floor(made, found, config.index.min_recall, force=force)
-    done = promote.promote(url, made, config.root, force=force)
-    return _Put(loaded, found, done, done.before if done.before != made.id else None)
+    return loaded, found
 
 
 def _recall(config: Config, made: Bundle, url: str) -> float | None:

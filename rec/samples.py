@@ -40,6 +40,8 @@ MISSED = -1
 class Samples:
     """U requests with their targets, in ascending order of user."""
 
+    users: NDArray[np.int64]
+    """int64[U] of `Histories`."""
     states: list[UserState]
     candidates: list[Candidates]
     at: NDArray[np.int64]
@@ -213,4 +215,4 @@ def load(root: Path, h: Histories, history: int) -> Samples:
         Candidates(rows[part].astype(np.int64), scores[part], sources[part].astype(np.int64), together[part])
         for part in parts
     ]
-    return Samples(states, found, at, table.column("label").to_numpy().astype(np.int64))
+    return Samples(users, states, found, at, table.column("label").to_numpy().astype(np.int64))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 STRINGS = pa.list_(pa.field("item", pa.string(), nullable=False))
 INTS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+FLOATS = pa.list_(pa.field("item", pa.float32(), nullable=False))
 TIME = pa.timestamp("us", tz="UTC")
 
 ATTRIBUTE = pa.struct(
@@ -164,12 +165,39 @@ SAMPLES = Contract(
             _required("at", TIME),  # of the target event: features see what was known just before it
             _required("label", pa.int32()),  # position of the target among the candidates
             _required("rows", INTS),  # item rows of the candidates in retrieval order
-            _required("scores", pa.list_(pa.field("item", pa.float32(), nullable=False))),  # retrieval scores
+            _required("scores", FLOATS),  # retrieval scores
             _required("sources", INTS),  # bits of rec.retrieval.SOURCES
-            _required("cooccurrence", pa.list_(pa.field("item", pa.float32(), nullable=False))),  # scores, 0: not found
+            _required("cooccurrence", FLOATS),  # scores, 0: not found
         ]
     ),  # one row per user, ascending; users whose target was not retrieved are left out
     "python jobs/candidates.py",
+)
+
+EXPOSURES = Contract(
+    "exposures",
+    1,
+    pa.schema(
+        [
+            _required("exposure_id", pa.string()),  # of the list
+            pa.field("user_id", pa.string()),  # null: nobody who had signed in
+            _required("at", TIME),  # that ages are taken at, as when the list was made
+            _required("label", pa.int32()),  # which of the products below was chosen
+            _required("rows", INTS),  # item rows of the chosen product and those shown and not chosen
+            _required("positions", INTS),  # of each in the list, from 1
+            _required("places", INTS),  # of each among the candidates, from 0, ascending
+            _required("scores", FLOATS),  # retrieval scores as served
+            _required("sources", INTS),  # bits of rec.retrieval.SOURCES as served
+            _required("cooccurrence", FLOATS),  # scores as served
+            _required("retrieved", pa.int32()),  # how many candidates there were
+            _required("best", pa.float32()),  # highest retrieval score among them
+            _required("history", INTS),  # item rows of the shopper's events as served, oldest first
+            _required("history_events", INTS),  # kinds, 1-based positions in EVENTS
+            _required("history_ages", FLOATS),  # seconds
+            _required("context", pa.string()),
+            _required("profile", pa.map_(pa.string(), pa.float32())),
+        ]
+    ),  # one row per chosen product of a list, in the order of the lists
+    "python jobs/exposures.py",
 )
 
 REJECTED = pa.schema(

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from rec.bundle import Bundle
 from rec.errors import DatabaseError
 from rec.index.connections import Connections
+from rec.index.exposures import new_id
 from rec.index.search import Filters
 from rec.recommend.chain import Stopwatch
 from rec.recommend.front import NOBODY, Front, microseconds, standing
@@ -22,6 +23,7 @@ from rec.recommend.standby import Standby
 from rec.recommend.why import shown
 from serve.asking import Asking
 from serve.degrade import Ladder, Unavailable
+from serve.exposures import Arm, ExposureLog, Shop
 from serve.metrics import metrics
 from serve.stages import Ranker, Retriever, UserTower
 
@@ -37,6 +39,7 @@ class BackedFront(Front):
     def __init__(self, bundle: Bundle, connections: Connections) -> None:
         super().__init__(bundle, connections)
         self.standby = Standby(bundle, self.vectors)
+        self.logged = Shop.of(bundle, self.shelf, self.resolver.profile_names)
 
 
 def written(answer: dict[str, Any]) -> Response:
@@ -47,14 +50,23 @@ def written(answer: dict[str, Any]) -> Response:
 class Answering:
     """Answers from a front and the stages behind it; the bodies are those of serve/api.py."""
 
-    def __init__(self, asking: Asking) -> None:
-        self._asking = asking
+    def __init__(self, asking: Asking, exposures: ExposureLog) -> None:
+        self._asking, self._exposures = asking, exposures
 
     async def recommend(
-        self, front: BackedFront, request: Request, *, patience: float = STAGE_S, whole: bool = False
+        self,
+        front: BackedFront,
+        request: Request,
+        arm: Arm | None = None,
+        *,
+        patience: float = STAGE_S,
+        whole: bool = False,
     ) -> dict[str, Any]:
-        """The recommendations; `whole`: or what a stage failed with, waiting `patience` seconds for each."""
-        return await self._asking.answer(self._recommend(front, request, patience, whole))
+        """The recommendations, logged as shown to a shopper of an experiment's `arm`.
+
+        `whole`: shown to nobody, or what a stage failed with, waiting `patience` seconds for each.
+        """
+        return await self._asking.answer(self._recommend(front, request, arm, patience, whole))
 
     async def similar(self, front: BackedFront, row: int, k: int) -> dict[str, Any]:
         """The nearest available products of an item row."""
@@ -64,16 +76,23 @@ class Answering:
         """Why a product is or is not in the list."""
         return await self._asking.answer(self._explain(front, request, product_id))
 
-    async def _recommend(self, front: BackedFront, request: Request, patience: float, whole: bool) -> dict[str, Any]:
+    async def _recommend(
+        self, front: BackedFront, request: Request, arm: Arm | None, patience: float, whole: bool
+    ) -> dict[str, Any]:
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         passage = await self._pass(front, request, watch, ladder, patience)
         items = await self._items(front, passage, ladder)
         watch.lap("explanation")
         metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
+        exposure_id = new_id()
+        if not whole:
+            self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)
         ruling = passage.began.ruling
         return {
             "items": items,
+            "exposure_id": exposure_id,
             "bundle": front.bundle.id,
+            "experiment": None if arm is None else arm._asdict(),
             "at": passage.began.at,
             "degraded": ladder.codes,
             "underfilled": len(items) < request.k,

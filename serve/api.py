@@ -23,6 +23,7 @@ FIRST_EVENT = datetime(1970, 1, 1, tzinfo=UTC)
 
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
+ExposureId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Size = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SIZE_CHARS, pattern="^[^\\x00]*$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Price = Annotated[Number, Field(ge=0, le=1e9)]
@@ -146,6 +147,8 @@ class LiveEventBody(Body):
     """What size it was in, as the shop writes it."""
     fit: Literal["small", "fit", "large"] | None = None
     """How it fitted."""
+    exposure_id: ExposureId | None = None
+    """Of the answer to `POST /v1/recommend` that it follows from."""
 
     @model_validator(mode="after")
     def _checked(self) -> "LiveEventBody":
@@ -199,8 +202,44 @@ class StoredLiveEvent(StoredEvent):
     event_id: str
     context: str | None
     received_at: datetime
+    exposure_id: str | None
+    """The list that it follows from."""
     in_log: bool
     """Whether `events` has it as well; it then counts there."""
+
+
+class StoredExposure(BaseModel):
+    """A list that the user was shown, as it is stored (rec/index/exposures.py)."""
+
+    exposure_id: str
+    bundle: str
+    experiment: int | None
+    arm: str | None
+    user_id: str | None
+    client_id: str | None
+    served_at: datetime
+    at: datetime
+    context: str
+    k: int
+    degraded: list[str]
+    products: list[str]
+    """In the order shown."""
+    scores: list[float]
+    probabilities: list[float] | None
+    retrieval_scores: list[float]
+    sources: list[int]
+    cooccurrence: list[float]
+    places: list[int]
+    retrieved: int
+    candidates: list[str]
+    """What else could have been shown, in the order of retrieval."""
+    candidate_scores: list[float]
+    candidate_sources: list[int]
+    history: list[str]
+    """What the models were told of the user then, oldest first."""
+    history_events: list[int]
+    history_ages: list[float]
+    profile: dict[str, float]
 
 
 class StoredUser(BaseModel):
@@ -212,6 +251,8 @@ class StoredUser(BaseModel):
     """Oldest first."""
     live_events: list[StoredLiveEvent]
     """Oldest first."""
+    exposures: list[StoredExposure]
+    """Oldest first."""
 
 
 class ForgottenUser(BaseModel):
@@ -222,12 +263,16 @@ class ForgottenUser(BaseModel):
     events: int
     profiles: int
     live_events: int
+    exposures: int
 
 
 class ForgottenClient(BaseModel):
     """The answer to DELETE /v1/clients/{id}: how many rows were deleted."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     live_events: int
+    exposures: int
 
 
 def profile_problem(given: dict[str, float], names: list[str]) -> tuple[str, str] | None:
@@ -320,11 +365,23 @@ class AppliedRules(BaseModel):
     left_out: list[PinLeftOut]
 
 
+class Arm(BaseModel):
+    """Which part of an experiment a shopper is in."""
+
+    number: int
+    """Of the experiment."""
+    arm: Literal["control", "treatment"]
+
+
 class Recommendations(BaseModel):
     """The answer to POST /v1/recommend."""
 
     items: list[Recommended]
+    exposure_id: str
+    """Of this list; send it with the events that follow from it."""
     bundle: str
+    experiment: Arm | None
+    """null: none runs, or the shopper is neither a user nor a client."""
     at: datetime
     """The moment that ages of events and products were taken at."""
     degraded: list[str]
@@ -405,7 +462,21 @@ class KnownBundle(BaseModel):
     recipe: str
     items: int
     loaded_at: datetime
-    state: Literal["active", "previous"] | None
+    state: Literal["active", "treatment", "previous"] | None
+    """`treatment`: it is tried beside the active one."""
+
+
+class RunningExperiment(BaseModel):
+    """A bundle that is tried beside the active one (rec/index/experiments.py)."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    control: str
+    treatment: str
+    share: float
+    """Of the shoppers who get the treatment."""
+    started_at: datetime
 
 
 class Bundles(BaseModel):
@@ -416,6 +487,7 @@ class Bundles(BaseModel):
     active: str | None
     previous: str | None
     """The one that was active before, of whatever recipe."""
+    experiment: RunningExperiment | None
     known: list[KnownBundle]
     """Newest first."""
 

@@ -38,12 +38,14 @@ from serve.answering import Answering, BackedFront, written
 from serve.asking import Apart, Together
 from serve.degrade import Unavailable
 from serve.examples import described
+from serve.exposures import ExposureLog
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import FOLLOW_S, Loaded, active, connections, states, store_folder
+from serve.loaded import FOLLOW_S, Loaded, active, connections, experiment, states, store_folder
 from serve.metrics import metrics
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 from serve.stages import STAGES
+from serve.trial import Trial
 
 log = logging.getLogger("ray.serve")
 
@@ -94,14 +96,20 @@ class Recommender:
         assert client is not None, "a replica has a controller"
         api_keys.check_bind(client.http_config.host, api_keys.access())
         self._store = store
+        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures)
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
-        self._answering = Answering(asking)
+        self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
         self._fronts = Loaded(store, lambda bundle: BackedFront(bundle, self._connections))
         self._front = self._fronts.get(active(self._connections))
+        self._trial = Trial(self._fronts, self._try)
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
         self._probe: asyncio.Task[dict[str, Any]] | None = None
         self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    def __del__(self) -> None:
+        """What Serve calls when the replica ends."""
+        self._exposures.close()
 
     async def _follow(self) -> None:
         """Take over new rules, and a newly promoted bundle once every stage has answered for it."""
@@ -115,21 +123,26 @@ class Recommender:
                 await asyncio.to_thread(front.rules.refresh)
                 metrics().rules(0 if front.rules.ruling is None else front.rules.ruling.number)
                 if front is not self._front:
-                    await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
+                    await self._try(front)
                     log.info("bundle %s takes over from %s", name, self._front.bundle.id)
                     self._front = front
+                await self._trial.follow(await asyncio.to_thread(experiment, self._connections), self._front)
             except (RecError, Unavailable) as error:
                 log.warning("staying with bundle %s: %s", self._front.bundle.id, error)
             except Exception:  # whatever it is, the next round may go well; a task that ended would never say so
                 log.exception("staying with bundle %s", self._front.bundle.id)
+
+    async def _try(self, front: BackedFront) -> None:
+        """Have every stage answer for a bundle; raises what one of them failed with."""
+        await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
 
     @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
     async def recommend(
         self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
     ) -> Response:
         """Products for a shopper, best first, with the reasons."""
-        front = self._front
-        return written(await self._answering.recommend(front, _checked(front, body)))
+        front, arm = self._trial.of(self._front, body.user_id, body.client_id)
+        return written(await self._answering.recommend(front, _checked(front, body), arm))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -140,8 +153,8 @@ class Recommender:
         self, product_id: ProductId, k: Annotated[int, Query(ge=1, le=MAX_K, examples=[8])] = 10
     ) -> dict[str, Any]:
         """The nearest available products."""
-        front = self._front
-        if not front.shelf.known(product_id):
+        front = next((each for each in self._trial.fronts(self._front) if each.shelf.known(product_id)), None)
+        if front is None:
             raise UnknownProducts([product_id])
         return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k)
 
@@ -150,7 +163,7 @@ class Recommender:
         self, body: Annotated[api.ExplainBody, Body(openapi_examples=examples.EXPLAIN)]
     ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
-        front = self._front
+        front, _ = self._trial.of(self._front, body.user_id, body.client_id)
         return await self._answering.explain(front, _checked(front, body), body.product_id)
 
     @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
@@ -165,8 +178,9 @@ class Recommender:
         self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
     ) -> live_events.Taken:
         """Take what shoppers just did; it counts in the next request of each of them."""
-        front = self._front
-        missing = front.shelf.unknown(event.product_id for event in body.events)
+        front, missing = self._front, [event.product_id for event in body.events]
+        for each in self._trial.fronts(front):
+            missing = each.shelf.unknown(missing)
         if missing:
             raise UnknownEventProducts(missing)
         told = body.live(datetime.now(UTC))
@@ -184,7 +198,7 @@ class Recommender:
 
     @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
-        """Delete a user's events and profile, for good: neither a load nor an event brings them back."""
+        """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
         url = await asyncio.to_thread(postgres.url, self._store, create=False)
         return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
 
@@ -193,11 +207,10 @@ class Recommender:
         response_model=api.ForgottenClient,
         **described(examples.FORGOTTEN_CLIENT, 403),
     )
-    async def forget_client(self, client_id: ClientId) -> dict[str, int]:
-        """Delete the events of a shopper who had not signed in; those that come later are stored."""
+    async def forget_client(self, client_id: ClientId) -> forget.ForgottenClient:
+        """Delete events and lists of a shopper who had not signed in; those that come later are stored."""
         url = await asyncio.to_thread(postgres.url, self._store, create=False)
-        deleted = await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
-        return {"live_events": deleted}
+        return await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
 
     @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
     async def bundles(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ RECOMMENDED: Mapping[str, Any] = {
     "because": {"product_id": "P0003", "title": "Cotton shirt dress", "cosine": 0.71, "matched": MATCHED},
     "fit": {"size": "38", "small": 0.11, "fit": 0.82, "large": 0.07},
 }
+EXPOSURE_ID = "019ab0f3-5c1e-7d20-9b1a-3f6f0c2d8e41"
 MILLISECONDS = {
     "state": 2.0, "user_tower": 4.1, "retrieval": 3.7, "ranking": 3.1, "rules": 0.0, "explanation": 0.6, "total": 13.5,
 }  # fmt: skip
@@ -62,7 +63,9 @@ RECOMMEND: Examples = {
 }
 RECOMMENDATIONS: Examples = {
     "items": [RECOMMENDED],
+    "exposure_id": EXPOSURE_ID,
     "bundle": BUNDLE,
+    "experiment": {"number": 2, "arm": "control"},
     "at": "2026-11-23T08:00:00Z",
     "degraded": [],
     "underfilled": False,
@@ -95,8 +98,17 @@ EXPLANATION: Examples = {
 }
 EVENTS: Examples = {
     "client": {
-        "summary": "Somebody who has not signed in looks at a product",
-        "value": {"events": [{"event_id": "visit-7f3a-1", "client_id": "visit-7f3a", "product_id": "P0003"}]},
+        "summary": "Somebody who has not signed in looks at a product of a list",
+        "value": {
+            "events": [
+                {
+                    "event_id": "visit-7f3a-1",
+                    "client_id": "visit-7f3a",
+                    "product_id": "P0003",
+                    "exposure_id": EXPOSURE_ID,
+                }
+            ]
+        },
     },
     "user": {
         "summary": "A user bought something, and says how it fits",
@@ -128,16 +140,54 @@ STORED_USER: Examples = {
             "event_id": "order-1017-1",
             "context": "for the office",
             "received_at": "2026-11-20T16:04:02Z",
+            "exposure_id": EXPOSURE_ID,
             "in_log": True,
         }
     ],
+    "exposures": [
+        {
+            "exposure_id": EXPOSURE_ID,
+            "bundle": BUNDLE,
+            "experiment": 2,
+            "arm": "treatment",
+            "user_id": "u0042",
+            "client_id": "visit-7f3a",
+            "served_at": "2026-11-20T16:01:40Z",
+            "at": "2026-11-20T16:01:40Z",
+            "context": "for the office",
+            "k": 1,
+            "degraded": [],
+            "products": ["P0007"],
+            "scores": [1.93],
+            "probabilities": [0.087],
+            "retrieval_scores": [0.41],
+            "sources": [1],
+            "cooccurrence": [0.0],
+            "places": [0],
+            "retrieved": 100,
+            "candidates": ["P0007", "P0012"],
+            "candidate_scores": [0.41, 0.37],
+            "candidate_sources": [1, 3],
+            "history": ["P0003"],
+            "history_events": [3],
+            "history_ages": [86400.0],
+            "profile": {"height_cm": 172.0, "birth_year": 1990.0},
+        }
+    ],
 }
-FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1}
-FORGOTTEN_CLIENT: Examples = {"live_events": 3}
+FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1, "exposures": 4}
+FORGOTTEN_CLIENT: Examples = {"live_events": 3, "exposures": 2}
 BUNDLES: Examples = {
     "serving": BUNDLE,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
+    "experiment": {
+        "number": 2,
+        "control": BUNDLE,
+        "treatment": "77aa3be0c1d9",
+        "share": 0.1,
+        "started_at": "2026-11-23T09:00:00Z",
+    },
     "known": [
         {"bundle": BUNDLE, "recipe": "demo", "items": 400, "loaded_at": "2026-11-23T07:00:00Z", "state": "active"},
         {

@@ -12,6 +12,7 @@ import torch
 from fastapi import Body, FastAPI, Response
 
 from rec import bundle
+from rec.index.exposures import new_id
 from rec.recommend.chain import Chain
 from serve import api
 from serve.answering import written
@@ -39,7 +40,9 @@ def create() -> FastAPI:
         return written(
             {
                 "items": answer.items,
+                "exposure_id": new_id(),
                 "bundle": answer.bundle,
+                "experiment": None,
                 "at": answer.at,
                 "degraded": [],
                 "underfilled": answer.underfilled,

@@ -1,4 +1,4 @@
-"""Parts of bundles in the memory of one replica: the active bundle's, and during a switch the next one's."""
+"""Parts of bundles in the memory of one replica: the active one's, and during a switch or an experiment the other's."""
 
 import logging
 import os
@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 from rec import bundle, postgres
 from rec.bundle import Bundle
 from rec.errors import RecError
-from rec.index import promote
+from rec.index import experiments, promote
 from rec.index.connections import Connections
+from rec.index.experiments import Experiment
 
 log = logging.getLogger("ray.serve")
 
@@ -35,15 +36,28 @@ def active(pool: Connections) -> str:
         return promote.active(connection)
 
 
+def serving(pool: Connections) -> list[str]:
+    """Ids of the active bundle and of the one that is tried beside it."""
+    with pool.use() as connection:
+        return promote.serving(connection)
+
+
+def experiment(pool: Connections) -> Experiment | None:
+    """The experiment that runs."""
+    with pool.use() as connection:
+        return experiments.running(connection)
+
+
 def states(pool: Connections) -> dict[str, Any]:
-    """The `active` bundle, the `previous` one, and all `known` to the database with their `state`."""
+    """The `active` bundle, the `previous` one, the `experiment`, and all `known` to the database with their `state`."""
     with pool.use() as connection:
         active_, previous = promote.found_active(connection), promote.before(connection)
-        known = promote.known(connection)
-    by_id = {previous: "previous", active_: "active"}
+        known, tried = promote.known(connection), experiments.running(connection)
+    by_id = {previous: "previous", None if tried is None else tried.treatment: "treatment", active_: "active"}
     return {
         "active": active_,
         "previous": previous,
+        "experiment": tried,
         "known": [{**each, "state": by_id.get(each["bundle"])} for each in known],
     }
 
@@ -78,7 +92,7 @@ class Loaded(Generic[T]):
         return found
 
     def follow(self, pool: Connections) -> None:
-        """From now on load each bundle that becomes active, in a thread of its own.
+        """From now on load each bundle that becomes active, or is tried beside it, in a thread of its own.
 
         The answer that the ingress tries before it switches passes through one replica of each stage. The others would
         begin to load when they are first asked, and answers would do without them meanwhile.
@@ -89,11 +103,12 @@ class Loaded(Generic[T]):
         while True:
             time.sleep(FOLLOW_S)
             try:
-                self.get(active(pool))
+                for name in serving(pool):
+                    self.get(name)
             except RecError:  # the ingress, which looks as often, says so
                 continue
             except Exception:  # the next round may go well; a thread that ended would never say so
-                log.exception("cannot load the active bundle")
+                log.exception("cannot load the bundles that answer")
 
     def _use(self, name: str) -> T | None:
         """The part of bundle `name`, now the last used one; None when it is not loaded."""

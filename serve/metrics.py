@@ -23,6 +23,7 @@ class Metrics:
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
         self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
+        self._exposures = Counter("rec_exposures", "Lists by what became of their log entry.", ("outcome",))
         self._recall = Histogram(
             "rec_index_recall", "Recall of sampled answers of the HNSW index, by class of filter.", RECALLS, ("filter",)
         )
@@ -52,6 +53,10 @@ class Metrics:
         for outcome, count in outcomes.items():
             if count:
                 self._events.inc(count, tags={"outcome": outcome})
+
+    def exposures(self, outcome: str, count: int) -> None:
+        """So many lists were `logged`, or `dropped` from the log."""
+        self._exposures.inc(count, tags={"outcome": outcome})
 
     def recall(self, filter_class: str, value: float) -> None:
         """A sampled search of a class of rec.index.recall found this share of exact search."""

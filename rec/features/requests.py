@@ -6,7 +6,7 @@
 T rows of all requests (candidates of U users), RE tokens looked up by item row when a batch is made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,20 +102,31 @@ def write(
     now_us: NDArray[np.int64],
     labels: NDArray[np.int64],
     past: PastPopularity,
+    kept: Mapping[int, NDArray[np.int64]] | None = None,
 ) -> None:
-    """Compute the features of all requests, each as of its time, and write the arrays into `folder`."""
+    """Compute the features of all requests, each as of its time, and write the arrays into `folder`.
+
+    Of the requests in `kept` only the candidates at these ascending positions are written, with the features that they
+    have among all; `labels` are positions among those that are written.
+    """
+    taken = [np.arange(len(found.rows)) for found in candidates]
+    for request, positions in (kept or {}).items():
+        taken[request] = positions
     offsets = np.zeros(len(states) + 1, np.int64)
-    np.cumsum([len(found.rows) for found in candidates], out=offsets[1:])
+    np.cumsum([len(positions) for positions in taken], out=offsets[1:])
     total, spec = int(offsets[-1]), items.spec
     sparse = open_memmap(folder / "sparse.npy", mode="w+", dtype=np.int32, shape=(total, len(spec.sparse)))
     dense = open_memmap(folder / "dense.npy", mode="w+", dtype=np.float32, shape=(total, len(spec.dense)))
     for block in progress(_blocks(len(states)), total=-(-len(states) // BLOCK), what="features", unit="block"):
         made = compute_batch(items, states[block], candidates[block], now_us[block], past)
         where = slice(int(offsets[block.start]), int(offsets[block.stop]))
-        sparse[where], dense[where] = made.sparse, made.dense
+        begins = np.cumsum([0, *(len(found.rows) for found in candidates[block])])
+        rows = np.concatenate([start + at for start, at in zip(begins[:-1], taken[block], strict=True)])
+        sparse[where], dense[where] = made.sparse[rows], made.dense[rows]
     sparse.flush()
     dense.flush()
-    rows = np.concatenate([found.rows for found in candidates]) if candidates else np.empty(0, np.int64)
+    written = [found.rows[at] for found, at in zip(candidates, taken, strict=True)]
+    rows = np.concatenate(written) if written else np.empty(0, np.int64)
     np.save(folder / "rows.npy", rows.astype(np.int32))
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "labels.npy", labels.astype(np.int64))

@@ -7,6 +7,7 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
+from rec.index import exposures
 from rec.index.connections import Connections
 
 
@@ -39,7 +40,9 @@ class Stored:
     events: list[dict[str, Any]]
     """`product_id`, `event`, `at`, `size` and `fit`, oldest first."""
     live_events: list[dict[str, Any]]
-    """These, and `event_id`, `context`, `received_at`, and `in_log`: whether `events` has it as well."""
+    """These, and `event_id`, `context`, `received_at`, `exposure_id`, and `in_log`: whether `events` has it as well."""
+    exposures: list[dict[str, Any]]
+    """The lists that the user was shown, by column of rec.index.exposures."""
 
 
 class Catalogue:
@@ -103,13 +106,15 @@ class Catalogue:
                 (self._name, user_id),
             ).fetchall()
             live = cursor.execute(
-                "SELECT event_id, product_id, event, at, size, fit, context, received_at, in_log FROM live_events"
+                "SELECT event_id, product_id, event, at, size, fit, context, received_at, in_log,"
+                " exposure_id::text FROM live_events"
                 " WHERE catalogue = %s AND user_id = %s ORDER BY at, received_at",
                 (self._name, user_id),
             ).fetchall()
-        if profile is None and not events and not live:
+            lists = exposures.of_user(connection, self._name, user_id)
+        if profile is None and not (events or live or lists):
             return None
-        return Stored({} if profile is None else profile["profile"], events, live)
+        return Stored({} if profile is None else profile["profile"], events, live, lists)
 
     def sample(self, limit: int) -> list[str]:
         """Ids of users drawn alike, the same ones each time."""

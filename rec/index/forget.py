@@ -1,4 +1,4 @@
-"""Deletion of a user's data, for good: rows now, and no load brings them back. And of an anonymous client's events.
+"""Deletion of a user's data, for good: rows now, and no load brings them back. And of an anonymous client's data.
 
 What stays is a hash in `forgotten`, by which loads know whom to leave out. Ids are few enough to be tried, so the hash
 is a pseudonym and says that somebody asked, nothing else.
@@ -28,10 +28,19 @@ class Forgotten:
     events: int
     profiles: int
     live_events: int
+    exposures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenClient:
+    """How many rows were deleted."""
+
+    live_events: int
+    exposures: int
 
 
 def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
-    """Delete the events and the profile of a user of `catalogue` in one transaction, and note never to load them.
+    """Delete events, lists and profile of a user of `catalogue` in one transaction, and note never to load them.
 
     Raises NotAllowed where the database's role may not: a server is one that `roles.grant` has let forget.
     """
@@ -40,9 +49,9 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
         _check_allowed(connection)
         # a load that has read `forgotten` is over, and the next one reads this row
         with tables.switching(connection):
-            # what servers are writing is waited for and deleted below; of what they write later the trigger on the
-            # table takes nothing, because it reads this row
-            connection.execute("LOCK TABLE live_events IN SHARE ROW EXCLUSIVE MODE")
+            # what servers are writing is waited for and deleted below; of what they write later the triggers on the
+            # tables take nothing, because they read this row
+            connection.execute("LOCK TABLE live_events, exposures IN SHARE ROW EXCLUSIVE MODE")
             connection.execute(
                 "INSERT INTO forgotten (catalogue, user_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                 (catalogue, _hash(catalogue, user_id)),
@@ -50,13 +59,13 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
             delete = sql.SQL("DELETE FROM {} WHERE catalogue = %s AND user_id = %s")
             deleted = [
                 connection.execute(delete.format(sql.Identifier(table)), (catalogue, user_id)).rowcount
-                for table in ("events", "users", "live_events")
+                for table in ("events", "users", "live_events", "exposures")
             ]
     return Forgotten(*deleted)
 
 
-def forget_client(database_url: str, catalogue: str, client_id: str) -> int:
-    """Delete the live events of a client of `catalogue`; returns how many.
+def forget_client(database_url: str, catalogue: str, client_id: str) -> ForgottenClient:
+    """Delete the live events of a client of `catalogue` and the lists it was shown, those that name a user as well.
 
     There is nothing that could bring them back, so nothing is noted: an event that comes later is stored. Raises
     NotAllowed as `forget` does.
@@ -65,9 +74,12 @@ def forget_client(database_url: str, catalogue: str, client_id: str) -> int:
         migrations.migrate(connection)
         _check_allowed(connection)
         with connection.transaction():
-            return connection.execute(
-                "DELETE FROM live_events WHERE catalogue = %s AND client_id = %s", (catalogue, client_id)
-            ).rowcount
+            delete = sql.SQL("DELETE FROM {} WHERE catalogue = %s AND client_id = %s")
+            deleted = [
+                connection.execute(delete.format(sql.Identifier(table)), (catalogue, client_id)).rowcount
+                for table in ("live_events", "exposures")
+            ]
+    return ForgottenClient(*deleted)
 
 
 def _check_allowed(connection: Connection[Any]) -> None:

@@ -1,7 +1,7 @@
 """Events that a server is told between two ingests, visible in the next answer.
 
 The table `events` is what the recipe's dataset says and is replaced by a publish whose dataset has changed. Live
-events stand beside it, keyed by an id of the shop's, until they are older than RETENTION (`expire`). A publish marks
+events stand beside it, keyed by an id of the shop's, until retention.expire deletes them. A publish marks
 those that the loaded events hold as well (`settle`): they count there and no longer by themselves, but their ids stay
 known, so that an event that is sent again is still a repeated one. A client is a shopper who has not said who they are;
 clients and users are different columns, so an id of one never reads what the other did.
@@ -10,19 +10,17 @@ clients and users are different columns, so an id of one never reads what the ot
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import pyarrow as pa
 from psycopg import Connection
 
 from rec.index.connections import Connections
+from rec.index.retention import RETENTION
 from rec.schema import INTERACTIONS
 
-RETENTION = timedelta(days=90)
-"""How long a live event is kept."""
-EXPIRED_AT_ONCE = 10_000
-"""Live events that one transaction of `expire` deletes at most."""
 READ_AT_ONCE = 65_536
+_TOLD = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit", "exposure_id")
 _CONTRACT = ("user_id", "product_id", "event", "at", "context", "size", "fit")
 SAME = timedelta(seconds=60)
 """An event of the log is the live one when user, product and kind are the same and they are at most this far apart:
@@ -47,6 +45,8 @@ class LiveEvent:
     """What size it was in, as the shop writes it."""
     fit: str | None = None
     """How it fitted, one of rec.sizes.FITS."""
+    exposure_id: str | None = None
+    """The list that it follows from (exposures.py), a UUID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,15 @@ def store(connections: Connections, catalogue: str, events: Sequence[LiveEvent])
     They enter in the order of their ids: two servers that are told the same ones would else wait for each other. Of
     events at one moment the later in `events` is the later, by `received_at`.
     """
-    columns = ("event_id", "user_id", "client_id", "product_id", "event", "at", "context", "size", "fit")
-    values = [[getattr(event, column) for event in events] for column in columns]
+    values = [[getattr(event, column) for event in events] for column in _TOLD]
+    columns = ", ".join(_TOLD)
 
     def write(connection: Connection[Any]) -> tuple[set[str], set[str]]:
         rows = connection.execute(
-            "INSERT INTO live_events"
-            " (catalogue, event_id, user_id, client_id, product_id, event, at, context, size, fit, received_at)"
-            " SELECT %s, event_id, user_id, client_id, product_id, event, at, context, size, fit,"
-            " now() + place * interval '1 microsecond' FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[],"
-            " %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[]) WITH ORDINALITY"
-            " told (event_id, user_id, client_id, product_id, event, at, context, size, fit, place)"
+            f"INSERT INTO live_events (catalogue, {columns}, received_at)"
+            f" SELECT %s, {columns}, now() + place * interval '1 microsecond'"
+            " FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::text[],"
+            f" %s::text[], %s::text[], %s::uuid[]) WITH ORDINALITY told ({columns}, place)"
             " ORDER BY event_id, place ON CONFLICT DO NOTHING RETURNING event_id",
             (catalogue, *values),
         ).fetchall()
@@ -145,18 +143,45 @@ def settle(connection: Connection[Any], catalogue: str) -> int:
     return changed
 
 
-def expire(connection: Connection[Any]) -> int:
-    """Delete the live events of every catalogue that were received RETENTION ago; returns how many.
+FOLLOWING = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("user_id", pa.string()),
+        ("client_id", pa.string()),
+        ("product_id", pa.string()),
+        ("event", pa.string()),
+        ("at", pa.timestamp("us", tz="UTC")),
+        ("exposure_id", pa.string()),
+    ]
+)
+"""What `following` gives."""
 
-    EXPIRED_AT_ONCE at a time, each time in a transaction of its own, without waiting for whoever has a row just then.
-    """
-    total, deleted = 0, EXPIRED_AT_ONCE
-    while deleted == EXPIRED_AT_ONCE:
-        with connection.transaction():
-            deleted = connection.execute(
-                "DELETE FROM live_events WHERE ctid = ANY (ARRAY(SELECT ctid FROM live_events"
-                " WHERE received_at < now() - %s ORDER BY received_at LIMIT %s FOR UPDATE SKIP LOCKED))",
-                (RETENTION, EXPIRED_AT_ONCE),
-            ).rowcount
-        total += deleted
-    return total
+
+def following(connection: Connection[Any], catalogue: str, since: datetime, until: datetime) -> pa.Table:
+    """The events of users and clients from `since` on that were received before `until`, oldest first (FOLLOWING)."""
+    return _following(
+        connection,
+        "SELECT event_id, user_id, client_id, product_id, event, at, exposure_id::text FROM live_events"
+        " WHERE catalogue = %s AND at >= %s AND received_at < %s ORDER BY at, received_at, event_id",
+        (catalogue, since, until),
+    )
+
+
+def in_log(connection: Connection[Any], catalogue: str, since: datetime) -> pa.Table:
+    """The loaded events from `since` on, oldest first (FOLLOWING); some of them may be live events as well."""
+    return _following(
+        connection,
+        "SELECT NULL, user_id, NULL, product_id, event, at, NULL FROM events"
+        " WHERE catalogue = %s AND at >= %s ORDER BY at, user_id, position",
+        (catalogue, since),
+    )
+
+
+def _following(connection: Connection[Any], query: LiteralString, given: tuple[Any, ...]) -> pa.Table:
+    tables = []
+    with connection.cursor("following") as cursor:
+        cursor.execute(query, given)
+        while rows := cursor.fetchmany(READ_AT_ONCE):
+            columns = zip(FOLLOWING.names, zip(*rows, strict=True), strict=True)
+            tables.append(pa.table(dict(columns), schema=FOLLOWING))
+    return pa.concat_tables([FOLLOWING.empty_table(), *tables]).combine_chunks()

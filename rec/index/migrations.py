@@ -160,6 +160,82 @@ FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()"
         "ALTER TABLE live_events DROP COLUMN number",
         "CREATE INDEX live_events_received ON live_events (received_at)",
     ),
+    (
+        # lists as servers have shown them (rec/index/exposures.py)
+        """
+CREATE TABLE exposures (
+    exposure_id uuid PRIMARY KEY,
+    catalogue text NOT NULL,
+    bundle text NOT NULL,
+    experiment bigint,
+    arm text,
+    user_id text,
+    client_id text,
+    served_at timestamptz NOT NULL,
+    at timestamptz NOT NULL,
+    context text NOT NULL,
+    k integer NOT NULL,
+    degraded text[] NOT NULL,
+    products text[] NOT NULL,
+    scores real[] NOT NULL,
+    probabilities real[],
+    retrieval_scores real[] NOT NULL,
+    sources integer[] NOT NULL,
+    cooccurrence real[] NOT NULL,
+    places integer[] NOT NULL,
+    retrieved integer NOT NULL,
+    candidates text[] NOT NULL,
+    candidate_scores real[] NOT NULL,
+    candidate_sources integer[] NOT NULL,
+    history text[] NOT NULL,
+    history_events integer[] NOT NULL,
+    history_ages real[] NOT NULL,
+    profile jsonb NOT NULL
+)""",
+        "CREATE INDEX exposures_user ON exposures (catalogue, user_id) WHERE user_id IS NOT NULL",
+        "CREATE INDEX exposures_client ON exposures (catalogue, client_id) WHERE client_id IS NOT NULL",
+        "CREATE INDEX exposures_served ON exposures (served_at)",
+        # the list that an event follows from; not checked, as the list is written later or not at all
+        "ALTER TABLE live_events ADD COLUMN exposure_id uuid",
+        """
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+CREATE OR REPLACE FUNCTION not_of_forgotten() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+BEGIN
+    IF TG_RELID NOT IN ('live_events'::regclass, 'exposures'::regclass) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not_of_forgotten is for live_events and exposures';
+    END IF;
+    IF EXISTS (
+        SELECT 1 FROM forgotten f WHERE f.catalogue = NEW.catalogue AND f.user_hash =
+            sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.user_id, 'UTF8'))
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$
+    $sql$, current_schema());
+END $do$""",
+        """
+CREATE TRIGGER not_of_forgotten BEFORE INSERT ON exposures
+FOR EACH ROW WHEN (NEW.user_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten()""",
+    ),
+    (
+        # bundles that are tried beside the active one (rec/index/experiments.py); they may go when it is over
+        """
+CREATE TABLE experiments (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    catalogue text NOT NULL,
+    control text NOT NULL,
+    treatment text NOT NULL,
+    share double precision NOT NULL CHECK (share > 0 AND share < 1),
+    salt text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    stopped_at timestamptz
+)""",
+        "CREATE UNIQUE INDEX experiments_running ON experiments ((stopped_at IS NULL)) WHERE stopped_at IS NULL",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

@@ -2,7 +2,8 @@
 
 Promotion changes the recipe's products, users and events in the same transaction. A rollback leaves them as they are:
 what is known of stock, prices and shoppers does not get older. A bundle whose evaluation is below the recipe's floor
-is promoted only when forced, and its promotion says so.
+is promoted only when forced, and its promotion says so. While an experiment runs no other bundle becomes active, and
+neither of its bundles is dropped.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import live_events, load, migrations, tables
+from rec.index import experiments, load, migrations, retention, tables
 
 
 def check_floor(bundle: Bundle, *, force: bool) -> None:
@@ -40,7 +41,10 @@ class Promoted:
 
 
 def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Promoted:
-    """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`."""
+    """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`.
+
+    Raises DatabaseError for another bundle than the active one while an experiment runs.
+    """
     check_floor(bundle, force=force)
     with postgres.session(database_url) as connection:
         migrations.migrate(connection)
@@ -49,7 +53,10 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                 raise DatabaseError(
                     f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it"
                 )
-            done = Promoted(found_active(connection), load.catalogue(connection, bundle, data))
+            before = found_active(connection)
+            if before != bundle.id:
+                experiments.refuse_running(connection)
+            done = Promoted(before, load.catalogue(connection, bundle, data))
             if done.before != bundle.id:
                 found = bundle.evaluation
                 connection.execute(
@@ -57,7 +64,7 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                     (bundle.id, found.ndcg10, found.floor, found.floor_met),
                 )
                 _activate(connection, bundle.id)
-        live_events.expire(connection)
+        retention.expire(connection)
     return done
 
 
@@ -71,11 +78,13 @@ def previous(database_url: str, recipe: str) -> str:
 def rollback(database_url: str, recipe: str, expected: str) -> None:
     """Make the bundle active again that was active before the active one, both of `recipe`.
 
-    Raises DatabaseError when that is another one than `expected`: somebody promoted or rolled back meanwhile.
+    Raises DatabaseError when that is another one than `expected`: somebody promoted or rolled back meanwhile. And while
+    an experiment runs.
     """
     with postgres.session(database_url) as connection:
         migrations.migrate(connection)
         with tables.switching(connection):
+            experiments.refuse_running(connection)
             current, earlier = _standing(connection, recipe)
             if earlier != expected:
                 raise DatabaseError(
@@ -91,7 +100,7 @@ class Pruned:
     """Bundles in the database, by id."""
 
     kept: list[str]
-    """The recipe's active one and the one to roll back to, and the active one of the database."""
+    """The recipe's active one and the one to roll back to, and those of the database that answer."""
     dropped: list[str]
     """Those whose vectors were dropped."""
 
@@ -99,10 +108,11 @@ class Pruned:
 def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
     """Drop the vectors of the recipe's bundles that are not kept, and tables of vectors that belong to no bundle."""
     with postgres.session(database_url) as connection:
+        migrations.require(connection)
         active(connection)  # where nothing is active, nothing is known to be superseded
         with tables.switching(connection):
             kept = [name for _, name, _ in _promotions(connection, recipe)]
-            kept += [name for name in [found_active(connection)] if name is not None and name not in kept]
+            kept += [name for name in serving(connection) if name not in kept]
             rows = connection.execute(
                 "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s) UNION ALL"
                 " SELECT substr(relname, 7) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{12}$'"
@@ -177,6 +187,12 @@ def found_active(connection: Connection[Any]) -> str | None:
     """Id of the active bundle; None where nothing was promoted yet."""
     row = connection.execute("SELECT bundle FROM active_bundle").fetchone()
     return None if row is None else str(row[0])
+
+
+def serving(connection: Connection[Any]) -> list[str]:
+    """Ids of the bundles that answer: the active one, and the treatment of the experiment that runs."""
+    active_, experiment = found_active(connection), experiments.running(connection)
+    return [name for name in (active_, None if experiment is None else experiment.treatment) if name is not None]
 
 
 def _activate(connection: Connection[Any], bundle: str) -> None:

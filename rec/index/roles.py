@@ -1,9 +1,9 @@
-"""Who may do what serving does: a role of its own that can select from these tables and add live events.
+"""Who may do what serving does: a role of its own that can select from these tables and add live events and lists.
 
 The jobs connect as the owner of the tables, servers as a reader. What a reader may do is what ACLs in the database
 say: who may read `active_bundle` may read the other SERVED tables and the vectors of every bundle, those of later ones
 as well, and add to WRITTEN (`pass_on`). Deleting a user's data (`DELETE /v1/users/{id}`) needs FORGETTING as well,
-which is granted by name only.
+which is granted by name only; who was granted it may delete that data from later tables, too.
 """
 
 from typing import Any
@@ -18,19 +18,22 @@ SERVED = (
     "users",
     "events",
     "live_events",
+    "exposures",
     "bundles",
     "promotions",
     "active_bundle",
+    "experiments",
     "rules",
     "schema_version",
 )
 """What the queries of a server read, beside the vectors of the active bundle."""
-WRITTEN = "live_events"
-"""The table that a server adds rows to; it changes and deletes none."""
+WRITTEN = ("live_events", "exposures")
+"""The tables that a server adds rows to; it changes and deletes none."""
 FORGETTING = {
     "users": ("SELECT", "DELETE"),
     "events": ("SELECT", "DELETE"),
     "live_events": ("SELECT", "DELETE"),
+    "exposures": ("SELECT", "DELETE"),
     "forgotten": ("INSERT",),
 }
 """What deleting a user's data needs, by table."""
@@ -81,14 +84,24 @@ def grant(database_url: str, role: str, *, forget: bool = False) -> list[str]:
 def pass_on(connection: Connection[Any]) -> None:
     """Let every role that may read `active_bundle` read the other tables of serving; part of the caller's transaction.
 
-    Whoever makes such a table calls it, so that a reader never meets one that is closed to it.
+    Whoever makes such a table calls it, so that a reader never meets one that is closed to it. Who may delete live
+    events was let forget users.
     """
-    readers = connection.execute(
-        "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee"
-        " WHERE c.oid = to_regclass('active_bundle') AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner"
-    ).fetchall()
-    for (role,) in readers:
+    for role in _holders(connection, "active_bundle", "SELECT"):
         _grant(connection, _tables(connection), role)
+    if connection.execute("SELECT to_regclass('exposures')").fetchone() != (None,):  # the last one of FORGETTING
+        for role in _holders(connection, "live_events", "DELETE"):
+            _let_forget(connection, role)
+
+
+def _holders(connection: Connection[Any], table: str, privilege: str) -> list[str]:
+    """Roles beside its owner that have a privilege on a table."""
+    rows = connection.execute(
+        "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee"
+        " WHERE c.oid = to_regclass(%s) AND a.privilege_type = %s AND a.grantee <> c.relowner",
+        (table, privilege),
+    )
+    return [role for (role,) in rows]
 
 
 def _tables(connection: Connection[Any]) -> list[str]:
@@ -107,8 +120,8 @@ def _grant(connection: Connection[Any], tables: list[str], role: str) -> None:
             sql.SQL(", ").join(sql.Identifier(name) for name in tables), sql.Identifier(role)
         )
     )
-    if WRITTEN in tables:
-        connection.execute(sql.SQL("GRANT INSERT ON {} TO {}").format(sql.Identifier(WRITTEN), sql.Identifier(role)))
+    for table in (name for name in WRITTEN if name in tables):
+        connection.execute(sql.SQL("GRANT INSERT ON {} TO {}").format(sql.Identifier(table), sql.Identifier(role)))
 
 
 def _let_forget(connection: Connection[Any], role: str) -> None:

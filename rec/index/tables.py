@@ -3,9 +3,11 @@
 products, users, events   one row per thing, keyed by catalogue (the recipe's name), so that recipes can share a
                           database; price and stock change here and never touch a vector table
 live_events               what servers were told since the last ingest (live_events.py), keyed by catalogue and event id
+exposures                 the lists that servers have shown (exposures.py)
 bundles                   the bundles whose vector table is complete
 promotions                every promotion of these, newest last; a rolled-back one carries `retracted_at`
 active_bundle             one row: the bundle that answers
+experiments               bundles tried beside the active one; an ended one carries `stopped_at`
 rules                     every version of a catalogue's rules, newest last; a reverted one carries `retracted_at`
 loads                     content hash of what the first three were loaded from, by catalogue
 forgotten                 hashes of users whose data was deleted and does not come back

@@ -6,7 +6,6 @@ time, Python is slower than the server that reads it.
 
 import logging
 import math
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,15 +16,12 @@ from psycopg import Connection, sql
 
 from rec import log as progress
 from rec.config import Index
-from rec.index import roles, tables
+from rec.index import binary_copy, roles, tables
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 2_048
 """Rows of one write to COPY."""
-_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)  # signature, flags, length of the extension
-_TRAILER = struct.pack(">h", -1)
-
 _BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
 _BYTES_PER_ELEMENT = 200  # element header and allocator overhead
 
@@ -42,12 +38,12 @@ def fill(
         connection.cursor() as cursor,
         cursor.copy(statement) as copy,
     ):
-        copy.write(_HEADER)
+        copy.write(binary_copy.HEADER)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             part = slice(start, start + ROWS_PER_BLOCK)
             copy.write(_tuples(start, ids[part], vectors[part], index.kind))
             bar.update(len(ids[part]))
-        copy.write(_TRAILER)
+        copy.write(binary_copy.TRAILER)
 
 
 def create(connection: Connection[Any], table: sql.Identifier, width: int, index: Index) -> None:

@@ -3,7 +3,8 @@
 The loss (`rec.train.ranking_step`) is a softmax over the candidates of one request, with `ranker.pointwise` also a
 logloss. Training starts at the retrieval order (see `Reranker.start_from_retrieval`), which is also the first
 contestant for the best epoch, so the ranker that is kept is never worse than its start on the held-out users. The facts
-say whether it beats retrieval. Its probabilities are calibrated on the same users (`rec.train.calibrate`).
+say whether it beats retrieval. Its probabilities are calibrated on the same users (`rec.train.calibrate`). With
+`feedback.train` lists that servers have shown train it as well (`rec.feedback.samples`); they choose no epoch.
 """
 
 import json
@@ -33,13 +34,15 @@ from rec.features.items import ItemFeatures
 from rec.features.requests import Requests
 from rec.features.spec import Spec
 from rec.features.transfer import TransferReport, transfer
+from rec.feedback import samples as feedback
+from rec.feedback.samples import Lists
 from rec.histories import Histories
 from rec.models import fused, item_tower, user_tower
 from rec.models.deepfm import DeepFM
 from rec.models.dlrm import DLRM
 from rec.models.fused import DenseScale, Fused
 from rec.models.reranker import Reranker
-from rec.schema import INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
+from rec.schema import EXPOSURES, INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
 from rec.train import calibrate, ddp
 from rec.train.calibrate import Scored
 from rec.train.contest import Contest
@@ -69,6 +72,8 @@ def run(config: Config) -> dict[str, Any]:
         "item_tower": item_tower.manifest(config.at("item_tower")).content_hash,
         "user_tower": user_tower.manifest(config.at("user_tower")).content_hash,
     }
+    if config.feedback.train:
+        inputs["exposures"] = dataset.read_manifest(config.at("exposures"), EXPOSURES).content_hash
     h = histories.load(config.root)
     items = features(config, h)
     inputs["features"] = item_features.manifest(config.at("features")).content_hash
@@ -169,12 +174,23 @@ def prepare(
             f"{config.at('samples')} has {len(found.states)} requests, too few to train and to choose an epoch "
             f"(at least {MIN_REQUESTS}): give more events, or raise ranker.candidates"
         )
-    past = samples.past_popularity(h)
-    requests.write(folder, items, found.states, found.candidates, found.at, found.labels, past)
-    data = requests.open_requests(folder)
-    order = np.random.default_rng(config.seed).permutation(len(data))
-    held_count = max(round(len(data) * config.ranker.holdout), 1)
+    count = len(found.states)
+    order = np.random.default_rng(config.seed).permutation(count)
+    held_count = max(round(count * config.ranker.holdout), 1)
     held, train = np.sort(order[:held_count]), np.sort(order[held_count:])
+    lists = _lists(config, h, found.users[held])
+    requests.write(
+        folder,
+        items,
+        found.states + lists.states,
+        found.candidates + lists.candidates,
+        np.concatenate([found.at, lists.at]),
+        np.concatenate([found.labels, lists.labels]),
+        samples.past_popularity(h),
+        {count + number: kept for number, kept in enumerate(lists.kept)},
+    )
+    data = requests.open_requests(folder)
+    train = np.concatenate([train, np.arange(count, len(data))])
     save_numpy({"train": train, "held": held}, folder / "parts.safetensors")
     model, reports = fresh(config, items, data, train)
     save_file(model.state_dict(), folder / "start.safetensors")
@@ -182,10 +198,20 @@ def prepare(
     facts = {
         "requests": len(data),
         "rows": len(data.rows),
+        "exposures": len(lists.states),
+        "exposure_share": round(len(lists.states) / len(train), 4),
         "held_out": len(held),
         "retrieval_ndcg10": round(float(ndcg(data.labels[held], CUTOFF).mean()), 5),
     }
     return reports, facts
+
+
+def _lists(config: Config, h: Histories, held: NDArray[np.int64]) -> Lists:
+    """The samples of shown lists that train: none of the users `held`, who choose the epoch."""
+    if not config.feedback.train:
+        return feedback.NOTHING
+    found = feedback.load(config.at("exposures"), h)
+    return found.where(~np.isin(found.users, held))
 
 
 def fresh(

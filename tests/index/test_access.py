@@ -121,8 +121,8 @@ def test_a_forgotten_user_is_gone_and_stays_away(shop: Shop, tmp_path: Path) -> 
     assert there
     assert others
     assert live_events.store(opened, "tiny", [live("f1", "u04"), live("f2", "u05")]).stored == ["f1", "f2"]
-    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(there, 1, 1)
-    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(0, 0, 0)
+    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(there, 1, 1, 0)
+    assert forget.forget(shop.owner, "tiny", "u04") == forget.Forgotten(0, 0, 0, 0)
     assert live_events.store(opened, "tiny", [live("f3", "u04")]).forgotten == ["f3"], "nor does a server take any"
     with psycopg.connect(shop.owner) as connection:
         connection.execute("UPDATE loads SET content_hash = 'of before'")  # all is loaded again
@@ -142,7 +142,7 @@ def test_a_reader_forgets_users_only_where_that_was_granted(shop: Shop) -> None:
         with pytest.raises(forget.NotAllowed, match=r"has no DELETE on .*grant ROLE --forget"):
             refused(shop.reader, "tiny", "u06")
     roles.grant(shop.owner, "shop_reader", forget=True)
-    assert forget.forget_client(shop.reader, "tiny", "nobody") == 0
+    assert forget.forget_client(shop.reader, "tiny", "nobody") == forget.ForgottenClient(0, 0)
     done = forget.forget(shop.reader, "tiny", "u06")
     assert done.events
     assert done.profiles == 1

@@ -159,10 +159,10 @@ def test_forgetting_is_one_call(database_url: str, tmp_path: Path, monkeypatch: 
             " ('other', 'e3', 'ann', 'P1', 'view', now(), now() - interval '91 days')"
         )
     done = job.run(recipe, Namespace(action="forget", argument="ann", client=True))
-    assert done == {"recipe": "tiny", "live_events": 1}
-    assert job.run(recipe, Namespace(action="expire", argument=None)) == {"live_events": 1}
+    assert done == {"recipe": "tiny", "live_events": 1, "exposures": 0}
+    assert job.run(recipe, Namespace(action="expire", argument=None)) == {"live_events": 1, "exposures": 0}
     done = job.run(recipe, Namespace(action="forget", argument="ann", client=False))
-    assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0}
+    assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0, "exposures": 0}
     with psycopg.connect(postgres.url(tmp_path)) as connection:
         left = connection.execute("SELECT catalogue, user_id FROM users ORDER BY 1, 2").fetchall()
         kept = connection.execute("SELECT event_id FROM live_events").fetchall()

@@ -16,7 +16,7 @@ import pytest
 from rec import bundle, dataset, postgres, publish
 from rec.config import Columns, Config, Source
 from rec.data import ingest
-from rec.index import forget, live_events, load
+from rec.index import forget, load, retention
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent, store
@@ -175,15 +175,15 @@ def reloaded(shop: Shop) -> bool:
 def test_old_events_go_a_few_at_a_time_and_nobody_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"o{number}" for number in range(5)]
     store(shop.connections, "live", [event(name, 150, user_id="u02") for name in [*names, "young"]])
-    monkeypatch.setattr(live_events, "EXPIRED_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
     with psycopg.connect(shop.url) as connection:
         connection.execute("UPDATE live_events SET received_at = now() - %s WHERE event_id = ANY(%s)",
-                           (live_events.RETENTION, names))  # fmt: skip
+                           (retention.RETENTION, names))  # fmt: skip
     with psycopg.connect(shop.url) as busy, psycopg.connect(shop.url) as connection:
         busy.execute("SELECT 1 FROM live_events WHERE event_id = 'o2' FOR UPDATE")
-        assert live_events.expire(connection) == 4
+        assert retention.expire(connection)["live_events"] == 4
         busy.rollback()
-        assert live_events.expire(connection) == 1
+        assert retention.expire(connection)["live_events"] == 1
     assert products(shop, "u02").count("P0150") == 1
 
 

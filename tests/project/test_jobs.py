@@ -15,12 +15,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
 STAGES = [
     "ingest", "enrich", "tensorize", "encode", "pretrain", "embed",
-    "train_user", "candidates", "train_ranker", "train_fit", "evaluate", "publish",
+    "train_user", "candidates", "exposures", "train_ranker", "train_fit", "evaluate", "publish",
 ]  # fmt: skip
 
 
 def test_there_is_a_job_for_every_stage() -> None:
-    others = {"pipeline", "benchmark", "bundles", "database", "doctor", "rules", "shop"}
+    others = {"pipeline", "benchmark", "bundles", "database", "doctor", "experiment", "rules", "shop"}
     assert {*STAGES, *others} <= {path.stem for path in JOBS}
 
 

@@ -38,6 +38,7 @@ STAGES = {
     "source_tables",
     "samples",
     "evaluate",
+    "feedback",
     "assemble",
     "bundle",
     "bundle_diff",

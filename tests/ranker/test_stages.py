@@ -3,6 +3,7 @@ done is neither repeated nor changed by an interruption."""
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from rec import artifact, dataset, histories, samples
-from rec.config import Config, Ranker
+from rec.config import Config, Feedback, Ranker
 from rec.errors import ArtifactError
 from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
@@ -24,10 +25,11 @@ from rec.features.transfer import project
 from rec.models import fused, user_tower
 from rec.models.deepfm import DeepFM
 from rec.retrieval import ANN, merge
-from rec.schema import SAMPLES
+from rec.schema import EXPOSURES, SAMPLES
 from rec.sources import tables
 from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
+from tests.ranker.conftest import START
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -227,6 +229,54 @@ def test_the_first_contestant_is_the_retrieval_order(
     held = load_file(tmp_path / "work" / "parts.safetensors")["held"]
     start = ranker.evaluate(ranker.start(tmp_path / "work", options), data, held)
     assert start == pytest.approx(facts["retrieval_ndcg10"], abs=1e-5)
+
+
+def test_shown_lists_train_beside_the_log_and_choose_no_epoch(
+    shop: Config, retrieved: dict[str, Any], tmp_path: Path
+) -> None:
+    h = histories.load(shop.root)
+    given = _elsewhere(shop, tmp_path)
+    for stage in ("sources", "samples"):
+        shutil.copytree(shop.at(stage), given.at(stage))
+    items = ranker.features(given, h)
+    ranker.prepare(tmp_path / "without", given, h, items)
+    train, held = ranker.parts(tmp_path / "without")
+    found = samples.load(given.root, h, items.history)
+    known = [h.user_ids[user] for user in [*found.users[held][:3], found.users[train][0]]]
+    rows = []
+    for user_id in (None, "u-new", *known):
+        shown = [3, 10, 40]
+        rows.append(
+            {
+                "exposure_id": "", "user_id": user_id, "at": START + timedelta(days=300), "label": 1, "rows": shown,
+                "positions": [2, 1, 3], "places": [0, 2, 59], "scores": [0.5, 0.25, -0.5], "sources": [1, 3, 1],
+                "cooccurrence": [0.0, 0.5, 0.0], "retrieved": 60, "best": 0.75, "history": [8, 4],
+                "history_events": [3, 1], "history_ages": [86_400.0, 60.0], "context": "",
+                "profile": [("height_cm", 170.0)],
+            }
+        )  # fmt: skip
+    dataset.write(
+        given.at("exposures"), EXPOSURES, [pa.Table.from_pylist(rows, EXPOSURES.schema)], inputs={}, config={}
+    )
+    given = given.model_copy(update={"feedback": Feedback(train=True)})
+    _, facts = ranker.prepare(tmp_path / "with", given, h, items)
+    assert (facts["exposures"], facts["exposure_share"]) == (3, round(3 / (len(train) + 3), 4))
+    before, after = (requests.open_requests(tmp_path / name) for name in ("without", "with"))
+    both = ranker.parts(tmp_path / "with")
+    np.testing.assert_array_equal(both[1], held)
+    np.testing.assert_array_equal(both[0], [*train, *range(len(before), len(before) + 3)])
+    for name in ("rows", "sparse", "dense"):
+        np.testing.assert_array_equal(getattr(after, name)[: len(before.rows)], getattr(before, name))
+    one = np.array([len(before)])
+    assert (after.rows[after.flat(one)].tolist(), int(after.labels[one][0])) == ([3, 10, 40], 1)
+    columns = {name: after.dense[after.flat(one), at] for at, name in enumerate(items.spec.dense)}
+    np.testing.assert_allclose(columns["score_gap"], [-0.25, -0.5, -1.25])
+    np.testing.assert_allclose(columns["log_rank"], np.log1p([0, 2, 59]), rtol=1e-6)
+    np.testing.assert_allclose(columns["history_length"], np.log1p(2), rtol=1e-6)
+    for name in ("with", "without"):
+        assert ranker.evaluate(ranker.start(tmp_path / name, given.ranker), after, held) == pytest.approx(
+            facts["retrieval_ndcg10"], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (2, 2)])

@@ -41,18 +41,18 @@ def test_a_stage_loads_what_becomes_active_before_it_is_asked(
     looks = iter([DatabaseError("away"), ArtifactError("torn"), KeyError("unforeseen"), made])
     ended = threading.Event()
 
-    def look(_: object) -> str:
+    def look(_: object) -> list[str]:
         found = next(looks, None)
         if found is None:
             ended.set()
             raise SystemExit  # ends the thread
         if isinstance(found, Exception):
             raise found
-        return found
+        return [found]
 
     built: list[str] = []
     monkeypatch.setattr(loaded, "FOLLOW_S", 0.001)
-    monkeypatch.setattr(loaded, "active", look)
+    monkeypatch.setattr(loaded, "serving", look)
     monkeypatch.setattr(loaded.log, "handlers", [caplog.handler])
     Loaded(str(tmp_path), lambda opened: built.append(opened.id)).follow(None)  # type: ignore[arg-type]  # asks nobody
     assert ended.wait(30)
@@ -86,7 +86,8 @@ def test_following_goes_on_after_what_nobody_foresaw(
             _connections=None,
             _front=front("old"),
             _fronts=SimpleNamespace(get=front),
-            _answering=SimpleNamespace(recommend=answer),
+            _try=answer,
+            _trial=SimpleNamespace(follow=answer),
         )
         task = asyncio.create_task(following(replica))
         for _ in range(500):
@@ -98,6 +99,7 @@ def test_following_goes_on_after_what_nobody_foresaw(
 
     monkeypatch.setitem(following.__globals__, "FOLLOW_S", 0.001)
     monkeypatch.setitem(following.__globals__, "active", active)
+    monkeypatch.setitem(following.__globals__, "experiment", lambda _: None)
     monkeypatch.setattr(app.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
     with caplog.at_level(logging.ERROR, logger="ray.serve"):
         assert asyncio.run(follow()) == "new"

@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
-from rec import ports, postgres, publish
-from rec.index import rule_versions
+from rec import bundle, ports, postgres, publish
+from rec.index import experiments, rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
@@ -202,6 +202,8 @@ def test_a_malformed_event_is_refused_with_all_others(shop: Shop) -> None:
         {**client, "at": "2025-01-01T00:00:00"},
         {**client, "size": "8" * 41},
         {**client, "fit": "tight"},
+        {**client, "exposure_id": "42"},
+        {**client, "exposure_id": "019AB0F3-5C1E-7D20-9B1A-3F6F0C2D8E41"},
         {"event_id": "", "client_id": "c"},
         {"event_id": "x", "client_id": "\x00"},
         {"client_id": "c"},
@@ -243,13 +245,23 @@ def test_events_of_unknown_products_and_too_many_are_refused(shop: Shop) -> None
 
 
 def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
-    assert posted(shop, {"event_id": "u1", "user_id": "u09", "context": "linen"}).status_code == 200
+    shown = shop.recommend(user_id="u09", context="linen", k=3)
+    event = {"event_id": "u1", "user_id": "u09", "context": "linen", "exposure_id": shown["exposure_id"]}
+    assert posted(shop, event).status_code == 200
+    deadline = time.monotonic() + 30
+    while not shop.client.get("/v1/users/u09").json()["exposures"]:
+        assert time.monotonic() < deadline, "the list is not logged"
+        time.sleep(0.1)
     told = shop.client.get("/v1/users/u09").json()
     assert told["profile"] == {"height_cm": 169.0, "birth_year": 1989}
     assert told["events"][0]["product_id"] == "P0003"
     assert told["live_events"][0]["context"] == "linen"
+    (listed,) = told["exposures"]
+    assert (listed["exposure_id"], listed["context"]) == (shown["exposure_id"], "linen")
+    assert listed["products"] == [item["product_id"] for item in shown["items"]]
+    assert told["live_events"][0]["exposure_id"] == shown["exposure_id"]
     gone = shop.client.delete("/v1/users/u09")
-    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1}
+    expected = {"events": len(told["events"]), "profiles": 1, "live_events": 1, "exposures": 1}
     assert (gone.status_code, gone.json()) == (200, expected)
     assert shop.client.get("/v1/users/u09").status_code == 404
     assert {item["because"] for item in shop.recommend(user_id="u09", k=3)["items"]} == {None}
@@ -261,7 +273,8 @@ def test_a_client_s_events_can_be_deleted(shop: Shop) -> None:
     events = [{"event_id": f"v{number}", "client_id": "a/b c"} for number in range(2)]
     assert posted(shop, *events, {"event_id": "v2", "user_id": "a/b c"}).status_code == 200
     gone = [shop.client.delete("/v1/clients/a%2Fb%20c") for _ in range(2)]
-    assert [(each.status_code, each.json()) for each in gone] == [(200, {"live_events": 2}), (200, {"live_events": 0})]
+    counts = [{"live_events": count, "exposures": 0} for count in (2, 0)]
+    assert [(each.status_code, each.json()) for each in gone] == [(200, each) for each in counts]
     assert {item["because"] for item in shop.recommend(client_id="a/b c", k=3)["items"]} == {None}
     assert shop.client.get("/v1/users/a%2Fb%20c").json()["live_events"], "a client is no user"
     assert posted(shop, events[0]).json()["stored"] == ["v0"]
@@ -447,6 +460,44 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
     return seen
 
 
+def test_an_experiment_gives_every_shopper_one_bundle(shop: Shop) -> None:
+    active = shop.recommend()["bundle"]
+    (tried,) = set(bundle.names(shop.recipe.store)) - {active}
+    started = publish.try_out(shop.recipe, tried, 0.5)
+    deadline = time.monotonic() + 120
+    while shop.recommend(client_id="t0", k=1)["experiment"] is None:
+        assert time.monotonic() < deadline, "the shop does not take part"
+        time.sleep(0.2)
+    arms = {}
+    for number in range(12):
+        answer = shop.recommend(user_id=f"t{number}", client_id="t", k=3)
+        arms[number] = answer["experiment"]["arm"]
+        assert answer["experiment"] == {"number": started.number, "arm": started.arm(f"t{number}", None)}
+        assert answer["bundle"] == (tried if arms[number] == "treatment" else active)
+        shown = {"user_id": f"t{number}", "product_id": answer["items"][0]["product_id"]}
+        told = shop.client.post("/v1/explain", json=shown).json()
+        assert (told["bundle"], told["outcome"]) == (answer["bundle"], "shown")
+    assert set(arms.values()) == {"control", "treatment"}
+    nobody = shop.recommend(k=1)
+    assert (nobody["bundle"], nobody["experiment"]) == (active, None)
+    listed = shop.client.get("/v1/bundles").json()
+    assert (listed["active"], listed["experiment"]["treatment"]) == (active, tried)
+    assert {each["bundle"]: each["state"] for each in listed["known"]} == {active: "active", tried: "treatment"}
+    while not (logged := shop.client.get("/v1/users/t0")).json().get("exposures"):
+        assert time.monotonic() < deadline, "the list is not logged"
+        time.sleep(0.1)
+    (kept,) = logged.json()["exposures"]
+    assert (kept["experiment"], kept["arm"]) == (started.number, arms[0])
+    assert kept["bundle"] == (tried if arms[0] == "treatment" else active)
+    experiments.stop(postgres.url(shop.recipe.store), shop.recipe.name)
+    treated = next(f"t{number}" for number, arm in arms.items() if arm == "treatment")
+    while (answer := shop.recommend(user_id=treated, k=1))["experiment"] is not None:
+        assert answer["bundle"] == tried
+        assert time.monotonic() < deadline + 60, "the shop goes on"
+        time.sleep(0.2)
+    assert answer["bundle"] == active
+
+
 def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
     body = {"history": ["P0003"], "k": 10}
     plain = [item["product_id"] for item in shop.recommend(**body)["items"]]
@@ -492,6 +543,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
         'ray_rec_events_total{.*outcome="repeated"',
+        'ray_rec_exposures_total{.*outcome="logged"',
         'ray_rec_index_recall_bucket{.*filter="stock"',
         "ray_rec_rules_version{",
         *(

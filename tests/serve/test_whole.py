@@ -2,21 +2,24 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from pydantic import TypeAdapter
 
-from rec import bundle
+from rec import bundle, postgres
 from rec.config import Config
 from rec.errors import DatabaseError
+from rec.index import exposures
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from serve import api
 from serve.answering import Answering, BackedFront, written
 from serve.asking import Together
+from serve.exposures import Arm, ExposureLog
 from serve.stages import Ranker, Retriever, UserTower
 
 REQUESTS = [
@@ -38,11 +41,18 @@ def together(published: Config) -> Together:
     return Together(published.store)
 
 
+@pytest.fixture(scope="module")
+def answering(published: Config, together: Together) -> Iterator[Answering]:
+    log = ExposureLog(lambda: Connections(postgres.url(published.store), size=1), lambda *_: None)
+    yield Answering(together, log)
+    log.close()
+
+
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_the_answer_is_the_chain_s_and_has_the_declared_shape(
-    front: BackedFront, together: Together, chain: Chain, request_: Request
+    front: BackedFront, answering: Answering, chain: Chain, request_: Request
 ) -> None:
-    answer = asyncio.run(Answering(together).recommend(front, request_))
+    answer = asyncio.run(answering.recommend(front, request_))
     local = chain.recommend(request_)
     assert [item["product_id"] for item in answer["items"]] == [item["product_id"] for item in local.items]
     assert [item["score"] for item in answer["items"]] == [item["score"] for item in local.items]
@@ -53,7 +63,7 @@ def test_the_answer_is_the_chain_s_and_has_the_declared_shape(
 
 
 def test_an_answer_stays_in_one_thread_that_is_not_the_loop_s(
-    front: BackedFront, together: Together, monkeypatch: pytest.MonkeyPatch
+    front: BackedFront, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
 
@@ -68,7 +78,7 @@ def test_an_answer_stays_in_one_thread_that_is_not_the_loop_s(
     for stage, name in ((UserTower, "encode"), (Retriever, "retrieve"), (Ranker, "rank")):
         monkeypatch.setattr(stage, name, noting(getattr(stage, name)))
     monkeypatch.setattr(front, "known", noting(front.known))
-    asyncio.run(Answering(together).recommend(front, Request(user_id="u04")))
+    asyncio.run(answering.recommend(front, Request(user_id="u04")))
     assert len(threads) == 4
     assert set(threads) != {threading.get_ident()}
     assert len(set(threads)) == 1
@@ -84,7 +94,7 @@ def test_an_answer_stays_in_one_thread_that_is_not_the_loop_s(
 )
 def test_a_stage_that_fails_is_done_without(
     front: BackedFront,
-    together: Together,
+    answering: Answering,
     monkeypatch: pytest.MonkeyPatch,
     stage: type,
     method: str,
@@ -95,11 +105,31 @@ def test_a_stage_that_fails_is_done_without(
 
     fail.__name__ = method
     monkeypatch.setattr(stage, method, fail)
-    answer = asyncio.run(Answering(together).recommend(front, Request(user_id="u04", k=7)))
+    answer = asyncio.run(answering.recommend(front, Request(user_id="u04", k=7)))
     assert answer["degraded"] == [code]
     assert len(answer["items"]) == 7
     with pytest.raises(Exception, match="no connection to Postgres"):
-        asyncio.run(Answering(together).recommend(front, Request(k=1), whole=True))
+        asyncio.run(answering.recommend(front, Request(k=1), whole=True))
+
+
+def test_what_was_shown_is_logged_and_what_was_probed_is_not(
+    front: BackedFront, together: Together, published: Config
+) -> None:
+    counts = {"logged": 0, "dropped": 0}
+    log = ExposureLog(
+        lambda: Connections(postgres.url(published.store), size=1),
+        lambda outcome, count: counts.update({outcome: counts[outcome] + count}),
+    )
+    asked = Answering(together, log)
+    shown = asyncio.run(asked.recommend(front, Request(client_id="w", k=4), Arm(7, "treatment")))
+    probed = asyncio.run(asked.recommend(front, Request(k=1), whole=True))
+    log.close()
+    assert counts == {"logged": 1, "dropped": 0}
+    with psycopg.connect(postgres.url(published.store)) as connection:
+        (kept,) = exposures.whole(connection, [shown["exposure_id"], probed["exposure_id"]])
+    assert kept.products == [item["product_id"] for item in shown["items"]]
+    assert (kept.client_id, kept.experiment, kept.arm) == ("w", 7, "treatment")
+    assert shown["experiment"] == {"number": 7, "arm": "treatment"}
 
 
 def test_what_would_wait_for_the_event_loop_is_an_error(together: Together) -> None:

@@ -1,0 +1,59 @@
+"""The bundle that an experiment tries, beside the active one: loaded, tried, and then given to its share of shoppers.
+
+It takes part once every stage has answered for it. Until then, and where it cannot be loaded, the active bundle answers
+everybody and nobody counts for the experiment, in neither arm.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from rec.errors import RecError
+from rec.index.experiments import TREATMENT, Experiment
+from serve.answering import BackedFront
+from serve.degrade import Unavailable
+from serve.exposures import Arm
+from serve.loaded import Loaded
+
+log = logging.getLogger("ray.serve")
+
+
+class Trial:
+    """What this replica knows of the experiment that runs."""
+
+    def __init__(self, fronts: Loaded[BackedFront], prove: Callable[[BackedFront], Awaitable[None]]) -> None:
+        """`prove` has every stage answer for a front, and raises what one of them failed with."""
+        self._fronts, self._prove = fronts, prove
+        self._running: tuple[Experiment, BackedFront] | None = None
+
+    async def follow(self, found: Experiment | None, active: BackedFront) -> None:
+        """Take part in the experiment `found`, or no longer; never raises what is wrong with its bundle.
+
+        The one of another bundle than the `active` one of this replica is waited for.
+        """
+        if found is None or found.control != active.bundle.id:
+            self._running = None
+            return
+        try:
+            front = await asyncio.to_thread(self._fronts.get, found.treatment)
+            await asyncio.to_thread(front.rules.refresh)
+            if self._running is None or self._running[0].number != found.number:
+                await self._prove(front)
+                self._running = found, front
+                log.info("experiment %d: bundle %s beside %s", found.number, found.treatment, found.control)
+        except (RecError, Unavailable) as error:
+            log.warning("experiment %d: bundle %s: %s", found.number, found.treatment, error)
+
+    def of(self, active: BackedFront, user_id: str | None, client_id: str | None) -> tuple[BackedFront, Arm | None]:
+        """The front that answers a shopper, and the shopper's arm."""
+        if self._running is None or self._running[0].control != active.bundle.id:
+            return active, None
+        experiment, treatment = self._running
+        arm = experiment.arm(user_id, client_id)
+        if arm is None:
+            return active, None
+        return treatment if arm == TREATMENT else active, Arm(experiment.number, arm)
+
+    def fronts(self, active: BackedFront) -> list[BackedFront]:
+        """All that answer, the active one first."""
+        return [active] if self._running is None else [active, self._running[1]]
