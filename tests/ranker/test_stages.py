@@ -28,6 +28,7 @@ from rec.schema import SAMPLES
 from rec.sources import tables
 from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
+from tests.train.in_process import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -55,7 +56,8 @@ def dlrm(shop: Config, retrieved: dict[str, Any], tmp_path_factory: pytest.TempP
             "item_tower": shop.item_tower.model_copy(update={"width": 16}),
         }
     )
-    ranker.run(given)
+    with in_process(ranker.loop):
+        ranker.run(given)
     return given
 
 
@@ -261,7 +263,7 @@ def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, An
     assert not list(shop.at("runs").iterdir())
 
 
-def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
+def test_a_run_stopped_after_two_epochs_ends_with_the_bytes_of_one_in_this_process(
     dlrm: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tables that stay frozen beyond the stop, and negatives drawn anew each epoch."""

@@ -20,7 +20,8 @@ from rec.schema import INTERACTIONS
 from rec.state import cold_state
 from rec.train import curves
 from rec.train.sequences import last_windows, windows
-from rec.train.user import build, run
+from rec.train.user import build, loop, run
+from tests.train.in_process import in_process
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
 
@@ -129,7 +130,8 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(
     still = UserTrain(epochs=12, batch_size=16, learning_rate=1e-9, cpus_per_worker=1)
     config = _config(tmp_path, train=still, patience=2)
     make(config.root)
-    made = run(config)
+    with in_process(loop):
+        made = run(config)
     epochs = json.loads((config.at("user_tower") / curves.JSON).read_text())["epochs"]
     assert (made["epochs"], made["best_epoch"]) == (len(epochs), 1) == (3, 1)
     assert made["metrics"] == epochs[0]
@@ -207,10 +209,11 @@ def test_a_cold_item_keeps_the_item_towers_vector(trained: Config) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_bytes(trained: Config, tmp_path: Path, ray_local: None) -> None:
+def test_the_same_seed_gives_the_same_bytes_in_any_process(trained: Config, tmp_path: Path) -> None:
     again = _config(tmp_path)
     make(again.root)
-    run(again)
+    with in_process(loop):
+        run(again)
     for name in ("user_tower.safetensors", "item_vectors.safetensors", "user_tower.json"):
         assert (again.at("user_tower") / name).read_bytes() == (trained.at("user_tower") / name).read_bytes()
 
