@@ -9,7 +9,7 @@ import pytest
 from rec import config, dataset, encode, histories
 from rec.config import UserTower, UserTrain
 from rec.errors import ArtifactError
-from rec.evaluate import cases, cold_and_warm, cold_items, hidden
+from rec.evaluate import cases, cold_and_warm, cold_items, hidden, tower_speed
 from rec.evaluate.cold_items import World
 from rec.models import user_tower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
@@ -148,6 +148,7 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
         cold_items.APART: tower.model_copy(update={"shared_keys": False}),
     }
     monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
+    monkeypatch.setattr(tower_speed, "ROUNDS", 1)
     with in_process(item.loop, behaviour.loop, user.loop):
         figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
     for measure in ("neighbours.r10", "hr10"):

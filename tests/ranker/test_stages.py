@@ -263,7 +263,7 @@ def test_work_that_is_done_is_not_done_again(shop: Config, trained: dict[str, An
     assert not list(shop.at("runs").iterdir())
 
 
-def test_a_run_stopped_after_two_epochs_ends_with_the_bytes_of_one_in_this_process(
+def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
     dlrm: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tables that stay frozen beyond the stop, and negatives drawn anew each epoch."""
@@ -276,13 +276,14 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_bytes_of_one_in_this_proce
         fit(loop, train, name, short, storage)
         raise KeyboardInterrupt
 
-    fit = ranker.ddp.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(ranker.ddp, "fit", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ranker.run(other)
-    assert not other.at("ranker").exists()
-    ranker.run(other)
+    with in_process(ranker.loop):
+        fit = ranker.ddp.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(ranker.ddp, "fit", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                ranker.run(other)
+        assert not other.at("ranker").exists()
+        ranker.run(other)
     for stage in ("sources", "samples", "features", "ranker"):
         hashes = [artifact.peek(config.at(stage)) for config in (dlrm, other)]
         assert hashes[0] is not None

@@ -27,7 +27,7 @@ from rec.train import ddp
 
 @contextmanager
 def in_process(*loops: ddp.Loop) -> Iterator[None]:
-    """Within it the trainings of these loops run here by Ray Train's local mode, from their start to their end."""
+    """Within it the trainings of these loops run here by Ray Train's local mode, and go on after their last epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddp, "fit", partial(_fit, loops, ddp.fit))
         yield
@@ -47,11 +47,12 @@ def _fit(
     last = storage / name / "last"
 
     def report(metrics: dict[str, float], checkpoint: Checkpoint | None = None) -> None:
-        if checkpoint is not None:  # local mode keeps no copy of it
+        if checkpoint is not None:
             shutil.copytree(checkpoint.path, last, dirs_exist_ok=True)
 
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():  # local mode keeps no checkpoints
         patch.setattr(ray.train, "report", report)
+        patch.setattr(ray.train, "get_checkpoint", lambda: Checkpoint.from_directory(last) if last.exists() else None)
         TorchTrainer(
             loop,
             train_loop_config=loop_config,

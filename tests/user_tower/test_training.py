@@ -1,6 +1,7 @@
 """Training windows, and the whole stage on Ray Train: it learns all three inputs, and a resumed run is equal."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,19 +120,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config
     return config
 
 
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Trainings run in this process."""
+    with in_process(loop):
+        yield
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local", "here")
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(
-    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     still = UserTrain(epochs=12, batch_size=16, learning_rate=1e-9, cpus_per_worker=1)
     config = _config(tmp_path, train=still, patience=2)
     make(config.root)
-    with in_process(loop):
-        made = run(config)
+    made = run(config)
     epochs = json.loads((config.at("user_tower") / curves.JSON).read_text())["epochs"]
     assert (made["epochs"], made["best_epoch"]) == (len(epochs), 1) == (3, 1)
     assert made["metrics"] == epochs[0]
@@ -209,11 +217,11 @@ def test_a_cold_item_keeps_the_item_towers_vector(trained: Config) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_the_same_seed_gives_the_same_bytes_in_any_process(trained: Config, tmp_path: Path) -> None:
     again = _config(tmp_path)
     make(again.root)
-    with in_process(loop):
-        run(again)
+    run(again)
     for name in ("user_tower.safetensors", "item_vectors.safetensors", "user_tower.json"):
         assert (again.at("user_tower") / name).read_bytes() == (trained.at("user_tower") / name).read_bytes()
 
