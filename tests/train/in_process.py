@@ -44,15 +44,20 @@ def _fit(
 ) -> Path:
     if loop not in here:
         return elsewhere(loop, train, name, loop_config, storage)
-    last = storage / name / "last"
+    run = storage / name
 
     def report(metrics: dict[str, float], checkpoint: Checkpoint | None = None) -> None:
-        if checkpoint is not None:
-            shutil.copytree(checkpoint.path, last, dirs_exist_ok=True)
+        if (
+            checkpoint is not None
+        ):  # a folder of its own, for the optimizer may still have the earlier one's file mapped
+            shutil.copytree(checkpoint.path, run / f"checkpoint_{len(_checkpoints(run)):06}")
+
+    def last() -> Checkpoint | None:
+        return Checkpoint.from_directory(_checkpoints(run)[-1]) if _checkpoints(run) else None
 
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():  # local mode keeps no checkpoints
         patch.setattr(ray.train, "report", report)
-        patch.setattr(ray.train, "get_checkpoint", lambda: Checkpoint.from_directory(last) if last.exists() else None)
+        patch.setattr(ray.train, "get_checkpoint", last)
         TorchTrainer(
             loop,
             train_loop_config=loop_config,
@@ -60,7 +65,12 @@ def _fit(
             run_config=RunConfig(name=name, storage_path=str(storage.resolve())),
         ).fit()
     set_train_fn_utils(None)  # this process is no worker any more
-    return last
+    return _checkpoints(run)[-1]
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Folders of the run's checkpoints, oldest first."""
+    return sorted(run.glob("checkpoint_*"))
 
 
 @contextmanager
