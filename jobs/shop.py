@@ -90,9 +90,7 @@ class Shop:
             {
                 "http_options": {"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS},
                 "logging_config": {"enable_access_log": False},
-                "applications": [
-                    {"name": "shop", "route_prefix": "/", "import_path": os.environ.get("APPX", "serve.app:graph")}
-                ],
+                "applications": [{"name": "shop", "route_prefix": "/", "import_path": APART if apart else WHOLE}],
             },
         )
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

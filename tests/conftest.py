@@ -17,24 +17,24 @@ COSTLY = {"finished", "helps"}
 LONGEST = [
     "finished",
     "pipeline/test_planted.py",
-    "pipeline/test_ray_jobs.py",
     "evaluate/test_enrichment.py",
-    "evaluate/test_cold_items.py",
-    "train/test_behaviour.py",
-    "enrich/test_tag.py",
-    "enrich/test_openai.py",
-    "train/test_item_text.py",
-    "train/test_ddp.py",
-    "serve/test_shop.py",
     "train/test_item_stages.py",
-    "ranker/test_stages.py",
+    "pipeline/test_ray_jobs.py",
+    "serve/test_shop.py",
     "enrich/test_stage.py",
-    "evaluate/test_scale.py",
-    "evaluate/test_towers.py",
-    "user_tower/test_training.py",
+    "train/test_behaviour.py",
+    "enrich/test_openai.py",
+    "enrich/test_tag.py",
     "vocab/test_tensorize.py",
+    "train/test_ddp.py",
+    "enrich/test_vllm.py",
+    "user_tower/test_training.py",
+    "ranker/test_stages.py",
+    "evaluate/test_scale.py",
+    "evaluate/test_cold_items.py",
+    "fit/test_training.py",
 ]
-"""Groups of slow tests that take most of a minute or more, longest first: two processes that are handed the long ones
+"""Groups of slow tests that take half a minute or more, longest first: two processes that are handed the long ones
 first end at about the same time."""
 
 # Before torch is imported: threads that wait for each other do it busily, and the suite's two processes fill two cores.

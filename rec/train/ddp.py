@@ -122,6 +122,9 @@ class _Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
         return [callback for callback in callbacks if not isinstance(callback, unwanted)]
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to Python: Ray Train's handler stays after the run, swallows it, and keeps the run's process."""
+
 
 class _LocalTrainer(_Trainer):
     """For a Ray that `rec.runtime` started: without its dashboard two watchers of Ray Train fail, one every second.

@@ -8,7 +8,7 @@ for a particle (린넨셔츠를); a word of one syllable only when it is the who
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 _HANGUL = re.compile("[가-힣]")
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -50,7 +50,7 @@ def plural(noun: str) -> str:
 
 
 class Finder:
-    """Finds any of many words in free text."""
+    """Finds any of many words in free text; an expression is compiled for the first text that needs it."""
 
     def __init__(self, words: Iterable[str]) -> None:
         latin: set[str] = set()
@@ -62,16 +62,28 @@ class Finder:
         for word in sorted(latin):
             first, *rest = word.split(" ")
             self._rests.setdefault(first, []).append(frozenset(rest))
-        self._latin = re.compile(rf"\b{_expression(latin, _SEPARATOR)}\b") if latin else None
-        self._mixed = re.compile(f"{_BEFORE_LATIN}{_expression(latin, _SEPARATOR)}{_AFTER_LATIN}") if latin else None
-        syllables = {word for word in korean if len(word) == 1}
+        self._in_latin, self._in_korean = latin, korean
+
+    @cached_property
+    def _latin(self) -> re.Pattern[str] | None:
+        latin = self._in_latin
+        return re.compile(rf"\b{_expression(latin, _SEPARATOR)}\b") if latin else None
+
+    @cached_property
+    def _mixed(self) -> re.Pattern[str] | None:
+        latin = self._in_latin
+        return re.compile(f"{_BEFORE_LATIN}{_expression(latin, _SEPARATOR)}{_AFTER_LATIN}") if latin else None
+
+    @cached_property
+    def _korean(self) -> re.Pattern[str] | None:
+        syllables = {word for word in self._in_korean if len(word) == 1}
         parts = []
-        if korean - syllables:
-            any_korean = _expression(korean - syllables, r"\s?")
+        if longer := self._in_korean - syllables:
+            any_korean = _expression(longer, r"\s?")
             parts += [f"{_BEFORE}{any_korean}", f"{any_korean}(?={_PARTICLE}{_AFTER})"]
         if syllables:
             parts.append(f"{_BEFORE}{_expression(syllables, '')}(?={_PARTICLE}{_AFTER})")
-        self._korean = re.compile("|".join(parts)) if parts else None
+        return re.compile("|".join(parts)) if parts else None
 
     @property
     def latin(self) -> Iterator[tuple[str, frozenset[str]]]:

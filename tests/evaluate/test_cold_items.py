@@ -9,12 +9,14 @@ import pytest
 from rec import config, dataset, encode, histories
 from rec.config import UserTower, UserTrain
 from rec.errors import ArtifactError
-from rec.evaluate import cases, cold_and_warm, cold_items, hidden
+from rec.evaluate import cases, cold_and_warm, cold_items, hidden, tower_speed
 from rec.evaluate.cold_items import World
 from rec.models import user_tower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
+from rec.train import behaviour, item, user
 from tests.item_tower import catalogue
 from tests.train import test_copurchase as pairs
+from tests.train.in_process import data_in_process, in_process
 
 N = 12
 CONFIG = config.load("demo", ["evaluate.bootstrap=100"])
@@ -132,20 +134,23 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
 def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way on a small shop, whose shoppers stay with a colour, with two towers of one epoch."""
     tree = catalogue.shop(tmp_path, 60)
-    encode.run(tree)
+    with data_in_process():
+        encode.run(tree)
     asked = {"status": "ok", "std": [], "re": [], "vocab_version": "", "tokens_in": 0, "tokens_out": 0}
     rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "content_hash": "", **asked} for i in range(60)]
     catalogue.put(tree, ENRICHED, rows)
-    behaviour = tree.item_tower.behaviour.model_copy(update={"epochs": 1, "batch_size": 16})
+    second = tree.item_tower.behaviour.model_copy(update={"epochs": 1, "batch_size": 16})
     train = tree.item_tower.train.model_copy(update={"epochs": 1})
-    tower = tree.item_tower.model_copy(update={"behaviour": behaviour, "train": train})
+    tower = tree.item_tower.model_copy(update={"behaviour": second, "train": train})
     some = {
         "full": tower,
         cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
         cold_items.APART: tower.model_copy(update={"shared_keys": False}),
     }
     monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
-    figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
+    monkeypatch.setattr(tower_speed, "ROUNDS", 1)
+    with in_process(item.loop, behaviour.loop, user.loop):
+        figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
     for measure in ("neighbours.r10", "hr10"):
         for system in ("full", "rawtext", "centred", "random"):
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
@@ -161,7 +166,8 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
     users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))
-    figures = cold_and_warm.measure(tree.model_copy(update={"item_tower": tower, "user_tower": users}))
+    with in_process(item.loop, behaviour.loop, user.loop), data_in_process():
+        figures = cold_and_warm.measure(tree.model_copy(update={"item_tower": tower, "user_tower": users}))
     for side in ("cold", "warm", "all"):
         for system in ("tower", "delta", "content", "centred"):
             low, high = figures[f"catalogue.{side}.{system}.hr10"]["ci95"]

@@ -12,6 +12,7 @@ from rec.models.item_inputs import ItemInputs
 from rec.train import item
 from rec.vocab.std import StdVocabulary
 from tests.item_tower import catalogue
+from tests.train.in_process import data_in_process, in_process
 
 
 def test_no_phrase_names_an_attribute() -> None:
@@ -35,10 +36,12 @@ def test_overlap_is_the_share_of_neighbours_that_stay() -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_products_with_phrases_are_placed_by_their_new_text(tmp_path_factory: pytest.TempPathFactory) -> None:
     tree = catalogue.shop(tmp_path_factory.mktemp("noise"), 60)
-    encode.run(tree)
+    with data_in_process():
+        encode.run(tree)
     quick = tree.item_tower.train.model_copy(update={"epochs": 1})
     tree = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"train": quick})})
-    item.run(tree)
+    with in_process(item.loop):
+        item.run(tree)
     items = ItemInputs.load(tree.at("tensors"), tree.at("text_states"))
     tower = item_tower.load(tree.at(item_tower.KIND))
     made = {

@@ -18,6 +18,7 @@ from rec.schema import vectors
 from rec.train import user
 from tests.item_tower import catalogue
 from tests.train import test_copurchase as pairs
+from tests.train.in_process import in_process
 
 PRODUCTS = 24
 
@@ -137,7 +138,8 @@ def test_the_user_tower_is_trained_in_such_a_store(tmp_path: Path) -> None:
     options = tree.user_tower.model_copy(update={"heads": 2, "layers": 1, "train": train})
     split = splits.temporal(h, _day(h, 3))
     made = splits.write(tree.model_copy(update={"user_tower": options}), "temporal", h, split)
-    user.run(made)
+    with in_process(user.loop):
+        user.run(made)
     tower = user_tower.load(made.at(user_tower.KIND))
     assert len(tower.item_vectors) == PRODUCTS
     cases = splits.asked(h, split, np.full(PRODUCTS, -1), history=9, exclude_seen=True, max_users=None, seed=0)

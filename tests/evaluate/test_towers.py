@@ -9,6 +9,8 @@ import pytest
 from rec import histories
 from rec.config import Config, UserTower, UserTrain
 from rec.evaluate import other_splits, towers, user_speed
+from rec.train import user
+from tests.train.in_process import in_process
 from tests.user_tower.test_user_tower import make_tower
 from tests.user_tower.world import make
 
@@ -22,7 +24,9 @@ def test_what_a_part_is_worth_is_seen(tmp_path: Path, ray_local: None, monkeypat
     every = towers.variants
     some = ("as_is", "sasrec", "no-context")
     monkeypatch.setattr(towers, "variants", lambda options, h: {name: every(options, h)[name] for name in some})
-    found = towers.measure(config, [0])
+    with in_process(user.loop):
+        found = towers.measure(config, [0])
+        splits = other_splits.measure(config)
     names = {*some, "popular"}
     assert {name.split(".")[1] for name in found} == names
     for name in names:
@@ -35,7 +39,6 @@ def test_what_a_part_is_worth_is_seen(tmp_path: Path, ray_local: None, monkeypat
         assert gain["goal"] == 0
     for name in ("no-context", "popular"):  # one event in five goes where only the context says, and taste is planted
         assert gains[name]["ci95"][0] > 0, name
-    splits = other_splits.measure(config)
     for split in ("cold-users", "temporal"):
         for name in (f"{split}.tower.hr10", f"{split}.popular.n10", f"{split}.tower.minus.popular.n10"):
             low, high = splits[f"world.{name}"]["ci95"]

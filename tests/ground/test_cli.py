@@ -1,6 +1,7 @@
 """The command line of jobs: one JSON line on success; exit code 2 and one sentence on a user's mistake."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -94,13 +95,30 @@ def test_unknown_flag_is_exit_code_2_too(tmp_path: Path) -> None:
     assert "--nope" in done.stderr
 
 
+FOUND = "error: file 'x.csv' does not exist: check source.products"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["task", "data", "actor"])
-def test_a_users_mistake_found_in_a_worker_ends_the_same_way(tmp_path: Path, how: str) -> None:
-    done = _job(tmp_path, how, code=IN_A_WORKER)
+def test_a_users_mistake_found_in_a_worker_ends_the_same_way(tmp_path: Path) -> None:
+    done = _job(tmp_path, "data", code=IN_A_WORKER)
     assert done.returncode == 2
     # not always the last line: Ray forwards what its workers print, such as of a cancelled task, when it comes
-    assert "error: file 'x.csv' does not exist: check source.products" in done.stderr.splitlines()
+    assert FOUND in done.stderr.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("how", ["task", "data", "actor"])
+def test_wherever_it_is_found_on_a_ray_that_runs(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(IN_A_WORKER)
+    monkeypatch.setattr(sys, "argv", [str(script), how])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 2
+    assert FOUND in capfd.readouterr().err.splitlines()
 
 
 def test_a_bug_is_a_traceback(tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def step(rank: int, workers: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_take_the_step_of_one(tmp_path: Path) -> None:
-    for workers in (1, 2):
-        spawn(step, args=(workers, tmp_path), nprocs=workers)
+    step(0, 1, tmp_path)
+    spawn(step, args=(2, tmp_path), nprocs=2)
     one, two = load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors")
     assert one.keys() == two.keys()
     assert one["loss"].item() > 0.1

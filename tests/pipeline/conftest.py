@@ -22,6 +22,7 @@ kind = "sample"
 [enrich]
 answers = ["sample"]
 max_calls = 2
+max_output_tokens = 48  # what is said is not at stake
 threads = 1  # several wait for each other busily, and other tests run meanwhile
 
 [text]

@@ -18,6 +18,7 @@ from rec.evaluate.bootstrap import interval, resampled_means
 from rec.models import text_encoder, user_tower
 from rec.train import item, user
 from rec.vocab import tensorize
+from tests.train.in_process import data_in_process, in_process
 
 CUTOFF = 10
 RESAMPLES = 2_000
@@ -40,9 +41,10 @@ Hits = Mapping[str, NDArray[np.float64]]
 
 def _hits(given: Config) -> Hits:
     """Train the towers of `given`, unless they are there, and retrieve for each shopper's last event."""
-    item.run(given)
-    embed.run(given)
-    user.run(given)
+    with in_process(item.loop, user.loop), data_in_process():
+        item.run(given)
+        embed.run(given)
+        user.run(given)
     h = histories.load(given.root)
     test = cases.last_events(
         h,
@@ -75,8 +77,10 @@ def trained(new_store: Callable[[], Path], ray_local: None) -> Trained:
     """The demo recipe up to the user tower, the item tower trained for less, with the shipped answers alone."""
     common = [f"store={new_store()}", "enrich.max_calls=0", *SHORTER, *ONE_CPU]
     full = config.load("demo", common)
-    for stage in (ingest.run, enrich.run, tensorize.run, encode.run):
+    for stage in (ingest.run, enrich.run, tensorize.run):
         stage(full)
+    with data_in_process():
+        encode.run(full)
     return Trained(_hits(full), lambda changes: _hits(config.load("demo", [*common, *changes])))
 
 

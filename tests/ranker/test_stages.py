@@ -30,6 +30,7 @@ from rec.sources import tables
 from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
 from tests.ranker.conftest import START
+from tests.train.in_process import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -57,7 +58,8 @@ def dlrm(shop: Config, retrieved: dict[str, Any], tmp_path_factory: pytest.TempP
             "item_tower": shop.item_tower.model_copy(update={"width": 16}),
         }
     )
-    ranker.run(given)
+    with in_process(ranker.loop):
+        ranker.run(given)
     return given
 
 
@@ -324,13 +326,14 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
         fit(loop, train, name, short, storage)
         raise KeyboardInterrupt
 
-    fit = ranker.ddp.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(ranker.ddp, "fit", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            ranker.run(other)
-    assert not other.at("ranker").exists()
-    ranker.run(other)
+    with in_process(ranker.loop):
+        fit = ranker.ddp.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(ranker.ddp, "fit", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                ranker.run(other)
+        assert not other.at("ranker").exists()
+        ranker.run(other)
     for stage in ("sources", "samples", "features", "ranker"):
         hashes = [artifact.peek(config.at(stage)) for config in (dlrm, other)]
         assert hashes[0] is not None

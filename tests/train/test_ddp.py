@@ -1,6 +1,7 @@
 """Training on Ray Train: checkpoints, what a killed worker leaves behind, and errors."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) 
 
     again = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
     assert again == calm, "a finished run is found again, not trained again"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C still ends the job"
 
 
 @pytest.mark.slow

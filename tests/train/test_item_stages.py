@@ -21,6 +21,7 @@ from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
 from rec.train import contrast, item
 from tests.item_tower import catalogue
+from tests.train.in_process import data_in_process, in_process
 
 PRODUCTS = 96
 
@@ -122,7 +123,8 @@ def rewrite(tree: Config, rows: pa.Table) -> None:
     """Other tensors, and the text states of the same titles under their hash."""
     made = dataset.read_manifest(tree.at("tensors"), TENSORS)
     dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=dict(made.config))
-    encode.run(tree)
+    with data_in_process():
+        encode.run(tree)
 
 
 def test_only_products_of_which_the_tower_reads_something_else_are_embedded_again(made: Config, tmp_path: Path) -> None:
@@ -152,8 +154,9 @@ def test_another_tower_keeps_no_vector(made: Config, tmp_path: Path) -> None:
     train = made.item_tower.train.model_copy(update={"epochs": 1})
     other = made.item_tower.model_copy(update={"train": train})
     tree = copy_of(made, tmp_path).model_copy(update={"item_tower": other})
-    item.run(tree)
-    assert embed.run(tree)["kept"] == 0
+    with in_process(item.loop), data_in_process():
+        item.run(tree)
+        assert embed.run(tree)["kept"] == 0
 
 
 def test_products_with_an_id_newer_than_the_tower_keep_no_vector(made: Config) -> None:
@@ -172,7 +175,8 @@ def test_a_killed_embedding_goes_on_after_its_last_block(
     calm, killed = copy_of(made, tmp_path / "calm"), copy_of(made, tmp_path / "killed")
     for tree in (calm, killed):
         shutil.rmtree(tree.at("vectors"))
-    embed.run(calm)
+    with data_in_process():
+        embed.run(calm)
     whole, asked = embed._embedded, []
 
     def torn(config: Config, blocks: list[Any], waiting: list[int]) -> Iterator[Any]:
@@ -185,7 +189,8 @@ def test_a_killed_embedding_goes_on_after_its_last_block(
     monkeypatch.setattr(embed, "_embedded", torn)
     with pytest.raises(KeyboardInterrupt):
         embed.run(killed)
-    embed.run(killed)
+    with data_in_process():
+        embed.run(killed)
     assert [len(waiting) for waiting in asked] == [5, 3], "two of five blocks were there"
     hashes = [
         dataset.read_manifest(tree.at("vectors"), vectors(tree.item_tower.width)).content_hash

@@ -1,4 +1,4 @@
-"""A text encoder trained with the item tower: encode, pretrain and embed on a small DistilBERT, through Ray."""
+"""A text encoder trained with the item tower: encode, pretrain and embed on a small DistilBERT."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,7 @@ from rec.models.item_inputs import ItemInputs
 from rec.schema import TENSORS, vectors
 from rec.train import item
 from tests.item_tower import catalogue, encoders
+from tests.train.in_process import data_in_process, in_process
 
 PRODUCTS = 24
 STEP = 0.01
@@ -39,9 +40,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "item_tower.train.batch_size=12",
     ]
     tree = catalogue.write(folder, PRODUCTS, overrides=overrides)
-    assert "skipped" not in encode.run(tree) | item.run(tree)
-    os.rename(encoder, folder / "elsewhere")
-    assert "skipped" not in embed.run(tree)
+    with in_process(item.loop), data_in_process():
+        assert "skipped" not in encode.run(tree) | item.run(tree)
+        os.rename(encoder, folder / "elsewhere")
+        assert "skipped" not in embed.run(tree)
     return tree
 
 

@@ -1,6 +1,7 @@
 """Training windows, and the whole stage on Ray Train: it learns all three inputs, and a resumed run is equal."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from rec.schema import INTERACTIONS
 from rec.state import cold_state
 from rec.train import curves
 from rec.train.sequences import last_windows, windows
-from rec.train.user import build, run
+from rec.train.user import build, loop, run
+from tests.train.in_process import in_process
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
 
@@ -118,13 +120,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config
     return config
 
 
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Trainings run in this process."""
+    with in_process(loop):
+        yield
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local", "here")
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(
-    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     still = UserTrain(epochs=12, batch_size=16, learning_rate=1e-9, cpus_per_worker=1)
     config = _config(tmp_path, train=still, patience=2)
@@ -207,7 +217,8 @@ def test_a_cold_item_keeps_the_item_towers_vector(trained: Config) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_bytes(trained: Config, tmp_path: Path, ray_local: None) -> None:
+@pytest.mark.usefixtures("here")
+def test_the_same_seed_gives_the_same_bytes_in_any_process(trained: Config, tmp_path: Path) -> None:
     again = _config(tmp_path)
     make(again.root)
     run(again)
