@@ -337,7 +337,8 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if optimizer is not None:
         per_parameter: dict[int, dict[str, Any]] = {}
-        for key, value in {**load_file(folder / OPTIMIZER), **state["numbers"]}.items():
+        tensors = {key: value.clone() for key, value in load_file(folder / OPTIMIZER).items()}  # these map the file
+        for key, value in {**tensors, **state["numbers"]}.items():
             index, name = key.split(".", 1)
             per_parameter.setdefault(int(index), {})[name] = value
         groups = [_group(values) for values in state["groups"]]
