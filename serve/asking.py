@@ -67,7 +67,7 @@ class Apart:
 
 
 class Together:
-    """Stages in this process. None takes longer than the database's statement timeout and its own computation."""
+    """Stages in this process, which are waited for: what bounds them is the database's own timeouts."""
 
     def __init__(self, store: str) -> None:
         self._stages: dict[type, Any] = {stage: stage(store) for stage in STAGES}
@@ -75,7 +75,7 @@ class Together:
     async def ask(
         self, seconds: float, stage: type[S], method: Method[S, P, T], *given: P.args, **named: P.kwargs
     ) -> T:
-        """Call it."""
+        """Call it; `seconds` pass unnoticed, as nothing here could go on meanwhile."""
         try:
             return method(self._stages[stage], *given, **named)
         except Exception as error:  # whatever it is: behind a handle it would be Ray's

@@ -86,7 +86,7 @@ def measure(jobs: Path, recipe: str, overrides: Sequence[str], *, serve_s: float
             for store in (alone, apart):
                 postgres.stop_embedded(store)
         for stage, count in killed.items():
-            figures[f"{stage}.killed"] = figure(count, "nodes")
+            figures[f"{stage}.killed"] = figure(count, "nodes", goal=1)
             figures[f"{stage}.seconds"] = figure(round(after[stage], 1), "s")
             figures[f"{stage}.alone"] = figure(round(before[stage], 1), "s")
         differing = [kind for kind in COMPARED if len({each[kind] for each in hashes}) > 1]
@@ -113,8 +113,7 @@ class _Running:
         printed = self.process.stdout.read()
         self._watcher.join()
         if self.process.wait():
-            end = " ".join(self._path.read_text(encoding="utf-8", errors="replace")[-1_500:].split())
-            raise RecError(f"{self._path.stem} ended with code {self.process.returncode}: {end}")
+            raise RecError(f"{self._path.stem} ended with code {self.process.returncode}: {_end(self._path)}")
         found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
 
@@ -181,15 +180,19 @@ class _Nodes:
 
     def kill(self, running: _Running, stage: str, actor: str) -> int:
         """Kill the node on which `stage` works as soon as it does, and bring another; returns how many were killed."""
-        until = time.monotonic() + LONG_S
+        until, begun = time.monotonic() + LONG_S, False
         while time.monotonic() < until and running.process.poll() is None:
-            if running.stage == stage:
+            begun |= running.stage == stage
+            if begun and running.stage != stage:
+                return 0  # it was too short
+            if begun and self.busy(actor):
+                time.sleep(1.0)  # in the middle of its work
                 busy = self.busy(actor)
-                if busy:
-                    time.sleep(1.0)  # in the middle of its work
-                    self.lose(busy[0])
-                    self.add()
-                    return 1
+                if not busy:
+                    return 0
+                self.lose(busy[0])
+                self.add()
+                return 1
             time.sleep(0.1)
         return 0
 
@@ -247,15 +250,25 @@ def _served(nodes: _Nodes, job: _Job, store: Path, seconds: float) -> Figures:
             [*command, str(config)], cwd=checkout, env=os.environ | environment, stdout=out, stderr=out
         )
     try:
-        _until(lambda: _answers(f"http://127.0.0.1:{port}/readyz"), server)
-        _until(lambda: _replicas(nodes, names) == 2 * len(names), server)
-        return _struck(nodes, f"http://127.0.0.1:{port}/v1/recommend", names, seconds)
+        said = store / "serve.log"
+        _until("the shop did not get ready", lambda: _answers(f"http://127.0.0.1:{port}/readyz"), server, said)
+
+        def whole() -> bool:
+            return _replicas(nodes, names) == 2 * len(names)
+
+        _until("the shop did not get its replicas", whole, server, said)
+        return _struck(
+            nodes,
+            f"http://127.0.0.1:{port}/v1/recommend",
+            lambda: _until("the shop did not get its replicas back", whole, server, said),
+            seconds,
+        )
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+        _ended(server)
 
 
-def _struck(nodes: _Nodes, url: str, names: Sequence[str], seconds: float) -> Figures:
+def _struck(nodes: _Nodes, url: str, recover: Callable[[], None], seconds: float) -> Figures:
     """Answers while a node dies a quarter of the way; the other node comes a moment later."""
     found: list[load.Answers] = []
     asked = Thread(
@@ -268,7 +281,7 @@ def _struck(nodes: _Nodes, url: str, names: Sequence[str], seconds: float) -> Fi
     began = time.monotonic()
     nodes.lose(nodes.busy("ServeReplica")[0])
     nodes.add()
-    _until(lambda: _replicas(nodes, names) == 2 * len(names))
+    recover()
     recovered = time.monotonic() - began
     asked.join()
     (answers,) = found
@@ -297,12 +310,25 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _until(holds: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+def _until(what: str, holds: Callable[[], bool], process: subprocess.Popen[bytes], said: Path) -> None:
+    """Wait until it holds. Raises RecError, with the end of what `process` said, when it ends or takes too long."""
     until = time.monotonic() + LONG_S
     while not holds():
-        if time.monotonic() > until or (process is not None and process.poll() is not None):
-            raise RecError("the server did not get ready, or did not get its replicas back: see serve.log")
+        if time.monotonic() > until or process.poll() is not None:
+            raise RecError(f"{what}: {_end(said)}")
         time.sleep(0.2)
+
+
+def _end(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8", errors="replace")[-1_500:].split())
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _scaled(job: _Job, store: Path) -> Figures:
@@ -384,11 +410,14 @@ def _autoscaled(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
             command, env=os.environ | token | of_head, stdout=out, stderr=out, start_new_session=True
         )
     try:
-        _until(lambda: _listens(port), head)
+        _until("Ray did not start", lambda: _listens(port), head, folder / "head.log")
         yield head.pid, {"RAY_ADDRESS": address, **token}
     finally:
-        os.killpg(head.pid, signal.SIGTERM)  # the nodes that the autoscaler started are of its session
-        head.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGTERM)  # the nodes that the autoscaler started are of its session
+        _ended(head)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

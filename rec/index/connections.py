@@ -1,7 +1,7 @@
 """Connections of a server: pooled, set for vector search, and failing with a DatabaseError."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -84,17 +84,15 @@ class Connections:
 
     @contextmanager
     def use(self) -> Iterator[Connection[Any]]:
-        """A connection, asked whether it is there, in a transaction. What Postgres refuses becomes a DatabaseError."""
-        with self._refusals():
-            self._pool.check()
-            with self._connection() as connection:
-                connection.autocommit = False
-                try:
-                    with connection:
-                        yield connection
-                finally:
-                    if not connection.closed:
-                        connection.autocommit = True
+        """A connection that has just answered, in a transaction. What Postgres refuses becomes a DatabaseError."""
+        with self._refusals(), self._answering() as connection:
+            connection.autocommit = False
+            try:
+                with connection:
+                    yield connection
+            finally:
+                if not connection.closed:
+                    connection.autocommit = True
 
     def tune(self, connection: Connection[Any], name: str, value: str) -> None:
         """Have `connection`, in no transaction, run with the setting; it keeps it until somebody tunes it again."""
@@ -108,6 +106,18 @@ class Connections:
     def _connection(self) -> Iterator[Connection[Any]]:
         with self._pool.connection(timeout=SOON_S if self._down else WAIT_S) as connection:
             self._down = False
+            yield connection
+
+    @contextmanager
+    def _answering(self) -> Iterator[Connection[Any]]:
+        with self._connection() as connection:
+            with suppress(psycopg.OperationalError):
+                self._pool.check_connection(connection)
+            if not connection.closed:
+                yield connection
+                return
+        self._pool.check()  # the others went the same way
+        with self._connection() as connection:
             yield connection
 
     @contextmanager
