@@ -1,8 +1,9 @@
 """Which event followed from which list.
 
-An event that names the list it follows from belongs to it, if that list has its product. Every other event belongs to
-the latest list before it, at most a window earlier, in which the same user or client was shown its product. What was
-chosen from a later list was not refused in the earlier ones that had it too: there it is `unclear`.
+An event that names the list it follows from belongs to it, if that list has its product. One that names a list that is
+not there (not logged, or shown before an experiment) belongs to none. Every other event belongs to the latest list
+before it, at most a window earlier, in which the same user or client was shown its product. What was chosen from
+another list, or from one that is not there, was not refused in those that had it too: there it is `unclear`.
 """
 
 from bisect import bisect_right
@@ -29,7 +30,7 @@ class Followed:
     events: Ints
     """int64[n] row of the event."""
     unclear: frozenset[tuple[int, int]]
-    """(row of the list, place) of products chosen within the window, from another list."""
+    """(row of the list, place) of products chosen within the window, from another list or one that is not there."""
 
 
 class _Lists:
@@ -85,13 +86,13 @@ def follow(shown: pa.Table, events: pa.Table, window: timedelta) -> Followed:
         had = [(row, position) for row, position in met if position is not None]
         own = lists.named(exposure_id)
         position = None if own is None else lists.position(own, product_id)
+        origin = None
         if own is not None and position is not None:
             origin = (own, position)
-        elif had:
+        elif had and (exposure_id is None or own is not None):
             origin = had[0]
-        else:
-            continue
-        found.append((*origin, event))
+        if origin is not None:
+            found.append((*origin, event))
         unclear.update(each for each in had if each != origin)
     rows = np.array(found, np.int64).reshape(-1, 3)
     chosen = set(zip(rows[:, 0].tolist(), rows[:, 1].tolist(), strict=True))
