@@ -14,7 +14,10 @@ from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from rec.data import repeated
 
 Ints = NDArray[np.int64]
 
@@ -73,7 +76,7 @@ class _Lists:
 def follow(shown: pa.Table, events: pa.Table, window: timedelta) -> Followed:
     """Which of `events` (rec.index.live_events.FOLLOWING) follow from which lists of `shown` (exposures.SHOWN).
 
-    Lists are in the order of `served_at`. An event that is there twice counts twice.
+    Lists are in the order of `served_at`. An event that is there twice counts twice: see `once`.
     """
     lists, window_us = _Lists(shown), window // timedelta(microseconds=1)
     found: list[tuple[int, int, int]] = []
@@ -97,3 +100,17 @@ def follow(shown: pa.Table, events: pa.Table, window: timedelta) -> Followed:
     rows = np.array(found, np.int64).reshape(-1, 3)
     chosen = set(zip(rows[:, 0].tolist(), rows[:, 1].tolist(), strict=True))
     return Followed(rows[:, 0], rows[:, 1], rows[:, 2], frozenset(unclear - chosen))
+
+
+def once(told: pa.Table, logged: pa.Table) -> pa.Table:
+    """The live events and those of the log (both FOLLOWING), without those of the log that a live one of a user is too.
+
+    What is the same event is for rec.data.repeated to say. The live one stays, as it alone names its list.
+    """
+    mine = told.filter(pc.is_valid(told.column("user_id")))  # the log has no clients
+    encoded = pa.concat_tables([mine, logged]).select(["user_id", "product_id", "event", "at"]).combine_chunks()
+    for place, name in enumerate(("user_id", "product_id", "event")):
+        encoded = encoded.set_column(place, name, encoded.column(name).dictionary_encode())
+    new = np.ones(logged.num_rows, bool)
+    new[repeated.in_log(encoded, mine.num_rows) - mine.num_rows] = False
+    return pa.concat_tables([told, logged.filter(pa.array(new))])

@@ -120,7 +120,7 @@ def _samples(
     """Tables of the contract; fills `facts` at the end. `whole` reads lists by id."""
     h = histories.load(config.root)
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"]).column("product_id").to_pylist()
-    events = pa.concat_tables([told, _of_log(h, ids, shown)])
+    events = attribution.once(told, _of_log(h, ids, shown))
     followed = attribution.follow(shown, events, timedelta(hours=config.feedback.window_hours))
     choices = _choices(followed, events)
     maker = _Maker(h, {product_id: row for row, product_id in enumerate(ids)}, followed, choices)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec.feedback.attribution import Followed, follow
+from rec.feedback.attribution import Followed, follow, once
 from rec.index.exposures import SHOWN
 from rec.index.live_events import FOLLOWING
 
@@ -79,6 +79,23 @@ def test_what_is_chosen_from_both_lists_is_clear_in_both() -> None:
     found = followed([shown(0, "ab"), shown(1, "ab")], [event(0.5, "a"), event(2, "a")])
     assert triples(found) == [(0, 0, 0), (1, 0, 1)]
     assert found.unclear == frozenset()
+
+
+def test_an_event_that_the_log_has_as_well_is_there_once_and_keeps_its_list() -> None:
+    lists = [shown(0, "ab"), shown(1, "ab")]
+    second = 1 / 3600
+    told = [event(2, "a", of=0), event(2, "b", user=None, client="ann")]
+    logged = [
+        event(2 + 60 * second, "a"), event(2 - 60 * second, "a"), event(2 + 61 * second, "a"), event(2, "b"),
+        event(2, "a", user="bob"), event(2, "a", kind="cart"),
+    ]  # fmt: skip
+    tables = [pa.Table.from_pylist(rows, FOLLOWING) for rows in (told, logged)]
+    assert once(*tables).to_pylist() == [*told, *logged[2:]]
+    none = FOLLOWING.empty_table()
+    assert (once(none, tables[1]), once(tables[0], none), once(none, none)) == (tables[1], tables[0], none)
+    found = followed(lists, once(*(pa.Table.from_pylist(rows, FOLLOWING) for rows in (told[:1], logged[:1]))).to_pylist())
+    assert triples(found) == [(0, 0, 0)]
+    assert found.unclear == {(1, 0)}
 
 
 def test_nothing_shown_or_nothing_done() -> None:

@@ -57,12 +57,18 @@ def shop(database_url: str, tmp_path: Path) -> Iterator[tuple[Config, Connection
     opened.close()
 
 
-def tell(opened: Connections, *told: tuple[str, str, str | None], at: datetime = SHOWN + timedelta(minutes=5)) -> None:
-    """Views by clients of products, that name lists, received when they happened."""
+def tell(
+    opened: Connections,
+    *told: tuple[str, str, str | None],
+    at: datetime = SHOWN + timedelta(minutes=5),
+    who: str = "client_id",
+    kind: str = "view",
+) -> None:
+    """Events by clients or users, of products, that name lists, received when they happened."""
     events = [
-        LiveEvent(event_id=f"{client}{product}{at}", client_id=client, product_id=product, event="view", at=at,
-                  exposure_id=named)
-        for client, product, named in told
+        LiveEvent(event_id=f"{name}{product}{kind}{at}", product_id=product, event=kind, at=at, exposure_id=named,
+                  client_id=name if who == "client_id" else None, user_id=name if who == "user_id" else None)
+        for name, product, named in told
     ]  # fmt: skip
     assert len(live_events.store(opened, "tiny", events).stored) == len(told)
     with opened.use() as connection:
@@ -129,6 +135,16 @@ def test_the_log_s_events_are_choices_but_for_the_test(shop: tuple[Config, Conne
     assert lists.states[0].profile.tolist() == [np.float32(172.5)], "as it was served"
     forget.forget(postgres.url(recipe.store), "tiny", "old")
     assert samples.run(recipe)["rows"] == 0
+
+
+def test_what_the_log_has_of_a_live_event_is_no_choice_from_a_later_list(shop: tuple[Config, Connections]) -> None:
+    recipe, opened = shop
+    first, later = (of(None, user_id="old", served_at=SHOWN + timedelta(minutes=minute)) for minute in (0, 5))
+    exposures.write(opened, [first, later])
+    at = SHOWN + timedelta(minutes=10)  # of P1, in the log
+    tell(opened, ("old", "P1", first.exposure_id), at=at - timedelta(seconds=2), who="user_id", kind="purchase")
+    samples.run(recipe)
+    assert [(row["exposure_id"], row["rows"]) for row in rows(recipe)] == [(first.exposure_id, [2, 1, 0])]
 
 
 def test_without_lists_there_are_no_samples(shop: tuple[Config, Connections]) -> None:
