@@ -93,7 +93,9 @@ def test_an_event_that_the_log_has_as_well_is_there_once_and_keeps_its_list() ->
     assert once(*tables).to_pylist() == [*told, *logged[2:]]
     none = FOLLOWING.empty_table()
     assert (once(none, tables[1]), once(tables[0], none), once(none, none)) == (tables[1], tables[0], none)
-    found = followed(lists, once(*(pa.Table.from_pylist(rows, FOLLOWING) for rows in (told[:1], logged[:1]))).to_pylist())
+    found = followed(
+        lists, once(*(pa.Table.from_pylist(rows, FOLLOWING) for rows in (told[:1], logged[:1]))).to_pylist()
+    )
     assert triples(found) == [(0, 0, 0)]
     assert found.unclear == {(1, 0)}
 

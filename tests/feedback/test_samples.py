@@ -147,6 +147,27 @@ def test_what_the_log_has_of_a_live_event_is_no_choice_from_a_later_list(shop: t
     assert [(row["exposure_id"], row["rows"]) for row in rows(recipe)] == [(first.exposure_id, [2, 1, 0])]
 
 
+def test_what_users_chose_from_lists_of_clients_is_theirs(shop: tuple[Config, Connections]) -> None:
+    recipe, opened = shop
+    before, tested = of("v", served_at=SHOWN), of("v", served_at=NOW - timedelta(days=2))
+    others = of(None, user_id="other")
+    exposures.write(opened, [before, tested, others])
+    at = NOW - timedelta(days=2) + timedelta(minutes=10)  # the test event of `old` is on P2
+    tell(opened, ("old", "P1", before.exposure_id), at=SHOWN + timedelta(minutes=10), who="user_id", kind="purchase")
+    tell(opened, ("v", "P0", None))
+    tell(opened, ("v", "P2", tested.exposure_id), at=at - timedelta(minutes=5))
+    tell(opened, ("old", "P2", tested.exposure_id), at=at, who="user_id", kind="purchase")
+    tell(opened, ("old", "P0", others.exposure_id), who="user_id")
+    done = samples.run(recipe)
+    assert (done["with_choice"], done["left_out"]) == (3, {"several_users": 1, "test": 1})
+    assert [(row["exposure_id"], row["user_id"], row["label"]) for row in rows(recipe)] == [
+        (before.exposure_id, "old", 1),
+        (before.exposure_id, "old", 1),
+    ]
+    lists = samples.load(recipe.at("exposures"), histories.load(recipe.root))
+    assert lists.users.tolist() == [0, 0], "as the ranker finds those who choose the epoch"
+
+
 def test_without_lists_there_are_no_samples(shop: tuple[Config, Connections]) -> None:
     recipe, _ = shop
     done = samples.run(recipe)
