@@ -1,8 +1,9 @@
 """Which event followed from which list.
 
-An event that names the list it follows from belongs to it, if that list has its product. Every other event belongs to
-the latest list before it, at most a window earlier, in which the same user or client was shown its product. What was
-chosen from a later list was not refused in the earlier ones that had it too: there it is `unclear`.
+An event that names the list it follows from belongs to it, if that list has its product. One that names a list that is
+not there (not logged, or shown before an experiment) belongs to none. Every other event belongs to the latest list
+before it, at most a window earlier, in which the same user or client was shown its product. What was chosen from
+another list, or from one that is not there, was not refused in those that had it too: there it is `unclear`.
 """
 
 from bisect import bisect_right
@@ -13,7 +14,10 @@ from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from rec.data import repeated
 
 Ints = NDArray[np.int64]
 
@@ -29,7 +33,7 @@ class Followed:
     events: Ints
     """int64[n] row of the event."""
     unclear: frozenset[tuple[int, int]]
-    """(row of the list, place) of products chosen within the window, from another list."""
+    """(row of the list, place) of products chosen within the window, from another list or one that is not there."""
 
 
 class _Lists:
@@ -72,7 +76,7 @@ class _Lists:
 def follow(shown: pa.Table, events: pa.Table, window: timedelta) -> Followed:
     """Which of `events` (rec.index.live_events.FOLLOWING) follow from which lists of `shown` (exposures.SHOWN).
 
-    Lists are in the order of `served_at`. An event that is there twice counts twice.
+    Lists are in the order of `served_at`. An event that is there twice counts twice: see `once`.
     """
     lists, window_us = _Lists(shown), window // timedelta(microseconds=1)
     found: list[tuple[int, int, int]] = []
@@ -85,14 +89,28 @@ def follow(shown: pa.Table, events: pa.Table, window: timedelta) -> Followed:
         had = [(row, position) for row, position in met if position is not None]
         own = lists.named(exposure_id)
         position = None if own is None else lists.position(own, product_id)
+        origin = None
         if own is not None and position is not None:
             origin = (own, position)
-        elif had:
+        elif had and (exposure_id is None or own is not None):
             origin = had[0]
-        else:
-            continue
-        found.append((*origin, event))
+        if origin is not None:
+            found.append((*origin, event))
         unclear.update(each for each in had if each != origin)
     rows = np.array(found, np.int64).reshape(-1, 3)
     chosen = set(zip(rows[:, 0].tolist(), rows[:, 1].tolist(), strict=True))
     return Followed(rows[:, 0], rows[:, 1], rows[:, 2], frozenset(unclear - chosen))
+
+
+def once(told: pa.Table, logged: pa.Table) -> pa.Table:
+    """The live events and those of the log (both FOLLOWING), without those of the log that a live one of a user is too.
+
+    What is the same event is for rec.data.repeated to say. The live one stays, as it alone names its list.
+    """
+    mine = told.filter(pc.is_valid(told.column("user_id")))  # the log has no clients
+    encoded = pa.concat_tables([mine, logged]).select(["user_id", "product_id", "event", "at"]).combine_chunks()
+    for place, name in enumerate(("user_id", "product_id", "event")):
+        encoded = encoded.set_column(place, name, encoded.column(name).dictionary_encode())
+    new = np.ones(logged.num_rows, bool)
+    new[repeated.in_log(encoded, mine.num_rows) - mine.num_rows] = False
+    return pa.concat_tables([told, logged.filter(pa.array(new))])

@@ -46,7 +46,7 @@ def run(config: Config, number: int | None = None) -> dict[str, Any]:
         events = live_events.following(connection, config.name, found.started_at, now)
         logged = live_events.in_log(connection, config.name, found.started_at)
     window = timedelta(hours=config.feedback.window_hours)
-    arms = by_arm(shown, pa.concat_tables([events, logged]).sort_by("at"), window)
+    arms = by_arm(shown, attribution.once(events, logged), window)
     return {**described(found), **figures(arms, found.share, config.evaluate.bootstrap, config.seed)}
 
 

@@ -11,8 +11,9 @@ the best one are those among all candidates, whether these are known or not.
 
 Left out are lists whose window was still open when yesterday (UTC) ended, lists without a user vector, whose candidates
 have no scores, and, of a user with a test event, every choice from a minute before that event on: nothing is learned
-from the test. Positions are kept in the dataset and not used: lists are never shuffled, so how much of a choice is due
-to the position (Joachims, Swaminathan & Schnabel 2017) cannot be told from how good the product is.
+from the test. A list's user is who was shown it or, as clients may sign in afterwards, did what follows from it; a list
+of several users is left out, too. Positions are kept in the dataset and not used: lists are never shuffled, so how much
+of a choice is due to the position (Joachims, Swaminathan & Schnabel 2017) cannot be told from how good the product is.
 """
 
 import hashlib
@@ -47,6 +48,8 @@ BLOCK = 4_096
 """Samples of one batch of the dataset."""
 
 Ints = NDArray[np.int64]
+Choices = dict[int, dict[int, dict[str | None, int]]]
+"""Row of a list → place that was chosen → user, None for clients → UTC microseconds of the first event."""
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +123,7 @@ def _samples(
     """Tables of the contract; fills `facts` at the end. `whole` reads lists by id."""
     h = histories.load(config.root)
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"]).column("product_id").to_pylist()
-    events = pa.concat_tables([told, _of_log(h, ids, shown)])
+    events = attribution.once(told, _of_log(h, ids, shown))
     followed = attribution.follow(shown, events, timedelta(hours=config.feedback.window_hours))
     choices = _choices(followed, events)
     maker = _Maker(h, {product_id: row for row, product_id in enumerate(ids)}, followed, choices)
@@ -159,23 +162,22 @@ def _of_log(h: Histories, ids: list[str], shown: pa.Table) -> pa.Table:
     return pa.table(columns, schema=kind)
 
 
-def _choices(followed: Followed, events: pa.Table) -> dict[int, dict[int, int]]:
-    """By list the places that were chosen, each with the time of its first event, in the order of the lists."""
+def _choices(followed: Followed, events: pa.Table) -> Choices:
+    """The choices from lists, in the order of these."""
     at = events.column("at").cast(pa.int64()).to_numpy()
-    found: dict[int, dict[int, int]] = {}
+    users = events.column("user_id").to_pylist()
+    found: Choices = {}
     columns = (followed.lists.tolist(), followed.positions.tolist(), followed.events.tolist())
     for row, position, event in zip(*columns, strict=True):
-        places = found.setdefault(row, {})
-        places[position] = min(places.get(position, int(at[event])), int(at[event]))
+        first = found.setdefault(row, {}).setdefault(position, {})
+        first[users[event]] = min(first.get(users[event], int(at[event])), int(at[event]))
     return dict(sorted(found.items()))
 
 
 class _Maker:
     """From an exposure to its samples."""
 
-    def __init__(
-        self, h: Histories, row_of: dict[str, int], followed: Followed, choices: dict[int, dict[int, int]]
-    ) -> None:
+    def __init__(self, h: Histories, row_of: dict[str, int], followed: Followed, choices: Choices) -> None:
         self._row_of, self._unclear, self._choices = row_of, followed.unclear, choices
         self.left_out: Counter[str] = Counter()
         """Choices that are no samples, by reason."""
@@ -195,10 +197,14 @@ class _Maker:
         order = np.argsort(exposure.places, kind="stable")
         known = [at for at in order.tolist() if exposure.products[at] in self._row_of]
         not_chosen = [at for at in known if at not in choices and (row, at) not in self._unclear]
-        for position, at_us in sorted(choices.items()):
+        users = {exposure.user_id, *(user_id for first in choices.values() for user_id in first)} - {None}
+        user_id = next(iter(users), None)
+        for position, first in sorted(choices.items()):
             if UNRANKED in exposure.degraded:
                 self.left_out["unranked"] += 1
-            elif at_us >= self._test.get(exposure.user_id or "", at_us + 1):
+            elif len(users) > 1:
+                self.left_out["several_users"] += 1
+            elif user_id in self._test and max(first.values()) >= self._test[user_id]:
                 self.left_out["test"] += 1
             elif position not in known:
                 self.left_out["unknown_product"] += 1
@@ -208,14 +214,14 @@ class _Maker:
                 self._position += position + 1
                 self._made += 1
                 kept = [at for at in known if at == position or at in not_chosen]
-                yield self._row(exposure, kept, kept.index(position))
+                yield self._row(exposure, user_id, kept, kept.index(position))
 
-    def _row(self, exposure: Exposure, kept: list[int], label: int) -> dict[str, Any]:
+    def _row(self, exposure: Exposure, user_id: str | None, kept: list[int], label: int) -> dict[str, Any]:
         past = [at for at, name in enumerate(exposure.history) if name in self._row_of]
         best = np.concatenate([exposure.candidate_scores, exposure.retrieval_scores]).max()
         return {
             "exposure_id": exposure.exposure_id,
-            "user_id": exposure.user_id,
+            "user_id": user_id,
             "at": exposure.at,
             "label": label,
             "rows": [self._row_of[exposure.products[at]] for at in kept],

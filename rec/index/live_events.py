@@ -168,7 +168,7 @@ def following(connection: Connection[Any], catalogue: str, since: datetime, unti
 
 
 def in_log(connection: Connection[Any], catalogue: str, since: datetime) -> pa.Table:
-    """The loaded events from `since` on, oldest first (FOLLOWING); some of them may be live events as well."""
+    """The loaded events from `since` on, oldest first (FOLLOWING); some may be live ones as well (attribution.once)."""
     return _following(
         connection,
         "SELECT NULL, user_id, NULL, product_id, event, at, NULL FROM events"

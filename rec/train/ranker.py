@@ -207,7 +207,7 @@ def prepare(
 
 
 def _lists(config: Config, h: Histories, held: NDArray[np.int64]) -> Lists:
-    """The samples of shown lists that train: none of the users `held`, who choose the epoch."""
+    """The samples of shown lists that train: no choice of the users `held`, who choose the epoch."""
     if not config.feedback.train:
         return feedback.NOTHING
     found = feedback.load(config.at("exposures"), h)

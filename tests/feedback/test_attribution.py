@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec.feedback.attribution import Followed, follow
+from rec.feedback.attribution import Followed, follow, once
 from rec.index.exposures import SHOWN
 from rec.index.live_events import FOLLOWING
 
@@ -56,9 +56,15 @@ def test_without_a_name_it_is_the_latest_list_within_the_window() -> None:
     assert triples(followed(lists, [event(25, "c")])) == [(1, 0, 0)], "the window's last moment"
 
 
-def test_a_list_that_did_not_show_it_or_is_unknown_counts_as_none_named() -> None:
+def test_a_named_list_that_did_not_show_it_counts_as_none_named() -> None:
     lists = [shown(0, "abc"), shown(1, "xyz")]
-    assert triples(followed(lists, [event(2, "a", of=1), event(2, "b", of=9)])) == [(0, 0, 0), (0, 1, 1)]
+    assert triples(followed(lists, [event(2, "a", of=1)])) == [(0, 0, 0)]
+
+
+def test_what_follows_from_a_list_that_is_not_there_is_no_other_list_s() -> None:
+    found = followed([shown(0, "abc"), shown(1, "cb")], [event(2, "b", of=9), event(200, "a", of=9)])
+    assert triples(found) == []
+    assert found.unclear == {(0, 1), (1, 1)}, "within the window"
 
 
 def test_nobody_follows_from_another_shopper_s_list() -> None:
@@ -73,6 +79,25 @@ def test_what_is_chosen_from_both_lists_is_clear_in_both() -> None:
     found = followed([shown(0, "ab"), shown(1, "ab")], [event(0.5, "a"), event(2, "a")])
     assert triples(found) == [(0, 0, 0), (1, 0, 1)]
     assert found.unclear == frozenset()
+
+
+def test_an_event_that_the_log_has_as_well_is_there_once_and_keeps_its_list() -> None:
+    lists = [shown(0, "ab"), shown(1, "ab")]
+    second = 1 / 3600
+    told = [event(2, "a", of=0), event(2, "b", user=None, client="ann")]
+    logged = [
+        event(2 + 60 * second, "a"), event(2 - 60 * second, "a"), event(2 + 61 * second, "a"), event(2, "b"),
+        event(2, "a", user="bob"), event(2, "a", kind="cart"),
+    ]  # fmt: skip
+    tables = [pa.Table.from_pylist(rows, FOLLOWING) for rows in (told, logged)]
+    assert once(*tables).to_pylist() == [*told, *logged[2:]]
+    none = FOLLOWING.empty_table()
+    assert (once(none, tables[1]), once(tables[0], none), once(none, none)) == (tables[1], tables[0], none)
+    found = followed(
+        lists, once(*(pa.Table.from_pylist(rows, FOLLOWING) for rows in (told[:1], logged[:1]))).to_pylist()
+    )
+    assert triples(found) == [(0, 0, 0)]
+    assert found.unclear == {(1, 0)}
 
 
 def test_nothing_shown_or_nothing_done() -> None:
@@ -104,7 +129,8 @@ def test_every_event_follows_as_the_slow_rule_says(lists: list[Any], events: lis
             row for row, each in enumerate(lists)
             if told["exposure_id"] == f"list {row}" and told["product_id"] in each["products"]
         ]  # fmt: skip
-        origin = (named or had[-1:] or [None])[0]
+        away = told["exposure_id"] is not None and int(told["exposure_id"].split()[1]) >= len(lists)
+        origin = (named or ([] if away else had[-1:]) or [None])[0]
         if origin is not None:
             expected.append((origin, lists[origin]["products"].index(told["product_id"]), number))
         seen |= {(row, lists[row]["products"].index(told["product_id"])) for row in had if row != origin}

@@ -1,6 +1,7 @@
 """The report of an experiment: counts are right, intervals hold what they should, a wrong split is said."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,8 @@ def test_a_report_from_the_database(tried: tuple[Config, Connections]) -> None:
 
     lists = [listed(f"a{number}", "control") for number in range(12)]
     lists += [listed(f"b{number}", "treatment") for number in range(10)]
-    exposures.write(opened, [*lists, listed("z", None, None), listed("z", "control", 2)])
+    again = replace(listed("b0", "treatment"), served_at=at + timedelta(seconds=30))  # the view of b0 names the first
+    exposures.write(opened, [*lists, again, listed("z", None, None), listed("z", "control", 2)])
     clicked = [*lists[:3], *lists[12:18]]
     live_events.store(opened, "tiny", [
         LiveEvent(event_id=str(number), user_id=each.user_id, product_id="P1", event="view",
@@ -151,6 +153,6 @@ def test_a_report_from_the_database(tried: tuple[Config, Connections]) -> None:
     found = report.run(recipe)
     assert (found["experiment"], found["control"]["shoppers"], found["treatment"]["shoppers"]) == (1, 12, 10)
     assert (found["control"]["lists"], found["control"]["clicks"], found["control"]["purchases"]) == (12, 3, 1)
-    assert (found["treatment"]["lists"], found["treatment"]["clicks"], found["treatment"]["purchases"]) == (10, 6, 1)
-    assert found["difference"]["clicks"]["value"] == pytest.approx(0.35)
+    assert (found["treatment"]["lists"], found["treatment"]["clicks"], found["treatment"]["purchases"]) == (11, 6, 1)
+    assert found["difference"]["clicks"]["value"] == pytest.approx(6 / 11 - 3 / 12, abs=1e-6)
     assert found["split"]["p"] == pytest.approx(0.6698, abs=1e-3)

@@ -57,12 +57,18 @@ def shop(database_url: str, tmp_path: Path) -> Iterator[tuple[Config, Connection
     opened.close()
 
 
-def tell(opened: Connections, *told: tuple[str, str, str | None], at: datetime = SHOWN + timedelta(minutes=5)) -> None:
-    """Views by clients of products, that name lists, received when they happened."""
+def tell(
+    opened: Connections,
+    *told: tuple[str, str, str | None],
+    at: datetime = SHOWN + timedelta(minutes=5),
+    who: str = "client_id",
+    kind: str = "view",
+) -> None:
+    """Events by clients or users, of products, that name lists, received when they happened."""
     events = [
-        LiveEvent(event_id=f"{client}{product}{at}", client_id=client, product_id=product, event="view", at=at,
-                  exposure_id=named)
-        for client, product, named in told
+        LiveEvent(event_id=f"{name}{product}{kind}{at}", product_id=product, event=kind, at=at, exposure_id=named,
+                  client_id=name if who == "client_id" else None, user_id=name if who == "user_id" else None)
+        for name, product, named in told
     ]  # fmt: skip
     assert len(live_events.store(opened, "tiny", events).stored) == len(told)
     with opened.use() as connection:
@@ -129,6 +135,37 @@ def test_the_log_s_events_are_choices_but_for_the_test(shop: tuple[Config, Conne
     assert lists.states[0].profile.tolist() == [np.float32(172.5)], "as it was served"
     forget.forget(postgres.url(recipe.store), "tiny", "old")
     assert samples.run(recipe)["rows"] == 0
+
+
+def test_what_the_log_has_of_a_live_event_is_no_choice_from_a_later_list(shop: tuple[Config, Connections]) -> None:
+    recipe, opened = shop
+    first, later = (of(None, user_id="old", served_at=SHOWN + timedelta(minutes=minute)) for minute in (0, 5))
+    exposures.write(opened, [first, later])
+    at = SHOWN + timedelta(minutes=10)  # of P1, in the log
+    tell(opened, ("old", "P1", first.exposure_id), at=at - timedelta(seconds=2), who="user_id", kind="purchase")
+    samples.run(recipe)
+    assert [(row["exposure_id"], row["rows"]) for row in rows(recipe)] == [(first.exposure_id, [2, 1, 0])]
+
+
+def test_what_users_chose_from_lists_of_clients_is_theirs(shop: tuple[Config, Connections]) -> None:
+    recipe, opened = shop
+    before, tested = of("v", served_at=SHOWN), of("v", served_at=NOW - timedelta(days=2))
+    others = of(None, user_id="other")
+    exposures.write(opened, [before, tested, others])
+    at = NOW - timedelta(days=2) + timedelta(minutes=10)  # the test event of `old` is on P2
+    tell(opened, ("old", "P1", before.exposure_id), at=SHOWN + timedelta(minutes=10), who="user_id", kind="purchase")
+    tell(opened, ("v", "P0", None))
+    tell(opened, ("v", "P2", tested.exposure_id), at=at - timedelta(minutes=5))
+    tell(opened, ("old", "P2", tested.exposure_id), at=at, who="user_id", kind="purchase")
+    tell(opened, ("old", "P0", others.exposure_id), who="user_id")
+    done = samples.run(recipe)
+    assert (done["with_choice"], done["left_out"]) == (3, {"several_users": 1, "test": 1})
+    assert [(row["exposure_id"], row["user_id"], row["label"]) for row in rows(recipe)] == [
+        (before.exposure_id, "old", 1),
+        (before.exposure_id, "old", 1),
+    ]
+    lists = samples.load(recipe.at("exposures"), histories.load(recipe.root))
+    assert lists.users.tolist() == [0, 0], "as the ranker finds those who choose the epoch"
 
 
 def test_without_lists_there_are_no_samples(shop: tuple[Config, Connections]) -> None:
