@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rec import api_keys, postgres
 from rec.errors import RecError
-from rec.index import forget, live_events
+from rec.index import exposures, forget, live_events
 from rec.index.connections import Connections
 from rec.recommend.front import Front
 from rec.recommend.request import MAX_K, Request
@@ -96,7 +96,7 @@ class Recommender:
         assert client is not None, "a replica has a controller"
         api_keys.check_bind(client.http_config.host, api_keys.access())
         self._store = store
-        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures)
+        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
