@@ -142,7 +142,8 @@ class Recommender:
     ) -> Response:
         """Products for a shopper, best first, with the reasons."""
         front, arm = self._trial.of(self._front, body.user_id, body.client_id)
-        return written(await self._answering.recommend(front, _checked(front, body), arm))
+        request = self._trial.told(self._front, front, _checked(front, body))
+        return written(await self._answering.recommend(front, request, arm))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -164,7 +165,8 @@ class Recommender:
     ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
         front, _ = self._trial.of(self._front, body.user_id, body.client_id)
-        return await self._answering.explain(front, _checked(front, body), body.product_id)
+        request = self._trial.told(self._front, front, _checked(front, body))
+        return await self._answering.explain(front, request, body.product_id)
 
     @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
