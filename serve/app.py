@@ -34,7 +34,7 @@ from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
 from serve import api, examples
-from serve.answering import Answering, BackedFront, written
+from serve.answering import Answering, BackedFront, exported, written
 from serve.asking import Apart, Together
 from serve.degrade import Unavailable
 from serve.examples import described
@@ -191,12 +191,13 @@ class Recommender:
         return taken
 
     @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser, **described(examples.STORED_USER, 404))
-    async def user(self, user_id: UserId) -> dict[str, Any]:
+    async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
-        found = await asyncio.to_thread(self._front.catalogue.stored, user_id)
+        # written in the thread: on the event loop no other request would move meanwhile
+        found = await asyncio.to_thread(exported, self._front.catalogue, user_id)
         if found is None:
             raise HTTPException(404, "nothing is stored of this user")
-        return {"user_id": user_id, **asdict(found)}
+        return found
 
     @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
