@@ -140,9 +140,7 @@ def share() -> float | None:
     except ValueError:
         found = -1.0
     if not 0 <= found <= 1:
-        raise ConfigError(
-            f"{SHARE_VARIABLE} is {given!r}: give the share of lists to log, 0 to 1, or unset it"
-        )
+        raise ConfigError(f"{SHARE_VARIABLE} is {given!r}: give the share of lists to log, 0 to 1, or unset it")
     return found
 
 
