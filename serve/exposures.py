@@ -2,9 +2,10 @@
 
 A request leaves what it has at hand in a bounded queue and goes on. One thread, on a database connection of its own
 that is opened with the first list, writes what has gathered at most every FLUSH_S seconds as one COPY. Lists that find
-the queue full, and those of a COPY that Postgres refuses, are let go and counted. Readiness probes are no lists that
-somebody was shown. Of a shopper who is neither a user nor a client nothing is logged that was told of them: there is
-no id by which it could be deleted.
+the queue full, those of a COPY that Postgres refuses, and those that come after `close` are let go and counted. A
+process that is killed, as `jobs/shop.py stop` does, loses what it has not written yet, uncounted. Readiness probes are
+no lists that somebody was shown. Of a shopper who is neither a user nor a client nothing is logged that was told of
+them: there is no id by which it could be deleted.
 """
 
 import logging
@@ -93,6 +94,7 @@ class ExposureLog:
         self._started = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connections: Connections | None = None
+        self._closed = False
 
     def note(
         self, shop: Shop, exposure_id: str, passage: Passage, degraded: Sequence[str], arm: Arm | None = None
@@ -100,6 +102,9 @@ class ExposureLog:
         """Log a list, or its share of lists; never waits."""
         share = shop.share if self._share is None else self._share
         if share < 1 and random.random() >= share:
+            return
+        if self._closed:
+            self._tell("dropped", 1)
             return
         try:
             self._waiting.put_nowait(Shown(exposure_id, datetime.now(UTC), shop, passage, tuple(degraded), arm))
@@ -111,6 +116,7 @@ class ExposureLog:
 
     def close(self) -> None:
         """Write what waits, for at most CLOSING_S seconds; lists that come after it are let go."""
+        self._closed = True
         thread = self._thread
         if thread is None:
             return

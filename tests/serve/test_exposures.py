@@ -180,6 +180,14 @@ def test_a_share_of_lists_is_logged(chain: Chain, heard: Heard) -> None:
     assert 120 < heard.counts["logged"] < 280
 
 
+def test_lists_after_the_end_are_counted(chain: Chain, heard: Heard) -> None:
+    passage, shop = passed(chain, Request(k=3)), shop_of(chain.bundle)
+    heard.log.note(shop, exposures.new_id(), passage, [])
+    heard.log.close()
+    heard.log.note(shop, exposures.new_id(), passage, [])
+    assert heard.counts == {"logged": 1, "dropped": 1}
+
+
 def test_the_server_s_share_wins_over_the_bundle_s(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exposures.share() is None
     monkeypatch.setenv("REC_LISTS", "0")
