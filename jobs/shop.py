@@ -33,7 +33,7 @@ from rec import api_keys, artifact, bundle, ports, postgres
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
-from rec.index import migrations, promote
+from rec.index import exposures, migrations, promote
 
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
 WHOLE, APART = "serve.app:whole", "serve.app:graph"
@@ -158,6 +158,7 @@ def start(config: Config, port: int, *, public: bool = False, apart: bool = Fals
     """
     shop, host = Shop(Path(config.store)), ANYWHERE if public else HOST
     api_keys.check_bind(host, api_keys.access())
+    exposures.share()  # raises ConfigError here, not in the shop's log
     _check_startable(shop, port, host)
     _check_servable(shop, config)
     process = shop.launch(port, host, apart=apart)

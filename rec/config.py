@@ -603,7 +603,7 @@ class Feedback(Branch):
     """What servers log of the lists that they serve, and what the ranker learns from it."""
 
     share: float = Field(default=1.0, ge=0, le=1)
-    """Share of the answers to `POST /v1/recommend` that a server logs; 0 for none."""
+    """Share of the answers to `POST /v1/recommend` that a server logs; 0 for none. REC_LISTS of the server wins."""
     candidates: int = Field(default=100, ge=2)
     """Most candidates that are logged with a list, in the order of retrieval; what was shown is logged in any case."""
     train: bool = False

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from rec.bundle import Bundle
 from rec.errors import DatabaseError
+from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.exposures import new_id
 from rec.index.search import Filters
@@ -45,6 +46,12 @@ class BackedFront(Front):
 def written(answer: dict[str, Any]) -> Response:
     """An answer as it is, which spares the time of validating what was just made."""
     return Response(to_json(answer), media_type="application/json")
+
+
+def exported(catalogue: Catalogue, user_id: str) -> Response | None:
+    """All that is stored of a user as api.StoredUser, written here: megabytes of it are; None for a stranger."""
+    found = catalogue.stored(user_id)
+    return None if found is None else written({"user_id": user_id, **asdict(found)})
 
 
 class Answering:

@@ -27,14 +27,14 @@ from ray.serve.handle import DeploymentHandle
 
 from rec import api_keys, postgres
 from rec.errors import RecError
-from rec.index import forget, live_events
+from rec.index import exposures, forget, live_events
 from rec.index.connections import Connections
 from rec.recommend.front import Front
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
 from serve import api, examples
-from serve.answering import Answering, BackedFront, written
+from serve.answering import Answering, BackedFront, exported, written
 from serve.asking import Apart, Together
 from serve.degrade import Unavailable
 from serve.examples import described
@@ -96,7 +96,7 @@ class Recommender:
         assert client is not None, "a replica has a controller"
         api_keys.check_bind(client.http_config.host, api_keys.access())
         self._store = store
-        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures)
+        self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
@@ -142,7 +142,8 @@ class Recommender:
     ) -> Response:
         """Products for a shopper, best first, with the reasons."""
         front, arm = self._trial.of(self._front, body.user_id, body.client_id)
-        return written(await self._answering.recommend(front, _checked(front, body), arm))
+        request = self._trial.told(self._front, front, _checked(front, body))
+        return written(await self._answering.recommend(front, request, arm))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -164,7 +165,8 @@ class Recommender:
     ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
         front, _ = self._trial.of(self._front, body.user_id, body.client_id)
-        return await self._answering.explain(front, _checked(front, body), body.product_id)
+        request = self._trial.told(self._front, front, _checked(front, body))
+        return await self._answering.explain(front, request, body.product_id)
 
     @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
@@ -189,12 +191,13 @@ class Recommender:
         return taken
 
     @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser, **described(examples.STORED_USER, 404))
-    async def user(self, user_id: UserId) -> dict[str, Any]:
+    async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
-        found = await asyncio.to_thread(self._front.catalogue.stored, user_id)
+        # written in the thread: on the event loop no other request would move meanwhile
+        found = await asyncio.to_thread(exported, self._front.catalogue, user_id)
         if found is None:
             raise HTTPException(404, "nothing is stored of this user")
-        return {"user_id": user_id, **asdict(found)}
+        return found
 
     @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:

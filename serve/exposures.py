@@ -2,8 +2,10 @@
 
 A request leaves what it has at hand in a bounded queue and goes on. One thread, on a database connection of its own
 that is opened with the first list, writes what has gathered at most every FLUSH_S seconds as one COPY. Lists that find
-the queue full, and those of a COPY that Postgres refuses, are let go and counted. Readiness probes are no lists that
-somebody was shown.
+the queue full, those of a COPY that Postgres refuses, and those that come after `close` are let go and counted. A
+process that is killed, as `jobs/shop.py stop` does, loses what it has not written yet, uncounted. Readiness probes are
+no lists that somebody was shown. Of a shopper who is neither a user nor a client nothing is logged that was told of
+them: there is no id by which it could be deleted.
 """
 
 import logging
@@ -55,7 +57,7 @@ class Shop(NamedTuple):
     """Id of each item row."""
     profile_names: Sequence[str]
     share: float
-    """Of the lists that are logged."""
+    """Of the lists that are logged, where the server says no other."""
     candidates: int
     """Most candidates that are logged with a list."""
 
@@ -80,19 +82,29 @@ class Shown(NamedTuple):
 class ExposureLog:
     """Takes lists from requests and writes them in a thread of its own."""
 
-    def __init__(self, connect: Callable[[], Connections], tell: Callable[[str, int], None]) -> None:
-        """`tell` hears what became (`logged`, `dropped`) of how many lists."""
-        self._connect, self._tell = connect, tell
+    def __init__(
+        self, connect: Callable[[], Connections], tell: Callable[[str, int], None], share: float | None = None
+    ) -> None:
+        """`tell` hears what became (`logged`, `dropped`) of how many lists.
+
+        `share` of the lists is logged, whatever the shop wants; None: as the shop wants.
+        """
+        self._connect, self._tell, self._share = connect, tell, share
         self._waiting: queue.Queue[Shown | None] = queue.Queue(WAITING)
         self._started = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connections: Connections | None = None
+        self._closed = False
 
     def note(
         self, shop: Shop, exposure_id: str, passage: Passage, degraded: Sequence[str], arm: Arm | None = None
     ) -> None:
-        """Log a list, or the share of lists that the shop wants; never waits."""
-        if shop.share < 1 and random.random() >= shop.share:
+        """Log a list, or its share of lists; never waits."""
+        share = shop.share if self._share is None else self._share
+        if share < 1 and random.random() >= share:
+            return
+        if self._closed:
+            self._tell("dropped", 1)
             return
         try:
             self._waiting.put_nowait(Shown(exposure_id, datetime.now(UTC), shop, passage, tuple(degraded), arm))
@@ -104,6 +116,7 @@ class ExposureLog:
 
     def close(self) -> None:
         """Write what waits, for at most CLOSING_S seconds; lists that come after it are let go."""
+        self._closed = True
         thread = self._thread
         if thread is None:
             return
@@ -160,7 +173,8 @@ def exposure(shown: Shown) -> Exposure:
     order = np.argsort(candidates.rows, kind="stable")
     places = order[np.searchsorted(candidates.rows, listed.rows, sorter=order)]
     first = slice(0, shop.candidates)
-    known = np.isfinite(state.profile)
+    known = np.isfinite(state.profile) & request.named
+    told = slice(None if request.named else 0)  # all of the history, or nothing of it
     return Exposure(
         exposure_id=shown.exposure_id,
         catalogue=shop.catalogue,
@@ -171,7 +185,7 @@ def exposure(shown: Shown) -> Exposure:
         client_id=request.client_id,
         served_at=shown.served_at,
         at=began.at,
-        context=state.context,
+        context=state.context if request.named else "",
         k=request.k,
         degraded=list(shown.degraded),
         products=[ids[row] for row in listed.rows.tolist()],
@@ -185,8 +199,8 @@ def exposure(shown: Shown) -> Exposure:
         candidates=[ids[row] for row in candidates.rows[first].tolist()],
         candidate_scores=candidates.scores[first],
         candidate_sources=candidates.sources[first],
-        history=[ids[row] for row in state.items.tolist()],
-        history_events=state.events,
-        history_ages=state.ages_s,
+        history=[ids[row] for row in state.items[told].tolist()],
+        history_events=state.events[told],
+        history_ages=state.ages_s[told],
         profile={name: float(state.profile[at]) for at, name in enumerate(shop.profile_names) if known[at]},
     )

@@ -6,6 +6,8 @@ It answers POST /v1/recommend from the active bundle as it was at the start, one
 else that the graph does: no stages of their own, no degradation, no switch of bundles, no limits.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import torch
@@ -30,7 +32,13 @@ def create() -> FastAPI:
     opened = bundle.read(store, active(pool))
     bundle.verify(opened)
     chain = Chain(opened, pool)
-    app = FastAPI(title="shop-rec in one process")
+
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.close()
+
+    app = FastAPI(title="shop-rec in one process", lifespan=closing)
     install(app)
 
     @app.post("/v1/recommend", response_model=api.Recommendations)

@@ -7,9 +7,11 @@ everybody and nobody counts for the experiment, in neither arm.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from rec.errors import RecError
 from rec.index.experiments import TREATMENT, Experiment
+from rec.recommend.request import Request
 from serve.answering import BackedFront
 from serve.degrade import Unavailable
 from serve.exposures import Arm
@@ -57,3 +59,16 @@ class Trial:
     def fronts(self, active: BackedFront) -> list[BackedFront]:
         """All that answer, the active one first."""
         return [active] if self._running is None else [active, self._running[1]]
+
+    def told(self, active: BackedFront, front: BackedFront, request: Request) -> Request:
+        """The request as `front` takes it: without what its history has of products that only another front knows.
+
+        A storefront does not know which bundle answers a shopper, so no product of either may be an error.
+        """
+        others = [each for each in self.fronts(active) if each is not front]
+        history = tuple(
+            choice
+            for choice in request.history
+            if front.shelf.known(choice.product_id) or not any(each.shelf.known(choice.product_id) for each in others)
+        )
+        return replace(request, history=history)

@@ -9,11 +9,12 @@ learned from the events that followed, and its scores would know the answer. All
 as of the list's moment, by the code of the other samples (rec.features.compute). A candidate's rank and its distance to
 the best one are those among all candidates, whether these are known or not.
 
-Left out are lists whose window was still open when yesterday (UTC) ended, lists without a user vector, whose candidates
-have no scores, and, of a user with a test event, every choice from a minute before that event on: nothing is learned
-from the test. A list's user is who was shown it or, as clients may sign in afterwards, did what follows from it; a list
-of several users is left out, too. Positions are kept in the dataset and not used: lists are never shuffled, so how much
-of a choice is due to the position (Joachims, Swaminathan & Schnabel 2017) cannot be told from how good the product is.
+Left out are lists that nobody was named for, of whom nothing is logged, lists whose window was still open when
+yesterday (UTC) ended, lists without a user vector, whose candidates have no scores, and, of a user with a test event,
+every choice from a minute before that event on: nothing is learned from the test. A list's user is who was shown it or,
+as clients may sign in afterwards, did what follows from it; a list of several users is left out, too. Positions are
+kept in the dataset and not used: lists are never shuffled, so how much of a choice is due to the position (Joachims,
+Swaminathan & Schnabel 2017) cannot be told from how good the product is.
 """
 
 import hashlib
@@ -202,6 +203,8 @@ class _Maker:
         for position, first in sorted(choices.items()):
             if UNRANKED in exposure.degraded:
                 self.left_out["unranked"] += 1
+            elif exposure.user_id is None and exposure.client_id is None:
+                self.left_out["nobody_named"] += 1  # what was known of them is not logged
             elif len(users) > 1:
                 self.left_out["several_users"] += 1
             elif user_id in self._test and max(first.values()) >= self._test[user_id]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
+from rec.errors import ConfigError
 from rec.index import binary_copy
 from rec.index.connections import Connections
 from rec.index.retention import RETENTION
@@ -28,6 +29,7 @@ from rec.index.retention import RETENTION
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+SHARE_VARIABLE = "REC_LISTS"
 READ_AT_ONCE = 16_384
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -123,6 +125,23 @@ _ENCODERS: Mapping[str, Callable[[Any], bytes]] = {
 
 _INTS = ("sources", "places", "candidate_sources", "history_events")
 _FLOATS = ("scores", "retrieval_scores", "cooccurrence", "candidate_scores", "history_ages")
+
+
+def share() -> float | None:
+    """The share of lists, 0 to 1, that the environment has this machine's servers log; None: as their bundles say.
+
+    Raises ConfigError for a value that says nothing.
+    """
+    given = os.environ.get(SHARE_VARIABLE, "")
+    if not given:
+        return None
+    try:
+        found = float(given)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise ConfigError(f"{SHARE_VARIABLE} is {given!r}: give the share of lists to log, 0 to 1, or unset it")
+    return found
 
 
 def new_id() -> str:

@@ -241,6 +241,8 @@ CREATE TABLE experiments (
 
 LATEST = len(MIGRATIONS)
 """The version that this program reads and writes."""
+EXPOSURES = 7
+"""The version that made `exposures`."""
 
 LOCK_WAIT_MS = 5_000
 """How long a migration waits for whoever uses a table."""
@@ -303,6 +305,8 @@ def _next(connection: Connection[Any]) -> int:
                 (found + 1,),
             )
             roles.pass_on(connection)
+            if found + 1 == EXPOSURES:
+                roles.pass_on_forgetting(connection, "exposures")
             return found + 1
     except errors.LockNotAvailable:
         raise DatabaseError(

@@ -43,11 +43,13 @@ class Promoted:
 def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Promoted:
     """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`.
 
-    Raises DatabaseError for another bundle than the active one while an experiment runs.
+    Deletes what servers wrote longer ago than it is kept, before anything can be refused in the database. Raises
+    DatabaseError for another bundle than the active one while an experiment runs.
     """
     check_floor(bundle, force=force)
     with postgres.session(database_url) as connection:
         migrations.migrate(connection)
+        retention.expire(connection)  # a promotion that is refused may be all that a nightly pipeline comes to
         with tables.switching(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is None:
                 raise DatabaseError(
@@ -64,7 +66,6 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                     (bundle.id, found.ndcg10, found.floor, found.floor_met),
                 )
                 _activate(connection, bundle.id)
-        retention.expire(connection)
     return done
 
 

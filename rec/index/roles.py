@@ -3,9 +3,11 @@
 The jobs connect as the owner of the tables, servers as a reader. What a reader may do is what ACLs in the database
 say: who may read `active_bundle` may read the other SERVED tables and the vectors of every bundle, those of later ones
 as well, and add to WRITTEN (`pass_on`). Deleting a user's data (`DELETE /v1/users/{id}`) needs FORGETTING as well,
-which is granted by name only; who was granted it may delete that data from later tables, too.
+which is granted by name only; the migration that made `exposures` added that table to what had been granted
+(`pass_on_forgetting`), and what is revoked stays so.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import Connection, sql
@@ -67,7 +69,7 @@ def grant(database_url: str, role: str, *, forget: bool = False) -> list[str]:
         )
         _grant(connection, names, role)
         if forget:
-            _let_forget(connection, role)
+            _let_forget(connection, role, FORGETTING)
         # where the grantor is not the owner, Postgres may only warn
         closed = connection.execute(
             "SELECT name FROM unnest(%s::text[]) name WHERE NOT has_table_privilege(%s, quote_ident(name), 'SELECT')",
@@ -84,14 +86,20 @@ def grant(database_url: str, role: str, *, forget: bool = False) -> list[str]:
 def pass_on(connection: Connection[Any]) -> None:
     """Let every role that may read `active_bundle` read the other tables of serving; part of the caller's transaction.
 
-    Whoever makes such a table calls it, so that a reader never meets one that is closed to it. Who may delete live
-    events was let forget users.
+    Whoever makes such a table calls it, so that a reader never meets one that is closed to it.
     """
     for role in _holders(connection, "active_bundle", "SELECT"):
         _grant(connection, _tables(connection), role)
-    if connection.execute("SELECT to_regclass('exposures')").fetchone() != (None,):  # the last one of FORGETTING
-        for role in _holders(connection, "live_events", "DELETE"):
-            _let_forget(connection, role)
+
+
+def pass_on_forgetting(connection: Connection[Any], table: str) -> None:
+    """Let every role that may delete users, events and live events do what FORGETTING says with a later table.
+
+    For the migration that makes `table`, and part of its transaction: done again it would undo a revoke.
+    """
+    held = [set(_holders(connection, each, "DELETE")) for each in ("users", "events", "live_events")]
+    for role in sorted(set.intersection(*held)):
+        _let_forget(connection, role, {table: FORGETTING[table]})
 
 
 def _holders(connection: Connection[Any], table: str, privilege: str) -> list[str]:
@@ -124,8 +132,8 @@ def _grant(connection: Connection[Any], tables: list[str], role: str) -> None:
         connection.execute(sql.SQL("GRANT INSERT ON {} TO {}").format(sql.Identifier(table), sql.Identifier(role)))
 
 
-def _let_forget(connection: Connection[Any], role: str) -> None:
-    for table, privileges in FORGETTING.items():
+def _let_forget(connection: Connection[Any], role: str, needed: Mapping[str, Sequence[str]]) -> None:
+    for table, privileges in needed.items():
         connection.execute(
             sql.SQL("GRANT {} ON {} TO {}").format(
                 sql.SQL(", ").join(map(sql.SQL, privileges)), sql.Identifier(table), sql.Identifier(role)

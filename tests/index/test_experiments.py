@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jobs import experiment as job
 from rec import assemble, bundles, postgres, publish
 from rec.config import Config
 from rec.errors import ArtifactError, ConfigError, DatabaseError
-from rec.index import experiments, promote, roles
+from rec.index import experiments, promote, retention, roles
 from rec.index.experiments import ARMS, CONTROL, TREATMENT, Experiment
 from tests.bundle import tiny
 
@@ -124,6 +125,21 @@ def test_an_experiment_from_start_to_stop(store: Store) -> None:
     assert bundles.collect(store.recipe, dry_run=True)["dropped"] == [store.tried]
     assert publish.activate(store.recipe, store.tried)["replaced"] == store.active
     publish.rollback(store.recipe)
+
+
+def test_a_refused_promotion_deletes_what_is_too_old(store: Store) -> None:
+    age = retention.RETENTION + timedelta(days=1)
+    insert = (
+        "INSERT INTO live_events (catalogue, event_id, client_id, product_id, event, at, received_at)"
+        " VALUES ('tiny', 'too old', 'c', 'P0001', 'view', now() - %s, now() - %s)"
+    )
+    act(store, "start", store.tried, 50.0)
+    with psycopg.connect(store.url, autocommit=True) as connection:
+        connection.execute(insert, (age, age))
+        with pytest.raises(DatabaseError, match=r"experiment \d+ runs"):
+            publish.activate(store.recipe, store.earlier)
+        assert connection.execute("SELECT count(*) FROM live_events").fetchone() == (0,)
+    act(store, "stop")
 
 
 def test_what_cannot_be_tried_is_refused(store: Store, tmp_path: Path) -> None:

@@ -181,18 +181,21 @@ def test_a_reader_adds_lists_and_forgets_where_it_may(base: Base, database_url: 
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS exposures_old WITH (FORCE)")
         connection.execute("CREATE DATABASE exposures_old")
-        for role in ("old_reader", "old_forgetter"):
+        for role in ("old_reader", "old_forgetter", "old_cleaner"):
             connection.execute(f"DROP ROLE IF EXISTS {role}")
             connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
     owner = conninfo.make_conninfo(database_url, dbname="exposures_old")
-    reader, forgetter = (
-        conninfo.make_conninfo(owner, user=role, password=role) for role in ("old_reader", "old_forgetter")
+    reader, forgetter, cleaner = (
+        conninfo.make_conninfo(owner, user=role, password=role)
+        for role in ("old_reader", "old_forgetter", "old_cleaner")
     )
     with pytest.MonkeyPatch.context() as patch, postgres.session(owner) as connection:
         patch.setattr(migrations, "LATEST", 6)
         migrations.migrate(connection)
         connection.execute("GRANT SELECT ON active_bundle TO old_reader, old_forgetter")
-        connection.execute("GRANT DELETE ON live_events TO old_forgetter")
+        connection.execute("GRANT DELETE ON live_events TO old_cleaner")  # no way to forget users
+        connection.execute("GRANT SELECT, DELETE ON users, events, live_events TO old_forgetter")
+        connection.execute("GRANT INSERT ON forgotten TO old_forgetter")
         connection.commit()
     with postgres.session(owner) as connection:
         migrations.migrate(connection)
@@ -204,6 +207,16 @@ def test_a_reader_adds_lists_and_forgets_where_it_may(base: Base, database_url: 
     with pytest.raises(forget.NotAllowed):
         forget.forget(reader, "shop", "ann")
     assert forget.forget(forgetter, "shop", "ann").exposures == 2
+    with psycopg.connect(cleaner) as connection:
+        for table in ("users", "events", "exposures"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(f"DELETE FROM {table}")
+    with postgres.session(owner) as connection:
+        connection.execute("REVOKE DELETE ON users FROM old_forgetter")
+        roles.pass_on(connection)  # as with the vectors of a later bundle
+        connection.commit()
+    with pytest.raises(forget.NotAllowed, match="no DELETE on users"):
+        forget.forget(forgetter, "shop", "ann")
     with psycopg.connect(reader) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("UPDATE exposures SET user_id = 'eve'")
     assert set(roles.FORGETTING) == {"users", "events", "live_events", "exposures", "forgotten"}

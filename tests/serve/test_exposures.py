@@ -13,7 +13,7 @@ import pytest
 from rec import histories, postgres
 from rec.bundle import Bundle
 from rec.config import Config
-from rec.errors import DatabaseError
+from rec.errors import ConfigError, DatabaseError
 from rec.features import items as item_features
 from rec.features.compute import compute
 from rec.feedback import samples
@@ -178,6 +178,42 @@ def test_a_share_of_lists_is_logged(chain: Chain, heard: Heard) -> None:
     heard.log.close()
     assert heard.counts["dropped"] == 0
     assert 120 < heard.counts["logged"] < 280
+
+
+def test_lists_after_the_end_are_counted(chain: Chain, heard: Heard) -> None:
+    passage, shop = passed(chain, Request(k=3)), shop_of(chain.bundle)
+    heard.log.note(shop, exposures.new_id(), passage, [])
+    heard.log.close()
+    heard.log.note(shop, exposures.new_id(), passage, [])
+    assert heard.counts == {"logged": 1, "dropped": 1}
+
+
+def test_the_server_s_share_wins_over_the_bundle_s(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exposures.share() is None
+    monkeypatch.setenv("REC_LISTS", "0")
+    heard = Heard(lambda: pytest.fail("nothing is written"))
+    heard.log = ExposureLog(heard.log._connect, heard.log._tell, exposures.share())
+    for _ in range(20):
+        heard.log.note(shop_of(chain.bundle, share=1.0), exposures.new_id(), passed(chain, Request(k=3)), [])
+    assert heard.log._thread is None, "nothing is started"
+    for given in ("none", "-0.1", "1.5", "nan"):
+        monkeypatch.setenv("REC_LISTS", given)
+        with pytest.raises(ConfigError, match=f"REC_LISTS is '{given}': give the share of lists"):
+            exposures.share()
+
+
+def test_of_nobody_s_list_nothing_is_logged_that_was_told(chain: Chain, published: Config, heard: Heard) -> None:
+    told: dict[str, Any] = {"history": (Choice("P0003"),), "context": "red", "profile": {"height_cm": 171.0}}
+    names = [exposures.new_id() for _ in range(3)]
+    for name, who in zip(names, ({}, {"user_id": "stranger"}, {"client_id": "v3"}), strict=True):
+        heard.log.note(shop_of(chain.bundle), name, passed(chain, Request(k=3, **told, **who)), [])
+    heard.log.close()
+    nobody, *named = stored(published, *names)
+    assert (nobody.context, nobody.history, dict(nobody.profile)) == ("", [], {})
+    assert len(nobody.history_events) == len(nobody.history_ages) == 0
+    assert len(nobody.products) == 3
+    for each in named:
+        assert (each.context, each.history, each.profile) == ("red", ["P0003"], {"height_cm": 171.0})
 
 
 def test_samples_have_the_features_that_were_served(chain: Chain, published: Config, heard: Heard) -> None:

@@ -4,6 +4,7 @@ The last tests of the file kill parts of the shop; the order of the file is the 
 """
 
 import json
+import math
 import re
 import signal
 import socket
@@ -20,8 +21,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from fastapi.testclient import TestClient
 
 from rec import bundle, ports, postgres, publish
+from rec.config import Config
+from rec.evaluate import load
 from rec.index import experiments, rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
@@ -29,13 +33,14 @@ from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
 from rec.schema import EVENTS
 from rec.sources import tables as sources
-from serve import api
+from serve import api, fused
 from tests.bundle import tiny
 from tests.serve.conftest import Shop, shop_job
 
 pytestmark = pytest.mark.slow
 
 Problem = tuple[dict[str, Any], list[Any]]
+BODIES: list[dict[str, Any]] = [{"k": 5}, {"user_id": "u1", "k": 7}, {"profile": {"height_cm": 180.0}, "k": 3}]
 
 
 def test_importing_the_graph_opens_nothing(tmp_path: Path) -> None:
@@ -88,6 +93,33 @@ def test_the_served_answer_is_the_chain_s(shop: Shop, chain: Chain, body: dict[s
         assert mine["reasons"] == theirs["reasons"]
         assert (mine["because"] or {}).get("matched") == (theirs["because"] or {}).get("matched")
     assert served["bundle"] == local.bundle
+
+
+def test_one_process_answers_what_the_graph_answers(
+    shop: Shop, published: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REC_STORE", published.store)
+    with TestClient(fused.create()) as client:
+        for body in BODIES:
+            ours, theirs = shop.recommend(**body), client.post("/v1/recommend", json=body).json()
+            for answer in (ours, theirs):
+                assert answer.pop("milliseconds")["total"] > 0
+                assert answer.pop("at")
+                assert answer.pop("exposure_id")
+            assert theirs == ours
+        refused = client.post("/v1/recommend", json={"history": ["no such product"]})
+        assert refused.status_code == 404
+
+
+def test_load_is_counted_answer_by_answer(shop: Shop) -> None:
+    found = load.closed(f"{shop.url}v1/recommend", BODIES, clients=2, seconds=1.0, keep=4)
+    assert found.statuses == {200: len(found.milliseconds)}
+    assert [len(body["items"]) for body in found.bodies] != []
+    assert found.per_second == pytest.approx(len(found.milliseconds) / found.seconds)
+    assert 0 < found.percentile(50) <= found.percentile(99)
+    refused = load.closed(f"{shop.url}v1/recommend", [{"k": -1}], clients=1, seconds=0.2)
+    assert set(refused.statuses) == {422}
+    assert math.isnan(refused.percentile(99))
 
 
 @pytest.mark.parametrize(

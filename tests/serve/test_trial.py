@@ -10,6 +10,7 @@ import pytest
 
 from rec.errors import ArtifactError
 from rec.index.experiments import Experiment
+from rec.recommend.request import Choice, Request
 from serve.degrade import Unavailable
 from serve.exposures import Arm
 from serve.trial import Trial
@@ -18,9 +19,13 @@ RUNNING = Experiment(3, "tiny", "active", "tried", 0.5, "salt", datetime.now(UTC
 SHOPPERS = [(f"u{number}", None) for number in range(20)] + [(None, f"c{number}") for number in range(20)]
 
 
+PRODUCTS = {"active": {"both", "old"}, "tried": {"both", "new"}}
+
+
 def front(name: str) -> Any:
     """What a server holds of a bundle, as far as a trial looks at it."""
-    return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None))
+    shelf = SimpleNamespace(known=lambda product_id: product_id in PRODUCTS[name])
+    return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None), shelf=shelf)
 
 
 ACTIVE = front("active")
@@ -70,6 +75,18 @@ def test_every_shopper_gets_the_bundle_of_their_arm() -> None:
     server.follow(replace(RUNNING, number=4))
     assert server.proved == ["tried", "tried"]
     assert {arm.number for _, arm in server.answers() if arm} == {4}
+
+
+def test_a_history_may_have_products_of_either_bundle() -> None:
+    server = Server()
+    request = Request(user_id="u", history=tuple(Choice(name) for name in ("new", "both", "nowhere", "old")), k=3)
+    assert server.trial.told(ACTIVE, ACTIVE, request) == request, "no experiment runs: all that is unknown is an error"
+    server.follow(RUNNING)
+    expected = {"active": ["both", "nowhere", "old"], "tried": ["new", "both", "nowhere"]}
+    for each in server.trial.fronts(ACTIVE):
+        told = server.trial.told(ACTIVE, each, request)
+        assert [choice.product_id for choice in told.history] == expected[each.bundle.id]
+        assert replace(told, history=request.history) == request
 
 
 @pytest.mark.parametrize("error", [Unavailable("ranker: no answer"), ArtifactError("torn")])

@@ -3,24 +3,29 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from fastapi import Response
 from pydantic import TypeAdapter
 
-from rec import bundle, postgres
+from rec import bundle, postgres, publish
 from rec.config import Config
 from rec.errors import DatabaseError
-from rec.index import exposures
+from rec.index import exposures, live_events
 from rec.index.connections import Connections
+from rec.index.live_events import LiveEvent
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from serve import api
-from serve.answering import Answering, BackedFront, written
+from serve.answering import Answering, BackedFront, exported, written
 from serve.asking import Together
 from serve.exposures import Arm, ExposureLog
 from serve.stages import Ranker, Retriever, UserTower
+from tests.bundle import tiny
 
 REQUESTS = [
     Request(),
@@ -31,19 +36,29 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def front(published: Config, connections: Connections) -> BackedFront:
-    (name,) = bundle.names(published.store)
-    return BackedFront(bundle.read(published.store, name), connections)
+def own(new_store: Callable[[], Path]) -> Config:
+    """A published recipe of these tests alone: stages look for the next bundle as long as they live."""
+    recipe = tiny.make(tiny.config(new_store().resolve(), fit=True))
+    publish.run(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="module")
-def together(published: Config) -> Together:
-    return Together(published.store)
+def front(own: Config) -> Iterator[BackedFront]:
+    (name,) = bundle.names(own.store)
+    opened = Connections(postgres.url(own.store), size=2)
+    yield BackedFront(bundle.read(own.store, name), opened)
+    opened.close()
 
 
 @pytest.fixture(scope="module")
-def answering(published: Config, together: Together) -> Iterator[Answering]:
-    log = ExposureLog(lambda: Connections(postgres.url(published.store), size=1), lambda *_: None)
+def together(own: Config) -> Together:
+    return Together(own.store)
+
+
+@pytest.fixture(scope="module")
+def answering(own: Config, together: Together) -> Iterator[Answering]:
+    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
     yield Answering(together, log)
     log.close()
 
@@ -130,6 +145,29 @@ def test_what_was_shown_is_logged_and_what_was_probed_is_not(
     assert kept.products == [item["product_id"] for item in shown["items"]]
     assert (kept.client_id, kept.experiment, kept.arm) == ("w", 7, "treatment")
     assert shown["experiment"] == {"number": 7, "arm": "treatment"}
+
+
+def test_what_is_stored_of_a_user_has_the_declared_shape(
+    front: BackedFront, together: Together, published: Config, connections: Connections
+) -> None:
+    log = ExposureLog(lambda: Connections(postgres.url(published.store), size=1), lambda *_: None)
+    asyncio.run(Answering(together, log).recommend(front, Request(user_id="u06", context="red", k=4)))
+    log.close()
+    at = datetime.now(UTC).replace(microsecond=0)
+    live_events.store(connections, published.name, [
+        LiveEvent(event_id="exported", user_id="u06", product_id="P0003", event="view", at=at, context="red", size="M")
+    ])  # fmt: skip
+    answer = exported(front.catalogue, "u06")
+    assert isinstance(answer, Response), "FastAPI leaves a Response as it is: nothing is validated on the event loop"
+    sent = TypeAdapter(Any).validate_json(bytes(answer.body))
+    adapter = TypeAdapter(api.StoredUser)
+    assert adapter.dump_python(adapter.validate_json(bytes(answer.body)), mode="json") == sent
+    assert sent["user_id"] == "u06"
+    assert sent["events"]
+    assert sent["profile"]
+    assert sent["live_events"][-1]["event_id"] == "exported"
+    assert len(sent["exposures"][-1]["products"]) == 4
+    assert exported(front.catalogue, "a stranger") is None
 
 
 def test_what_would_wait_for_the_event_loop_is_an_error(together: Together) -> None:
