@@ -44,11 +44,16 @@ def own(new_store: Callable[[], Path]) -> Config:
 
 
 @pytest.fixture(scope="module")
-def front(own: Config) -> Iterator[BackedFront]:
+def opened(own: Config) -> Iterator[Connections]:
+    pool = Connections(postgres.url(own.store), size=2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def front(own: Config, opened: Connections) -> BackedFront:
     (name,) = bundle.names(own.store)
-    opened = Connections(postgres.url(own.store), size=2)
-    yield BackedFront(bundle.read(own.store, name), opened)
-    opened.close()
+    return BackedFront(bundle.read(own.store, name), opened)
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +153,13 @@ def test_what_was_shown_is_logged_and_what_was_probed_is_not(
 
 
 def test_what_is_stored_of_a_user_has_the_declared_shape(
-    front: BackedFront, together: Together, published: Config, connections: Connections
+    front: BackedFront, together: Together, own: Config, opened: Connections
 ) -> None:
-    log = ExposureLog(lambda: Connections(postgres.url(published.store), size=1), lambda *_: None)
+    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
     asyncio.run(Answering(together, log).recommend(front, Request(user_id="u06", context="red", k=4)))
     log.close()
     at = datetime.now(UTC).replace(microsecond=0)
-    live_events.store(connections, published.name, [
+    live_events.store(opened, own.name, [
         LiveEvent(event_id="exported", user_id="u06", product_id="P0003", event="view", at=at, context="red", size="M")
     ])  # fmt: skip
     answer = exported(front.catalogue, "u06")
