@@ -345,7 +345,7 @@ def _scaled(job: _Job, store: Path) -> Figures:
             time.sleep(0.5)
         left = _beside_head(session)
     return {
-        "autoscaler.peak": figure(peak, "nodes"),
+        "autoscaler.peak": figure(peak, "nodes", goal=1),
         "autoscaler.left": figure(left, "nodes", goal=0),
     }
 
@@ -382,6 +382,7 @@ def _autoscaled(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
+                "launch_multiple": True,
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "gcs_address": address,
             },
@@ -395,6 +396,7 @@ def _autoscaled(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     of_head = {
         "RAY_FAKE_CLUSTER": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",
     }

@@ -7,7 +7,7 @@ sustained.per_s            the most answers a second with 99 % of them within BO
 apart.*                    the same with a process for each stage (`shop.py start --apart`)
 haproxy.*                  the shop behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY) in place of Serve's own proxy
 fused.*                    `serve.fused`: one process of FastAPI and uvicorn, the same bundle and Postgres
-over.fused                 sustained over fused.sustained
+over.fused                 sustained over fused.sustained, also of haproxy
 failed                     answers other than 200 of all
 
 Client, server and Postgres share the machine. Requests are of the recipe's own shoppers, a fifth of them anonymous with
@@ -66,7 +66,9 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
             found, sustained[prefix], failed = _figures(prefix, url, bodies, quick=quick)
         figures |= found
         failures += failed
-    figures["over.fused"] = figure(round(sustained[""] / sustained["fused."], 3), "times", goal=FUSED_GOAL)
+    for prefix in ("", "haproxy."):
+        ratio = round(sustained[prefix] / sustained["fused."], 3)
+        figures[f"{prefix}over.fused"] = figure(ratio, "times", goal=FUSED_GOAL)
     figures["failed"] = figure(failures, "answers", goal=0)
     return {f"{config.name}.serving.{name}": value for name, value in figures.items()}
 
