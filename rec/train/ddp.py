@@ -71,7 +71,8 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
     _check_resources(train)
     _drop_torn(storage / name)
     resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
-    trainer = (_LocalTrainer if _local() else _Trainer)(
+    made = partial(
+        _LocalTrainer if _local() else _Trainer,
         partial(_work, loop, train.cpus_per_worker),
         train_loop_config=loop_config,
         scaling_config=ScalingConfig(
@@ -87,7 +88,7 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
         ),
     )
     try:
-        result = trainer.fit()
+        result = _fitted(made, train.max_failures)
     except ray.train.WorkerGroupError as failure:
         for error in failure.worker_failures.values():
             if isinstance(error.__cause__ or error, RecError):
@@ -95,6 +96,16 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
         raise
     assert result.checkpoint is not None, f"training run {name} reported no checkpoint"
     return Path(result.checkpoint.path)
+
+
+def _fitted(made: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
+    """The result of a trainer; another one goes on with the run where the node of Ray Train's own actors was lost."""
+    for left in range(max_failures, 0, -1):
+        try:
+            return made().fit()
+        except ray.train.ControllerError as error:
+            logger.warning("Ray Train's controller failed (%s): the run goes on, %d times more", error, left)
+    return made().fit()
 
 
 def inputs_folder(storage: Path, name: str) -> Path:
