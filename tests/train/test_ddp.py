@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,3 +118,20 @@ def test_too_few_rows_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ddp, "rank", lambda: 0)
     with pytest.raises(ConfigError, match=r"3 training rows are too few for 4 workers"):
         ddp.batches(3, 8, np.random.default_rng(0))
+
+
+def test_a_run_whose_controller_is_lost_goes_on_as_often_as_workers_may_fail() -> None:
+    tries: list[int] = []
+
+    class Lost:
+        def fit(self) -> str:
+            tries.append(1)
+            if len(tries) < 3:
+                raise ray.train.ControllerError(RuntimeError("its node is gone"))
+            return "the result"
+
+    assert ddp._fitted(Lost, 2) == "the result"
+    tries.clear()
+    with pytest.raises(ray.train.ControllerError, match="its node is gone"):
+        ddp._fitted(Lost, 1)
+    assert len(tries) == 2
