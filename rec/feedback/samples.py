@@ -17,7 +17,6 @@ kept in the dataset and not used: lists are never shuffled, so how much of a cho
 Swaminathan & Schnabel 2017) cannot be told from how good the product is.
 """
 
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -102,8 +101,7 @@ def run(config: Config) -> dict[str, Any]:
         shown = exposures.shown(connection, config.name, until=today - window)
         since = shown.column("served_at")[0].as_py() if shown.num_rows else today
         told = live_events.following(connection, config.name, since, today)
-        inputs["lists"] = exposures.digest(shown)
-        inputs["live_events"] = hashlib.sha256("\0".join(told.column("event_id").to_pylist()).encode()).hexdigest()
+        inputs |= {"lists": exposures.digest(shown), "live_events": exposures.digest(told, "event_id")}
         work: dict[str, Any] = {"inputs": inputs, "config": {"window_hours": config.feedback.window_hours}}
         done = artifact.finished(target, kind=EXPOSURES.kind, version=EXPOSURES.version, **work)
         if done is not None:

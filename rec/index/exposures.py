@@ -148,8 +148,7 @@ def new_id() -> str:
     """A new unique id, a UUID of version 7 (RFC 9562, section 5.7): in the order of time, which spares the index."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return str(uuid.UUID(int=value))
 
 
 def write(connections: Connections, exposures: Sequence[Exposure]) -> None:
@@ -236,6 +235,6 @@ def _decoded(row: dict[str, Any]) -> Exposure:
     return Exposure(**{**row, **arrays})
 
 
-def digest(table: pa.Table) -> str:
-    """SHA-256 of which lists a table of `shown` has; what has the same id is the same list."""
-    return hashlib.sha256("\0".join(table.column("exposure_id").to_pylist()).encode()).hexdigest()
+def digest(table: pa.Table, key: str = "exposure_id") -> str:
+    """SHA-256 of which rows a table has, by their ids in column `key`; what has the same id is the same."""
+    return hashlib.sha256("\0".join(table.column(key).to_pylist()).encode()).hexdigest()

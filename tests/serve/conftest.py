@@ -59,12 +59,17 @@ def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
+def published_in(store: Path) -> Config:
+    """The tiny recipe, made and published in a store."""
+    recipe = tiny.make(tiny.config(store.resolve(), fit=True))
+    publish.run(recipe)
+    return recipe
+
+
 @pytest.fixture(scope="session")
 def published(new_store: Callable[[], Path]) -> Config:
     """A recipe whose bundle is active in the embedded database of its own store."""
-    recipe = tiny.make(tiny.config(new_store().resolve(), fit=True))
-    publish.run(recipe)
-    return recipe
+    return published_in(new_store())
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from fastapi import Response
 from pydantic import TypeAdapter
 
-from rec import bundle, postgres, publish
+from rec import bundle, postgres
 from rec.config import Config
 from rec.errors import DatabaseError
 from rec.index import exposures, live_events
@@ -25,7 +25,7 @@ from serve.answering import Answering, BackedFront, exported, written
 from serve.asking import Together
 from serve.exposures import Arm, ExposureLog
 from serve.stages import Ranker, Retriever, UserTower
-from tests.bundle import tiny
+from tests.serve.conftest import published_in
 
 REQUESTS = [
     Request(),
@@ -38,9 +38,7 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def own(new_store: Callable[[], Path]) -> Config:
     """A published recipe of these tests alone: stages look for the next bundle as long as they live."""
-    recipe = tiny.make(tiny.config(new_store().resolve(), fit=True))
-    publish.run(recipe)
-    return recipe
+    return published_in(new_store())
 
 
 @pytest.fixture(scope="module")
