@@ -32,7 +32,7 @@ from rec.models.fused import DenseScale
 from rec.models.item_inputs import ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.text_layers import TextShape
-from rec.train import contrast
+from rec.train import ahead, contrast
 from rec.train.ranking_step import Batch, Training, update
 
 TOKENS = 32
@@ -118,17 +118,21 @@ def tower(device: torch.device, sizes: Sizes, *, compiled: bool, seed: int) -> F
     optimizer = torch.optim.AdamW(contrast.parameter_groups(model, options), lr=1e-5, fused=True)
     batches = np.array_split(rng.permutation(sizes.products), sizes.products // sizes.batch)
 
-    def step(number: int) -> None:
-        optimizer.zero_grad()
-        drawn = np.random.default_rng([seed, number])
-        contrast.step(model, items, batches[number % len(batches)], KEYS, options, drawn)
-        optimizer.step()
+    def drawn(number: int) -> contrast.Drawn:
+        rng = np.random.default_rng([seed, number])
+        return contrast.draw(items, batches[number % len(batches)], KEYS, options, rng).to(device)
+
+    def steps(count: int) -> None:
+        for batch in ahead.made(drawn, range(count), device):
+            optimizer.zero_grad()
+            contrast.step(model, batch, options)
+            optimizer.step()
 
     with FlopCounterMode(display=False) as counted:
-        step(0)
+        steps(1)
     if compiled:
-        model.compile(dynamic=True)
-    seconds = _seconds(step, sizes.steps, device)
+        model.compile_parts()
+    seconds = _seconds(steps, sizes.steps, device)
     figures = {"items_per_s": figure(round(sizes.batch / seconds, 1), "products/s", goal=ITEMS_GOAL)}
     figures["flops_per_item"] = figure(round(counted.get_total_flops() / sizes.batch / 1e9, 2), "GFLOP")
     if device.type == "cuda":
@@ -136,7 +140,7 @@ def tower(device: torch.device, sizes: Sizes, *, compiled: bool, seed: int) -> F
         share = counted.get_total_flops() / seconds / peak if peak else float("nan")
         figures["mfu"] = figure(round(share, 4), "ratio", goal=MFU_GOAL)
         figures["memory"] = figure(round(torch.cuda.max_memory_allocated(device) / 2**30, 2), "GiB")
-        figures |= _kernels(step, sizes.steps)
+        figures |= _kernels(steps, sizes.steps, seconds)
     return figures
 
 
@@ -159,16 +163,14 @@ def _products(sizes: Sizes, rng: np.random.Generator) -> ItemInputs:
     )
 
 
-def _seconds(step: Callable[[int], None], steps: int, device: torch.device) -> float:
-    """Seconds per step, after as many that are not timed."""
-    for number in range(steps):
-        step(number)
+def _seconds(steps: Callable[[int], None], count: int, device: torch.device) -> float:
+    """Seconds per step of `steps`, which does as many as it is told, after as many that are not timed."""
+    steps(count)
     _wait(device)
     started = time.perf_counter()
-    for number in range(steps):
-        step(number)
+    steps(count)
     _wait(device)
-    return (time.perf_counter() - started) / steps
+    return (time.perf_counter() - started) / count
 
 
 def _wait(device: torch.device) -> None:
@@ -176,15 +178,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _kernels(step: Callable[[int], None], steps: int) -> Figures:
-    """How long kernels run, by kind."""
-    torch.cuda.synchronize()
-    started = time.perf_counter()
+def _kernels(steps: Callable[[int], None], count: int, seconds: float) -> Figures:
+    """How long kernels run, by kind, beside the `seconds` of a step that nobody watches."""
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for number in range(min(steps, 4)):
-            step(number)
+        steps(count)
         torch.cuda.synchronize()
-    wall = time.perf_counter() - started
     spent: dict[str, float] = {}
     for event in seen.key_averages():
         if event.device_type.name == "CUDA":
@@ -192,7 +190,7 @@ def _kernels(step: Callable[[int], None], steps: int) -> Figures:
             spent[kind] = spent.get(kind, 0.0) + event.self_device_time_total / 1e6
     total = sum(spent.values())
     shares = {f"{kind}.share": figure(round(value / total, 4), "ratio") for kind, value in sorted(spent.items())}
-    return {"busy": figure(round(total / wall, 4), "ratio"), **shares}
+    return {"busy": figure(round(total / count / seconds, 4), "ratio"), **shares}
 
 
 def _kind(name: str) -> str:
@@ -216,10 +214,11 @@ def dlrm(device: torch.device, sizes: Sizes, seed: int) -> Figures:
     optimizer = training.optimizer(1e-3, 0.0)
     batches = [_requests(rows, sizes.rows, rng).to(device) for _ in range(4)]
 
-    def step(number: int) -> None:
-        update(training, optimizer, batches[number % len(batches)])
+    def steps(count: int) -> None:
+        for number in range(count):
+            update(training, optimizer, batches[number % len(batches)])
 
-    seconds = _seconds(step, sizes.steps, device)
+    seconds = _seconds(steps, sizes.steps, device)
     figures = {"rows_per_s": figure(round(sizes.rows / seconds), "rows/s")}
     if device.type == "cuda":
         # The gradient of a table is dense: written as zeros, added to, and read by the update.
@@ -250,8 +249,9 @@ def _copy_rate(device: torch.device) -> float:
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
-    def step(_: int) -> None:
-        target.copy_(source)
+    def steps(count: int) -> None:
+        for _ in range(count):
+            target.copy_(source)
 
-    seconds = _seconds(step, 8, device)
+    seconds = _seconds(steps, 8, device)
     return 2 * len(source) / seconds

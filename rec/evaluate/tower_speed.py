@@ -25,7 +25,7 @@ from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import item_vectors
-from rec.train import contrast, ddp, item
+from rec.train import ahead, contrast, ddp, item
 
 PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
 ROUNDS, QUICK_ROUNDS = 5, 1
@@ -75,9 +75,10 @@ def timed(config: dict[str, Any]) -> None:
 
 def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
     """One step on the device, whose gradient is dropped: what a device or a compiler needs once is not timed."""
-    tower.to("cuda" if options.train.use_gpu else "cpu")
+    device = torch.device("cuda" if options.train.use_gpu else "cpu")
     rows = np.arange(min(options.train.batch_size, len(items)))
-    contrast.step(tower.train(), items, rows, tower.shape.num_keys, options, np.random.default_rng(0))
+    drawn = contrast.draw(items, rows, tower.shape.num_keys, options, np.random.default_rng(0))
+    contrast.step(tower.to(device).train(), drawn.to(device), options)
     tower.zero_grad()
 
 
@@ -90,17 +91,23 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate, fused=True)
     count = -(-len(items) // options.train.batch_size)
     batches = np.array_split(np.random.default_rng(0).permutation(len(items)), count)
+    device = next(tower.parameters()).device
+
+    def drawn(step: int) -> contrast.Drawn:
+        rng = np.random.default_rng(step)
+        return contrast.draw(items, batches[step], tower.shape.num_keys, options, rng).to(device)
+
     started = time.perf_counter()
-    for step, rows in enumerate(batches):
+    for batch in ahead.made(drawn, range(count), device):
         optimizer.zero_grad()
-        contrast.step(tower, items, rows, tower.shape.num_keys, options, np.random.default_rng(step))
+        contrast.step(tower, batch, options)
         optimizer.step()
     if options.train.use_gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    for step, rows in enumerate(batches):
-        contrast.two_views(items.batch(rows), tower.shape.num_keys, options, np.random.default_rng(step))
+    for step in range(count):
+        drawn(step)
     loading = time.perf_counter() - started
     torch.set_num_threads(threads)
     return seconds, loading

@@ -245,7 +245,7 @@ def _train(tower: ItemTower, items: ItemInputs, options: Options, seed: int) -> 
             optimizer.param_groups[0]["lr"] = rate
             rng = np.random.default_rng([seed, epoch, step])
             optimizer.zero_grad()
-            contrast.step(tower, items, rows, tower.shape.num_keys, options, rng)
+            contrast.step(tower, contrast.draw(items, rows, tower.shape.num_keys, options, rng), options)
             optimizer.step()
     tower.eval()
 

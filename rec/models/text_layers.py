@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rec.errors import ConfigError
+from rec.models import packing
 
 if TYPE_CHECKING:  # transformers takes seconds to import: towers that read final states do without
     from transformers import PreTrainedModel
@@ -75,23 +76,33 @@ class TextLayers(nn.Module):
         self.model = _bare(AutoModel.from_config(config, trust_remote_code=False).float())
         if not shape.whole:
             self.model.embeddings = HandOn()
+        self._packed = packing.packed(self.model, reads_ids=shape.whole)
 
     def forward(self, title: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """States float32[B, T, w] of token ids int64[B, T] or lower states float32[B, T, w]; mask bool[B, T].
 
-        What the mask hides, no other token sees, and its own states mean nothing. A text without any token sees its
-        padding, because a softmax over nothing is NaN; where no text has one, a padding position keeps every
-        parameter in the graph, as data-parallel training needs.
+        What the mask hides, no other token sees, and its own states mean nothing; where the encoder allows it, only
+        what is seen goes through the layers (`rec.models.packing`). A text without any token has one of padding,
+        because a softmax over nothing is NaN, and data-parallel training needs every parameter in the graph.
         """
         length = title.shape[1]
         if length == 0:
             title, mask = title.new_zeros(len(title), 1, *title.shape[2:]), mask.new_zeros(len(mask), 1)
-        seen = (mask | ~mask.any(1, keepdim=True)).long()  # int64[B, max(T, 1)]
-        if self.shape.whole:
-            states = self.model(input_ids=title, attention_mask=seen).last_hidden_state
+        seen = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], 1)  # bool[B, max(T, 1)]
+        if self._packed is not None:
+            states = self._packed(title, seen)
         else:
-            states = self.model(inputs_embeds=title, attention_mask=seen).last_hidden_state
+            name = "input_ids" if self.shape.whole else "inputs_embeds"
+            states = self.model(**{name: title}, attention_mask=seen.long()).last_hidden_state
         return states[:, :length]
+
+
+    def compile_layers(self) -> None:
+        """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
+        depth = self.model.config.num_hidden_layers
+        lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+        for part in lists[0] if len(lists) == 1 else [self.model]:
+            part.compile(dynamic=True)
 
 
 def take(model: "PreTrainedModel", layers: int | None, name: str) -> TextLayers:

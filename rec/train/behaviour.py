@@ -34,7 +34,7 @@ def loop(config: dict[str, Any]) -> None:
     tower = ItemTower(shape)
     ddp.load_checkpoint(Path(config["start"]), tower)
     if options.compile:
-        tower.compile(dynamic=True)
+        tower.compile_parts()
     train(tower, items, copurchase.load(Path(config["pairs"])), options, config["seed"], tensors)
 
 

@@ -12,6 +12,7 @@ Two passes forward instead of one; what a graph holds is that of one chunk.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,27 +31,41 @@ RUN = 16
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def step(
-    model: nn.Module, items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put the gradient of one step on the model's parameters.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Products of one step."""
+
+    rows: IntArray
+    """int64[B]"""
+    groups: torch.Tensor  # int64[B]
+    chunks: list[ItemBatch]
+    """First views of some of the products and then their second ones, for all of them in turn."""
+
+    def to(self, device: torch.device) -> "Drawn":
+        """On `device`."""
+        return Drawn(self.rows, self.groups.to(device), [chunk.to(device) for chunk in self.chunks])
+
+
+def draw(items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator) -> Drawn:
+    """The products `rows` int64[B] in two views, cut as `options.chunk_size` says."""
+    parts = np.array_split(rows, -(-len(rows) // (options.chunk_size or len(rows))))
+    chunks = [two_views(items.batch(part), num_keys, options, rng) for part in parts]
+    return Drawn(rows, torch.from_numpy(items.groups[rows]), chunks)
+
+
+def step(model: nn.Module, drawn: Drawn, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the gradient of one step, on what was drawn to the model's device, on its parameters.
 
     Returns the loss, and the share of this worker's products whose second view is nearest to their first.
     """
-    device = next(model.parameters()).device
-    chunks = [
-        two_views(items.batch(part), num_keys, options, rng).to(device)
-        for part in np.array_split(rows, -(-len(rows) // (options.chunk_size or len(rows))))
-    ]
-    groups = torch.from_numpy(items.groups[rows]).to(device)
-    hits = torch.zeros((), device=device)
+    hits = torch.zeros((), device=drawn.groups.device)
 
     def loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         nearest = (first.detach() @ second.detach().T).argmax(1)
-        hits.copy_((groups[nearest] == groups).float().mean())
-        return losses.nt_xent(first, second, groups, options.temperature)
+        hits.copy_((drawn.groups[nearest] == drawn.groups).float().mean())
+        return losses.nt_xent(first, second, drawn.groups, options.temperature)
 
-    return backward(model, chunks, loss, bfloat16=options.train.precision == "bfloat16"), hits
+    return backward(model, drawn.chunks, loss, bfloat16=options.train.precision == "bfloat16"), hits
 
 
 def backward(model: nn.Module, chunks: Sequence[ItemBatch], loss: Loss, *, bfloat16: bool = False) -> torch.Tensor:

@@ -25,7 +25,7 @@ from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_text
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
-from rec.train import behaviour, contrast, copurchase, curves, ddp, schedule, text_start
+from rec.train import ahead, behaviour, contrast, copurchase, curves, ddp, schedule, text_start
 from rec.train.probe import Probe
 from rec.train.watch import Watch
 from rec.vocab import tensorize
@@ -188,7 +188,7 @@ def drawn(config: dict[str, Any]) -> tuple[ItemTower, ItemInputs, Options]:
     if tower.text is not None:
         tower.text.load_state_dict(load_file(Path(config["inputs"]) / TEXT_LAYERS))
     if options.compile:
-        tower.compile(dynamic=True)
+        tower.compile_parts()
     return tower, items, options
 
 
@@ -214,18 +214,24 @@ def train(
     )
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
+    device = next(model.parameters()).device
     for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
         order = contrast.order(categories, options.same_category, epoch.rng)
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng, order)
         watch = Watch(epoch.number, tensors)
-        for step, rows in enumerate(epoch.progress(steps, what="item tower", count=len(steps))):
+
+        def drawn(step: int, epoch: ddp.Epoch = epoch, steps: list[IntArray] = steps) -> contrast.Drawn:
+            rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
+            return contrast.draw(items, steps[step], tower.shape.num_keys, options, rng).to(device)
+
+        batches = ahead.made(drawn, range(len(steps)), device)
+        for step, batch in enumerate(epoch.progress(batches, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
-            rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             optimizer.zero_grad()
-            loss, hits = contrast.step(model, items, rows, tower.shape.num_keys, options, rng)
+            loss, hits = contrast.step(model, batch, options)
             optimizer.step()
-            watch.add(rows, loss, hits)
+            watch.add(batch.rows, loss, hits)
         loss_mean, hits_mean = watch.means()
         epoch.metrics |= {"loss": loss_mean, "twin_first": hits_mean}
         if probe is not None:

@@ -107,7 +107,9 @@ def test_a_step_of_the_trainer_is_one_of_its_chunks() -> None:
     for chunk_size in (None, 12, 5, 1):
         tower.zero_grad()
         options = Options(chunk_size=chunk_size, feature_dropout=0.0, token_dropout=0.0)
-        value, hits = contrast.step(tower, items, np.arange(12), 6, options, np.random.default_rng(0))
+        value, hits = contrast.step(
+            tower, contrast.draw(items, np.arange(12), 6, options, np.random.default_rng(0)), options
+        )
         told.append((value.item(), hits.item(), gradients(tower)))
     for value, hits, found in told[1:]:
         assert value == pytest.approx(told[0][0], rel=1e-5)

@@ -198,7 +198,9 @@ def test_bfloat16_is_near_and_the_loss_float32(mode: str) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         options = Options.model_validate({"train": {"precision": precision}, "temperature": 0.5})
-        loss, _ = contrast.step(tower, items, np.arange(6), 6, options, np.random.default_rng(0))
+        loss, _ = contrast.step(
+            tower, contrast.draw(items, np.arange(6), 6, options, np.random.default_rng(0)), options
+        )
         assert loss.dtype == torch.float32
         losses[precision] = loss.item()
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.05)

@@ -1,0 +1,146 @@
+"""Texts of different lengths end to end, without padding between them, through layers of transformers.
+
+Padding and hidden tokens cost what real ones cost, in every product of matrices of every layer. Packed, only tokens
+that are seen go through the layers, as one text whose attention keeps apart what does not belong together: by a kernel
+for it on a GPU (`torch.nn.attention.varlen`), elsewhere by padding queries, keys and values alone. The attention's
+weights have no dropout, for which that kernel has no place.
+
+B texts of at most T tokens, P tokens packed, H heads of width d.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "rec_packed"
+"""Under which transformers finds `attend`."""
+TOLERANCE = 1e-4
+"""Largest difference of a state, which is of the order of 1."""
+ALIGNED = 64
+"""On a GPU the packed tokens are made a multiple of this, or products of matrices take twice the time."""
+HALF = (torch.float16, torch.bfloat16)
+"""What the kernel on GPUs computes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where the tokens of a batch of texts stand; on a GPU some blank ones are packed behind them, a text of their own.
+
+    P counts the blank ones, `place` has the others.
+    """
+
+    place: torch.Tensor  # int64[P - blank] of each token in the padded batch, row after row
+    ends: torch.Tensor  # int32[B + 2] where each text begins, and the blank one, and where that ends
+    seen: torch.Tensor  # bool[B, T]
+    blank: int
+
+    @classmethod
+    def of(cls, seen: torch.Tensor) -> "Packing":
+        """The tokens where `seen` bool[B, T] is true."""
+        place = seen.flatten().nonzero().flatten()
+        blank = -len(place) % ALIGNED if seen.is_cuda else 0
+        counts = F.pad(seen.sum(1, dtype=torch.int32), (1, 1))
+        counts[-1] = blank
+        return cls(place, counts.cumsum(0, dtype=torch.int32), seen, blank)
+
+    @property
+    def longest(self) -> int:
+        """At least the tokens of any text."""
+        return max(self.seen.shape[1], ALIGNED)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64[P]: each token's position in its own text."""
+        return F.pad(self.place % self.seen.shape[1], (0, self.blank))
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """[P, ...] of [B, T, ...]; blank tokens are zeros."""
+        packed = padded.flatten(0, 1)[self.place]
+        return torch.cat([packed, packed.new_zeros(self.blank, *packed.shape[1:])]) if self.blank else packed
+
+    def pad(self, packed: torch.Tensor) -> torch.Tensor:
+        """[B, T, ...] of [P, ...], zeros where no token is."""
+        shape = self.seen.shape
+        padded = packed.new_zeros(shape.numel(), *packed.shape[1:])
+        return padded.index_copy(0, self.place, packed[: len(self.place)]).unflatten(0, shape)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """float[1, P, H, d] from query, key and value float[1, H, P, d]; the names are those of transformers."""
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # float[P, H, d]
+    if q.is_cuda and q.dtype in HALF:
+        made = varlen_attn(q, k, v, packing.ends, packing.ends, packing.longest, packing.longest, scale=scaling)
+        assert isinstance(made, torch.Tensor)
+        return made[None], None
+    q, k, v = (packing.pad(part).transpose(1, 2) for part in (q, k, v))  # float[B, H, T, d]
+    mask = packing.seen | ~packing.seen.any(1, keepdim=True)  # a softmax over nothing is NaN
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scaling)
+    return packing.pack(mixed.transpose(1, 2))[None], None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Layers through which texts go packed, to the states that they have padded."""
+
+    model: "PreTrainedModel"
+    offset: int | None
+    """Position of a text's first token, where the layers read token ids; None: they read lower states."""
+
+    def __call__(self, given: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Last states float[B, T, w] of ids int64[B, T] or states float[B, T, w]; zeros where bool[B, T] is false."""
+        packing = Packing.of(seen)
+        tokens = packing.pack(given)[None]
+        if self.offset is None:
+            states = self.model(inputs_embeds=tokens, packing=packing).last_hidden_state
+        else:
+            positions = packing.positions[None] + self.offset
+            states = self.model(input_ids=tokens, position_ids=positions, packing=packing).last_hidden_state
+        return packing.pad(states[0])
+
+
+def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
+    """`model` as `Packed`, and changed to be called so only; None and unchanged where packed texts have other states.
+
+    That is tried on two texts: encoders differ in how they count positions and in what they hand on to attention.
+    """
+    from transformers import AttentionInterface
+
+    seen = torch.arange(5) < torch.tensor([[3], [5]])
+    padding = model.config.pad_token_id or 0
+    rows = (padding + 1 + torch.arange(10).view(2, 5)) % model.config.vocab_size
+    drawn = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    given = rows if reads_ids else drawn
+    training, usual = model.training, model.config._attn_implementation
+    name = "input_ids" if reads_ids else "inputs_embeds"
+    AttentionInterface.register(ATTENTION, attend)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            padded = model(**{name: given}, attention_mask=seen.long()).last_hidden_state[seen]
+            model.set_attn_implementation(ATTENTION)
+            for offset in (0, padding + 1) if reads_ids else (None,):
+                made = Packed(model, offset)
+                with suppress(TypeError, ValueError, IndexError, RuntimeError):
+                    if (made(given, seen)[seen] - padded).abs().max() <= TOLERANCE:
+                        return made
+        model.set_attn_implementation(usual)
+        return None
+    finally:
+        model.train(training)
