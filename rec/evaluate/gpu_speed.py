@@ -52,8 +52,8 @@ ADAM = 7
 """Numbers that AdamW reads and writes per parameter: itself, its gradient and two moments, and all but the gradient."""
 
 KINDS = {
-    "matmul": ("gemm", "cutlass", "nvjet", "xmma", "cublas"),
     "attention": ("flash", "fmha", "attention", "sdpa"),
+    "matmul": ("gemm", "cutlass", "nvjet", "xmma", "cublas"),
     "optimizer": ("adam", "multi_tensor"),
     "copies": ("memcpy", "memset"),
     "fused": ("triton",),

@@ -1,11 +1,10 @@
 """Texts of different lengths end to end, without padding between them, through layers of transformers.
 
 Padding and hidden tokens cost what real ones cost, in every product of matrices of every layer. Packed, only tokens
-that are seen go through the layers, as one text whose attention keeps apart what does not belong together: by a kernel
-for it on a GPU (`torch.nn.attention.varlen`), elsewhere by padding queries, keys and values alone. The attention's
-weights have no dropout, for which that kernel has no place.
+that are seen go through the layers, as one text; queries, keys and values alone are padded, so that no token attends to
+another text's. The attention's weights have no dropout, as the tower's own have none.
 
-B texts of at most T tokens, P tokens packed, H heads of width d.
+B texts of at most T tokens, P tokens in all, H heads of width d.
 """
 
 from contextlib import suppress
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,53 +21,34 @@ ATTENTION = "rec_packed"
 """Under which transformers finds `attend`."""
 TOLERANCE = 1e-4
 """Largest difference of a state, which is of the order of 1."""
-ALIGNED = 64
-"""On a GPU the packed tokens are made a multiple of this, or products of matrices take twice the time."""
-HALF = (torch.float16, torch.bfloat16)
-"""What the kernel on GPUs computes in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Where the tokens of a batch of texts stand; on a GPU some blank ones are packed behind them, a text of their own.
+    """Where the tokens of a batch of texts stand."""
 
-    P counts the blank ones, `place` has the others.
-    """
-
-    place: torch.Tensor  # int64[P - blank] of each token in the padded batch, row after row
-    ends: torch.Tensor  # int32[B + 2] where each text begins, and the blank one, and where that ends
     seen: torch.Tensor  # bool[B, T]
-    blank: int
+    place: torch.Tensor  # int64[P] of each token in the padded batch, row after row
 
     @classmethod
     def of(cls, seen: torch.Tensor) -> "Packing":
         """The tokens where `seen` bool[B, T] is true."""
-        place = seen.flatten().nonzero().flatten()
-        blank = -len(place) % ALIGNED if seen.is_cuda else 0
-        counts = F.pad(seen.sum(1, dtype=torch.int32), (1, 1))
-        counts[-1] = blank
-        return cls(place, counts.cumsum(0, dtype=torch.int32), seen, blank)
-
-    @property
-    def longest(self) -> int:
-        """At least the tokens of any text."""
-        return max(self.seen.shape[1], ALIGNED)
+        return cls(seen, seen.flatten().nonzero().flatten())
 
     @property
     def positions(self) -> torch.Tensor:
         """int64[P]: each token's position in its own text."""
-        return F.pad(self.place % self.seen.shape[1], (0, self.blank))
+        return self.place % self.seen.shape[1]
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """[P, ...] of [B, T, ...]; blank tokens are zeros."""
-        packed = padded.flatten(0, 1)[self.place]
-        return torch.cat([packed, packed.new_zeros(self.blank, *packed.shape[1:])]) if self.blank else packed
+        """[P, ...] of [B, T, ...]."""
+        return padded.flatten(0, 1)[self.place]
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """[B, T, ...] of [P, ...], zeros where no token is."""
         shape = self.seen.shape
         padded = packed.new_zeros(shape.numel(), *packed.shape[1:])
-        return padded.index_copy(0, self.place, packed[: len(self.place)]).unflatten(0, shape)
+        return padded.index_copy(0, self.place, packed).unflatten(0, shape)
 
 
 def attend(
@@ -84,14 +63,10 @@ def attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """float[1, P, H, d] from query, key and value float[1, H, P, d]; the names are those of transformers."""
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # float[P, H, d]
-    if q.is_cuda and q.dtype in HALF:
-        made = varlen_attn(q, k, v, packing.ends, packing.ends, packing.longest, packing.longest, scale=scaling)
-        assert isinstance(made, torch.Tensor)
-        return made[None], None
-    q, k, v = (packing.pad(part).transpose(1, 2) for part in (q, k, v))  # float[B, H, T, d]
-    mask = packing.seen | ~packing.seen.any(1, keepdim=True)  # a softmax over nothing is NaN
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scaling)
+    q, k, v = (
+        packing.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value)
+    )  # float[B, H, T, d]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.seen[:, None, None], scale=scaling)
     return packing.pack(mixed.transpose(1, 2))[None], None
 
 
@@ -104,7 +79,10 @@ class Packed:
     """Position of a text's first token, where the layers read token ids; None: they read lower states."""
 
     def __call__(self, given: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Last states float[B, T, w] of ids int64[B, T] or states float[B, T, w]; zeros where bool[B, T] is false."""
+        """Last states float[B, T, w] of ids int64[B, T] or states float[B, T, w]; zeros where bool[B, T] is false.
+
+        Something of every text must be seen, because a softmax over nothing is NaN.
+        """
         packing = Packing.of(seen)
         tokens = packing.pack(given)[None]
         if self.offset is None:
@@ -120,6 +98,8 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
 
     That is tried on two texts: encoders differ in how they count positions and in what they hand on to attention.
     """
+    if not getattr(model, "_supports_attention_backend", False):
+        return None
     from transformers import AttentionInterface
 
     seen = torch.arange(5) < torch.tensor([[3], [5]])

@@ -96,7 +96,6 @@ class TextLayers(nn.Module):
             states = self.model(**{name: title}, attention_mask=seen.long()).last_hidden_state
         return states[:, :length]
 
-
     def compile_layers(self) -> None:
         """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
         depth = self.model.config.num_hidden_layers
