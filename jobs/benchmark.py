@@ -25,6 +25,8 @@ scale        time and memory of ingest, enrichment from the cache and tensorizat
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search and hnswlib (where that is
              installed), in a database of its own
+drills       the shop under load while each of its parts is killed, while its bundles change, and for --minutes at a
+             steady rate: which answers fail, how long it takes to recover, and whether memory or times grow
 nodes        the pipeline on three Ray nodes of this machine, of which one is killed in each of enrichment and training;
              the graph under load when a node with replicas dies; and Ray's autoscaler, which brings nodes for a
              training and takes them away after it
@@ -32,21 +34,23 @@ nodes        the pipeline on three Ray nodes of this machine, of which one is ki
 
 import argparse
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rec import pipeline
+from rec import bundle, pipeline, postgres
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
 from rec.enrich import oamine
-from rec.errors import ConfigError
+from rec.errors import ArtifactError, ConfigError
 from rec.evaluate import (
     benchmark,
     closed,
     cold_and_warm,
     cold_items,
     coverage,
+    drills,
     enrichment,
     gpu_speed,
     index_speed,
@@ -60,6 +64,7 @@ from rec.evaluate import (
     user_speed,
     zero_shot,
 )
+from rec.index import promote
 from rec.models import text_encoder, user_tower
 from rec.vocab.std import StdVocabulary
 
@@ -88,6 +93,27 @@ def shortened(config: Config) -> Config:
     for part, epochs in (("item_tower", 1), ("user_tower", 5), ("ranker", 2)):
         less[part]["train"]["epochs"] = min(less[part]["train"]["epochs"], epochs)
     return Config.model_validate(less)
+
+
+def another(config: Config) -> str:
+    """Id of a bundle of the recipe unlike the active one; where there is none, one whose ranker trains less is made."""
+    active = _active(config)
+    for name in bundle.names(config.store):
+        with suppress(ArtifactError):  # of another version
+            found = bundle.read(config.store, name)
+            if found.recipe == config.name and found.evaluation.ndcg10 != active.evaluation.ndcg10:
+                return name
+    train = config.ranker.train.model_copy(update={"epochs": max(1, config.ranker.train.epochs // 2)})
+    less = config.model_copy(update={"ranker": config.ranker.model_copy(update={"train": train, "patience": 0})})
+    prepare(less, "publish")
+    made = _active(config).id
+    prepare(config, "publish")
+    return made
+
+
+def _active(config: Config) -> bundle.Bundle:
+    with postgres.session(postgres.url(config.store)) as connection:
+        return bundle.read(config.store, promote.active(connection))
 
 
 def cold(options: argparse.Namespace) -> benchmark.Figures:
@@ -197,6 +223,17 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
         )
+    elif options.name == "drills":
+        chosen = shortened(config) if options.quick else config
+        prepare(chosen, "publish")
+        figures, lists["curves"] = drills.measure(
+            chosen,
+            Path(__file__).with_name("shop.py"),
+            _named(options, chosen),
+            another(chosen),
+            rates=drills.Rates(apart=options.rate / 2, whole=options.rate),
+            minutes=min(options.minutes, 1.0) if options.quick else options.minutes,
+        )
     elif options.name == "index":
         figures = index_speed.measure(config, index_speed.QUICK if options.quick else index_speed.FULL)
     elif options.name == "enrichment":
@@ -228,6 +265,7 @@ if __name__ == "__main__":
         "scale",
         "index",
         "nodes",
+        "drills",
     ]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")
@@ -240,6 +278,10 @@ if __name__ == "__main__":
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"
+    )
+    arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
+    arguments.add_argument(
+        "--rate", type=float, default=20.0, help="drills: requests a second, half of it on the graph (default 20)"
     )
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

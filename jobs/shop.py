@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from rec import api_keys, artifact, bundle, ports, postgres
+from rec import api_keys, artifact, bundle, ports, postgres, processes
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
@@ -38,8 +38,6 @@ from rec.index import exposures, migrations, promote
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
 WHOLE, APART = "serve.app:whole", "serve.app:graph"
 """One process answers several times sooner than four where all share a few cores."""
-MARK = "REC_SHOP"
-"""Environment variable of the shop's processes; its value is the store's path."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Ray's shared memory: requests and answers are small."""
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -62,18 +60,8 @@ class Shop:
         self.log = self.folder / "serve.log"
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the shop, the embedded Postgres aside: those marked, and their descendants.
-
-        A Ray process that shows a title of its own has overwritten its environment; the raylet above it has not.
-        """
-        found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == str(self.store):
-                    found |= {each.pid: each for each in [process, *process.children(recursive=True)]}
-            except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):  # gone, or another user's
-                continue
-        return [process for process in found.values() if _alive(process)]
+        """Every process of the shop, the embedded Postgres aside."""
+        return processes.marked(processes.SHOP, str(self.store))
 
     def port(self) -> int | None:
         """The port of the running shop; None when no process of it runs."""
@@ -96,7 +84,7 @@ class Shop:
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment |= {
             "REC_STORE": str(self.store),
-            MARK: str(self.store),
+            processes.SHOP: str(self.store),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
@@ -134,14 +122,6 @@ class Shop:
 def _signal(send: Callable[[], None]) -> None:
     with suppress(psutil.NoSuchProcess):  # it has just ended
         send()
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Whether it runs, and is no server that outlives the shop: Postgres is stopped by its own means."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.name() != "postgres"
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _parent(process: psutil.Process) -> int | None:

@@ -137,6 +137,7 @@ th, td { padding: .2rem .8rem; border-bottom: 1px solid #d5d8dc; text-align: rig
 th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; height: auto; }
 </style></head><body><h1>Benchmark $name$quick</h1>
 <p>$machine<br>commit $commit</p>
+$curves
 $plots
 <table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>goal</th><th>unit</th></tr>$rows</table>
 $unmapped
@@ -164,6 +165,7 @@ def page(result: dict[str, Any]) -> str:
             for unit in units
         ),
         rows="".join(rows),
+        curves="".join(f"<h2>{escape(name)}</h2>{_curve(*xy)}" for name, xy in result.get("curves", {}).items()),
         unmapped=_unmapped(result["unmapped"]) if "unmapped" in result else "",
     )
 
@@ -175,6 +177,15 @@ def _unmapped(values: list[dict[str, Any]]) -> str:
     rows = [f"<tr><td>{escape(v['key'])}</td><td>{escape(v['value'])}</td><td>{v['count']}</td></tr>" for v in values]
     head = "<tr><th>key</th><th>value</th><th>products</th></tr>"
     return f"<h2>values without an STD value</h2><table>{head}{''.join(rows)}</table>"
+
+
+def _curve(x: list[float], y: list[float]) -> str:
+    plot = Figure(figsize=(10, 2.4), layout="constrained")
+    axes = plot.add_subplot()
+    axes.plot(x, y, color="#1b4f72")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    return svg(plot)
 
 
 def _bounds(ci95: list[float] | None) -> str:

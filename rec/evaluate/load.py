@@ -6,11 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from threading import Event, Thread
 from typing import Any
 
 import aiohttp
 import numpy as np
 from numpy.typing import NDArray
+
+from rec.errors import RecError
 
 TIMEOUT_S = 30.0
 
@@ -37,6 +40,87 @@ class Answers:
         return float(np.percentile(self.milliseconds, share)) if len(self.milliseconds) else float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of `Paced`."""
+
+    number: int
+    """Which of the requests."""
+    sent: float
+    """`time.monotonic()`"""
+    milliseconds: float
+    """Until the whole answer had come, or none was to come."""
+    status: int
+    """0 where the connection failed or nothing came in time."""
+    body: Any
+    """Of an answer with status 200, where bodies are kept."""
+
+
+class Paced:
+    """Requests at a steady rate, whether or not the answers come, as long as the block runs; in a thread of its own."""
+
+    def __init__(self, url: str, requests: Sequence[Mapping[str, Any]], *, rate: float, keep: bool = True) -> None:
+        """`rate`: requests a second; `keep`: whether bodies are kept."""
+        self._url, self._rate, self._keep = url, rate, keep
+        self._encoded = [json.dumps(request).encode() for request in requests]
+        self._ended = Event()
+        self._thread = Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self.answers: list[Asked] = []
+        """In the order in which they came; grows while the block runs."""
+
+    def __enter__(self) -> "Paced":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when all that was sent is answered or given up."""
+        self._ended.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        waiting: set[asyncio.Task[None]] = set()
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+            began = time.monotonic()
+            for number in count():
+                await asyncio.sleep(max(0.0, began + number / self._rate - time.monotonic()))
+                if self._ended.is_set():
+                    break
+                task = asyncio.create_task(self._ask(session, number % len(self._encoded)))
+                waiting.add(task)
+                task.add_done_callback(waiting.discard)
+            await asyncio.gather(*waiting)
+
+    async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:
+        sent = time.monotonic()
+        status, body = await _post(session, self._url, self._encoded[number])
+        took = 1e3 * (time.monotonic() - sent)
+        told = json.loads(body) if status == 200 and self._keep else None
+        self.answers.append(Asked(number, sent, took, status, told))
+
+
+async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body; status 0 where none came."""
+    try:
+        async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
+            return answer.status, await answer.read()
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return 0, b""
+
+
+def one(url: str, request: Mapping[str, Any]) -> Any:
+    """The body of the answer to one request. Raises RecError where its status is not 200."""
+
+    async def ask() -> tuple[int, bytes]:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+            return await _post(session, url, json.dumps(request).encode())
+
+    status, body = asyncio.run(ask())
+    if status != 200:
+        raise RecError(f"{url} answers a request with status {status}: {body[:200].decode(errors='replace')}")
+    return json.loads(body)
+
+
 def closed(url: str, requests: Sequence[Mapping[str, Any]], *, clients: int, seconds: float, keep: int = 0) -> Answers:
     """Send `requests`, one after the other and again from the start, by `clients` clients for `seconds`."""
     return asyncio.run(_closed(url, requests, clients, seconds, keep))
@@ -49,7 +133,6 @@ async def _closed(url: str, requests: Sequence[Mapping[str, Any]], clients: int,
     statuses: dict[int, int] = {}
     kept: list[Any] = []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    headers = {"Content-Type": "application/json"}
 
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=clients)) as session:
 
@@ -57,11 +140,7 @@ async def _closed(url: str, requests: Sequence[Mapping[str, Any]], clients: int,
             while time.perf_counter() < until:
                 body = encoded[next(numbers) % len(encoded)]
                 began = time.perf_counter()
-                try:
-                    async with session.post(url, data=body, headers=headers) as answer:
-                        content, status = await answer.read(), answer.status
-                except (aiohttp.ClientError, TimeoutError):
-                    content, status = b"", 0
+                status, content = await _post(session, url, body)
                 statuses[status] = statuses.get(status, 0) + 1
                 if status == 200:
                     spent.append(1e3 * (time.perf_counter() - began))

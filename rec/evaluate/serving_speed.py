@@ -56,9 +56,9 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
     sustained: dict[str, float] = {}
     failures = 0
     servers = {
-        "": _shop(shop, arguments),
-        "apart.": _shop(shop, arguments, "--apart"),
-        "haproxy.": _shop(shop, arguments, RAY_SERVE_ENABLE_HA_PROXY="1"),
+        "": running(shop, arguments),
+        "apart.": running(shop, arguments, "--apart"),
+        "haproxy.": running(shop, arguments, RAY_SERVE_ENABLE_HA_PROXY="1"),
         "fused.": _fused(config, shop.parent.parent),
     }
     for prefix, server in servers.items():
@@ -114,7 +114,7 @@ def _figures(prefix: str, url: str, bodies: Sequence[dict[str, Any]], *, quick: 
 
 
 @contextmanager
-def _shop(job: Path, arguments: Sequence[str], *how: str, **environment: str) -> Iterator[str]:
+def running(job: Path, arguments: Sequence[str], *how: str, **environment: str) -> Iterator[str]:
     """The shop, started and stopped by jobs/shop.py."""
     port = str(free())
     _run([sys.executable, str(job), "start", *arguments, "--port", port, *how], environment)

@@ -1,0 +1,252 @@
+"""What becomes of a shop under load when its parts are killed, its bundles change, and nothing happens for long.
+
+apart.VICTIM.*             the graph; VICTIM: ingress, user_tower, retriever, ranker, proxy, postgres
+whole.VICTIM.*             the shop in one process; VICTIM: server, proxy
+    .answers               of all statuses
+    .failed                neither 200 nor 503
+    .lost                  connections that ended without an answer, as those to a process that is killed do
+    .refused, .degraded    503; 200 from a lower rung of the ladder
+    .recovery_s            from the kill to the first of SETTLED_S seconds of whole answers
+switch.*                   the active bundle changes every SWITCH_S seconds
+    .failed                not 200
+    .mixed                 of one bundle by name and with the list that the other one gives
+soak.*                     a steady rate for long: p99 of each PART_S seconds and the memory of the shop's processes,
+                           each with its slope, and its interval, over what follows the first tenth
+
+A killed Postgres is started again at once, as whoever runs it would; all else comes back by itself. Requests are those
+of `rec.evaluate.serving_speed`.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from rec import postgres, processes, publish
+from rec.config import Config
+from rec.errors import RecError
+from rec.evaluate import load, serving_speed
+from rec.evaluate.benchmark import Figures, figure
+from rec.evaluate.bootstrap import interval
+from rec.evaluate.load import Asked, Paced
+
+APART = {
+    "ingress": "ray::ServeReplica:shop:Recommender",
+    "user_tower": "ray::ServeReplica:shop:UserTower",
+    "retriever": "ray::ServeReplica:shop:Retriever",
+    "ranker": "ray::ServeReplica:shop:Ranker",
+    "proxy": "ray::ProxyActor",
+}
+WHOLE = {"server": "ray::ServeReplica:shop:Recommender", "proxy": "ray::ProxyActor"}
+"""Victims and how the titles of their processes begin."""
+BEFORE_S, SETTLED_S, LONG_S = 2.0, 3.0, 180.0
+SWITCHES, SWITCH_S = 10, 3.0
+COMPARED = 40
+"""Requests whose lists are known for both bundles."""
+PART_S = 10.0
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Requests a second."""
+
+    apart: float
+    whole: float
+
+
+def measure(
+    config: Config, shop: Path, arguments: Sequence[str], other: str, *, rates: Rates, minutes: float
+) -> tuple[Figures, dict[str, Any]]:
+    """All figures, and the soak's curves, of a recipe whose bundle is promoted; `other` is another bundle of it.
+
+    `shop` is jobs/shop.py, `arguments` name the recipe to it. Raises RecError where a shop does not come back.
+    """
+    bodies = serving_speed.requests(config)
+    store = Path(config.store).resolve()
+    figures: Figures = {}
+    with serving_speed.running(shop, arguments, "--apart") as url:
+        for victim, title in APART.items():
+            figures |= _killed(f"apart.{victim}", url, bodies, rates.apart, _killer(store, title))
+        if postgres.given() is None:
+            figures |= _killed("apart.postgres", url, bodies, rates.apart, lambda: _postgres_dies(store))
+    with serving_speed.running(shop, arguments) as url:
+        for victim, title in WHOLE.items():
+            figures |= _killed(f"whole.{victim}", url, bodies, rates.whole, _killer(store, title))
+        figures |= _switched(config, url, bodies[:COMPARED], rates.whole, other)
+        soaked, curves = _soaked(store, url, bodies, rates.whole, minutes, config)
+    return {f"{config.name}.drills.{name}": value for name, value in (figures | soaked).items()}, curves
+
+
+def _killer(store: Path, title: str) -> Callable[[], None]:
+    def kill() -> None:
+        victims = processes.titled(processes.marked(processes.SHOP, str(store)), title)
+        if not victims:
+            raise RecError(f"no process of the shop of {store} has a title that begins with {title!r}")
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+
+    return kill
+
+
+def _postgres_dies(store: Path) -> None:
+    """SIGKILL its first process; what comes up again recovers from its log."""
+    pid = int((store / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+    server = psutil.Process(pid)
+    server.send_signal(signal.SIGKILL)
+    server.wait(LONG_S)
+    postgres.url(store)
+
+
+def _killed(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, kill: Callable[[], None]) -> Figures:
+    """Figures of one victim. Raises RecError where the answers do not get whole again."""
+    log.info("%s", name)
+    with Paced(url, bodies, rate=rate) as asked:
+        time.sleep(BEFORE_S)
+        struck = time.monotonic()
+        kill()
+        while (back := recovered(asked.answers, struck)) is None:
+            if time.monotonic() - struck > LONG_S:
+                raise RecError(f"{name} was killed, and {LONG_S:.0f} s later the shop's answers are not whole")
+            time.sleep(0.2)
+    statuses = [answer.status for answer in asked.answers]
+    refused, lost = statuses.count(503), statuses.count(0)
+    return {
+        f"{name}.answers": figure(len(statuses), "answers"),
+        f"{name}.failed": figure(len(statuses) - statuses.count(200) - refused - lost, "answers", goal=0),
+        f"{name}.lost": figure(lost, "answers"),
+        f"{name}.refused": figure(refused, "answers"),
+        f"{name}.degraded": figure(sum(not _whole(a) for a in asked.answers if a.status == 200), "answers"),
+        f"{name}.recovery_s": figure(round(back, 1), "s"),
+    }
+
+
+def recovered(answers: Sequence[Asked], struck: float) -> float | None:
+    """Seconds from `struck` until the first request of which on SETTLED_S seconds of requests are answered whole."""
+    after = sorted((a for a in answers if a.sent >= struck), key=lambda a: a.sent)
+    last = max((number for number, answer in enumerate(after) if not _whole(answer)), default=-1)
+    good = after[last + 1 :]
+    if not good or good[-1].sent - good[0].sent < SETTLED_S:
+        return None
+    return good[0].sent - struck if last >= 0 else 0.0
+
+
+def _whole(answer: Asked) -> bool:
+    return answer.status == 200 and not answer.body["degraded"]
+
+
+def _switched(config: Config, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, other: str) -> Figures:
+    """Change the active bundle under load; at the end it is the one that it was."""
+    log.info("switch")
+    first = _lists(url, bodies)
+    name = first[0][0]
+    known = {name: first, other: []}
+    _activate(config, url, bodies[0], other)
+    known[other] = _lists(url, bodies)
+    _activate(config, url, bodies[0], name)
+    again = _lists(url, bodies)
+    with Paced(url, bodies, rate=rate) as asked:
+        for number in range(SWITCHES):
+            time.sleep(SWITCH_S)
+            publish.activate(config, (other, name)[number % 2], force=True)
+        time.sleep(SWITCH_S)
+    told = [answer for answer in asked.answers if answer.status == 200]
+    clear = [n for n in range(len(bodies)) if first[n] == again[n] and known[name][n][1] != known[other][n][1]]
+    swapped = {name: other, other: name}
+    mixed = sum(
+        _list(a.body)[1] == known[swapped[a.body["bundle"]]][a.number][1] for a in told if a.number in set(clear)
+    )
+    return {
+        "switch.switches": figure(SWITCHES, "switches"),
+        "switch.answers": figure(len(asked.answers), "answers"),
+        "switch.of.other": figure(sum(a.body["bundle"] == other for a in told), "answers"),
+        "switch.failed": figure(len(asked.answers) - len(told), "answers", goal=0),
+        "switch.degraded": figure(sum(not _whole(a) for a in told), "answers"),
+        "switch.compared": figure(sum(a.number in set(clear) for a in told), "answers"),
+        "switch.mixed": figure(mixed, "answers", goal=0),
+    }
+
+
+def _activate(config: Config, url: str, body: Mapping[str, Any], name: str) -> None:
+    """Make the bundle active and wait until it answers."""
+    publish.activate(config, name, force=True)
+    until = time.monotonic() + LONG_S
+    while _lists(url, [body])[0][0] != name:
+        if time.monotonic() > until:
+            raise RecError(f"bundle {name} was promoted, and {LONG_S:.0f} s later the shop answers with another one")
+        time.sleep(0.2)
+
+
+def _lists(url: str, bodies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Bundle and products of each answer, asked one by one."""
+    return [_list(load.one(url, body)) for body in bodies]
+
+
+def _list(body: Mapping[str, Any]) -> tuple[str, list[str]]:
+    return body["bundle"], [item["product_id"] for item in body["items"]]
+
+
+def _soaked(
+    store: Path, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, minutes: float, config: Config
+) -> tuple[Figures, dict[str, Any]]:
+    """Figures and curves of a steady load."""
+    log.info("soak")
+    family = processes.marked(processes.SHOP, str(store))
+    memory: list[float] = []
+    with Paced(url, bodies, rate=rate, keep=False) as asked:
+        began = time.monotonic()
+        while time.monotonic() - began < 60 * minutes:
+            time.sleep(max(0.0, began + PART_S * (len(memory) + 1) - time.monotonic()))
+            memory.append(sum(_unique_mib(process) for process in family))
+    p99 = _p99(asked.answers, began, len(memory))
+    failed = sum(answer.status != 200 for answer in asked.answers)
+    hours = PART_S * np.arange(len(memory)) / 3600
+    kept = slice(len(memory) // 10, None)
+    figures = {
+        "soak.minutes": figure(minutes, "minutes"),
+        "soak.per_s": figure(round(len(asked.answers) / (60 * minutes), 1), "requests/s"),
+        "soak.failed": figure(failed, "answers", goal=0),
+        "soak.p99.ms": figure(round(float(np.median(p99[kept])), 1), "ms"),
+        "soak.memory": figure(round(memory[-1], 1), "MiB"),
+        "soak.p99.slope": _slope(hours[kept], p99[kept], "ms an hour", config),
+        "soak.memory.slope": _slope(hours[kept], np.array(memory)[kept], "MiB an hour", config),
+    }
+    at = (60 * hours).round(2).tolist()
+    return figures, {
+        "soak: p99 (ms) by minute": [at, p99.round(2).tolist()],
+        "soak: memory (MiB) by minute": [at, np.round(memory, 1).tolist()],
+    }
+
+
+def _unique_mib(process: psutil.Process) -> float:
+    """What would be free without it."""
+    try:
+        return float(process.memory_full_info().uss) / 2**20
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
+
+
+def _p99(answers: Sequence[Asked], began: float, parts: int) -> Floats:
+    """float64[parts] milliseconds within which 99 % of a part's answers came."""
+    part = ((np.array([a.sent for a in answers]) - began) // PART_S).astype(int)
+    took = np.array([a.milliseconds for a in answers])
+    return np.array([np.percentile(took[part == number], 99) for number in range(parts)])
+
+
+def _slope(hours: Floats, values: Floats, unit: str, config: Config) -> dict[str, Any]:
+    """Least squares, and its interval by resampled parts."""
+    rng = np.random.default_rng(config.seed)
+    drawn = [np.polyfit(hours[rows], values[rows], 1)[0]
+             for rows in rng.integers(0, len(hours), (config.evaluate.bootstrap, len(hours)))]  # fmt: skip
+    bounds = interval(np.array(drawn)[:, None])[:, 0].round(2).tolist()
+    return figure(round(float(np.polyfit(hours, values, 1)[0]), 2), unit, bounds)
