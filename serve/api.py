@@ -119,7 +119,7 @@ class ExplainBody(RecommendBody):
 class ExplainQuery(FilterBody):
     """Which product, and the list of a shopper never seen: addresses stand in the logs of proxies."""
 
-    product_id: Id = Field(examples=["P0003"])
+    product_id: Id = Field(examples=["S0003"])
     exclude: list[Id] = Field(default=[], max_length=MAX_EXCLUDE)
     k: int = Field(default=10, ge=1, le=MAX_K)
     rules: bool = True

@@ -53,8 +53,8 @@ LOADING_S = 300.0
 """Longest wait for a stage that loads a promoted bundle."""
 DEMO_USERS = 12
 
-ProductId = Annotated[str, PathParameter(examples=["P0003"])]
-UserId = Annotated[api.Id, PathParameter(examples=["u0042"])]
+ProductId = Annotated[str, PathParameter(examples=["S0003"])]
+UserId = Annotated[api.Id, PathParameter(examples=["U0042"])]
 ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
 
 app = FastAPI(title="shop-rec", summary="Recommendations that understand what a garment is.", version="1")

@@ -15,7 +15,7 @@ Examples = dict[str, Any]
 
 BUNDLE = "8ec63620b4d2"
 PRODUCT: Mapping[str, Any] = {
-    "product_id": "P0012",
+    "product_id": "S0012",
     "title": "Linen midi dress in sand",
     "brand": "Norr",
     "price": 89.0,
@@ -32,7 +32,7 @@ RECOMMENDED: Mapping[str, Any] = {
     "retrieval_score": 0.41,
     "sources": ["ann", "item"],
     "reasons": ["similar_to_history", "fits_context"],
-    "because": {"product_id": "P0003", "title": "Cotton shirt dress", "cosine": 0.71, "matched": MATCHED},
+    "because": {"product_id": "S0003", "title": "Cotton shirt dress", "cosine": 0.71, "matched": MATCHED},
     "fit": {"size": "38", "small": 0.11, "fit": 0.82, "large": 0.07},
 }
 EXPOSURE_ID = "019ab0f3-5c1e-7d20-9b1a-3f6f0c2d8e41"
@@ -54,10 +54,10 @@ RECOMMEND: Examples = {
     "known": {
         "summary": "A stored user who has just signed in, with what is in the cart",
         "value": {
-            "user_id": "u0042",
+            "user_id": "U0042",
             "client_id": "visit-7f3a",
-            "history": ["P0003", {"product_id": "P0007", "event": "cart", "size": "38"}],
-            "exclude": ["P0001"],
+            "history": ["S0003", {"product_id": "S0007", "event": "cart", "size": "38"}],
+            "exclude": ["S0001"],
         },
     },
 }
@@ -69,23 +69,23 @@ RECOMMENDATIONS: Examples = {
     "at": "2026-11-23T08:00:00Z",
     "degraded": [],
     "underfilled": False,
-    "rules": {"version": 4, "left_out": [{"product_id": "P0030", "reason": "filtered"}]},
+    "rules": {"version": 4, "left_out": [{"product_id": "S0030", "reason": "filtered"}]},
     "milliseconds": MILLISECONDS,
 }
 NEIGHBOURS: Examples = {
     "product": PRODUCT,
-    "items": [{**PRODUCT, "product_id": "P0016", "score": 0.83, "matched": MATCHED}],
+    "items": [{**PRODUCT, "product_id": "S0016", "score": 0.83, "matched": MATCHED}],
     "bundle": BUNDLE,
     "degraded": [],
 }
 EXPLAIN: Examples = {
     "known": {
         "summary": "A stored user with a wish",
-        "value": {"product_id": "P0012", "user_id": "u0042", "context": "a linen dress", "k": 5},
+        "value": {"product_id": "S0012", "user_id": "U0042", "context": "a linen dress", "k": 5},
     }
 }
 EXPLANATION: Examples = {
-    "product_id": "P0012",
+    "product_id": "S0012",
     "outcome": "shown",
     "place": 1,
     "excluded_by": [],
@@ -104,7 +104,7 @@ EVENTS: Examples = {
                 {
                     "event_id": "visit-7f3a-1",
                     "client_id": "visit-7f3a",
-                    "product_id": "P0003",
+                    "product_id": "S0003",
                     "exposure_id": EXPOSURE_ID,
                 }
             ]
@@ -116,8 +116,8 @@ EVENTS: Examples = {
             "events": [
                 {
                     "event_id": "order-1017-1",
-                    "user_id": "u0042",
-                    "product_id": "P0007",
+                    "user_id": "U0042",
+                    "product_id": "S0007",
                     "event": "purchase",
                     "at": "2026-11-20T17:04:00+01:00",
                     "context": "for the office",
@@ -129,9 +129,9 @@ EVENTS: Examples = {
     },
 }
 TAKEN: Examples = {"stored": ["visit-7f3a-1"], "repeated": ["order-1017-1"], "forgotten": []}
-EVENT = {"product_id": "P0007", "event": "purchase", "at": "2026-11-20T16:04:00Z", "size": "38", "fit": "fit"}
+EVENT = {"product_id": "S0007", "event": "purchase", "at": "2026-11-20T16:04:00Z", "size": "38", "fit": "fit"}
 STORED_USER: Examples = {
-    "user_id": "u0042",
+    "user_id": "U0042",
     "profile": {"height_cm": 172.0, "birth_year": 1990.0},
     "events": [EVENT],
     "live_events": [
@@ -150,14 +150,14 @@ STORED_USER: Examples = {
             "bundle": BUNDLE,
             "experiment": 2,
             "arm": "treatment",
-            "user_id": "u0042",
+            "user_id": "U0042",
             "client_id": "visit-7f3a",
             "served_at": "2026-11-20T16:01:40Z",
             "at": "2026-11-20T16:01:40Z",
             "context": "for the office",
             "k": 1,
             "degraded": [],
-            "products": ["P0007"],
+            "products": ["S0007"],
             "scores": [1.93],
             "probabilities": [0.087],
             "retrieval_scores": [0.41],
@@ -165,10 +165,10 @@ STORED_USER: Examples = {
             "cooccurrence": [0.0],
             "places": [0],
             "retrieved": 100,
-            "candidates": ["P0007", "P0012"],
+            "candidates": ["S0007", "S0012"],
             "candidate_scores": [0.41, 0.37],
             "candidate_sources": [1, 3],
-            "history": ["P0003"],
+            "history": ["S0003"],
             "history_events": [3],
             "history_ages": [86400.0],
             "profile": {"height_cm": 172.0, "birth_year": 1990.0},
@@ -207,7 +207,7 @@ SHOP: Examples = {
     "categories": ["coat", "dress"],
     "profile_names": ["height_cm", "birth_year"],
     "profile_ranges": {"height_cm": [50, 250], "weight_kg": [20, 300], "birth_year": [1900, 2026]},
-    "users": [{"user_id": "u0042", "events": 12, "profile": {"height_cm": 172.0}, "recent": [PRODUCT]}],
+    "users": [{"user_id": "U0042", "events": 12, "profile": {"height_cm": 172.0}, "recent": [PRODUCT]}],
 }
 READY: Examples = {
     "status": "ready",
