@@ -55,7 +55,7 @@ def exported(catalogue: Catalogue, user_id: str) -> Response | None:
 
 
 class Answering:
-    """Answers from a front and the stages behind it; the bodies are those of serve/api.py."""
+    """Answers from a front and the stages behind it; the bodies are those of serve/api."""
 
     def __init__(self, asking: Asking, exposures: ExposureLog) -> None:
         self._asking, self._exposures = asking, exposures
