@@ -242,7 +242,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
-            figures = towers.measure(chosen, range(options.seeds)) | other_splits.measure(chosen)
+            controls = range(options.control_seeds or options.seeds)
+            figures = towers.measure(chosen, range(options.seeds), controls) | other_splits.measure(chosen)
             figures |= cold_and_warm.measure(chosen)
         else:
             figures = evaluated(chosen)
@@ -278,6 +279,12 @@ if __name__ == "__main__":
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"
+    )
+    arguments.add_argument(
+        "--control-seeds",
+        type=int,
+        default=0,
+        help="retrieval --towers: trainings of each tower beside the recipe's (default: as many)",
     )
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
     arguments.add_argument(

