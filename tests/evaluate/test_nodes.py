@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rec.errors import RecError
-from rec.evaluate.nodes import _Job
+from rec.evaluate.local_nodes import Job
 
 PIPELINE = """\
 import json, sys, time
@@ -25,7 +25,7 @@ def test_a_job_is_followed_by_its_stages_to_its_end(tmp_path: Path, end: str) ->
     store.mkdir()
     for stage in ("enrich", "pretrain"):
         (store / stage).touch()
-    with _Job(tmp_path, "demo", ["seed=3"]).started("pipeline.py", store) as running:
+    with Job(tmp_path, "demo", ["seed=3"]).started("pipeline.py", store) as running:
         for stage, word in (("enrich", "go"), ("pretrain", end)):
             until = time.monotonic() + 20
             while running.stage != stage and time.monotonic() < until:
@@ -43,6 +43,6 @@ def test_a_job_is_followed_by_its_stages_to_its_end(tmp_path: Path, end: str) ->
 
 def test_a_job_is_ended_with_its_block(tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text("import time; time.sleep(60)")
-    with _Job(tmp_path, "demo", []).started("pipeline.py", tmp_path) as running:
+    with Job(tmp_path, "demo", []).started("pipeline.py", tmp_path) as running:
         assert running.process.poll() is None
     assert running.process.poll() is not None
