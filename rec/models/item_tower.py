@@ -249,16 +249,16 @@ class ItemTower(nn.Module):
         title = torch.cat([batch.title] * views)  # int64[B, T] or float32[B, T, text_width]
         return self.title(self.text(title, batch.title_mask))
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, backend: str = "inductor") -> None:
         """Let torch compile what takes the time: the text encoder's layers, or without them the tower's own.
 
         Not the tower as one: what looks up and joins ragged lists is little, and torch 2.11 fails on it on a GPU.
         """
         if self.text is not None:
-            self.text.compile_layers()
+            self.text.compile_layers(backend)
             return
         for part in (self.self_attention, self.self_mlp, self.cross_attention, self.project):
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, backend=backend)
 
     def save(self, folder: Path) -> None:
         """Write weights and shape into `folder`."""

@@ -96,12 +96,12 @@ class TextLayers(nn.Module):
             states = self.model(**{name: title}, attention_mask=seen.long()).last_hidden_state
         return states[:, :length]
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, backend: str) -> None:
         """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
         depth = self.model.config.num_hidden_layers
         lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
         for part in lists[0] if len(lists) == 1 else [self.model]:
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, backend=backend)
 
 
 def take(model: "PreTrainedModel", layers: int | None, name: str) -> TextLayers:

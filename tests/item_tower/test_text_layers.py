@@ -208,11 +208,11 @@ def test_bfloat16_is_near_and_the_loss_float32(mode: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["top", "full"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_compiled_tower_is_the_same(mode: str) -> None:
     """Without the compiler of C++ that torch.compile takes on a CPU: what it traces is what is tested."""
     plain, compiled = build(mode), build(mode)
-    compiled.compile(dynamic=True, backend="eager")
+    compiled.compile_parts(backend="eager")
     for count in (2, 3):
         some = batch([replace(FULL, seed=count), BARE, FULL][:count], ids=mode == "full")
         for tower in (plain, compiled):
