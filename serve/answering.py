@@ -90,7 +90,8 @@ class Answering:
         passage = await self._pass(front, request, watch, ladder, patience)
         items = await self._items(front, passage, ladder)
         watch.lap("explanation")
-        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
+        events = len(passage.began.state.items)
+        metrics().answer(watch.milliseconds(), events, passage.candidates, ladder.codes)
         exposure_id = new_id()
         if not whole:
             self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)

@@ -3,15 +3,19 @@
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-import numpy as np
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from rec.retrieval import SOURCES
+from rec.retrieval import SOURCES, Candidates
 
 STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
 """Upper bounds of the latency buckets, milliseconds."""
 RECALLS = [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1.0]
 """Upper bounds of the buckets of recall."""
+
+SCORES = [step / 10 for step in range(1, 11)]
+"""Upper bounds of the buckets of the inner product of two unit vectors."""
+HISTORIES = [(20, "20+"), (5, "5-19"), (2, "2-4"), (1, "1"), (0, "0")]
+"""Fewest events of a shopper, and the label of these and more."""
 
 
 class Metrics:
@@ -20,6 +24,8 @@ class Metrics:
     def __init__(self) -> None:
         self._requests = Counter("rec_requests", "Requests by route and class of status.", ("route", "status"))
         self._stages = Histogram("rec_stage_ms", "Milliseconds by stage.", STAGE_MS, ("stage",))
+        self._shoppers = Counter("rec_shoppers", "Answers by how many events were known of the shopper.", ("events",))
+        self._nearest = Histogram("rec_nearest", "Inner product of shopper and nearest candidate.", SCORES, ())
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
         self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
@@ -33,8 +39,14 @@ class Metrics:
         """A request was answered."""
         self._requests.inc(tags={"route": route, "status": f"{status // 100}xx"})
 
-    def answer(self, milliseconds: Mapping[str, float], sources: np.ndarray, degraded: Iterable[str]) -> None:
-        """A recommendation took so long by stage, had candidates of `sources` int64[K] and did without `degraded`."""
+    def answer(
+        self, milliseconds: Mapping[str, float], events: int, candidates: Candidates, degraded: Iterable[str]
+    ) -> None:
+        """A recommendation took so long by stage, for a shopper of so many known events, and did without `degraded`."""
+        self._shoppers.inc(tags={"events": next(name for fewest, name in HISTORIES if events >= fewest)})
+        if len(candidates.scores):
+            self._nearest.observe(float(candidates.scores.max()))
+        sources = candidates.sources
         for stage, spent in milliseconds.items():
             self._stages.observe(spent, tags={"stage": stage})
         for place, source in enumerate(SOURCES):

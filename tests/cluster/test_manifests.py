@@ -294,7 +294,12 @@ def test_recipes_are_valid(recipe: Path) -> None:
     assert bool(doctor.gpus(given)) == (recipe.parent.name == "gpu")
 
 
-def test_metrics_of_dashboard_and_alerts_are_ray_s() -> None:
+METRICS = (CLUSTER.parent / "serve" / "metrics.py").read_text(encoding="utf-8")
+ENDS = ("", "_total", "_bucket", "_sum", "_count")
+"""What Ray puts behind the names of gauges, counters and histograms."""
+
+
+def test_metrics_of_dashboard_and_alerts_are_ray_s_and_ours() -> None:
     import ray
 
     panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
@@ -304,6 +309,13 @@ def test_metrics_of_dashboard_and_alerts_are_ray_s() -> None:
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     alerts = one(read(folder / "alerts.yaml"), "PrometheusRule")
     queries += [rule["expr"] for group in alerts["spec"]["groups"] for rule in group["rules"]]
+    known |= {f"ray_{name}{end}" for name in re.findall(r'"(rec_\w+)"', METRICS) for end in ENDS}
     used = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
     assert len(used) >= 6
+    shown = {
+        name
+        for query in queries
+        for name in re.findall(r"ray_(rec_[a-z]+(?:_[a-z]+)*?)(?=_total|_bucket|_sum|_count)", query)
+    }
+    assert shown == set(re.findall(r'"(rec_\w+)"', METRICS)) - {"rec_requests", "rec_rules_version"}
     assert used <= known, used - known

@@ -574,6 +574,8 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_requests_total{.*route="/v1/users/{user_id:path}".*status="4xx"',
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
+        'ray_rec_shoppers_total{.*events="0"',
+        "ray_rec_nearest_bucket{",
         'ray_rec_events_total{.*outcome="repeated"',
         'ray_rec_exposures_total{.*outcome="logged"',
         'ray_rec_index_recall_bucket{.*filter="stock"',
