@@ -243,7 +243,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
             controls = range(options.control_seeds or options.seeds)
-            figures = towers.measure(chosen, range(options.seeds), controls) | other_splits.measure(chosen)
+            seeds = [chosen.seed, *range(options.seeds - 1)]
+            figures = towers.measure(chosen, seeds, controls) | other_splits.measure(chosen)
             figures |= cold_and_warm.measure(chosen)
         else:
             figures = evaluated(chosen)

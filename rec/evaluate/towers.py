@@ -7,8 +7,9 @@
     no-NAME    without the input NAME (context, profile), where the data has it
     popular    the order by training events
 
-All rank the whole catalogue for every user's last event. A user's figure is the mean over the seeds; intervals are over
-users, differences are paired, and `spread` is the standard deviation of the figure over the seeds.
+The recipe's tower with the recipe's seed is the one of its pipeline. All rank the whole catalogue for every user's
+last event. A user's figure is the mean over the seeds; intervals are over users, differences are paired, and `spread`
+is the standard deviation of the figure over the seeds.
 """
 
 import logging
@@ -96,10 +97,12 @@ def _trained(
     config: Config, name: str, options: UserTower, seed: int, cases: Cases
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Ranks int64[U] of the targets by one tower, and what its stage says."""
-    store = str(config.at(FOLDER))
-    trained = config.model_copy(update={"store": store, "name": name, "user_tower": options, "seed": seed})
-    for part in (*DATASETS, *(["tensors"] if options.semantics else [])):
-        hidden.link(config, trained, part)
+    trained = config
+    if (options, seed) != (config.user_tower, config.seed):
+        store = str(config.at(FOLDER))
+        trained = config.model_copy(update={"store": store, "name": name, "user_tower": options, "seed": seed})
+        for part in (*DATASETS, *(["tensors"] if options.semantics else [])):
+            hidden.link(config, trained, part)
     started = time.monotonic()
     facts = user.run(trained)
     log.info("%s: %.0f s", name, time.monotonic() - started)
