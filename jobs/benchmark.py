@@ -38,7 +38,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, pipeline, postgres
+from rec import bundle, pipeline, postgres, publish
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
@@ -105,10 +105,13 @@ def another(config: Config) -> str:
                 return name
     train = config.ranker.train.model_copy(update={"epochs": max(1, config.ranker.train.epochs // 2)})
     less = config.model_copy(update={"ranker": config.ranker.model_copy(update={"train": train, "patience": 0})})
-    prepare(less, "publish")
-    made = _active(config).id
-    prepare(config, "publish")
-    return made
+    try:
+        for stage in ("train_ranker", "evaluate"):
+            prepare(less, stage)
+        return publish.run(less, force=True)["bundle"]
+    finally:
+        prepare(config, "evaluate")
+        publish.run(config, force=True)
 
 
 def _active(config: Config) -> bundle.Bundle:
@@ -195,6 +198,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         )
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds}: everything is trained at least once")
+    if options.control_seeds < 0 or options.minutes <= 0 or options.rate <= 0:
+        raise ConfigError("--control-seeds, --minutes and --rate are not below zero, the latter two not zero")
     lists: dict[str, Any] = {}
     if options.name == "extraction":
         figures, lists = covered(config)
@@ -243,7 +248,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
             controls = range(options.control_seeds or options.seeds)
-            seeds = [chosen.seed, *range(options.seeds - 1)]
+            seeds = list(dict.fromkeys([chosen.seed, *range(options.seeds)]))[: options.seeds]
             figures = towers.measure(chosen, seeds, controls) | other_splits.measure(chosen)
             figures |= cold_and_warm.measure(chosen)
         else:

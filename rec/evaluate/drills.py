@@ -3,18 +3,20 @@
 apart.VICTIM.*             the graph; VICTIM: ingress, user_tower, retriever, ranker, proxy, postgres
 whole.VICTIM.*             the shop in one process; VICTIM: server, proxy
     .answers               of all statuses
-    .failed                neither 200 nor 503
+    .failed                neither 200 nor 503, or none in time
     .lost                  connections that ended without an answer, as those to a process that is killed do
     .refused, .degraded    503; 200 from a lower rung of the ladder
     .recovery_s            from the kill to the first of SETTLED_S seconds of whole answers
 switch.*                   the active bundle changes every SWITCH_S seconds
     .failed                not 200
-    .mixed                 of one bundle by name and with the list that the other one gives
+    .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
 soak.*                     a steady rate for long: p99 of each PART_S seconds and the memory of the shop's processes,
-                           each with its slope, and its interval, over what follows the first tenth
+                           each with its slope, and its interval, over what follows the first tenth; new_processes:
+                           what was not there when it began
 
-A killed Postgres is started again at once, as whoever runs it would; all else comes back by itself. Requests are those
-of `rec.evaluate.serving_speed`.
+The active bundle is in the end the one that it was; its promotions stand in the database's history, so that
+`bundles.py rollback` then goes to the other one. A killed Postgres is started again at once, as whoever runs it would;
+all else comes back by itself. Requests are those of `rec.evaluate.serving_speed`.
 """
 
 import logging
@@ -46,11 +48,13 @@ APART = {
 }
 WHOLE = {"server": "ray::ServeReplica:shop:Recommender", "proxy": "ray::ProxyActor"}
 """Victims and how the titles of their processes begin."""
-BEFORE_S, SETTLED_S, LONG_S = 2.0, 3.0, 180.0
+BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
 SWITCHES, SWITCH_S = 10, 3.0
 COMPARED = 40
 """Requests whose lists are known for both bundles."""
 PART_S = 10.0
+BLOCK = 12
+"""Parts, two minutes of them, that a bootstrap of slopes keeps together."""
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +119,16 @@ def _killed(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: floa
         time.sleep(BEFORE_S)
         struck = time.monotonic()
         kill()
-        while (back := recovered(asked.answers, struck)) is None:
+        while recovered(asked.answers, struck) is None or asked.longest_wait_s > PATIENCE_S:
             if time.monotonic() - struck > LONG_S:
                 raise RecError(f"{name} was killed, and {LONG_S:.0f} s later the shop's answers are not whole")
             time.sleep(0.2)
+        time.sleep(SETTLED_S)
+    back = recovered(asked.answers, struck)  # of all answers, the late ones too
+    if back is None:
+        raise RecError(f"{name} was killed, and the shop's answers did not stay whole")
     statuses = [answer.status for answer in asked.answers]
-    refused, lost = statuses.count(503), statuses.count(0)
+    refused, lost = statuses.count(503), statuses.count(load.LOST)
     return {
         f"{name}.answers": figure(len(statuses), "answers"),
         f"{name}.failed": figure(len(statuses) - statuses.count(200) - refused - lost, "answers", goal=0),
@@ -148,31 +156,37 @@ def _whole(answer: Asked) -> bool:
 def _switched(config: Config, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, other: str) -> Figures:
     """Change the active bundle under load; at the end it is the one that it was."""
     log.info("switch")
-    first = _lists(url, bodies)
-    name = first[0][0]
-    known = {name: first, other: []}
-    _activate(config, url, bodies[0], other)
-    known[other] = _lists(url, bodies)
-    _activate(config, url, bodies[0], name)
-    again = _lists(url, bodies)
-    with Paced(url, bodies, rate=rate) as asked:
-        for number in range(SWITCHES):
+    name = _lists(url, bodies[:1])[0][0]
+    asked_twice: dict[str, list[list[list[str]]]] = {name: [], other: []}
+    try:
+        for bundle in (name, other) * 2:
+            _activate(config, url, bodies[0], bundle)
+            asked_twice[bundle].append([products for _, products in _lists(url, bodies)])
+        _activate(config, url, bodies[0], name)
+        with Paced(url, bodies, rate=rate) as asked:
+            for number in range(SWITCHES):
+                time.sleep(SWITCH_S)
+                publish.activate(config, (other, name)[number % 2], force=True)
             time.sleep(SWITCH_S)
-            publish.activate(config, (other, name)[number % 2], force=True)
-        time.sleep(SWITCH_S)
+    finally:
+        publish.activate(config, name, force=True)
     told = [answer for answer in asked.answers if answer.status == 200]
-    clear = [n for n in range(len(bodies)) if first[n] == again[n] and known[name][n][1] != known[other][n][1]]
-    swapped = {name: other, other: name}
-    mixed = sum(
-        _list(a.body)[1] == known[swapped[a.body["bundle"]]][a.number][1] for a in told if a.number in set(clear)
-    )
+    known = {bundle: first for bundle, (first, _) in asked_twice.items()}
+    clear = {
+        number
+        for number in range(len(bodies))
+        if all(first[number] == second[number] for first, second in asked_twice.values())
+        and known[name][number] != known[other][number]
+    }
+    compared = [answer for answer in told if answer.number in clear and _whole(answer)]
+    mixed = sum(_list(a.body)[1] != known[a.body["bundle"]][a.number] for a in compared)
     return {
         "switch.switches": figure(SWITCHES, "switches"),
         "switch.answers": figure(len(asked.answers), "answers"),
         "switch.of.other": figure(sum(a.body["bundle"] == other for a in told), "answers"),
         "switch.failed": figure(len(asked.answers) - len(told), "answers", goal=0),
         "switch.degraded": figure(sum(not _whole(a) for a in told), "answers"),
-        "switch.compared": figure(sum(a.number in set(clear) for a in told), "answers"),
+        "switch.compared": figure(len(compared), "answers"),
         "switch.mixed": figure(mixed, "answers", goal=0),
     }
 
@@ -201,12 +215,15 @@ def _soaked(
 ) -> tuple[Figures, dict[str, Any]]:
     """Figures and curves of a steady load."""
     log.info("soak")
-    family = processes.marked(processes.SHOP, str(store))
     memory: list[float] = []
+    restarts: set[int] = set()
+    first = {process.pid for process in processes.marked(processes.SHOP, str(store))}
     with Paced(url, bodies, rate=rate, keep=False) as asked:
         began = time.monotonic()
         while time.monotonic() - began < 60 * minutes:
             time.sleep(max(0.0, began + PART_S * (len(memory) + 1) - time.monotonic()))
+            family = processes.marked(processes.SHOP, str(store))
+            restarts |= {process.pid for process in family} - first
             memory.append(sum(_unique_mib(process) for process in family))
     p99 = _p99(asked.answers, began, len(memory))
     failed = sum(answer.status != 200 for answer in asked.answers)
@@ -216,6 +233,7 @@ def _soaked(
         "soak.minutes": figure(minutes, "minutes"),
         "soak.per_s": figure(round(len(asked.answers) / (60 * minutes), 1), "requests/s"),
         "soak.failed": figure(failed, "answers", goal=0),
+        "soak.new_processes": figure(len(restarts), "processes", goal=0),
         "soak.p99.ms": figure(round(float(np.median(p99[kept])), 1), "ms"),
         "soak.memory": figure(round(memory[-1], 1), "MiB"),
         "soak.p99.slope": _slope(hours[kept], p99[kept], "ms an hour", config),
@@ -244,9 +262,15 @@ def _p99(answers: Sequence[Asked], began: float, parts: int) -> Floats:
 
 
 def _slope(hours: Floats, values: Floats, unit: str, config: Config) -> dict[str, Any]:
-    """Least squares, and its interval by resampled parts."""
+    """Least squares, and its interval by a bootstrap of BLOCK residuals at a time: one part is much as the last one."""
     rng = np.random.default_rng(config.seed)
-    drawn = [np.polyfit(hours[rows], values[rows], 1)[0]
-             for rows in rng.integers(0, len(hours), (config.evaluate.bootstrap, len(hours)))]  # fmt: skip
-    bounds = interval(np.array(drawn)[:, None])[:, 0].round(2).tolist()
-    return figure(round(float(np.polyfit(hours, values, 1)[0]), 2), unit, bounds)
+    line = np.polyfit(hours, values, 1)
+    rest, count = values - np.polyval(line, hours), len(values)
+    block = min(BLOCK, max(1, count // 4))
+    starts = rng.integers(0, count - block + 1, (config.evaluate.bootstrap, -(-count // block)))
+    drawn = rest[
+        (starts[..., None] + np.arange(block)).reshape(len(starts), -1)[:, :count]
+    ]  # float64[resamples, parts]
+    slopes = line[0] + np.polyfit(hours, drawn.T, 1)[0]
+    bounds = interval(slopes[:, None])[:, 0].round(2).tolist()
+    return figure(round(float(line[0]), 2), unit, bounds)

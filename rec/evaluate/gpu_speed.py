@@ -52,11 +52,11 @@ ADAM = 7
 """Numbers that AdamW reads and writes per parameter: itself, its gradient and two moments, and all but the gradient."""
 
 KINDS = {
+    "fused": ("triton",),
     "attention": ("flash", "fmha", "attention", "sdpa"),
     "matmul": ("gemm", "cutlass", "nvjet", "xmma", "cublas"),
     "optimizer": ("adam", "multi_tensor"),
     "copies": ("memcpy", "memset"),
-    "fused": ("triton",),
     "lookup": ("embedding", "index", "gather", "scatter", "sort"),
 }
 """Words in the names of kernels of a kind; the first that fits counts, the rest are "other"."""

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from rec.errors import RecError
 
 TIMEOUT_S = 30.0
+LOST, LATE, GARBLED = 0, -1, -2
+"""In place of a status: the connection failed, nothing came within TIMEOUT_S, a body of status 200 is no JSON."""
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class Asked:
     milliseconds: float
     """Until the whole answer had come, or none was to come."""
     status: int
-    """0 where the connection failed or nothing came in time."""
+    """Or LOST, LATE, GARBLED."""
     body: Any
     """Of an answer with status 200, where bodies are kept."""
 
@@ -67,6 +69,13 @@ class Paced:
         self._thread = Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.answers: list[Asked] = []
         """In the order in which they came; grows while the block runs."""
+        self._pending: dict[int, float] = {}
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the oldest request without an answer has been waiting."""
+        now = time.monotonic()
+        return max((now - sent for sent in list(self._pending.values())), default=0.0)
 
     def __enter__(self) -> "Paced":
         self._thread.start()
@@ -86,26 +95,35 @@ class Paced:
                 await asyncio.sleep(max(0.0, began + number / self._rate - time.monotonic()))
                 if self._ended.is_set():
                     break
-                task = asyncio.create_task(self._ask(session, number % len(self._encoded)))
+                task = asyncio.create_task(self._ask(session, number))
                 waiting.add(task)
                 task.add_done_callback(waiting.discard)
             await asyncio.gather(*waiting)
 
     async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:
-        sent = time.monotonic()
-        status, body = await _post(session, self._url, self._encoded[number])
+        which = number % len(self._encoded)
+        self._pending[number] = sent = time.monotonic()
+        status, body = await _post(session, self._url, self._encoded[which])
         took = 1e3 * (time.monotonic() - sent)
-        told = json.loads(body) if status == 200 and self._keep else None
-        self.answers.append(Asked(number, sent, took, status, told))
+        told = None
+        if status == 200:
+            try:
+                told = json.loads(body)
+            except ValueError:
+                status = GARBLED
+        self.answers.append(Asked(which, sent, took, status, told if self._keep else None))
+        del self._pending[number]
 
 
 async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body; status 0 where none came."""
+    """Status and body; LOST or LATE where none came."""
     try:
         async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
             return answer.status, await answer.read()
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return 0, b""
+    except TimeoutError:
+        return LATE, b""
+    except (aiohttp.ClientError, OSError):
+        return LOST, b""
 
 
 def one(url: str, request: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@
 
 The recipe's tower with the recipe's seed is the one of its pipeline. All rank the whole catalogue for every user's
 last event. A user's figure is the mean over the seeds; intervals are over users, differences are paired, and `spread`
-is the standard deviation of the figure over the seeds.
+is the standard deviation of the figure over the seeds. What seeds change is in no interval.
 """
 
 import logging

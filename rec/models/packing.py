@@ -2,7 +2,7 @@
 
 Padding and hidden tokens cost what real ones cost, in every product of matrices of every layer. Packed, only tokens
 that are seen go through the layers, as one text; queries, keys and values alone are padded, so that no token attends to
-another text's. The attention's weights have no dropout, as the tower's own have none.
+another text's.
 
 B texts of at most T tokens, P tokens in all, H heads of width d.
 """
@@ -42,7 +42,7 @@ class Packing:
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[P, ...] of [B, T, ...]."""
-        return padded.flatten(0, 1)[self.place]
+        return padded.flatten(0, 1).index_select(0, self.place)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """[B, T, ...] of [P, ...], zeros where no token is."""
@@ -60,13 +60,22 @@ def attend(
     *,
     packing: Packing,
     scaling: float | None = None,
-    **_: Any,
+    dropout: float = 0.0,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """float[1, P, H, d] from query, key and value float[1, H, P, d]; the names are those of transformers."""
+    """float[1, P, H, d] from query, key and value float[1, H, P, d]; the names are those of transformers.
+
+    Raises ValueError for what bounds attention in another way (`sliding_window`, a bias by position), which it does not
+    know.
+    """
+    unknown = [name for name in ("sliding_window", "position_bias", "softcap") if others.get(name) is not None]
+    if unknown:
+        raise ValueError(f"packed attention knows no {unknown[0]}")
     q, k, v = (
         packing.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value)
     )  # float[B, H, T, d]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.seen[:, None, None], scale=scaling)
+    mask = packing.seen[:, None, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return packing.pack(mixed.transpose(1, 2))[None], None
 
 
@@ -96,13 +105,14 @@ class Packed:
 def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
     """`model` as `Packed`, and changed to be called so only; None and unchanged where packed texts have other states.
 
-    That is tried on two texts: encoders differ in how they count positions and in what they hand on to attention.
+    That is tried on two texts with hidden tokens: encoders differ in how they count positions and in what they hand on
+    to attention.
     """
     if not getattr(model, "_supports_attention_backend", False):
         return None
     from transformers import AttentionInterface
 
-    seen = torch.arange(5) < torch.tensor([[3], [5]])
+    seen = torch.tensor([[True, False, True, False, False], [True, True, False, True, True]])
     padding = model.config.pad_token_id or 0
     rows = (padding + 1 + torch.arange(10).view(2, 5)) % model.config.vocab_size
     drawn = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
@@ -110,6 +120,7 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
     training, usual = model.training, model.config._attn_implementation
     name = "input_ids" if reads_ids else "inputs_embeds"
     AttentionInterface.register(ATTENTION, attend)
+    found = None
     model.eval()
     try:
         with torch.inference_mode():
@@ -117,10 +128,12 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
             model.set_attn_implementation(ATTENTION)
             for offset in (0, padding + 1) if reads_ids else (None,):
                 made = Packed(model, offset)
-                with suppress(TypeError, ValueError, IndexError, RuntimeError):
+                with suppress(Exception):  # of code that packed texts were never meant for
                     if (made(given, seen)[seen] - padded).abs().max() <= TOLERANCE:
-                        return made
-        model.set_attn_implementation(usual)
-        return None
+                        found = made
+                        break
     finally:
         model.train(training)
+        if found is None:
+            model.set_attn_implementation(usual)
+    return found

@@ -13,10 +13,12 @@ from tests.item_tower import encoders
 
 
 @pytest.mark.parametrize("reads_ids", [True, False])
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("kind", encoders.SETTINGS)
 def test_states_and_gradients_are_those_of_padded_texts(kind: str, reads_ids: bool) -> None:
     padded, held = encoders.model(kind), encoders.model(kind)
     if not reads_ids:
+        if kind in ("albert", "electra"):
+            pytest.skip("they cannot be cut")
         padded.embeddings, held.embeddings = HandOn(), HandOn()
     packed = packing.packed(held, reads_ids=reads_ids)
     assert packed is not None
@@ -69,3 +71,22 @@ def test_an_encoder_with_an_attention_of_its_own_stays_as_it_is() -> None:
     model = AutoModel.from_config(AutoConfig.for_model("mpnet", vocab_size=60, **settings))
     assert packing.packed(model, reads_ids=True) is None
     assert model(input_ids=torch.arange(4, 9)[None]).last_hidden_state.shape == (1, 5, 12)
+
+
+def test_attention_has_dropout_in_training_alone() -> None:
+    model = encoders.model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5)
+    packed = packing.packed(model, reads_ids=True)
+    assert packed is not None
+    given, seen = torch.arange(4, 12).view(2, 4), torch.ones(2, 4, dtype=torch.bool)
+    assert torch.equal(packed(given, seen), packed(given, seen))
+    model.train()
+    assert not torch.equal(packed(given, seen), packed(given, seen))
+
+
+def test_an_encoder_with_windows_stays_as_it_is() -> None:
+    settings = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    model = AutoModel.from_config(
+        AutoConfig.for_model("modernbert", vocab_size=60, pad_token_id=0, local_attention=8, **settings)
+    ).eval()
+    assert packing.packed(model, reads_ids=True) is None
+    assert model.config._attn_implementation == "sdpa"
