@@ -90,10 +90,12 @@ class Answering:
         passage = await self._pass(front, request, watch, ladder, patience)
         items = await self._items(front, passage, ladder)
         watch.lap("explanation")
-        events = len(passage.began.state.items)
-        metrics().answer(watch.milliseconds(), events, passage.candidates, ladder.codes)
+        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
         exposure_id = new_id()
-        if not whole:
+        if not whole:  # a probe is no shopper
+            scores = passage.candidates.scores
+            nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
+            metrics().shopper(len(passage.began.state.items), nearest)
             self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)
         ruling = passage.began.ruling
         return {

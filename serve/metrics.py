@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from functools import cache
 
+import numpy as np
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from rec.retrieval import SOURCES, Candidates
+from rec.retrieval import SOURCES
 
 STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
 """Upper bounds of the latency buckets, milliseconds."""
@@ -39,14 +40,8 @@ class Metrics:
         """A request was answered."""
         self._requests.inc(tags={"route": route, "status": f"{status // 100}xx"})
 
-    def answer(
-        self, milliseconds: Mapping[str, float], events: int, candidates: Candidates, degraded: Iterable[str]
-    ) -> None:
-        """A recommendation took so long by stage, for a shopper of so many known events, and did without `degraded`."""
-        self._shoppers.inc(tags={"events": next(name for fewest, name in HISTORIES if events >= fewest)})
-        if len(candidates.scores):
-            self._nearest.observe(float(candidates.scores.max()))
-        sources = candidates.sources
+    def answer(self, milliseconds: Mapping[str, float], sources: np.ndarray, degraded: Iterable[str]) -> None:
+        """A recommendation took so long by stage, had candidates of `sources` int64[K] and did without `degraded`."""
         for stage, spent in milliseconds.items():
             self._stages.observe(spent, tags={"stage": stage})
         for place, source in enumerate(SOURCES):
@@ -54,6 +49,13 @@ class Metrics:
             if count:
                 self._candidates.inc(count, tags={"source": source})
         self.degraded(degraded)
+
+    def shopper(self, events: int, nearest: float | None) -> None:
+        """An answer to a shopper of so many known events, whose vector has this inner product with the nearest
+        candidate's; None: there was no vector, or no candidate."""
+        self._shoppers.inc(tags={"events": next(name for fewest, name in HISTORIES if events >= fewest)})
+        if nearest is not None:
+            self._nearest.observe(nearest)
 
     def degraded(self, reasons: Iterable[str]) -> None:
         """An answer did without something."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from rec.config import ItemTower as Options
-from rec.models.item_inputs import ItemInputs
+from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.pair_loss import Partners, pair_loss
-from rec.train import contrast, copurchase, ddp, schedule
+from rec.train import ahead, contrast, copurchase, ddp, schedule
 from rec.train.copurchase import Pairs
 from rec.train.watch import Watch
 
@@ -59,13 +59,19 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
         drawn = sides[:, pairs.draw(epoch.rng)]
         steps = ddp.batches(len(pairs), chosen.batch_size, epoch.rng)
         watch = Watch(epoch.number, tensors)
-        for step, places in enumerate(epoch.progress(steps, what="item tower, behaviour", count=len(steps))):
+
+        def seen_of(
+            step: int, epoch: ddp.Epoch = epoch, drawn: IntArray = drawn, steps: list[IntArray] = steps
+        ) -> tuple[IntArray, ItemBatch]:
+            rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
+            rows = drawn[:, steps[step]]  # int64[2, B]
+            batch = items.batch(rows.reshape(-1))
+            return rows, contrast.views(batch, tower.shape.num_keys, options, rng, count=1).to(device)
+
+        batches = ahead.made(seen_of, range(len(steps)), device)
+        for step, (rows, seen) in enumerate(epoch.progress(batches, what="item tower, behaviour", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, chosen.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
-            rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
-            rows = drawn[:, places]  # int64[2, B]
-            batch = items.batch(rows.reshape(-1))
-            seen = contrast.views(batch, tower.shape.num_keys, options, rng, count=1).to(device)
             left, right = contrast.forward(model, seen, options.train.precision == "bfloat16").chunk(2)
             loss = pair_loss(left, right, torch.from_numpy(rows).to(device), partners, chosen.temperature)
             optimizer.zero_grad()
