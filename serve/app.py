@@ -21,7 +21,7 @@ from fastapi import Body, FastAPI, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -80,9 +80,15 @@ def _checked(front: Front, body: api.RecommendBody) -> Request:
     return body.request()
 
 
+ROUTING = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # type: ignore[arg-type]
+"""A caller whose replicas are full looks again this soon. Two look at a time, one request each: with Serve's half a
+second, more than `max_ongoing_requests` at once leave four requests a second, and a queue for as long as more come."""
+
+
 @serve.deployment(
     max_ongoing_requests=32,
     max_queued_requests=128,
+    request_router_config=ROUTING,
     backpressure_config=BackpressureConfig(retry_after_s=RETRY_S),
     ray_actor_options={"num_cpus": 0.2},
 )
@@ -283,7 +289,12 @@ class Recommender:
         return HTMLResponse(self._page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
 
 
-_stage = serve.deployment(max_ongoing_requests=8, max_queued_requests=64, ray_actor_options={"num_cpus": 0.2})
+_stage = serve.deployment(
+    max_ongoing_requests=8,
+    max_queued_requests=64,
+    request_router_config=ROUTING,
+    ray_actor_options={"num_cpus": 0.2},
+)
 _store = store_folder()
 graph = Recommender.bind(_store, *(_stage(stage).bind(_store) for stage in STAGES))  # type: ignore[attr-defined]
 whole = Recommender.bind(_store)  # type: ignore[attr-defined]
