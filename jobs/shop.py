@@ -88,6 +88,8 @@ class Shop:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+            # three failed checks of a dead proxy bring another one: after half a minute with Serve's ten seconds
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         }
         artifact.write_json(self.record, {"port": port})
         command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]

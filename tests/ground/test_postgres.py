@@ -76,8 +76,9 @@ def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new
     with postgres.session(postgres.url(store)) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
     server = psutil.Process(int((store / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0]))
+    workers = server.children()
     server.kill()
-    server.wait(30)
+    psutil.wait_procs([server, *workers], timeout=30)  # who is left holds the shared memory
     with postgres.session(postgres.url(store)) as connection:
         assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
     assert postgres.stop_embedded(store)
