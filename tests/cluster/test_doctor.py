@@ -14,6 +14,7 @@ import pytest
 
 from rec import config, doctor, pipeline, ports, postgres, runtime
 from rec.config import Config
+from rec.config.recipes import _keys
 from rec.doctor import Finding
 from rec.errors import ConfigError
 
@@ -120,7 +121,7 @@ def test_a_gpu_that_is_asked_for_and_missing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_option_that_asks_for_gpus_is_known() -> None:
     """Those of the fit head only where the recipe has one."""
-    options = {name for name in config._keys(Config) if name.endswith(".use_gpu")}
+    options = {name for name in _keys(Config) if name.endswith(".use_gpu")}
     assert len(options) > 3
     assert doctor.gpus(recipe(*(f"{name}=true" for name in options), "fit.enabled=true")).keys() == options
     assert doctor.gpus(recipe("fit.train.use_gpu=true", "fit.enabled=false")) == {}
