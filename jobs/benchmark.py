@@ -106,8 +106,7 @@ def another(config: Config) -> str:
     train = config.ranker.train.model_copy(update={"epochs": max(1, config.ranker.train.epochs // 2)})
     less = config.model_copy(update={"ranker": config.ranker.model_copy(update={"train": train, "patience": 0})})
     try:
-        for stage in ("train_ranker", "evaluate"):
-            prepare(less, stage)
+        prepare(less, "evaluate")
         return publish.run(less, force=True)["bundle"]
     finally:
         prepare(config, "evaluate")

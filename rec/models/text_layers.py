@@ -98,9 +98,8 @@ class TextLayers(nn.Module):
 
     def compile_layers(self, backend: str) -> None:
         """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
-        depth = self.model.config.num_hidden_layers
-        lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-        for part in lists[0] if len(lists) == 1 else [self.model]:
+        lists = _lists_of_all_layers(self.model)
+        for part in lists[0][1] if len(lists) == 1 else [self.model]:
             part.compile(dynamic=True, backend=backend)
 
 
@@ -152,9 +151,7 @@ def below(model: "PreTrainedModel", layers: int, name: str) -> "PreTrainedModel"
 
 def _list_of_layers(model: "PreTrainedModel", layers: int, name: str) -> tuple[str, nn.ModuleList]:
     """The one list of all layers and its path in the model, of which the last `layers` are wanted."""
-    depth = model.config.num_hidden_layers
-    lists = [(path, part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
-    found = [(path, part) for path, part in lists if len(part) == depth]
+    depth, found = model.config.num_hidden_layers, _lists_of_all_layers(model)
     parts = {child for child, _ in model.named_children()}
     if len(found) != 1 or parts - {"pooler"} != {"embeddings", found[0][0].partition(".")[0]}:
         raise ConfigError(f"{_uncut(model, name)}: it is not embeddings and one list of {depth} layers")
@@ -164,6 +161,13 @@ def _list_of_layers(model: "PreTrainedModel", layers: int, name: str) -> tuple[s
             'item_tower.text="full"'
         )
     return found[0]
+
+
+def _lists_of_all_layers(model: "PreTrainedModel") -> list[tuple[str, nn.ModuleList]]:
+    """Path and list of each list that is as long as the model has layers."""
+    depth = model.config.num_hidden_layers
+    lists = [(path, part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    return [(path, part) for path, part in lists if len(part) == depth]
 
 
 def _uncut(model: "PreTrainedModel", name: str) -> str:
