@@ -8,19 +8,20 @@ import numpy as np
 from fastapi import Response
 from pydantic_core import to_json
 
+from rec import tracing
 from rec.bundle import Bundle
 from rec.errors import DatabaseError
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.exposures import new_id
 from rec.index.search import Filters
-from rec.recommend.chain import Stopwatch
 from rec.recommend.front import NOBODY, Front, microseconds, standing
 from rec.recommend.passage import Opening, Passage, explanation
 from rec.recommend.request import Encoded, Request
 from rec.recommend.retrieve import Retrieved
 from rec.recommend.score import retrieval_order
 from rec.recommend.standby import Standby
+from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.why import shown
 from serve.asking import Asking
 from serve.degrade import Ladder, Unavailable
@@ -88,8 +89,8 @@ class Answering:
     ) -> dict[str, Any]:
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         passage = await self._pass(front, request, watch, ladder, patience)
-        items = await self._items(front, passage, ladder)
-        watch.lap("explanation")
+        with watch.lap("explanation"):
+            items = await self._items(front, passage, ladder)
         metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
         exposure_id = new_id()
         if not whole:  # a probe is no shopper
@@ -97,7 +98,16 @@ class Answering:
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)
             self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)
-        ruling = passage.began.ruling
+        ruling, underfilled = passage.began.ruling, len(items) < request.k
+        tracing.tell(
+            {
+                "rec.bundle": front.bundle.id,
+                "rec.k": request.k,
+                "rec.candidates": len(passage.candidates.rows),
+                "rec.underfilled": underfilled,
+                "rec.degraded": ladder.codes,
+            }
+        )
         return {
             "items": items,
             "exposure_id": exposure_id,
@@ -105,7 +115,7 @@ class Answering:
             "experiment": None if arm is None else arm._asdict(),
             "at": passage.began.at,
             "degraded": ladder.codes,
-            "underfilled": len(items) < request.k,
+            "underfilled": underfilled,
             "rules": None if ruling is None else {"version": ruling.number, "left_out": passage.left_out()},
             "milliseconds": watch.milliseconds(),
         }
@@ -159,39 +169,39 @@ class Answering:
     ) -> Passage:
         """Send a request through the stages, without those that do not answer."""
         ask, name, now, known = self._asking.ask, front.bundle.id, datetime.now(UTC), NOBODY
-        if request.named:
-            try:
-                known = await self._asking.blocking(front.known, request)
-            except DatabaseError as error:
-                ladder.down("history_unavailable", error)
-        began = front.begin(request, known, front.rules.ruling, now)
-        watch.lap("state")
+        with watch.lap("state"):
+            if request.named:
+                try:
+                    known = await self._asking.blocking(front.known, request)
+                except DatabaseError as error:
+                    ladder.down("history_unavailable", error)
+            began = front.begin(request, known, front.rules.ruling, now)
         encoded: Encoded | None = None
-        try:
-            encoded = await ask(patience, UserTower, UserTower.encode, name, began.state)
-        except Unavailable as error:
-            ladder.down("user_tower_unavailable", error)
-        watch.lap("user_tower")
-        candidates = (await self._retrieve(front, began, encoded, ladder, patience)).candidates
-        watch.lap("retrieval")
+        with watch.lap("user_tower"):
+            try:
+                encoded = await ask(patience, UserTower, UserTower.encode, name, began.state)
+            except Unavailable as error:
+                ladder.down("user_tower_unavailable", error)
+        with watch.lap("retrieval"):
+            candidates = (await self._retrieve(front, began, encoded, ladder, patience)).candidates
         count = len(candidates.rows)
         ranked = retrieval_order(candidates, count)
-        if encoded is not None:  # the ranker was never shown candidates without scores
-            longest, at = patience if ladder.whole else RANKER_S, microseconds(began.at)
-            try:
-                ranked = await ask(longest, Ranker, Ranker.rank, name, began.state, candidates, count, at)
-            except Unavailable as error:
-                ladder.down("ranker_unavailable", error)
-        watch.lap("ranking")
+        with watch.lap("ranking"):
+            if encoded is not None:  # the ranker was never shown candidates without scores
+                longest, at = patience if ladder.whole else RANKER_S, microseconds(began.at)
+                try:
+                    ranked = await ask(longest, Ranker, Ranker.rank, name, began.state, candidates, count, at)
+                except Unavailable as error:
+                    ladder.down("ranker_unavailable", error)
         degraded, prices = list(ladder.codes), None
-        if began.rules.needs_prices:
-            try:
-                prices = await self._asking.blocking(front.prices, ranked.rows)
-            except DatabaseError as error:
-                ladder.down("prices_unavailable", error)
-                prices = front.published_prices(ranked.rows)
-        arranged = began.rules.arrange(ranked, request.k, prices)
-        watch.lap("rules")
+        with watch.lap("rules"):
+            if began.rules.needs_prices:
+                try:
+                    prices = await self._asking.blocking(front.prices, ranked.rows)
+                except DatabaseError as error:
+                    ladder.down("prices_unavailable", error)
+                    prices = front.published_prices(ranked.rows)
+            arranged = began.rules.arrange(ranked, request.k, prices)
         return Passage(began, encoded, candidates, ranked, arranged, degraded)
 
     async def _retrieve(

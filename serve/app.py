@@ -57,7 +57,13 @@ ProductId = Annotated[str, PathParameter(examples=["S0003"])]
 UserId = Annotated[api.Id, PathParameter(examples=["U0042"])]
 ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
 
-app = FastAPI(title="shop-rec", summary="Recommendations that understand what a garment is.", version="1")
+app = FastAPI(
+    title="shop-rec",
+    summary="Recommendations that understand what a garment is.",
+    version="1",
+    # Serve traces, and without paths, which hold ids of users
+    telemetry={"tracing": False, "metrics": False, "logs": False},
+)
 install(app)
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
 for layer in (Guard, Cors, Observe):  # each around those before it

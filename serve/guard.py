@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rec import api_keys
+from rec import api_keys, tracing
 from serve.metrics import metrics
 
 log = logging.getLogger("ray.serve")
@@ -136,4 +136,8 @@ class Observe:
                 "status": status,
                 "ms": round(1e3 * (time.perf_counter() - began), 1),
             }
+            trace_id = tracing.trace_id()
+            if trace_id is not None:
+                tracing.tell({"rec.request_id": request_id})
+                line["trace_id"] = trace_id
             log.info("request %s", json.dumps(line))

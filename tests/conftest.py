@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -81,6 +82,27 @@ def environment() -> Iterator[None]:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def _recording() -> InMemorySpanExporter:
+    """Takes the spans of this process, which has one provider for good."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@pytest.fixture
+def spans(_recording: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
+    """The spans that end during a test."""
+    _recording.clear()
+    yield _recording
+    _recording.clear()
 
 
 @pytest.fixture(scope="session")

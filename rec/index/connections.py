@@ -10,7 +10,7 @@ from pgvector.psycopg import register_vector
 from psycopg import Connection
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from rec import postgres
+from rec import postgres, tracing
 from rec.errors import DatabaseError
 from rec.index import migrations
 
@@ -123,7 +123,8 @@ class Connections:
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         try:
-            yield
+            with tracing.span("postgres", kind=tracing.CLIENT, told={"db.system.name": "postgresql"}):
+                yield
         except PoolTimeout:
             waited, self._down = SOON_S if self._down else WAIT_S, True
             if self._refused is not None:

@@ -1,7 +1,5 @@
 """The whole chain in one process: what the Serve graph does, without Ray."""
 
-import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from rec.bundle import Bundle
@@ -14,6 +12,7 @@ from rec.recommend.request import Answer, Applied, Request
 from rec.recommend.retrieve import Retriever
 from rec.recommend.ruling import Ruling
 from rec.recommend.score import Scorer
+from rec.recommend.stopwatch import Stopwatch
 
 RULES_S = 2.0
 """How old the rules of a chain may be."""
@@ -41,9 +40,9 @@ class Chain:
         """Answer a request under the rules given."""
         watch = Stopwatch()
         passage = self._pass(request, ruling, clock, watch)
-        items = self._front.items(passage)
-        self._front.freshen(items)
-        watch.lap("explanation")
+        with watch.lap("explanation"):
+            items = self._front.items(passage)
+            self._front.freshen(items)
         began, applied = passage.began, None
         if began.ruling is not None:
             applied = Applied(began.ruling.number, passage.left_out(), passage.arranged.moved_by)
@@ -62,44 +61,26 @@ class Chain:
             available, passes = (len(self._retriever.passing(row, each)) > 0 for each in (Filters(), request.filters))
         return explanation(passage, product_id, items, self.shelf, self.vectors, available=available, passes=passes)
 
-    def _pass(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: "Stopwatch") -> Passage:
+    def _pass(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: Stopwatch) -> Passage:
         now = clock or datetime.now(UTC)
-        known = self._front.known(request) if request.named else NOBODY
-        began = self._front.begin(request, known, ruling, now)
-        watch.lap("state")
-        encoded = self._encoder.encode(began.state)
-        watch.lap("user_tower")
-        found = self._retriever.retrieve(
-            encoded.vector,
-            began.num_candidates,
-            state=began.state,
-            exclude=began.exclude,
-            filters=request.filters,
-            also=began.rules.pinned(request.k),
-        )
-        watch.lap("retrieval")
-        ranked = self._scorer.rank(began.state, found.candidates, len(found.candidates.rows), microseconds(began.at))
-        watch.lap("ranking")
-        prices = self._front.prices(ranked.rows) if began.rules.needs_prices else None
-        arranged = began.rules.arrange(ranked, request.k, prices)
-        watch.lap("rules")
+        with watch.lap("state"):
+            known = self._front.known(request) if request.named else NOBODY
+            began = self._front.begin(request, known, ruling, now)
+        with watch.lap("user_tower"):
+            encoded = self._encoder.encode(began.state)
+        with watch.lap("retrieval"):
+            found = self._retriever.retrieve(
+                encoded.vector,
+                began.num_candidates,
+                state=began.state,
+                exclude=began.exclude,
+                filters=request.filters,
+                also=began.rules.pinned(request.k),
+            )
+        with watch.lap("ranking"):
+            count = len(found.candidates.rows)
+            ranked = self._scorer.rank(began.state, found.candidates, count, microseconds(began.at))
+        with watch.lap("rules"):
+            prices = self._front.prices(ranked.rows) if began.rules.needs_prices else None
+            arranged = began.rules.arrange(ranked, request.k, prices)
         return Passage(began, encoded, found.candidates, ranked, arranged)
-
-
-class Stopwatch:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """The time since the last lap was spent in `stage`."""
-        now = time.perf_counter()
-        self._laps[stage] = self._laps.get(stage, 0.0) + 1e3 * (now - self._last)
-        self._last = now
-
-    def milliseconds(self) -> Mapping[str, float]:
-        """By stage, and `total`."""
-        laps = {**self._laps, "total": 1e3 * (self._last - self._start)}
-        return {stage: round(spent, 2) for stage, spent in laps.items()}

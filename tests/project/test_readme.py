@@ -87,6 +87,8 @@ def test_shown_request_is_a_valid_body() -> None:
 @pytest.mark.slow
 def test_every_command_is_checked_or_marked() -> None:
     """Jobs and targets of make by the tests above; routes, files and the graph that the others name are there."""
+    from ray._common.utils import import_attr
+
     from serve.app import app
 
     routes = {
@@ -94,6 +96,7 @@ def test_every_command_is_checked_or_marked() -> None:
         for path, methods in app.openapi()["paths"].items()
         for method in methods
     }
+    known_extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
     for line in _commands():
         words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
         match words:
@@ -114,6 +117,16 @@ def test_every_command_is_checked_or_marked() -> None:
                 assert (REPOSITORY / name).is_file(), line
             case ["pipx", "run", "--spec", _, "cyclonedx-py", "environment" | "requirements", *_]:
                 pass
+            case ["pip", "install", "-c", name, "-e", package]:
+                extras = re.fullmatch(r"\.\[([\w,]+)\]", package)
+                assert (REPOSITORY / name).is_file(), line
+                assert extras is not None, line
+                assert set(extras[1].split(",")) <= known_extras, line
+            case ["export"]:
+                told = dict(each.split("=", 1) for each in shlex.split(line)[1:])
+                assert all(name.startswith(("RAY_SERVE_TRACING_", "OTEL_")) for name in told), line
+                exporter = told.get("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH", "rec.tracing:otlp")
+                assert callable(import_attr(exporter)), line
             case _:
                 raise AssertionError(f"nothing checks this command: {line}")
 

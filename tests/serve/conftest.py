@@ -17,6 +17,7 @@ from rec.config import Config
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
 from tests.bundle import tiny
+from tests.serve.collector import Collector, collecting
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -88,10 +89,25 @@ def chain(published: Config, connections: Connections) -> Chain:
 
 
 @pytest.fixture(scope="session")
-def shop(published: Config) -> Iterator[Shop]:
-    """The shop as a user starts it, with the graph of a cluster: its stages can fail one by one."""
+def collector() -> Iterator[Collector]:
+    """Where the shop's traces go."""
+    with collecting() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shop(published: Config, collector: Collector) -> Iterator[Shop]:
+    """The shop as a user starts it, with the graph of a cluster: its stages can fail one by one.
+
+    Requests are traced whose caller traces them.
+    """
     port = ports.free()
-    done = shop_job(published, "start", "--port", str(port), "--apart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH", "rec.tracing:otlp")
+        patch.setenv("RAY_SERVE_TRACING_SAMPLING_RATIO", "0")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        done = shop_job(published, "start", "--port", str(port), "--apart")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     with httpx.Client(base_url=said["url"], timeout=60) as client:

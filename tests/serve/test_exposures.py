@@ -21,13 +21,14 @@ from rec.index import exposures, live_events
 from rec.index.connections import Connections
 from rec.index.exposures import Exposure
 from rec.index.live_events import LiveEvent
-from rec.recommend.chain import Chain, Stopwatch
+from rec.recommend.chain import Chain
 from rec.recommend.front import microseconds
 from rec.recommend.passage import Passage
 from rec.recommend.request import Choice, Request
 from rec.recommend.resolve import Resolver
 from rec.recommend.rules import parse
 from rec.recommend.shelf import Shelf
+from rec.recommend.stopwatch import Stopwatch
 from serve import exposures as logged
 from serve.exposures import ExposureLog, Shop
 from tests.bundle import tiny

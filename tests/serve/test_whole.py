@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 from fastapi import Response
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import TypeAdapter
 
 from rec import bundle, postgres
@@ -100,6 +102,26 @@ def test_an_answer_stays_in_one_thread_that_is_not_the_loop_s(
     assert len(threads) == 4
     assert set(threads) != {threading.get_ident()}
     assert len(set(threads)) == 1
+
+
+def test_a_traced_answer_has_a_span_for_each_stage(
+    front: BackedFront, answering: Answering, spans: InMemorySpanExporter
+) -> None:
+    with trace.get_tracer("test").start_as_current_span("request"):
+        asyncio.run(answering.recommend(front, Request(user_id="u04")))
+    *_, request = ended = spans.get_finished_spans()
+    names = {span.context.span_id: span.name for span in ended}
+    under = [(span.name, names[span.parent.span_id]) for span in ended if span.parent is not None]
+    assert [name for name, parent in under if parent == "request"] == [
+        "state",
+        "user_tower",
+        "retrieval",
+        "ranking",
+        "rules",
+        "explanation",
+    ]
+    assert {parent for name, parent in under if name == "postgres"} == {"state", "retrieval", "explanation"}
+    assert (request.attributes or {})["rec.bundle"] == front.bundle.id
 
 
 @pytest.mark.parametrize(
