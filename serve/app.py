@@ -34,11 +34,12 @@ from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
 from serve import api, examples
-from serve.answering import Answering, BackedFront, exported, written
+from serve.answering import Answering, exported, written
 from serve.asking import Apart, Together
 from serve.degrade import Unavailable
 from serve.examples import described
 from serve.exposures import ExposureLog
+from serve.fallible import BackedFront
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
 from serve.loaded import FOLLOW_S, Loaded, active, connections, experiment, states, store_folder

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from rec.recommend.walk import finish
 from serve.degrade import Unavailable
 from serve.stages import STAGES
 
@@ -87,14 +88,4 @@ class Together:
 
     async def answer(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """In a thread from its first step to its last."""
-        return await asyncio.to_thread(_result, coroutine)
-
-
-def _result(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    coroutine.close()
-    raise RuntimeError(f"{coroutine} waits for an event loop")
+        return await asyncio.to_thread(finish, coroutine)

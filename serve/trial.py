@@ -12,9 +12,9 @@ from dataclasses import replace
 from rec.errors import RecError
 from rec.index.experiments import TREATMENT, Experiment
 from rec.recommend.request import Request
-from serve.answering import BackedFront
 from serve.degrade import Unavailable
 from serve.exposures import Arm
+from serve.fallible import BackedFront
 from serve.loaded import Loaded
 
 log = logging.getLogger("ray.serve")

@@ -16,5 +16,6 @@ passage.py   what a request became at each stage, and where a product was lost
 standby.py   candidates without Postgres: exact search over the bundle
 why.py       reason codes, matched attributes and the product that caused each item
 front.py     what stands before and after the stages
+walk.py      the way of a request through all of them, whoever runs them
 chain.py     all of them in one process
 """

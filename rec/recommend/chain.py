@@ -1,32 +1,40 @@
 """The whole chain in one process: what the Serve graph does, without Ray."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
 
 from rec.bundle import Bundle
+from rec.index.catalogue import Known
 from rec.index.connections import Connections
 from rec.index.search import Filters
 from rec.recommend.encode import UserEncoder
-from rec.recommend.front import NOBODY, Front, microseconds
-from rec.recommend.passage import Explanation, Passage, explanation
-from rec.recommend.request import Answer, Applied, Request
-from rec.recommend.retrieve import Retriever
+from rec.recommend.front import Front, microseconds
+from rec.recommend.passage import Explanation, Opening, Passage
+from rec.recommend.request import Answer, Applied, Encoded, Ranked, Request
+from rec.recommend.retrieve import Retrieved, Retriever
 from rec.recommend.ruling import Ruling
 from rec.recommend.score import Scorer
 from rec.recommend.stopwatch import Stopwatch
+from rec.recommend.walk import explained, finish, listed, walk
+from rec.retrieval import Candidates
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RULES_S = 2.0
 """How old the rules of a chain may be."""
 
 
 class Chain:
-    """The recommender of one bundle in this process."""
+    """The recommender of one bundle in this process; what fails is raised."""
 
     def __init__(self, bundle: Bundle, connections: Connections) -> None:
         self.bundle = bundle
         self._front = Front(bundle, connections)
-        self._encoder = UserEncoder(bundle)
-        self._retriever = Retriever(bundle, connections)
-        self._scorer = Scorer(bundle)
+        self._stages = _Here(bundle, connections, self._front)
         self.shelf, self.rules = self._front.shelf, self._front.rules
         self.vectors = self._front.vectors
         """float32[N, d] unit rows."""
@@ -39,10 +47,9 @@ class Chain:
     def answer(self, request: Request, ruling: Ruling | None, clock: datetime | None = None) -> Answer:
         """Answer a request under the rules given."""
         watch = Stopwatch()
-        passage = self._pass(request, ruling, clock, watch)
+        passage = self.walk(request, ruling, clock, watch)
         with watch.lap("explanation"):
-            items = self._front.items(passage)
-            self._front.freshen(items)
+            items = finish(listed(self._front, self._stages, passage))
         began, applied = passage.began, None
         if began.ruling is not None:
             applied = Applied(began.ruling.number, passage.left_out(), passage.arranged.moved_by)
@@ -52,35 +59,52 @@ class Chain:
         self, request: Request, product_id: str, ruling: Ruling | None, clock: datetime | None = None
     ) -> Explanation:
         """Why a product is or is not in the `answer` to the same request."""
-        passage = self._pass(request, ruling, clock, Stopwatch())
-        items = self._front.items(passage)
-        self._front.freshen(items)
-        available = passes = False
-        if self.shelf.known(product_id):
-            row = self.shelf.rows([product_id])
-            available, passes = (len(self._retriever.passing(row, each)) > 0 for each in (Filters(), request.filters))
-        return explanation(passage, product_id, items, self.shelf, self.vectors, available=available, passes=passes)
+        return finish(explained(self._front, self._stages, request, product_id, ruling, clock or datetime.now(UTC)))
 
-    def _pass(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: Stopwatch) -> Passage:
-        now = clock or datetime.now(UTC)
-        with watch.lap("state"):
-            known = self._front.known(request) if request.named else NOBODY
-            began = self._front.begin(request, known, ruling, now)
-        with watch.lap("user_tower"):
-            encoded = self._encoder.encode(began.state)
-        with watch.lap("retrieval"):
-            found = self._retriever.retrieve(
-                encoded.vector,
-                began.num_candidates,
-                state=began.state,
-                exclude=began.exclude,
-                filters=request.filters,
-                also=began.rules.pinned(request.k),
-            )
-        with watch.lap("ranking"):
-            count = len(found.candidates.rows)
-            ranked = self._scorer.rank(began.state, found.candidates, count, microseconds(began.at))
-        with watch.lap("rules"):
-            prices = self._front.prices(ranked.rows) if began.rules.needs_prices else None
-            arranged = began.rules.arrange(ranked, request.k, prices)
-        return Passage(began, encoded, found.candidates, ranked, arranged)
+    def walk(self, request: Request, ruling: Ruling | None, clock: datetime | None, watch: Stopwatch) -> Passage:
+        """What a request became at each stage."""
+        return finish(walk(self._front, self._stages, request, ruling, clock or datetime.now(UTC), watch))
+
+
+class _Here:
+    """The stages of one bundle, each run where it is asked."""
+
+    degraded: Sequence[str] = ()
+
+    def __init__(self, bundle: Bundle, connections: Connections, front: Front) -> None:
+        self._front = front
+        self._encoder = UserEncoder(bundle)
+        self._retriever = Retriever(bundle, connections)
+        self._scorer = Scorer(bundle)
+
+    async def known(self, request: Request) -> Known:
+        return self._front.known(request)
+
+    async def encode(self, began: Opening) -> Encoded:
+        return self._encoder.encode(began.state)
+
+    async def retrieve(self, began: Opening, encoded: Encoded | None) -> Retrieved:
+        assert encoded is not None, "the encoder answers or raises"
+        return self._retriever.retrieve(
+            encoded.vector,
+            began.num_candidates,
+            state=began.state,
+            exclude=began.exclude,
+            filters=began.request.filters,
+            also=began.rules.pinned(began.request.k),
+        )
+
+    async def rank(self, began: Opening, candidates: Candidates) -> Ranked:
+        return self._scorer.rank(began.state, candidates, len(candidates.rows), microseconds(began.at))
+
+    async def prices(self, rows: np.ndarray) -> np.ndarray:
+        return self._front.prices(rows)
+
+    async def passing(self, row: np.ndarray, filters: Filters) -> bool:
+        return len(self._retriever.passing(row, filters)) > 0
+
+    async def freshen(self, items: list[dict[str, Any]]) -> None:
+        self._front.freshen(items)
+
+    async def blocking(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        return work(*given, **named)

@@ -45,7 +45,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def passed(chain: Chain, request: Request, rules: str = "") -> Passage:
     """What becomes of a request in the stages."""
     ruling = chain.rules.compiled(parse(rules, "test")) if rules else None
-    return chain._pass(request, ruling, NOW, Stopwatch())
+    return chain.walk(request, ruling, NOW, Stopwatch())
 
 
 def shop_of(bundle: Bundle, **given: Any) -> Shop:

@@ -23,9 +23,10 @@ from rec.index.live_events import LiveEvent
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from serve import api
-from serve.answering import Answering, BackedFront, exported, written
+from serve.answering import Answering, exported, written
 from serve.asking import Together
 from serve.exposures import Arm, ExposureLog
+from serve.fallible import BackedFront
 from serve.stages import Ranker, Retriever, UserTower
 from tests.serve.conftest import published_in
 

@@ -1,0 +1,128 @@
+"""The stages for one request, and what takes the place of those that do not answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rec.bundle import Bundle
+from rec.errors import DatabaseError
+from rec.index.catalogue import Known
+from rec.index.connections import Connections
+from rec.index.search import Filters
+from rec.recommend.front import NOBODY, Front, microseconds
+from rec.recommend.passage import Opening
+from rec.recommend.request import Encoded, Ranked, Request
+from rec.recommend.retrieve import Retrieved
+from rec.recommend.score import retrieval_order
+from rec.recommend.standby import Standby
+from rec.retrieval import Candidates
+from serve.asking import Asking
+from serve.degrade import Ladder, Unavailable
+from serve.exposures import Shop
+from serve.stages import Ranker, Retriever, UserTower
+
+STAGE_S = 8.0
+"""Longest wait for the user tower or retrieval; the answer then does without."""
+RANKER_S = 2.0
+"""Longest wait for the ranker; the answer is then in retrieval order."""
+
+
+class BackedFront(Front):
+    """What the ingress holds of a bundle: the front, and candidates for when retrieval or Postgres is away."""
+
+    def __init__(self, bundle: Bundle, connections: Connections) -> None:
+        super().__init__(bundle, connections)
+        self.standby = Standby(bundle, self.vectors)
+        self.logged = Shop.of(bundle, self.shelf, self.resolver.profile_names)
+
+
+class Fallible:
+    """The stages and the database for one request, and what takes the place of those that do not answer."""
+
+    def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, patience: float) -> None:
+        self._ask, self.blocking = asking.ask, asking.blocking
+        self._front, self._ladder, self._patience = front, ladder, patience
+        self._bundle = front.bundle.id
+
+    @property
+    def degraded(self) -> Sequence[str]:
+        """Reason codes of what was done without so far."""
+        return self._ladder.codes
+
+    async def known(self, request: Request) -> Known:
+        """What the database knows of whoever asks, else nothing."""
+        try:
+            return await self.blocking(self._front.known, request)
+        except DatabaseError as error:
+            self._ladder.down("history_unavailable", error)
+        return NOBODY
+
+    async def encode(self, began: Opening) -> Encoded | None:
+        """The user vector, else None."""
+        try:
+            return await self._ask(self._patience, UserTower, UserTower.encode, self._bundle, began.state)
+        except Unavailable as error:
+            self._ladder.down("user_tower_unavailable", error)
+        return None
+
+    async def retrieve(self, began: Opening, encoded: Encoded | None) -> Retrieved:
+        """The candidates, else those of this process; without a user vector popular ones."""
+        k, state, exclude = began.num_candidates, began.state, began.exclude
+        filters, pinned = began.request.filters, began.rules.pinned(began.request.k)
+        what = (self._bundle, k, state, exclude, filters, pinned)
+        standby = self._front.standby
+        try:
+            if encoded is None:
+                return await self._ask(self._patience, Retriever, Retriever.popular, *what)
+            return await self._ask(self._patience, Retriever, Retriever.retrieve, *what, encoded.vector)
+        except Unavailable as error:
+            self._ladder.down("ann_unavailable", error)
+        if encoded is None:
+            return await self.blocking(standby.popular, k, state=state, exclude=exclude, filters=filters, also=pinned)
+        return await self.blocking(
+            standby.retrieve, encoded.vector, k, state=state, exclude=exclude, filters=filters, also=pinned
+        )
+
+    async def rank(self, began: Opening, candidates: Candidates) -> Ranked:
+        """All candidates in the ranker's order, else in that of retrieval."""
+        count, longest = len(candidates.rows), self._patience if self._ladder.whole else RANKER_S
+        what = (self._bundle, began.state, candidates, count, microseconds(began.at))
+        try:
+            return await self._ask(longest, Ranker, Ranker.rank, *what)
+        except Unavailable as error:
+            self._ladder.down("ranker_unavailable", error)
+        return retrieval_order(candidates, count)
+
+    async def prices(self, rows: np.ndarray) -> np.ndarray:
+        """float32[n] prices of item rows, else those of the bundle."""
+        try:
+            return await self.blocking(self._front.prices, rows)
+        except DatabaseError as error:
+            self._ladder.down("prices_unavailable", error)
+        return self._front.published_prices(rows)
+
+    async def passing(self, row: np.ndarray, filters: Filters) -> bool:
+        """Whether the product of item row int64[1] is in stock and passes `filters`, else whether it did."""
+        try:
+            found = await self._ask(self._patience, Retriever, Retriever.passing, self._bundle, row, filters)
+        except Unavailable as error:
+            self._ladder.down("ann_unavailable", error)
+            found = self._front.standby.passing(row, filters)
+        return len(found) > 0
+
+    async def similar(self, row: int, k: int, exclude: np.ndarray) -> Retrieved:
+        """The k nearest products to an item row without the rows `exclude`, else those of this process."""
+        what = (row, k, exclude)
+        try:
+            return await self._ask(self._patience, Retriever, Retriever.similar, self._bundle, *what)
+        except Unavailable as error:
+            self._ladder.down("ann_unavailable", error)
+        return await self.blocking(self._front.standby.similar, *what)
+
+    async def freshen(self, items: list[dict[str, Any]]) -> None:
+        """Put live prices into items; those of the bundle stay where Postgres does not answer."""
+        try:
+            await self.blocking(self._front.freshen, items)
+        except DatabaseError as error:
+            self._ladder.down("prices_unavailable", error)
