@@ -249,4 +249,7 @@ def described(example: Examples, *problems: int, probe: bool = False) -> dict[st
         text, refusal = PROBLEMS[status]
         content = {"application/json": {"example": refusal}}
         responses[status] = {"model": Problem, "description": text, "content": content}
-    return {"responses": responses, "dependencies": [] if probe else [Security(KEY)]}
+    if probe:
+        return {"responses": responses}
+    # {} beside the key: where there are no keys nobody needs one
+    return {"responses": responses, "dependencies": [Security(KEY)], "openapi_extra": {"security": [{}]}}
