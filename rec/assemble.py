@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -46,46 +45,17 @@ SNIPPET_CHARS = 280
 
 
 def create(config: Config) -> Bundle:
-    """Assemble the bundle of a recipe's finished stages.
-
-    A bundle of the same content that is there already is returned as it is, unless it was damaged: then it is replaced.
-    """
-    folder = Path(config.store).resolve() / "bundles"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with bundle.alone(folder):
-            name = _create(folder, config)
-    except OSError as error:
-        raise ArtifactError(
-            f"no bundle can be written to {folder} ({error}): see that the folder may be written to "
-            "and that its disk has space left"
-        ) from error
-    return bundle.read(config.store, name)
-
-
-def _create(folder: Path, config: Config) -> str:
-    for stale in folder.glob(f".*{bundle.STAGED}"):
-        shutil.rmtree(stale, ignore_errors=True)
-    staging = folder / f".{uuid.uuid4().hex}{bundle.STAGED}"
-    staging.mkdir()
-    try:
-        manifest = _fill(staging, config)
-        artifact.write_json(staging / "manifest.json", manifest)
-        name = _id(staging)
-        if not bundle.sound(config.store, name):
-            bundle.put(staging, folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return name
+    """Assemble the bundle of a recipe's finished stages."""
+    return bundle.make(config.store, lambda staging: _fill(staging, config))
 
 
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
-    """Put all files into `staging`; returns the manifest."""
+    """Put all files into `staging`; returns what the manifest says beside them."""
     _check_lineage(config)
     parts = {part: _copy_part(config, part, staging / part) for part in bundle.parts(config)}
     inputs = {part: manifest.content_hash for part, manifest in parts.items()}
     evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
-    table = _display(config)
+    table = display(config)
     inputs["products"] = dataset.read_manifest(config.at("products"), PRODUCTS).content_hash
     inputs["enriched"] = dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash
     pq.write_table(table, staging / "products.parquet", compression="zstd")
@@ -97,10 +67,7 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
             f"{config.at('user_tower')} holds {len(vectors)} item vectors for {table.num_rows} products: "
             "run `python jobs/pipeline.py` again"
         )
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
     return {
-        "kind": "bundle",
-        "version": bundle.VERSION,
         "parts": {part: manifest.version for part, manifest in parts.items()},
         "recipe": config.name,
         "items": table.num_rows,
@@ -108,10 +75,6 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
         "data_until": _data_until(config).isoformat(),
         "evaluation": asdict(evaluation),
         "inputs": inputs,
-        "files": {
-            path.relative_to(staging).as_posix(): {"sha256": artifact.hash_file(path), "bytes": path.stat().st_size}
-            for path in files
-        },
     }
 
 
@@ -206,7 +169,7 @@ def final_ndcg10(report: Mapping[str, Any]) -> float | None:
     return float(figures["final"]["ndcg@10"]["value"])
 
 
-def _display(config: Config) -> pa.Table:
+def display(config: Config) -> pa.Table:
     """The display table of a recipe's products, under the schema bundle.DISPLAY."""
     shown = ["product_id", "title", "price", "currency", "brand", "available"]
     products = dataset.read(config.at("products"), PRODUCTS, columns=[*shown, "description", "html"])
@@ -253,7 +216,3 @@ def _snippet(text: str) -> str:
     if len(line) <= SNIPPET_CHARS:
         return line
     return line[:SNIPPET_CHARS].rsplit(" ", 1)[0] + "…"
-
-
-def _id(path: Path) -> str:
-    return artifact.hash_file(path / "manifest.json")[:12]

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -95,6 +95,8 @@ class Bundle:
     evaluation: Evaluation
     files: Mapping[str, Mapping[str, Any]]
     """Relative file name → `sha256` and `bytes`."""
+    extends: str | None = None
+    """Id of the bundle that it only has more products than, behind that one's."""
 
     @functools.cached_property
     def config(self) -> Config:
@@ -107,6 +109,11 @@ class Bundle:
                 f"this program cannot read the configuration of bundle {self.id} "
                 f"({error.error_count()} options are not as it knows them): run `{MADE_BY} --recipe {self.recipe}`"
             ) from error
+
+    def said(self) -> dict[str, Any]:
+        """What the manifest says beside the files."""
+        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        return {name: value for name, value in manifest.items() if name not in ("kind", "version", "files")}
 
     def folder(self, part: str) -> Path:
         """Folder of one of PARTS."""
@@ -208,7 +215,47 @@ def opened(path: Path, name: str) -> Bundle:
         data_until=datetime.fromisoformat(manifest["data_until"]),
         evaluation=Evaluation(**manifest["evaluation"]),
         files=manifest["files"],
+        extends=manifest.get("extends"),
     )
+
+
+def make(store: str | Path, fill: Callable[[Path], Mapping[str, Any]]) -> Bundle:
+    """Make a bundle: `fill` puts its files into a folder and returns what the manifest says beside them.
+
+    A bundle of the same content that is there already is returned as it is, unless it was damaged: then it is replaced.
+    """
+    folder = Path(store).resolve() / "bundles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            name = _make(folder, store, fill)
+    except OSError as error:
+        raise ArtifactError(
+            f"no bundle can be written to {folder} ({error}): see that the folder may be written to "
+            "and that its disk has space left"
+        ) from error
+    return read(store, name)
+
+
+def _make(folder: Path, store: str | Path, fill: Callable[[Path], Mapping[str, Any]]) -> str:
+    for stale in folder.glob(f".*{STAGED}"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = folder / f".{uuid.uuid4().hex}{STAGED}"
+    staging.mkdir()
+    try:
+        said = fill(staging)
+        files = {
+            path.relative_to(staging).as_posix(): {"sha256": artifact.hash_file(path), "bytes": path.stat().st_size}
+            for path in sorted(path for path in staging.rglob("*") if path.is_file())
+        }
+        manifest = {"kind": "bundle", "version": VERSION, **said, "files": files}
+        artifact.write_json(staging / "manifest.json", manifest)
+        name = artifact.hash_file(staging / "manifest.json")[:12]
+        if not sound(store, name):
+            put(staging, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return name
 
 
 def verify(bundle: Bundle) -> None:
@@ -253,10 +300,23 @@ def prune(store: str | Path, recipe: str, keep: Collection[str], *, dry_run: boo
             if name not in keep and _recipe(folder / name) == recipe:
                 removed.append(name)
                 if not dry_run:
-                    aside = folder / f".{uuid.uuid4().hex}{STAGED}"
-                    os.rename(folder / name, aside)  # a bundle is there whole or not at all
-                    shutil.rmtree(aside)
+                    _remove(folder / name)
     return removed
+
+
+def remove(store: str | Path, gone: Collection[str]) -> None:
+    """Remove bundles by id; one that is not there is passed over."""
+    folder = Path(store).resolve() / "bundles"
+    with alone(folder):
+        for name in gone:
+            if (folder / name).is_dir():
+                _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    aside = path.with_name(f".{uuid.uuid4().hex}{STAGED}")
+    os.rename(path, aside)  # a bundle is there whole or not at all
+    shutil.rmtree(aside)
 
 
 def _recipe(path: Path) -> str | None:

@@ -62,7 +62,7 @@ class Embed:
 def _tower(folder: Path, vocabulary: Path, items: ItemInputs) -> ItemTower:
     """The trained tower, with rows for what the vocabulary got since."""
     std, re = StdVocabulary.load(vocabulary / "std.toml"), ReVocabulary.load(vocabulary / "re.json")
-    return token_map.grown(item_tower.load(folder), std, re, items)
+    return token_map.grown(item_tower.restore(folder), std, re, items)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -29,6 +29,9 @@ from rec.models import text_encoder
 from rec.models.item_inputs import LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
 from rec.schema import TENSORS
 
+FEW = 4
+"""Batches that are encoded in this process: actors take longer to start."""
+
 
 class Encode:
     """An actor with the encoder. In: batches, each the numbers `text` of texts of one length and their tokens
@@ -131,10 +134,26 @@ def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, 
 
 
 def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """(text number, flat float16 states) of all texts of the batches, through Ray Data."""
+    """(text number, flat float16 states) of all texts of the batches."""
+    few = len(batches) <= FEW and not config.text.use_gpu
+    for batch in _here(batches, config) if few else _by_actors(batches, config):
+        for number, raw in zip(batch["text"].to_pylist(), batch["states"].to_pylist(), strict=True):
+            yield number, np.frombuffer(raw, dtype=np.float16)
+
+
+def _here(batches: list[pa.Table], config: Config) -> Iterator[pa.Table]:
+    """In this process, by as many threads as an actor has."""
+    threads = torch.get_num_threads()
+    try:
+        encode = Encode(config.text, config.item_tower.layers_above_states)
+        yield from (encode(batch) for batch in batches)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _by_actors(batches: list[pa.Table], config: Config) -> Iterator[pa.Table]:
+    """Through Ray Data."""
     text = config.text
-    if not batches:
-        return
     encoded = ray.data.from_arrow(batches).map_batches(
         Encode,
         batch_format="pyarrow",
@@ -147,5 +166,4 @@ def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDA
     encoded.context.enable_progress_bars = False
     for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=None):
         assert isinstance(batch, pa.Table)
-        for number, raw in zip(batch["text"].to_pylist(), batch["states"].to_pylist(), strict=True):
-            yield number, np.frombuffer(raw, dtype=np.float16)
+        yield batch

@@ -40,8 +40,8 @@ _CONTRACTS: dict[str, Contract] = {"products": PRODUCTS, "users": USERS, "events
 class Reader:
     """A source opened: its identity and its raw rows."""
 
-    inputs: dict[str, str]
-    """Content hash of every file, by what it holds."""
+    inputs: Callable[[], dict[str, str]]
+    """Reads all files for their content hashes, by what they hold."""
     config: dict[str, Any]
     """What of the configuration determines the rows."""
     products: Callable[[Rejects], Iterator[Raw]]
@@ -56,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     reader = open_source(config.source, config.seed)
     told = live.read(config) if config.source.live_events else None
-    inputs = reader.inputs if told is None else reader.inputs | {"live_events": told.content_hash}
+    inputs = reader.inputs() if told is None else reader.inputs() | {"live_events": told.content_hash}
     identity: dict[str, dict[str, Any]] = {"inputs": inputs, "config": reader.config | {"rules": RULES}}
     manifests = {
         name: artifact.finished(config.at(name), kind=contract.kind, version=contract.version, **identity)
@@ -68,6 +68,14 @@ def run(config: Config) -> dict[str, Any]:
         manifests = {name: artifact.peek(config.at(name)) for name in _CONTRACTS}
     facts = {name: dict(manifest.facts) for name, manifest in manifests.items() if manifest is not None}
     return {"at": str(config.root), **facts, "seconds": round(time.perf_counter() - started, 2), "skipped": skipped}
+
+
+def catalogue(config: Config) -> tuple[pa.Table, Rejects]:
+    """The products of the source as they are now, by product id, and the rows that are refused; nothing is written."""
+    rejects = Rejects()
+    reader = open_source(config.source, config.seed)
+    raws = log.progress(reader.products(rejects), total=None, what="products", unit="batch")
+    return clean.products(raws, rejects, currency=config.source.currency), rejects
 
 
 def open_source(source: Source, seed: int) -> Reader:
@@ -95,7 +103,10 @@ def open_source(source: Source, seed: int) -> Reader:
         paths, kept = files.paths(source), set(Source.model_fields) - {"folder", "live_events"}
         products, events = partial(files.products, source), partial(files.events, source)
         users = partial(_profiles, source)
-    inputs = {what: artifact.hash_file(path) for what, path in paths.items()}
+
+    def inputs() -> dict[str, str]:
+        return {what: artifact.hash_file(path) for what, path in paths.items()}
+
     return Reader(inputs, source.model_dump(mode="json", include=kept), products, events, users)
 
 
@@ -113,7 +124,7 @@ def _sample(source: Source, seed: int) -> Reader:
     made = sample.generate(seed)
     text = json.dumps([made.products, made.users, made.events], default=str, ensure_ascii=False)
     return Reader(
-        inputs={"sample": hashlib.sha256(text.encode()).hexdigest()},
+        inputs=lambda: {"sample": hashlib.sha256(text.encode()).hexdigest()},
         config={**source.model_dump(mode="json", include={"kind", "limit"}), "seed": seed},
         products=lambda _: files.first(_rows("sample products", made.products), source.limit),
         events=lambda _: _rows("sample events", made.events),
@@ -125,7 +136,7 @@ def _aihub(source: Source) -> Reader:
     folder = Path(source.folder)
     read = aihub.garments if source.kind == "aihub" else aihub.photographs
     return Reader(
-        inputs={"products": aihub.content_hash(folder)},
+        inputs=lambda: {"products": aihub.content_hash(folder)},
         config=source.model_dump(mode="json", include={"kind", "currency", "limit"}),
         products=lambda rejects: files.first(read(folder, rejects), source.limit),
         events=None,

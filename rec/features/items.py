@@ -173,10 +173,10 @@ def build(
     `inputs` are those of std, re, profile that the towers read: what a tower is denied is no feature either,
     so leaving an input out is an ablation of the whole chain.
     """
-    std, unknown = _first_ids(tensors, vocabulary)
+    std, unknown = first_ids(tensors, vocabulary)
     if "std" not in inputs:
         std = np.tile(unknown, (len(std), 1))
-    re = _tokens(tensors.column("re_id"), re_length) if "re" in inputs else np.zeros((len(std), re_length), np.int32)
+    re = tokens(tensors.column("re_id"), re_length) if "re" in inputs else np.zeros((len(std), re_length), np.int32)
     brand, brand_rows = _brands(products.column("brand"))
     category = std[:, list(vocabulary.keys).index("category")] if "category" in vocabulary.keys else std[:, 0]
     measures, measurements = _measures(products.column("measurements"), category)
@@ -221,7 +221,7 @@ def _lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64
     return np.repeat(np.arange(len(lengths)), lengths), pc.list_flatten(column).to_numpy().astype(np.int64)
 
 
-def _first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """int32[N, S] first id per key, and int32[S] unknown ids."""
     unknown = np.array([vocabulary.unknown_id(key) for key in vocabulary.keys], np.int32)
     column_of = np.full(1 + max(vocabulary.key_id(key) for key in vocabulary.keys), -1, np.int64)
@@ -234,7 +234,7 @@ def _first_ids(tensors: pa.Table, vocabulary: Vocabulary) -> tuple[NDArray[np.in
     return std, unknown
 
 
-def _tokens(column: pa.ChunkedArray, length: int) -> NDArray[np.int32]:
+def tokens(column: pa.ChunkedArray, length: int) -> NDArray[np.int32]:
     """int32[N, length] the first distinct known tokens of each row, 0-padded."""
     rows, values = _lists(column)
     keep = values > UNKNOWN_ID
@@ -282,11 +282,11 @@ def _measures(column: pa.ChunkedArray, category: NDArray[np.int32]) -> tuple[NDA
     for m, name in enumerate(names):
         raw = np.array([values.get(name, np.nan) for values in maps], np.float64)
         known = np.isfinite(raw) & (raw > 0)  # 0.0 is how some shops write "missing"
-        measures[known, m] = _standardised(raw[known], category[known])
+        measures[known, m] = standardised(raw[known], category[known])
     return measures, names
 
 
-def _standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> NDArray[np.float32]:
+def standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> NDArray[np.float32]:
     """z-scores within each category, within all of them where a category has too few values."""
     _, index, counts = np.unique(category, return_inverse=True, return_counts=True)
     mean = np.bincount(index, values) / counts

@@ -39,7 +39,7 @@ def compare(connection: Connection[Any], made: Bundle) -> str | None:
 
 
 def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
-    table = tables.items_table(made.id).as_string(connection)
+    table = tables.vectors_of(connection, made.id).as_string(connection)
     rows = connection.execute(
         "SELECT a.amname, i.indisunique, i.indisvalid AND i.indisready FROM pg_index i"
         " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = to_regclass(%s)",
@@ -55,7 +55,7 @@ def _check_rows(connection: Connection[Any], made: Bundle, kind: str) -> str:
     stored, own, count = hashlib.sha256(), hashlib.sha256(), 0
     for block in _blocks(connection, made):
         for row, product_id, vector in block:
-            if row != count or row >= made.items:
+            if row != count:
                 raise _differs(made, f"row {row} stands where row {count} of {made.items} should")
             if product_id != ids[row]:
                 raise _differs(made, f"row {row} is product {product_id!r}, not {ids[row]!r}")
@@ -72,12 +72,12 @@ def _check_rows(connection: Connection[Any], made: Bundle, kind: str) -> str:
 
 
 def _blocks(connection: Connection[Any], made: Bundle) -> Iterator[list[tuple[int, str, Any]]]:
-    """Rows of the vector table in row order."""
+    """The bundle's rows of the vector table in row order; after them there may be those of bundles that extend it."""
     register_vector(connection)
+    query = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row < %s ORDER BY row")
+    table = tables.vectors_of(connection, made.id)
     with connection.cursor("rows", binary=True) as cursor:
-        cursor.execute(
-            sql.SQL("SELECT row, product_id, embedding FROM {} ORDER BY row").format(tables.items_table(made.id))
-        )
+        cursor.execute(query.format(table), (made.items,))
         while block := cursor.fetchmany(_ROWS):
             yield block
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from pgvector.psycopg import register_vector
 from psycopg import Connection, sql
 
 from rec import artifact, dataset, postgres
@@ -38,10 +39,45 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is not None:
                 return False
             ids, found = _checked(bundle)
-            vector_table.fill(connection, bundle.id, ids, found, index)
-            vector_table.build(connection, bundle.id, bundle.items, bundle.width, index)
-            vector_table.enter(connection, bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind)
+            owner, first = _shared(connection, bundle, ids, found, index)
+            if owner is None:
+                owner = bundle.id
+                vector_table.fill(connection, owner, ids, found, index)
+                vector_table.build(connection, owner, bundle.items, bundle.width, index)
+                vector_table.finish(connection, owner)
+            elif first < bundle.items:
+                vector_table.append(connection, owner, first, ids[first:], found[first:], index.kind)
+            vector_table.enter(connection, bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind, owner)
     return True
+
+
+def _shared(
+    connection: Connection[Any], bundle: Bundle, ids: Sequence[str], vectors: np.ndarray, index: Index
+) -> tuple[str | None, int]:
+    """The bundle in whose table the first rows of `bundle` lie already, and how many; None where it needs its own.
+
+    A table may have rows beyond those of the bundle that `bundle` extends, which another extension left. They serve
+    where they are the same, as after a rollback; two rows of one number have no place in one table.
+    """
+    row = connection.execute(
+        "SELECT vectors, items FROM bundles WHERE id = %s AND catalogue = %s AND width = %s AND kind = %s",
+        (bundle.extends, bundle.recipe, bundle.width, index.kind),
+    ).fetchone()
+    if row is None:
+        return None, 0
+    owner, first = row
+    value, there = tables.embedding(index.kind), first
+    register_vector(connection)
+    beyond = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row >= %s ORDER BY row").format(
+        tables.items_table(owner)
+    )
+    for number, product_id, vector in connection.execute(beyond, (first,), binary=True):
+        if number >= bundle.items:
+            break
+        if product_id != ids[number] or vector.to_binary() != value(vectors[number]).to_binary():
+            return None, 0
+        there = number + 1
+    return owner, there
 
 
 def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:

@@ -236,6 +236,12 @@ CREATE TABLE experiments (
 )""",
         "CREATE UNIQUE INDEX experiments_running ON experiments ((stopped_at IS NULL)) WHERE stopped_at IS NULL",
     ),
+    (
+        # whose table holds a bundle's vectors: one that only has more products than another shares that one's
+        "ALTER TABLE bundles ADD COLUMN vectors text",
+        "UPDATE bundles SET vectors = id",
+        "ALTER TABLE bundles ALTER COLUMN vectors SET NOT NULL",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

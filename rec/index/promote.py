@@ -6,6 +6,7 @@ is promoted only when forced, and its promotion says so. While an experiment run
 neither of its bundles is dropped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                 experiments.refuse_running(connection)
             done = Promoted(before, load.catalogue(connection, bundle, data))
             if done.before != bundle.id:
+                if bundle.extends == before:  # the same models: what to roll back to is what was before them
+                    connection.execute(
+                        "UPDATE promotions SET retracted_at = now() WHERE number = ("
+                        "SELECT max(number) FROM promotions WHERE bundle = %s AND retracted_at IS NULL)",
+                        (before,),
+                    )
                 found = bundle.evaluation
                 connection.execute(
                     "INSERT INTO promotions (bundle, ndcg10, floor, floor_met) VALUES (%s, %s, %s, %s)",
@@ -115,18 +122,44 @@ def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
             kept = [name for _, name, _ in _promotions(connection, recipe)]
             kept += [name for name in serving(connection) if name not in kept]
             rows = connection.execute(
-                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s) UNION ALL"
-                " SELECT substr(relname, 7) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{12}$'"
-                " AND relnamespace = current_schema()::regnamespace"
-                " AND substr(relname, 7) NOT IN (SELECT id FROM bundles)",
-                (recipe, kept),
+                "SELECT id FROM bundles WHERE catalogue = %s AND id <> ALL(%s)", (recipe, kept)
             ).fetchall()
             dropped = [name for (name,) in rows]
-            for name in [] if dry_run else dropped:
-                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
-                connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
-                connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
-    return Pruned(kept, dropped)
+            orphans = _orphans(connection, dropped)
+            if not dry_run:
+                _forget(connection, dropped, orphans)
+    return Pruned(kept, dropped + [name for name in orphans if name not in dropped])
+
+
+def supersede(connection: Connection[Any], recipe: str, keep: Sequence[str]) -> list[str]:
+    """Forget the recipe's bundles whose vectors lie in another one's table, but `keep` and those that answer or may be
+    rolled back to; returns their ids. Part of the caller's transaction."""
+    kept = [*keep, *serving(connection), *(name for _, name, _ in _promotions(connection, recipe))]
+    rows = connection.execute(
+        "SELECT id FROM bundles WHERE catalogue = %s AND vectors <> id AND id <> ALL(%s)", (recipe, kept)
+    ).fetchall()
+    names = [name for (name,) in rows]
+    _forget(connection, names, ())
+    return names
+
+
+def _orphans(connection: Connection[Any], dropped: Sequence[str]) -> list[str]:
+    """Whose tables hold no vectors of any bundle but `dropped`."""
+    rows = connection.execute(
+        "SELECT substr(relname, 7) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_[0-9a-f]{12}$'"
+        " AND relnamespace = current_schema()::regnamespace"
+        " AND substr(relname, 7) NOT IN (SELECT vectors FROM bundles WHERE id <> ALL(%s))",
+        (list(dropped),),
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def _forget(connection: Connection[Any], names: Sequence[str], orphans: Sequence[str]) -> None:
+    for name in orphans:
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
+    for name in names:
+        connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
+        connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
 
 
 def before(connection: Connection[Any]) -> str | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from rec.bundle import Bundle
-from rec.errors import ArtifactError, DatabaseError
+from rec.errors import ArtifactError
 from rec.index import tables
 from rec.index.connections import Connections
 from rec.index.search import Filters, Found, VectorIndex
@@ -129,7 +129,6 @@ def of_graph(connections: Connections, bundle: Bundle, vectors: Floats) -> float
     It needs no products, which come with the promotion.
     """
     index = bundle.config.index
-    table = tables.items_table(bundle.id)
     walk = sql.SQL("SELECT -(embedding <#> %(vector)s) FROM {} ORDER BY embedding <#> %(vector)s LIMIT %(k)s")
     compare_all = sql.SQL(
         "WITH compared AS MATERIALIZED (SELECT embedding <#> %(vector)s AS distance FROM {})"
@@ -137,9 +136,9 @@ def of_graph(connections: Connections, bundle: Bundle, vectors: Floats) -> float
     )
     found: list[float] = []
     with connections.use() as connection:
+        table = tables.vectors_of(connection, bundle.id)
         row = connection.execute("SELECT kind FROM bundles WHERE id = %s", (bundle.id,)).fetchone()
-        if row is None:
-            raise DatabaseError(f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it")
+        assert row is not None, "it has vectors"
         value = tables.embedding(row[0])
         connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(index.ef_search),))
         connection.execute("SET LOCAL enable_seqscan = off")  # of few rows, reading all is cheaper to the planner

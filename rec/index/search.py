@@ -16,7 +16,6 @@ import numpy as np
 from psycopg import Connection, sql
 
 from rec.config import Index
-from rec.errors import DatabaseError
 from rec.index import tables
 from rec.index.connections import Connections
 
@@ -63,15 +62,14 @@ class VectorIndex:
     def __init__(self, connections: Connections, bundle: str, index: Index) -> None:
         self._connections = connections
         self._few_in_stock, self._stock_until = False, 0.0
-        table = tables.items_table(bundle)
-        self._queries = cache(lambda *given: _Queries.of(table, _condition(*given)))
         self._index = index
         with connections.use() as connection:
+            table = tables.vectors_of(connection, bundle)
             row = connection.execute(
                 "SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (bundle,)
             ).fetchone()
-        if row is None:
-            raise DatabaseError(f"bundle {bundle} is not in the database: run `python jobs/publish.py` to load it")
+        assert row is not None, "it has vectors"
+        self._queries = cache(lambda *given: _Queries.of(table, _condition(*given)))
         self._catalogue: str = row[0]
         self._items: int = row[1]
         self._width: int = row[2]
@@ -121,6 +119,7 @@ class VectorIndex:
         return {
             "vector": self._value(vector),
             "catalogue": self._catalogue,
+            "items": self._items,
             "exclude": exclude.astype(np.int32).tolist(),
             "k": k,
             "visit": k if not any(filters.given) and k + len(exclude) <= self._index.ef_search else OVERFETCH * k,
@@ -167,7 +166,8 @@ class _Queries:
         exact = (
             "WITH passing AS MATERIALIZED ("
             " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v JOIN products p USING (product_id)"
-            " WHERE p.catalogue = %(catalogue)s AND {condition} AND v.row <> ALL(%(exclude)s::integer[]))"
+            " WHERE p.catalogue = %(catalogue)s AND {condition} AND v.row < %(items)s"
+            " AND v.row <> ALL(%(exclude)s::integer[]))"
             " SELECT row, -distance FROM passing ORDER BY distance, row LIMIT %(k)s"
         )
         # hnsw: a scalar subquery cannot become a join, so the order always comes from the index and the filter is one
@@ -176,7 +176,7 @@ class _Queries:
         hnsw = (
             "WITH nearest AS MATERIALIZED ("
             " SELECT v.row, v.embedding <#> %(vector)s AS distance FROM {table} v"
-            " WHERE v.row <> ALL(%(exclude)s::integer[]) AND (SELECT {condition} FROM products p"
+            " WHERE v.row < %(items)s AND v.row <> ALL(%(exclude)s::integer[]) AND (SELECT {condition} FROM products p"
             "  WHERE p.catalogue = %(catalogue)s AND p.product_id = v.product_id)"
             " ORDER BY v.embedding <#> %(vector)s LIMIT %(visit)s)"
             " SELECT row, -distance FROM nearest ORDER BY distance + 0, row LIMIT %(k)s"

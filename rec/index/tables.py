@@ -12,7 +12,8 @@ rules                     every version of a catalogue's rules, newest last; a r
 loads                     content hash of what the first three were loaded from, by catalogue
 forgotten                 hashes of users whose data was deleted and does not come back
 schema_version            the migrations that have run (migrations.py), which say what columns there are
-items_<bundle id>         append-only vectors of one bundle: row, product_id, embedding
+items_<bundle id>         append-only vectors of a bundle, and after its rows those of bundles that extend it
+                          (`bundles.vectors`): row, product_id, embedding
 """
 
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ def items_table(bundle: str) -> sql.Identifier:
     if not bundles.BUNDLE_ID.fullmatch(bundle):
         raise DatabaseError(f"{bundle!r} is no bundle id (12 hexadecimal digits): see `python jobs/bundles.py list`")
     return sql.Identifier(f"items_{bundle}")
+
+
+def vectors_of(connection: Connection[Any], bundle: str) -> sql.Identifier:
+    """The quoted name of the table that holds a loaded bundle's vectors, and behind them perhaps more."""
+    own = items_table(bundle)  # raises for what is no id, before anything is asked
+    row = connection.execute("SELECT vectors FROM bundles WHERE id = %s", (bundle,)).fetchone()
+    if row is None:
+        raise DatabaseError(f"bundle {bundle} is not in the database: run `python jobs/publish.py` to load it")
+    return own if row[0] == bundle else items_table(str(row[0]))
 
 
 def embedding(kind: str) -> type[HalfVector] | type[Vector]:

@@ -1,4 +1,4 @@
-"""The vector table of one bundle: rows by binary COPY, the HNSW index, and the entry that says that both are there.
+"""The vector table of a bundle: rows by binary COPY, the HNSW index, and the entry that says that both are there.
 
 All of it is part of the caller's transaction. COPY's bytes are put together by numpy for many rows at once: a row at a
 time, Python is slower than the server that reads it.
@@ -30,8 +30,15 @@ def fill(
     connection: Connection[Any], bundle: str, ids: Sequence[str], vectors: NDArray[np.float32], index: Index
 ) -> None:
     """Create the table of `bundle` and copy the product ids and vectors float32[N, d] of item rows into it."""
-    table = tables.items_table(bundle)
-    create(connection, table, vectors.shape[1], index)
+    create(connection, tables.items_table(bundle), vectors.shape[1], index)
+    append(connection, bundle, 0, ids, vectors, index.kind)
+
+
+def append(
+    connection: Connection[Any], owner: str, first: int, ids: Sequence[str], vectors: NDArray[np.float32], kind: str
+) -> None:
+    """Copy product ids and vectors float32[n, d] into the table of the bundle `owner`, as the rows from `first` on."""
+    table = tables.items_table(owner)
     statement = sql.SQL("COPY {} (row, product_id, embedding) FROM STDIN (FORMAT BINARY)").format(table)
     with (
         progress.bar(total=len(ids), what="vectors to Postgres") as bar,
@@ -41,7 +48,7 @@ def fill(
         copy.write(binary_copy.HEADER)
         for start in range(0, len(ids), ROWS_PER_BLOCK):
             part = slice(start, start + ROWS_PER_BLOCK)
-            copy.write(_tuples(start, ids[part], vectors[part], index.kind))
+            copy.write(_tuples(first + start, ids[part], vectors[part], kind))
             bar.update(len(ids[part]))
         copy.write(binary_copy.TRAILER)
 
@@ -120,14 +127,20 @@ def graph_bytes(items: int, width: int, index: Index) -> int:
     return items * (vector + 3 * index.m * _BYTES_PER_LINK + _BYTES_PER_ELEMENT)
 
 
-def enter(connection: Connection[Any], bundle: str, catalogue: str, items: int, width: int, kind: str) -> None:
-    """The other indexes, statistics and rights, and the entry in `bundles`, by which searches find the table."""
+def finish(connection: Connection[Any], bundle: str) -> None:
+    """The other indexes, statistics and rights of a table that was filled."""
     table = tables.items_table(bundle)
     for column in ("product_id", "row"):
         connection.execute(sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(table, sql.Identifier(column)))
     connection.execute(sql.SQL("ANALYZE {}").format(table))
     roles.pass_on(connection)
+
+
+def enter(
+    connection: Connection[Any], bundle: str, catalogue: str, items: int, width: int, kind: str, owner: str
+) -> None:
+    """The entry in `bundles`, by which searches find the table, that of the bundle `owner`."""
     connection.execute(
-        "INSERT INTO bundles (id, catalogue, items, width, kind) VALUES (%s, %s, %s, %s, %s)",
-        (bundle, catalogue, items, width, kind),
+        "INSERT INTO bundles (id, catalogue, items, width, kind, vectors) VALUES (%s, %s, %s, %s, %s, %s)",
+        (bundle, catalogue, items, width, kind, owner),
     )

@@ -195,6 +195,19 @@ class Items:
     """int64[M] positions in the size table's `written`."""
 
 
+def extended(items: Items, added: int) -> Items:
+    """With `added` items behind the others of which nothing is known: they are to be had in no size."""
+    return Items(
+        kind=np.concatenate([items.kind, np.zeros(added, items.kind.dtype)]),
+        location=np.concatenate([items.location, np.zeros(added, np.float32)]),
+        spread=np.concatenate([items.spread, np.zeros(added, np.float32)]),
+        vector=np.concatenate([items.vector, np.zeros((added, items.vector.shape[1]), np.float32)]),
+        popularity=items.popularity,
+        offsets=np.concatenate([items.offsets, np.full(added, items.offsets[-1])]),
+        offered=items.offered,
+    )
+
+
 def save(folder: Path, head: FitHead, items: Items) -> None:
     """Write WEIGHTS and DESCRIPTION into `folder`."""
     tensors = {f"head.{name}": value.detach().cpu().contiguous() for name, value in head.state_dict().items()}

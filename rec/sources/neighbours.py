@@ -36,6 +36,10 @@ class Neighbours:
         order = np.lexsort((found, -combined))
         return found[order].astype(np.int64), combined[order].astype(np.float32)
 
+    def followed_by(self, other: "Neighbours") -> "Neighbours":
+        """The items of both, those of `other` behind."""
+        return Neighbours(np.concatenate([self.rows, other.rows]), np.concatenate([self.scores, other.scores]))
+
 
 def strongest(place: Ints, scores: Floats) -> NDArray[np.float64]:
     """The highest score of each neighbour."""
@@ -49,10 +53,12 @@ def summed(place: Ints, scores: Floats) -> NDArray[np.float64]:
     return np.bincount(place, scores).astype(np.float64)  # of nothing it is integers
 
 
-def nearest(vectors: Floats, length: int) -> Neighbours:
-    """The `length` other items of highest inner product for each of `vectors` float32[N, d], by exact search."""
-    itself = [np.array([row]) for row in range(len(vectors))]
-    rows, scores = search(vectors, vectors, min(length, len(vectors)), itself)
+def nearest(vectors: Floats, length: int, last: int | None = None) -> Neighbours:
+    """The `length` other items of highest inner product for each of `vectors` float32[N, d], or for the `last` of them,
+    by exact search."""
+    first = 0 if last is None else len(vectors) - last
+    itself = [np.array([row]) for row in range(first, len(vectors))]
+    rows, scores = search(vectors[first:], vectors, min(length, len(vectors)), itself)
     return Neighbours(rows.astype(np.int32), np.where(rows == NONE, 0, scores).astype(np.float32))
 
 
@@ -62,12 +68,17 @@ def best(item: Ints, other: Ints, scores: NDArray[np.float64], num_items: int, l
     item, other, scores = item[order], other[order], scores[order]
     place = np.arange(len(item)) - np.searchsorted(item, item)
     kept = place < length
-    made = Neighbours(np.full((num_items, length), NONE, np.int32), np.zeros((num_items, length), np.float32))
+    made = alone(num_items, length)
     made.rows[item[kept], place[kept]] = other[kept]
     made.scores[item[kept], place[kept]] = scores[kept]
     return made
 
 
+def alone(num_items: int, length: int) -> Neighbours:
+    """Items without neighbours in a table of `length` columns."""
+    return Neighbours(np.full((num_items, length), NONE, np.int32), np.zeros((num_items, length), np.float32))
+
+
 def none(num_items: int) -> Neighbours:
     """No neighbours at all: the source is not in use."""
-    return Neighbours(np.empty((num_items, 0), np.int32), np.empty((num_items, 0), np.float32))
+    return alone(num_items, 0)

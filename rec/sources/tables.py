@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from rec import artifact, weights
 from rec.artifact import Manifest
 from rec.retrieval import Proposed
+from rec.sources import neighbours
 from rec.sources.neighbours import Neighbours, strongest, summed
 from rec.sources.segments import Segments
 from rec.state import UserState
@@ -48,6 +49,15 @@ class Sources:
             cooccurrence=rows[:MOST],
             cooccurrence_scores=scores[:MOST],
             popular=self.segments.popular(state.profile) if state.cold else np.empty(0, np.int64),
+        )
+
+    def extended(self, vectors: NDArray[np.float32], added: int) -> "Sources":
+        """With rows for the last `added` of the item vectors float32[N, d]: near whom they are, and co-occurring with
+        nobody. Those that were there before keep their neighbours."""
+        return Sources(
+            item=self.item.followed_by(neighbours.nearest(vectors, self.item.rows.shape[1], added)),
+            cooccurrence=self.cooccurrence.followed_by(neighbours.alone(added, self.cooccurrence.rows.shape[1])),
+            segments=self.segments,
         )
 
     def save(self, folder: Path) -> None:

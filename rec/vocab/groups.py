@@ -21,10 +21,15 @@ def keys(batch: pa.Table, files: Files) -> pa.Table:
     contents: list[bytes] = []
     for group in batch.column("id").to_pylist():
         attributes, texts = files.attributes(group), files.texts(group)
-        shops += [None if name is None else _digest("shop", name) for name in texts.column("group_id").to_pylist()]
+        shops += [None if name is None else shop_key(name) for name in texts.column("group_id").to_pylist()]
         seen = (texts.column("title").to_pylist(), *(pairs_of(attributes.column(name)) for name in ("std", "re")))
         contents += [content_key(*parts) for parts in zip(*seen, strict=True)]
     return pa.table({"shop": pa.array(shops, pa.binary()), "content": pa.array(contents, pa.binary())})
+
+
+def shop_key(name: str) -> bytes:
+    """Digest of a group that the shop names."""
+    return _digest("shop", name)
 
 
 def content_key(title: str, std: list[Pair], re: list[Pair]) -> bytes:

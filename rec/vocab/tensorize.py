@@ -65,10 +65,7 @@ def run(config: Config) -> dict[str, Any]:
     where = {"vocabulary": str(config.at("vocabulary")), "tensors": str(config.at("tensors"))}
     work: dict[str, Any] = {
         "inputs": {**inputs, "vocabulary": made.content_hash},
-        "config": {
-            "max_re_tokens": config.vocab.max_re_tokens,
-            "text": config.text.identity(),
-        },
+        "config": _tensors_config(config),
     }
     done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)
     if done is not None:
@@ -76,10 +73,38 @@ def run(config: Config) -> dict[str, Any]:
     if not grown:
         _start(config)
     facts: dict[str, Any] = {}
-    done = dataset.write(config.at("tensors"), TENSORS, _tensors(config, files, facts), **work, facts=facts)
+    done = dataset.write(
+        config.at("tensors"), TENSORS, _tensors(config, config.at("vocabulary"), files, facts), **work, facts=facts
+    )
     result = {**where, **made.facts, **done.facts, "seconds": round(time.monotonic() - started, 1)}
     log.info("tensorized %s", ", ".join(f"{name} {value}" for name, value in result.items() if name not in where))
     return result
+
+
+def place(config: Config, vocabulary: Path) -> artifact.Manifest:
+    """Write `tensors` by the vocabulary in a folder as it is: what it does not know becomes unknown, and nothing grows.
+
+    Groups are numbered among these products alone.
+    """
+    std_vocabulary = StdVocabulary.load(vocabulary / "std.toml")
+    files = Files(dataset.part(config.at("enriched"), ENRICHED), dataset.part(config.at("products"), PRODUCTS))
+    _check(files, std_vocabulary)
+    inputs = {
+        "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
+        "enriched": dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash,
+        "vocabulary": artifact.hash_folder(vocabulary),
+    }
+    work: dict[str, Any] = {"inputs": inputs, "config": _tensors_config(config)}
+    done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)
+    if done is not None:
+        return done
+    _start(config)
+    facts: dict[str, Any] = {}
+    return dataset.write(config.at("tensors"), TENSORS, _tensors(config, vocabulary, files, facts), **work, facts=facts)
+
+
+def _tensors_config(config: Config) -> dict[str, Any]:
+    return {"max_re_tokens": config.vocab.max_re_tokens, "text": config.text.identity()}
 
 
 def _start(config: Config) -> None:
@@ -197,10 +222,9 @@ def _mapped(files: Files, task: Callable[[pa.Table], pa.Table]) -> ray.data.Data
     )
 
 
-def _tensors(config: Config, files: Files, facts: dict[str, Any]) -> Iterator[pa.Table]:
-    """Rows of TENSORS in product order."""
+def _tensors(config: Config, folder: Path, files: Files, facts: dict[str, Any]) -> Iterator[pa.Table]:
+    """Rows of TENSORS in product order, by the vocabulary in `folder`."""
     numbers = groups.number(_tables(_mapped(files, partial(groups.keys, files=files))))
-    folder = config.at("vocabulary")
     made = _row_groups(files).map_batches(
         Tensorize,
         batch_format="pyarrow",

@@ -162,7 +162,7 @@ def test_few_products_in_stock_are_compared_without_a_walk(
 def test_the_index_serves_the_order_of_the_walk(made: Bundle, connections: Connections, index: VectorIndex) -> None:
     query = index._queries(*Filters().given).hnsw
     parameters = {
-        "vector": index._value(unit(3)), "catalogue": "tiny", "exclude": [], "k": 10, "visit": 10,
+        "vector": index._value(unit(3)), "catalogue": "tiny", "items": tiny.ITEMS, "exclude": [], "k": 10, "visit": 10,
         "categories": [], "price_min": None, "price_max": None,
     }  # fmt: skip
     with connections.use() as connection:

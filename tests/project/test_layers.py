@@ -41,6 +41,7 @@ STAGES = {
     "samples",
     "evaluate",
     "feedback",
+    "additions",
     "assemble",
     "bundle",
     "bundle_diff",
@@ -52,7 +53,7 @@ STAGES = {
     "publish",
     "queries",
 }
-TOP = {"pipeline", "doctor"}
+TOP = {"pipeline", "refresh", "doctor"}
 LEVELS = [GROUND, MIDDLE, STAGES, TOP]
 
 ONLY_IN = {

@@ -1,0 +1,191 @@
+"""A bundle that has more products than another one, by that one's own models: nothing is trained.
+
+Files that are the same are links to the same bytes. The rows of the new products come after all others, so whatever
+refers to an item row stays right, and the database keeps one table of vectors for both (`rec.index.load`).
+"""
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch.nn import functional as F
+
+from rec import assemble, bundle, dataset
+from rec.bundle import FIT_HEAD, Bundle
+from rec.config import Config
+from rec.embed import Embed
+from rec.errors import ArtifactError
+from rec.features import additions as feature_additions
+from rec.features import items as item_features
+from rec.features.additions import Added
+from rec.models import fit_head, item_tower, latent_semantics, user_tower
+from rec.models.item_inputs import TEXT_STATES
+from rec.schema import PRODUCTS, TENSORS
+from rec.sources import tables
+from rec.vocab import groups
+from rec.vocab.re import split_words
+from rec.vocab.std import StdVocabulary
+
+VECTORS = "user_tower/item_vectors.safetensors"
+LIVE = ("price", "currency", "available")
+"""Columns of the display table that the shop's files have anew for all products."""
+
+Ints = NDArray[np.int32]
+
+
+def make(base: Bundle, new: Config, seen: pa.Table) -> Bundle:
+    """The bundle of `base` and the products of the recipe `new`, which went through encode, in the same store.
+
+    `seen` are all PRODUCTS that the shop has now: prices and stock, and what `base` does not say of its products.
+    """
+    if not base.config.user_tower.content:
+        raise ArtifactError(
+            f"the user tower of bundle {base.id} knows products by their number alone (user_tower.content = false): "
+            "train again for new ones"
+        )
+    version = base.said()["parts"]["item_tower"]
+    if version != item_tower.VERSION:
+        raise ArtifactError(
+            f"bundle {base.id} has an item tower of version {version}, this program makes vectors by version "
+            f"{item_tower.VERSION}: run `python jobs/pipeline.py --recipe {base.recipe}`"
+        )
+    return bundle.make(new.store, lambda staging: _fill(staging, base, new, seen))
+
+
+def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str, Any]:
+    shown, places = base.products(), _places(base, seen)
+    vectors = np.concatenate([base.item_vectors(), _vectors(base, new)])
+    added = len(vectors) - base.items
+    changed: dict[str, Any] = {}
+
+    def file(name: str) -> Path:
+        changed[name] = staging / name
+        changed[name].parent.mkdir(parents=True, exist_ok=True)
+        return staging / name
+
+    table = pa.concat_tables([_live(shown, seen, places), assemble.display(new)])
+    pq.write_table(table, file("products.parquet"), compression="zstd")
+    save_file({"item_vectors": vectors}, file(VECTORS))
+    _features(base, new, seen, places, shown, vectors).save(file("features/features.safetensors").parent)
+    sources = tables.load(base.folder("sources")).extended(vectors, added)
+    sources.save(file(f"sources/{tables.FILE}").parent)
+    if base.has(FIT_HEAD):
+        head, items = fit_head.load(base.folder(FIT_HEAD))
+        fit_head.save(file(f"{FIT_HEAD}/{fit_head.WEIGHTS}").parent, head, fit_head.extended(items, added))
+    for name in base.files:
+        if not (staging / name).exists():
+            _link(base.path / name, staging / name)
+    said = base.said()
+    products = dataset.read_manifest(new.at("products"), PRODUCTS).content_hash
+    return {**said, "items": len(vectors), "extends": base.id, "inputs": {**said["inputs"], "added": products}}
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without links
+        shutil.copyfile(source, target)
+
+
+def _places(base: Bundle, seen: pa.Table) -> NDArray[np.int64]:
+    """int64[N] row of each of the base's products in `seen`, -1 for one that the shop no longer has."""
+    found = pc.index_in(pa.chunked_array([base.product_ids()]), seen["product_id"].combine_chunks())
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def _live(shown: pa.Table, seen: pa.Table, places: NDArray[np.int64]) -> pa.Table:
+    """The display table with what is LIVE in `seen`; what is no longer there is not in stock."""
+    there = pa.array(places >= 0)
+    rows = pa.array(np.maximum(places, 0))
+    for name in LIVE:
+        at, before = shown.column_names.index(name), shown[name].combine_chunks()
+        now = seen[name].combine_chunks().take(rows).cast(before.type)
+        missing = pa.array(np.zeros(len(places), bool)) if name == "available" else before
+        shown = shown.set_column(at, shown.schema.field(name), pc.if_else(there, now, missing))
+    return shown
+
+
+def _vectors(base: Bundle, new: Config) -> NDArray[np.float32]:
+    """Unit vectors float32[m, d] of the new products, as the index holds them: none has what is learned per item."""
+    folders = (base.folder("item_tower"), base.folder("vocabulary"), new.at("tensors"), new.at(TEXT_STATES))
+    count = dataset.read_manifest(new.at("tensors"), TENSORS).facts["rows"]
+    embed = Embed(*folders, new.item_tower.train.model_copy(update={"use_gpu": False}))
+    made = embed(pa.table({"block": [0], "rows": [np.arange(count)]}))["vectors"].combine_chunks()
+    content = np.array(made.values).reshape(count, -1)
+    tower = user_tower.load(base.folder("user_tower"))
+    analysis = latent_semantics.load(base.folder("user_tower"))
+    if analysis is not None:
+        content = latent_semantics.beside(content, analysis(latent_semantics.counts(new.at("tensors"))))
+    with torch.inference_mode():
+        vectors: NDArray[np.float32] = F.normalize(tower.adapt(torch.from_numpy(content)), dim=-1).numpy()
+    return vectors
+
+
+def _features(
+    base: Bundle,
+    new: Config,
+    seen: pa.Table,
+    places: NDArray[np.int64],
+    shown: pa.Table,
+    vectors: NDArray[np.float32],
+) -> item_features.ItemFeatures:
+    old = item_features.load(base.folder("features"), vectors[: base.items])
+    products, tensors = dataset.read(new.at("products"), PRODUCTS), dataset.read(new.at("tensors"), TENSORS)
+    measurements = [dict(pairs or ()) for pairs in seen["measurements"].to_pylist()] if old.measurements else []
+    added = Added(products, tensors, _groups(old.group, shown, seen, places, new), vectors[base.items :])
+    return feature_additions.extended(
+        old,
+        added,
+        StdVocabulary.load(base.folder("vocabulary") / "std.toml"),
+        shown["brand"].to_pylist(),
+        [measurements[place] if place >= 0 and measurements else {} for place in places.tolist()],
+    )
+
+
+def _groups(old: Ints, shown: pa.Table, seen: pa.Table, places: NDArray[np.int64], new: Config) -> Ints:
+    """int32[m] content groups of the new products: that of an old one of the same content or the shop's own group, else
+    new numbers."""
+    display = assemble.display(new)
+    shops = dataset.read(new.at("products"), PRODUCTS, columns=["group_id"])["group_id"].to_pylist()
+    titles = {tuple(split_words(title)) for title in display["title"].to_pylist()}
+    named = seen["group_id"].to_pylist()
+    shops_before = [named[place] if place >= 0 else None for place in places.tolist()]
+    near = [
+        row
+        for row, (title, shop) in enumerate(zip(shown["title"].to_pylist(), shops_before, strict=True))
+        if tuple(split_words(title)) in titles or (shop is not None and shop in shops)
+    ]
+    contents = [*_contents(shown.take(pa.array(near, pa.int64()))), *_contents(display)]
+    keys = [None if shop is None else groups.shop_key(shop) for shop in [*(shops_before[row] for row in near), *shops]]
+    numbers = groups.number(
+        [pa.table({"shop": pa.array(keys, pa.binary()), "content": pa.array(contents, pa.binary())})]
+    )
+    known: dict[int, int] = {}
+    for number, row in zip(numbers[: len(near)].tolist(), near, strict=True):
+        known.setdefault(number, int(old[row]))
+    following = itertools.count(int(old.max(initial=-1)) + 1)
+    made = numbers[len(near) :].tolist()
+    for number in dict.fromkeys(made):
+        if number not in known:
+            known[number] = next(following)
+    return np.array([known[number] for number in made], np.int32)
+
+
+def _contents(display: pa.Table) -> Iterable[bytes]:
+    for row in display.select(["title", "std", "re"]).to_pylist():
+        yield groups.content_key(row["title"], _pairs(row["std"]), _pairs(row["re"]))
+
+
+def _pairs(attributes: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    return [(each["key"], each["value"]) for each in attributes]
