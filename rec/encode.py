@@ -29,7 +29,7 @@ from rec.models import text_encoder
 from rec.models.item_inputs import LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
 from rec.schema import TENSORS
 
-FEW = 4
+FEW = 64
 """Batches that are encoded in this process: actors take longer to start."""
 
 
