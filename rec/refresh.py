@@ -24,21 +24,27 @@ from rec.index import experiments, load, migrations, promote, stock, tables
 from rec.schema import PRODUCTS
 from rec.vocab import tensorize
 
+MOST_GONE = 0.2
+"""A larger share of the stock does not end between two refreshes: the file was not written to its end."""
 FOLDER = "refresh"
 """Of the datasets of new products, in the recipe's own folder."""
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Refresh; returns what changed. Raises ArtifactError where the active bundle is of another recipe."""
+def run(config: Config, *, force: bool = False) -> dict[str, Any]:
+    """Refresh; returns what changed.
+
+    Raises ArtifactError where the active bundle is of another recipe, InputError where the source lacks more than
+    MOST_GONE of the products in stock and `force` is not given.
+    """
     started = time.monotonic()
     url = postgres.url(config.store, create=False)
     base = _active(config, url)
     seen, rejects = ingest.catalogue(config)
     with postgres.session(url) as connection:
         migrations.migrate(connection)
-        changed = stock.update(connection, config.name, seen)
+        changed = stock.update(connection, config.name, seen, most_gone=1.0 if force else MOST_GONE)
     new = seen.filter(pc.invert(pc.is_in(seen["product_id"], value_set=pa.array(base.product_ids()))))
     log.info("%d products, %d of them new; %s", seen.num_rows, new.num_rows, asdict(changed))
     made = _add(config, base, url, new, seen, rejects) if new.num_rows else base

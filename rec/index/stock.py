@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 from psycopg import Connection
 
+from rec.errors import InputError
 from rec.index import tables
 
 COLUMNS = ("product_id", "price", "currency", "available")
@@ -25,10 +26,11 @@ class Changed:
     """Of those sold out: no longer in the shop's files."""
 
 
-def update(connection: Connection[Any], catalogue: str, products: pa.Table) -> Changed:
+def update(connection: Connection[Any], catalogue: str, products: pa.Table, *, most_gone: float = 1.0) -> Changed:
     """Take over COLUMNS of `products`, all that the shop has; who is not among them is out of stock.
 
-    One transaction. Products that the database does not have are passed over.
+    One transaction. Products that the database does not have are passed over. Raises InputError, and changes nothing,
+    where more than the share `most_gone` of those in stock are not among them.
     """
     with tables.switching(connection):
         connection.execute(
@@ -59,5 +61,21 @@ def update(connection: Connection[Any], catalogue: str, products: pa.Table) -> C
             "  count(*) FILTER (WHERE available AND NOT before), count(*) FILTER (WHERE before AND gone) FROM done",
             {"catalogue": catalogue},
         ).fetchone()
+        assert row is not None
+        found = Changed(*row)
+        if found.gone:
+            _check_gone(connection, catalogue, found, most_gone)
+    return found
+
+
+def _check_gone(connection: Connection[Any], catalogue: str, found: Changed, most_gone: float) -> None:
+    row = connection.execute(
+        "SELECT count(*) FROM products WHERE catalogue = %s AND available", (catalogue,)
+    ).fetchone()
     assert row is not None
-    return Changed(*row)
+    before = row[0] - found.back + found.sold_out
+    if found.gone > most_gone * before:
+        raise InputError(
+            f"{found.gone} of the {before} products in stock are not in the source, more than {most_gone:.0%}, so "
+            "nothing was changed: see that the file is whole, or take it as it is with --force"
+        )

@@ -307,6 +307,18 @@ def test_a_refresh_that_was_stopped_is_done_again(shop: Shop, ray_local: None, m
     assert len(bundle.names(shop.recipe.store)) == 2, "the first try made the same bundle"
 
 
+def test_half_a_file_does_not_empty_the_shop(shop: Shop) -> None:
+    shop.write(shop.rows[: tiny.ITEMS // 2])
+    before = shop.query("SELECT product_id, price, available FROM products ORDER BY product_id")
+    with pytest.raises(
+        InputError, match=r"^72 of the 144 products in stock are not in the source, more than 20%.*--force"
+    ):
+        refresh.run(shop.recipe)
+    assert shop.query("SELECT product_id, price, available FROM products ORDER BY product_id") == before
+    found = refresh.run(shop.recipe, force=True)
+    assert (found["gone"], found["sold_out"], found["products"]) == (72, 72, 80)
+
+
 def test_what_is_refused(shop: Shop) -> None:
     with pytest.raises(ArtifactError, match=r"is of recipe 'tiny', not 'other'.*refresh with --recipe tiny"):
         refresh.run(shop.recipe.model_copy(update={"name": "other"}))
