@@ -48,6 +48,11 @@ def make(base: Bundle, new: Config, seen: pa.Table) -> Bundle:
 
     `seen` are all PRODUCTS that the shop has now: prices and stock, and what `base` does not say of its products.
     """
+    return bundle.make(new.store, lambda staging: _fill(staging, base, new, seen))
+
+
+def check(base: Bundle) -> None:
+    """Raise ArtifactError where new products have no place in what `base` learned."""
     if not base.config.user_tower.content:
         raise ArtifactError(
             f"the user tower of bundle {base.id} knows products by their number alone (user_tower.content = false): "
@@ -59,7 +64,6 @@ def make(base: Bundle, new: Config, seen: pa.Table) -> Bundle:
             f"bundle {base.id} has an item tower of version {version}, this program makes vectors by version "
             f"{item_tower.VERSION}: run `python jobs/pipeline.py --recipe {base.recipe}`"
         )
-    return bundle.make(new.store, lambda staging: _fill(staging, base, new, seen))
 
 
 def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str, Any]:
@@ -87,7 +91,13 @@ def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str,
             _link(base.path / name, staging / name)
     said = base.said()
     products = dataset.read_manifest(new.at("products"), PRODUCTS).content_hash
-    return {**said, "items": len(vectors), "extends": base.id, "inputs": {**said["inputs"], "added": products}}
+    return {
+        **said,
+        "items": len(vectors),
+        "extends": base.id,
+        "root": base.root,
+        "inputs": {**said["inputs"], "added": products},
+    }
 
 
 def _link(source: Path, target: Path) -> None:
@@ -158,13 +168,14 @@ def _groups(old: Ints, shown: pa.Table, seen: pa.Table, places: NDArray[np.int64
     new numbers."""
     display = assemble.display(new)
     shops = dataset.read(new.at("products"), PRODUCTS, columns=["group_id"])["group_id"].to_pylist()
+    shops_now = set(shops) - {None}
     titles = {tuple(split_words(title)) for title in display["title"].to_pylist()}
     named = seen["group_id"].to_pylist()
     shops_before = [named[place] if place >= 0 else None for place in places.tolist()]
     near = [
         row
         for row, (title, shop) in enumerate(zip(shown["title"].to_pylist(), shops_before, strict=True))
-        if tuple(split_words(title)) in titles or (shop is not None and shop in shops)
+        if tuple(split_words(title)) in titles or shop in shops_now
     ]
     contents = [*_contents(shown.take(pa.array(near, pa.int64()))), *_contents(display)]
     keys = [None if shop is None else groups.shop_key(shop) for shop in [*(shops_before[row] for row in near), *shops]]

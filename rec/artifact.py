@@ -58,12 +58,16 @@ def fingerprint(*, kind: str, version: int, inputs: Mapping[str, str], config: M
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Busy(ArtifactError):
+    """Another job writes artifacts there."""
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Let one job at a time write artifacts to `folder`, on whichever machine: two would undo each other's work.
 
     The lock goes with the process, however it ends. It is on a file: NFS shows other machines no locks of folders.
-    Raises ArtifactError when another job has it, or `folder` cannot be written to.
+    Raises Busy when another job has it, ArtifactError when `folder` cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,7 @@ def alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             other = file.read().strip() or "another job"
-            raise ArtifactError(f"{other} is writing to {folder}: wait until it ends, or end it") from None
+            raise Busy(f"{other} is writing to {folder}: wait until it ends, or end it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -97,6 +97,8 @@ class Bundle:
     """Relative file name → `sha256` and `bytes`."""
     extends: str | None = None
     """Id of the bundle that it only has more products than, behind that one's."""
+    root: str = ""
+    """Id of the one that was trained: its own, or that of the first in the chain of those that it extends."""
 
     @functools.cached_property
     def config(self) -> Config:
@@ -216,6 +218,7 @@ def opened(path: Path, name: str) -> Bundle:
         evaluation=Evaluation(**manifest["evaluation"]),
         files=manifest["files"],
         extends=manifest.get("extends"),
+        root=manifest.get("root", name),
     )
 
 

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
-from rec import bundle, postgres
+from rec import artifact, bundle, postgres
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError, DatabaseError, RecError
@@ -99,12 +100,16 @@ def collect(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     store.
 
     What killed processes left in the store goes as well, and so do vectors in the database that belong to no bundle.
+    Raises artifact.Busy while a job writes artifacts of the recipe.
     """
-    pruned = promote.prune(postgres.url(config.store, create=False), config.name, dry_run=dry_run)
-    return {
-        "kept": pruned.kept,
-        "dropped": pruned.dropped,
-        "removed": bundle.prune(config.store, config.name, pruned.kept, dry_run=dry_run),
-        "leftovers": bundle.leftovers(config.store, dry_run=dry_run),
-        "dry_run": dry_run,
-    }
+    url = postgres.url(config.store, create=False)
+    # a job that is about to promote a bundle of the recipe has loaded one that nothing says is needed
+    with nullcontext() if dry_run else artifact.alone(config.root):
+        pruned = promote.prune(url, config.name, dry_run=dry_run)
+        return {
+            "kept": pruned.kept,
+            "dropped": pruned.dropped,
+            "removed": bundle.prune(config.store, config.name, pruned.kept, dry_run=dry_run),
+            "leftovers": bundle.leftovers(config.store, dry_run=dry_run),
+            "dry_run": dry_run,
+        }

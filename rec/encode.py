@@ -69,13 +69,15 @@ def run(config: Config) -> dict[str, Any]:
     first, text_of_item = distinct(titles)
     encoder = text_encoder.load(config.text, layers_above)  # here too: a wrong option must fail before any actor starts
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(titles.offsets[first + 1] - titles.offsets[first])])
-    _check_resources(config)
-    runtime.start(config.cpus)
-    runtime.require_gpus("text.use_gpu", config.text.use_gpu * config.text.num_actors)
+    batches = _batches(titles, first, config.text.batch_size)
+    if len(batches) > FEW:
+        _check_resources(config)
+        runtime.start(config.cpus)
+        runtime.require_gpus("text.use_gpu", config.text.use_gpu * config.text.num_actors)
     with artifact.write(target, **work) as draft:
         np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
         np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)
-        _encode_all(draft.path / "states.npy", titles, first, offsets, encoder.width, config)
+        _encode_all(draft.path / "states.npy", batches, offsets, encoder.width, config)
         facts = {"items": len(text_of_item), "texts": len(first), "tokens": int(offsets[-1]), "width": encoder.width}
         draft.note(**facts)
     return {"text_states": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
@@ -119,12 +121,12 @@ def _check_resources(config: Config) -> None:
         )
 
 
-def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, width: int, config: Config) -> None:
+def _encode_all(path: Path, batches: list[pa.Table], offsets: IntArray, width: int, config: Config) -> None:
     """Write the states of all texts to `path` as they come from the actors, in whatever order."""
     states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
     seen = np.diff(offsets) == 0
     with log.bar(total=int((~seen).sum()), what=f"encode with {config.text.encoder}", unit="text") as bar:
-        for number, values in _encoded(_batches(titles, first, config.text.batch_size), config):
+        for number, values in _encoded(batches, config):
             assert not seen[number], f"text {number} was encoded twice"
             seen[number] = True
             states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
@@ -135,17 +137,17 @@ def _encode_all(path: Path, titles: Ragged, first: IntArray, offsets: IntArray, 
 
 def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
     """(text number, flat float16 states) of all texts of the batches."""
-    few = len(batches) <= FEW and not config.text.use_gpu
-    for batch in _here(batches, config) if few else _by_actors(batches, config):
+    for batch in _here(batches, config) if len(batches) <= FEW else _by_actors(batches, config):
         for number, raw in zip(batch["text"].to_pylist(), batch["states"].to_pylist(), strict=True):
             yield number, np.frombuffer(raw, dtype=np.float16)
 
 
 def _here(batches: list[pa.Table], config: Config) -> Iterator[pa.Table]:
-    """In this process, by as many threads as an actor has."""
+    """In this process, by as many threads as an actor has, and without a GPU."""
     threads = torch.get_num_threads()
     try:
-        encode = Encode(config.text, config.item_tower.layers_above_states)
+        text = config.text.model_copy(update={"use_gpu": False})
+        encode = Encode(text, config.item_tower.layers_above_states)
         yield from (encode(batch) for batch in batches)
     finally:
         torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rec import doctor, embed, encode, publish, samples
+from rec import doctor, embed, encode, publish, refresh, samples
 from rec.config import Config
 from rec.data import ingest
 from rec.enrich import stage as enrich
@@ -59,7 +59,8 @@ def stages(config: Config) -> list[Stage]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run all stages of the recipe; returns the bundle, the evaluation's headline, seconds by stage and peak memory.
+    """Run all stages of the recipe; returns the bundle, what of prices and stock changed meanwhile, the evaluation's
+    headline, seconds by stage and peak memory.
 
     Raises what a stage raises; the stages before it stay finished. Raises ConfigError before any work when there is too
     little room or memory, or a GPU is asked for that there is not (`doctor.before_work`).
@@ -76,8 +77,10 @@ def run(config: Config) -> dict[str, Any]:
             results[stage.name] = stage.run(config)
             seconds[stage.name] = round(time.monotonic() - started, 1)
             log.info("%s: %s", label, _line(results[stage.name], seconds[stage.name]))
+        stock = refresh.prices_and_stock(config)  # hours may have passed since ingest read them
     return {
         "bundle": results["publish"]["bundle"],
+        "stock": stock,
         "evaluation": {name: value for name, value in results["evaluate"].items() if name.startswith("ndcg@")},
         "report": str(config.at("evaluation") / "report.html"),
         "seconds": seconds,

@@ -1,5 +1,6 @@
 """The stage: bundle a recipe's finished artifacts, load the bundle into Postgres, make it the active one."""
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -8,22 +9,31 @@ from rec import assemble, bundle, postgres, queries
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError
-from rec.index import experiments, load, promote, recall
+from rec.index import experiments, load, migrations, promote, recall
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
 from rec.index.promote import Promoted
 from rec.index.search import VectorIndex
+
+log = logging.getLogger(__name__)
 
 QUERIES = 100
 """Shoppers whose vectors try an index."""
 
 
 def run(config: Config, *, force: bool = False) -> dict[str, Any]:
-    """Publish; a bundle below a floor of the recipe is made but not promoted unless `force`."""
+    """Publish; a bundle below a floor of the recipe is made but not promoted unless `force`.
+
+    Where the active bundle is the same with more products (`rec.refresh`) it stays, unless `force`.
+    """
     started = time.monotonic()
     known = bundle.names(config.store)
     made = assemble.create(config)
-    put = _put(config, made, force=force)
+    extension = None if force else _extension(config, made)
+    if extension is not None:
+        log.info("bundle %s is active, which has the products of refreshes besides those of %s", extension.id, made.id)
+    put = _put(config, extension or made, force=force or extension is not None)
+    made = extension or made
     return {
         "bundle": made.id,
         "path": str(made.path),
@@ -36,6 +46,17 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
         "skipped": made.id in known and put.done.before == made.id and not put.loaded and not put.done.reloaded,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _extension(config: Config, made: Bundle) -> Bundle | None:
+    """The active bundle, if it is `made` and more products."""
+    with postgres.session(postgres.url(config.store)) as connection:
+        migrations.migrate(connection)
+        name = promote.found_active(connection)
+    if name is None or name == made.id or name not in bundle.names(config.store):
+        return None
+    found = bundle.read(config.store, name)
+    return found if found.root == made.id else None
 
 
 def rollback(config: Config) -> dict[str, Any]:

@@ -8,24 +8,29 @@ bundle has already stay as they are until the next training, and so do events.
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec import additions, bundle, dataset, encode, postgres
+from rec import additions, artifact, bundle, dataset, encode, postgres
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.data import ingest
+from rec.dataset import Rejects
 from rec.enrich import stage as enrich
 from rec.errors import ArtifactError
 from rec.index import experiments, load, migrations, promote, stock, tables
+from rec.index.stock import Changed, TooManyLost
 from rec.schema import PRODUCTS
 from rec.vocab import tensorize
 
-MOST_GONE = 0.2
+MOST_LOST = 0.2
 """A larger share of the stock does not end between two refreshes: the file was not written to its end."""
+SUPERSEDED_S = 3_600.0
+"""How long a bundle stays that a refresh has put another one in the place of: servers may still load it."""
 FOLDER = "refresh"
 """Of the datasets of new products, in the recipe's own folder."""
 
@@ -35,28 +40,50 @@ log = logging.getLogger(__name__)
 def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     """Refresh; returns what changed.
 
-    Raises ArtifactError where the active bundle is of another recipe, InputError where the source lacks more than
-    MOST_GONE of the products in stock and `force` is not given.
+    Prices and stock wait for nobody. While another job writes artifacts of the recipe new products wait, which is said,
+    and the next refresh adds them.
+
+    Raises ArtifactError where the active bundle is of another recipe, TooManyLost where more than MOST_LOST of the
+    products in stock would no longer be and `force` is not given.
     """
     started = time.monotonic()
     url = postgres.url(config.store, create=False)
     base = _active(config, url)
     seen, rejects = ingest.catalogue(config)
-    with postgres.session(url) as connection:
-        migrations.migrate(connection)
-        changed = stock.update(connection, config.name, seen, most_gone=1.0 if force else MOST_GONE)
+    changed = _take_over(config, url, seen, rejects, force=force)
     new = seen.filter(pc.invert(pc.is_in(seen["product_id"], value_set=pa.array(base.product_ids()))))
     log.info("%d products, %d of them new; %s", seen.num_rows, new.num_rows, asdict(changed))
-    made = _add(config, base, url, new, seen, rejects) if new.num_rows else base
+    made, waiting = base, 0
+    if new.num_rows:
+        with postgres.session(url) as connection:
+            experiments.refuse_running(connection)
+        additions.check(base)
+        try:
+            with artifact.alone(config.root):
+                made = _add(config, base, url, new, seen)
+        except artifact.Busy as error:
+            waiting = new.num_rows
+            log.warning("%d new products wait: %s", waiting, error)
     return {
         "bundle": made.id,
         "extends": made.extends,
-        "added": new.num_rows,
+        "added": made.items - base.items,
+        "waiting": waiting,
         "products": seen.num_rows,
         "rejected": len(rejects),
         **asdict(changed),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def prices_and_stock(config: Config) -> Mapping[str, int]:
+    """Take these over alone, unless too much of the stock would be lost, which is said."""
+    seen, rejects = ingest.catalogue(config)
+    try:
+        return asdict(_take_over(config, postgres.url(config.store), seen, rejects, force=False))
+    except TooManyLost as error:
+        log.warning("prices and stock are those of the time of ingest: %s", error)
+        return {}
 
 
 def _active(config: Config, url: str) -> Bundle:
@@ -71,26 +98,55 @@ def _active(config: Config, url: str) -> Bundle:
     return base
 
 
-def _add(config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table, rejects: dataset.Rejects) -> Bundle:
-    """The active bundle from now on, with the products `new` as well."""
+def _take_over(config: Config, url: str, seen: pa.Table, rejects: Rejects, *, force: bool) -> Changed:
+    refused = ""
+    if len(rejects):
+        place = config.at(FOLDER) / "rejected.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        rejects.save(place)
+        refused = f"; {len(rejects)} rows of it are refused, the first one because {rejects.first_reason}: see {place}"
+        log.warning("products%s", refused)
     with postgres.session(url) as connection:
-        experiments.refuse_running(connection)  # before the work, not after it
+        migrations.migrate(connection)
+        try:
+            return stock.update(connection, config.name, seen, most_lost=1.0 if force else MOST_LOST)
+        except TooManyLost as error:
+            raise TooManyLost(
+                f"{error}{refused}. See that the file is whole, or take it as it is with --force"
+            ) from None
+
+
+def _add(config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table) -> Bundle:
+    """The active bundle from now on, with the products `new` as well."""
     part = _part(config, base)
-    work: dict[str, Any] = {"inputs": {"base": base.id}, "config": {}}
-    dataset.write(part.at("products"), PRODUCTS, [new], **work, rejects=rejects)
+    dataset.write(part.at("products"), PRODUCTS, [new], inputs={"base": base.id}, config={})
     enrich.run(part)
     tensorize.place(part, base.folder("vocabulary"))
     encode.run(part)
     made = additions.make(base, part, seen)
     load.vectors(url, made, config.index)
-    promote.promote(url, made, config.root, force=True)  # its figures are those of the active one
+    # its figures are those of the active one, whatever they are
+    promote.promote(url, made, config.root, force=True, expected=base.id)
     with postgres.session(url) as connection, tables.switching(connection):
-        superseded = promote.supersede(connection, config.name, [base.id])
-    bundle.remove(config.store, superseded)
+        old = promote.superseded(connection, config.name, [base.id], SUPERSEDED_S)
+        bundle.remove(config.store, old)  # first: what a killed refresh leaves in the database the next one finds
+        promote.forget(connection, old)
     return made
 
 
 def _part(config: Config, base: Bundle) -> Config:
-    """The recipe of the new products: models as the bundle has them, sources and enrichment as they are configured."""
-    own = {name: getattr(config, name) for name in ("store", "cpus", "source", "enrich")}
-    return base.config.model_copy(update={**own, "name": f"{config.name}/{FOLDER}"})
+    """The recipe of the new products: models as the bundle has them; sources, enrichment and machines as they are
+    configured. There are too few to teach a tagger by: the model is asked."""
+    trained = base.config
+    text = trained.text.model_copy(update={name: getattr(config.text, name) for name in trained.text.aside})
+    tagger = config.enrich.tagger.model_copy(update={"enabled": False})
+    return trained.model_copy(
+        update={
+            "name": f"{config.name}/{FOLDER}",
+            "store": config.store,
+            "cpus": config.cpus,
+            "source": config.source,
+            "enrich": config.enrich.model_copy(update={"tagger": tagger}),
+            "text": text,
+        }
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
@@ -19,6 +19,7 @@ CLIENT = SpanKind.CLIENT
 """The kind of a span in which another server is waited for."""
 Value = str | int | float | bool | Sequence[str]
 
+EXCEPTION_TYPE = "exception.type"
 _SHOPPER = re.compile(r"(/v1/(?:users|clients)/).*", re.DOTALL)
 _NAMELESS = r"\1{id}"
 _tracer = trace.get_tracer("rec")
@@ -37,7 +38,8 @@ def otlp() -> list[SpanProcessor]:
 
 
 class Discreet(SpanExporter):
-    """Exports spans without ids of shoppers: Serve's proxy names its spans by the path of the request."""
+    """Exports spans without what a shopper sent: Serve names some by the path of the request, which has ids, and notes
+    the messages of exceptions, which may quote anything."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -56,9 +58,7 @@ class Discreet(SpanExporter):
 
 
 def _discreet(span: ReadableSpan) -> ReadableSpan:
-    attributes = span.attributes or {}
-    if not any(_SHOPPER.search(text) for text in (span.name, *map(str, attributes.values()))):
-        return span
+    kinds = [(event, (event.attributes or {}).get(EXCEPTION_TYPE)) for event in span.events]
     return ReadableSpan(
         name=_SHOPPER.sub(_NAMELESS, span.name),
         context=span.context,
@@ -66,12 +66,14 @@ def _discreet(span: ReadableSpan) -> ReadableSpan:
         resource=span.resource,
         attributes={
             name: _SHOPPER.sub(_NAMELESS, value) if isinstance(value, str) else value
-            for name, value in attributes.items()
+            for name, value in (span.attributes or {}).items()
         },
-        events=span.events,
+        events=[
+            Event(event.name, {} if kind is None else {EXCEPTION_TYPE: kind}, event.timestamp) for event, kind in kinds
+        ],
         links=span.links,
         kind=span.kind,
-        status=span.status,
+        status=Status(span.status.status_code),
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,

@@ -39,7 +39,7 @@ def compare(connection: Connection[Any], made: Bundle) -> str | None:
 
 
 def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
-    table = tables.vectors_of(connection, made.id).as_string(connection)
+    table = tables.entry(connection, made.id).table.as_string(connection)
     rows = connection.execute(
         "SELECT a.amname, i.indisunique, i.indisvalid AND i.indisready FROM pg_index i"
         " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = to_regclass(%s)",
@@ -75,7 +75,7 @@ def _blocks(connection: Connection[Any], made: Bundle) -> Iterator[list[tuple[in
     """The bundle's rows of the vector table in row order; after them there may be those of bundles that extend it."""
     register_vector(connection)
     query = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row < %s ORDER BY row")
-    table = tables.vectors_of(connection, made.id)
+    table = tables.entry(connection, made.id).table
     with connection.cursor("rows", binary=True) as cursor:
         cursor.execute(query.format(table), (made.items,))
         while block := cursor.fetchmany(_ROWS):

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pgvector.psycopg import register_vector
 from psycopg import Connection, sql
@@ -22,7 +24,7 @@ from rec import artifact, dataset, postgres
 from rec import log as progress
 from rec.bundle import Bundle
 from rec.config import Index
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, DatabaseError
 from rec.index import forget, live_events, migrations, tables, vector_table
 from rec.schema import INTERACTIONS, USERS
 
@@ -47,7 +49,16 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
                 vector_table.finish(connection, owner)
             elif first < bundle.items:
                 vector_table.append(connection, owner, first, ids[first:], found[first:], index.kind)
-            vector_table.enter(connection, bundle.id, bundle.recipe, bundle.items, bundle.width, index.kind, owner)
+            vector_table.enter(
+                connection,
+                bundle.id,
+                bundle.recipe,
+                bundle.items,
+                bundle.width,
+                index.kind,
+                owner=owner,
+                root=bundle.root,
+            )
     return True
 
 
@@ -56,9 +67,18 @@ def _shared(
 ) -> tuple[str | None, int]:
     """The bundle in whose table the first rows of `bundle` lie already, and how many; None where it needs its own.
 
-    A table may have rows beyond those of the bundle that `bundle` extends, which another extension left. They serve
-    where they are the same, as after a rollback; two rows of one number have no place in one table.
+    That is its own where bundles that extend it outlived it in the database, and else that of the one that it extends.
+    A table may have rows beyond those, which another extension left. They serve where they are the same, as after a
+    rollback; two rows of one number have no place in one table.
     """
+    own = tables.items_table(bundle.id).as_string(connection)
+    if connection.execute("SELECT to_regclass(%s)", (own,)).fetchone() != (None,):
+        if _same_rows(connection, bundle.id, 0, ids, vectors, index.kind) != bundle.items:
+            raise DatabaseError(
+                f"the table {own} has other rows than bundle {bundle.id}: drop the bundles that extend it with "
+                "`python jobs/bundles.py gc` when another one is active, and load it again"
+            )
+        return bundle.id, bundle.items
     row = connection.execute(
         "SELECT vectors, items FROM bundles WHERE id = %s AND catalogue = %s AND width = %s AND kind = %s",
         (bundle.extends, bundle.recipe, bundle.width, index.kind),
@@ -66,28 +86,39 @@ def _shared(
     if row is None:
         return None, 0
     owner, first = row
-    value, there = tables.embedding(index.kind), first
+    same = _same_rows(connection, owner, first, ids, vectors, index.kind)
+    return (None, 0) if same is None else (owner, same)
+
+
+def _same_rows(
+    connection: Connection[Any], owner: str, first: int, ids: Sequence[str], vectors: np.ndarray, kind: str
+) -> int | None:
+    """How many rows of a bundle of these product ids and vectors a table has, which has its rows below `first`; None
+    where another one is among those from there on."""
+    value, there = tables.embedding(kind), first
     register_vector(connection)
-    beyond = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row >= %s ORDER BY row").format(
-        tables.items_table(owner)
-    )
-    for number, product_id, vector in connection.execute(beyond, (first,), binary=True):
-        if number >= bundle.items:
-            break
-        if product_id != ids[number] or vector.to_binary() != value(vectors[number]).to_binary():
-            return None, 0
-        there = number + 1
-    return owner, there
+    query = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row >= %s AND row < %s ORDER BY row")
+    with connection.cursor("rows", binary=True) as cursor:
+        cursor.execute(query.format(tables.items_table(owner)), (first, len(ids)))
+        for number, product_id, vector in cursor:
+            if number != there or product_id != ids[number]:
+                return None
+            if vector.to_binary() != value(vectors[number]).to_binary():
+                return None
+            there += 1
+    return there
 
 
-def catalogue(connection: Connection[Any], bundle: Bundle, data: Path) -> bool:
+def catalogue(connection: Connection[Any], bundle: Bundle, data: Path, before: str | None) -> bool:
     """Load what changed of the bundle's products, and of the users and events datasets in the recipe's folder `data`.
 
-    Part of the caller's transaction. False when nothing changed. Live events that the events now hold count there.
-    Where the store has neither dataset, as where the bundle was pulled from elsewhere, the database keeps the users and
+    Part of the caller's transaction. Where the bundle extends the one that is active `before`, what the database says
+    of that one's products stands. False when nothing changed. Live events that the events now hold count there. Where
+    the store has neither dataset, as where the bundle was pulled from elsewhere, the database keeps the users and
     events that it has.
     """
-    changed = [_load_products(connection, bundle)]
+    extends = before is not None and bundle.extends == before
+    changed = [_add_products(connection, bundle) if extends else _load_products(connection, bundle)]
     if any(artifact.peek(data / name) is not None for name in ("users", "events")):
         changed += [
             _load_users(connection, bundle.recipe, data / "users"),
@@ -116,22 +147,38 @@ def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
     return ids, vectors
 
 
+_SHOWN = ["product_id", "title", "price", "currency", "brand", "category", "available"]
+
+
 def _load_products(connection: Connection[Any], bundle: Bundle) -> bool:
-    path = bundle.path / "products.parquet"
     if _same(connection, bundle.recipe, "products", bundle.file_hash("products.parquet")):
         return False
-    columns = ["product_id", "title", "price", "currency", "brand", "category", "available"]
-    table = pq.read_table(path, columns=columns)
+    table = pq.read_table(bundle.path / "products.parquet", columns=_SHOWN)
     connection.execute("DELETE FROM products WHERE catalogue = %s", (bundle.recipe,))
-    rows = ((bundle.recipe, *row.values()) for batch in table.to_batches(8_192) for row in batch.to_pylist())
+    _copy_products(connection, bundle.recipe, table)
+    connection.execute("ANALYZE products")
+    return True
+
+
+def _add_products(connection: Connection[Any], bundle: Bundle) -> bool:
+    """Those that the database does not have."""
+    table = pq.read_table(bundle.path / "products.parquet", columns=_SHOWN)
+    rows = connection.execute("SELECT product_id FROM products WHERE catalogue = %s", (bundle.recipe,)).fetchall()
+    there = pa.array([name for (name,) in rows], pa.string())
+    new = table.filter(pc.invert(pc.is_in(table["product_id"], value_set=there)))
+    _copy_products(connection, bundle.recipe, new)
+    _same(connection, bundle.recipe, "products", bundle.file_hash("products.parquet"))
+    return new.num_rows > 0
+
+
+def _copy_products(connection: Connection[Any], catalogue: str, table: pa.Table) -> None:
+    rows = ((catalogue, *row.values()) for batch in table.to_batches(8_192) for row in batch.to_pylist())
     _copy(
         connection,
-        sql.SQL(f"COPY products (catalogue, {', '.join(columns)}) FROM STDIN (FORMAT BINARY)"),
+        sql.SQL(f"COPY products (catalogue, {', '.join(_SHOWN)}) FROM STDIN (FORMAT BINARY)"),
         ["text", "text", "text", "float4", "text", "text", "text[]", "bool"],
         progress.progress(rows, total=table.num_rows, what="products to Postgres"),
     )
-    connection.execute("ANALYZE products")
-    return True
 
 
 def _load_users(connection: Connection[Any], catalogue: str, path: Path) -> bool:

@@ -237,10 +237,11 @@ CREATE TABLE experiments (
         "CREATE UNIQUE INDEX experiments_running ON experiments ((stopped_at IS NULL)) WHERE stopped_at IS NULL",
     ),
     (
-        # whose table holds a bundle's vectors: one that only has more products than another shares that one's
-        "ALTER TABLE bundles ADD COLUMN vectors text",
-        "UPDATE bundles SET vectors = id",
-        "ALTER TABLE bundles ALTER COLUMN vectors SET NOT NULL",
+        # whose table holds a bundle's vectors, and which training it is of: one that only has more products than
+        # another shares both
+        "ALTER TABLE bundles ADD COLUMN vectors text, ADD COLUMN root text",
+        "UPDATE bundles SET vectors = id, root = id",
+        "ALTER TABLE bundles ALTER COLUMN vectors SET NOT NULL, ALTER COLUMN root SET NOT NULL",
     ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""

@@ -41,11 +41,12 @@ class Promoted:
     """Whether products, users or events changed."""
 
 
-def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Promoted:
+def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool, expected: str | None = None) -> Promoted:
     """Make `bundle` the active one, with its products, and the users and events of the recipe's folder `data`.
 
     Deletes what servers wrote longer ago than it is kept, before anything can be refused in the database. Raises
-    DatabaseError for another bundle than the active one while an experiment runs.
+    DatabaseError for another bundle than the active one while an experiment runs, and where `expected` is given and no
+    longer the active one.
     """
     check_floor(bundle, force=force)
     with postgres.session(database_url) as connection:
@@ -57,16 +58,16 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                     f"bundle {bundle.id} is not in the database: run `python jobs/publish.py` to load it"
                 )
             before = found_active(connection)
+            if expected is not None and before != expected:
+                raise DatabaseError(
+                    f"bundle {before} has become the active one meanwhile, no longer {expected}, so {bundle.id} "
+                    "was not promoted: start again"
+                )
             if before != bundle.id:
                 experiments.refuse_running(connection)
-            done = Promoted(before, load.catalogue(connection, bundle, data))
+            done = Promoted(before, load.catalogue(connection, bundle, data, before))
             if done.before != bundle.id:
-                if bundle.extends == before:  # the same models: what to roll back to is what was before them
-                    connection.execute(
-                        "UPDATE promotions SET retracted_at = now() WHERE number = ("
-                        "SELECT max(number) FROM promotions WHERE bundle = %s AND retracted_at IS NULL)",
-                        (before,),
-                    )
+                _retract_of_same_models(connection, bundle)
                 found = bundle.evaluation
                 connection.execute(
                     "INSERT INTO promotions (bundle, ndcg10, floor, floor_met) VALUES (%s, %s, %s, %s)",
@@ -74,6 +75,17 @@ def promote(database_url: str, bundle: Bundle, data: Path, *, force: bool) -> Pr
                 )
                 _activate(connection, bundle.id)
     return done
+
+
+def _retract_of_same_models(connection: Connection[Any], bundle: Bundle) -> None:
+    """Let the promotion to come take the place of those before it that are of the same training, back to the first of
+    another one: that is what to roll back to."""
+    connection.execute(
+        "UPDATE promotions SET retracted_at = now() WHERE retracted_at IS NULL AND number > coalesce(("
+        " SELECT max(p.number) FROM promotions p JOIN bundles b ON b.id = p.bundle"
+        " WHERE p.retracted_at IS NULL AND b.root <> %s), 0)",
+        (bundle.root,),
+    )
 
 
 def previous(database_url: str, recipe: str) -> str:
@@ -110,7 +122,7 @@ class Pruned:
     kept: list[str]
     """The recipe's active one and the one to roll back to, and those of the database that answer."""
     dropped: list[str]
-    """Those whose vectors were dropped."""
+    """Those that were dropped, and tables that belonged to no bundle. Vectors that a kept one shares stay."""
 
 
 def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
@@ -131,16 +143,21 @@ def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
     return Pruned(kept, dropped + [name for name in orphans if name not in dropped])
 
 
-def supersede(connection: Connection[Any], recipe: str, keep: Sequence[str]) -> list[str]:
-    """Forget the recipe's bundles whose vectors lie in another one's table, but `keep` and those that answer or may be
-    rolled back to; returns their ids. Part of the caller's transaction."""
+def superseded(connection: Connection[Any], recipe: str, keep: Sequence[str], older_than_s: float) -> list[str]:
+    """Ids of the recipe's bundles whose vectors lie in another one's table, loaded longer ago than that, but `keep`,
+    those that answer and the one to roll back to."""
     kept = [*keep, *serving(connection), *(name for _, name, _ in _promotions(connection, recipe))]
     rows = connection.execute(
-        "SELECT id FROM bundles WHERE catalogue = %s AND vectors <> id AND id <> ALL(%s)", (recipe, kept)
+        "SELECT id FROM bundles WHERE catalogue = %s AND vectors <> id AND id <> ALL(%s)"
+        " AND loaded_at <= now() - make_interval(secs => %s)",
+        (recipe, kept, older_than_s),
     ).fetchall()
-    names = [name for (name,) in rows]
+    return [name for (name,) in rows]
+
+
+def forget(connection: Connection[Any], names: Sequence[str]) -> None:
+    """Take bundles out of the database whose vectors lie in another one's table."""
     _forget(connection, names, ())
-    return names
 
 
 def _orphans(connection: Connection[Any], dropped: Sequence[str]) -> list[str]:

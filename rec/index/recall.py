@@ -136,16 +136,14 @@ def of_graph(connections: Connections, bundle: Bundle, vectors: Floats) -> float
     )
     found: list[float] = []
     with connections.use() as connection:
-        table = tables.vectors_of(connection, bundle.id)
-        row = connection.execute("SELECT kind FROM bundles WHERE id = %s", (bundle.id,)).fetchone()
-        assert row is not None, "it has vectors"
-        value = tables.embedding(row[0])
+        entry = tables.entry(connection, bundle.id)
+        value = tables.embedding(entry.kind)
         connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(index.ef_search),))
         connection.execute("SET LOCAL enable_seqscan = off")  # of few rows, reading all is cheaper to the planner
         for vector in vectors:
             given = {"vector": value(vector), "k": bundle.config.ranker.candidates}
             answers = (
-                np.array(connection.execute(query.format(table), given).fetchall(), np.float32).ravel()
+                np.array(connection.execute(query.format(entry.table), given).fetchall(), np.float32).ravel()
                 for query in (walk, compare_all)
             )
             found.append(of(*answers))

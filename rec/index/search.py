@@ -64,16 +64,10 @@ class VectorIndex:
         self._few_in_stock, self._stock_until = False, 0.0
         self._index = index
         with connections.use() as connection:
-            table = tables.vectors_of(connection, bundle)
-            row = connection.execute(
-                "SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (bundle,)
-            ).fetchone()
-        assert row is not None, "it has vectors"
-        self._queries = cache(lambda *given: _Queries.of(table, _condition(*given)))
-        self._catalogue: str = row[0]
-        self._items: int = row[1]
-        self._width: int = row[2]
-        self._value = tables.embedding(row[3])
+            found = tables.entry(connection, bundle)
+        self._queries = cache(lambda *given: _Queries.of(found.table, _condition(*given)))
+        self._catalogue, self._items, self._width = found.catalogue, found.items, found.width
+        self._value = tables.embedding(found.kind)
 
     def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
         """The k nearest products to `vector` float32[d] that pass `filters`, without the rows `exclude` int64[E]."""

@@ -12,6 +12,10 @@ from rec.index import tables
 COLUMNS = ("product_id", "price", "currency", "available")
 
 
+class TooManyLost(InputError):
+    """So much of the stock does not end at once: the source is broken."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changed:
     """How many products of the database were changed."""
@@ -26,13 +30,13 @@ class Changed:
     """Of those sold out: no longer in the shop's files."""
 
 
-def update(connection: Connection[Any], catalogue: str, products: pa.Table, *, most_gone: float = 1.0) -> Changed:
+def update(connection: Connection[Any], catalogue: str, products: pa.Table, *, most_lost: float = 1.0) -> Changed:
     """Take over COLUMNS of `products`, all that the shop has; who is not among them is out of stock.
 
-    One transaction. Products that the database does not have are passed over. Raises InputError, and changes nothing,
-    where more than the share `most_gone` of those in stock are not among them.
+    One transaction. Products that the database does not have are passed over. Raises TooManyLost, and changes nothing,
+    where more than the share `most_lost` of those in stock would no longer be.
     """
-    with tables.switching(connection):
+    with connection.transaction():
         connection.execute(
             "CREATE TEMP TABLE told (product_id text PRIMARY KEY, price real, currency text,"
             " available boolean NOT NULL) ON COMMIT DROP"
@@ -45,37 +49,40 @@ def update(connection: Connection[Any], catalogue: str, products: pa.Table, *, m
             for batch in products.select(COLUMNS).to_batches(8_192):
                 for row in batch.to_pylist():
                     copy.write_row(tuple(row.values()))
-        row = connection.execute(
-            "WITH now AS ("
-            " SELECT p.product_id, t.product_id IS NULL AS gone, coalesce(t.available, false) AS available,"
-            "  p.available AS before, t.product_id IS NOT NULL"
-            "   AND (p.price, p.currency) IS DISTINCT FROM (t.price, t.currency) AS priced,"
-            "  CASE WHEN t.product_id IS NULL THEN p.price ELSE t.price END AS price,"
-            "  CASE WHEN t.product_id IS NULL THEN p.currency ELSE t.currency END AS currency"
-            " FROM products p LEFT JOIN told t USING (product_id) WHERE p.catalogue = %(catalogue)s),"
-            " done AS (UPDATE products p SET price = n.price, currency = n.currency, available = n.available"
-            "  FROM now n WHERE p.catalogue = %(catalogue)s AND p.product_id = n.product_id"
-            "  AND (n.priced OR n.available <> n.before)"
-            "  RETURNING n.priced, n.available, n.before, n.gone)"
-            " SELECT count(*) FILTER (WHERE priced), count(*) FILTER (WHERE before AND NOT available),"
-            "  count(*) FILTER (WHERE available AND NOT before), count(*) FILTER (WHERE before AND gone) FROM done",
-            {"catalogue": catalogue},
-        ).fetchone()
-        assert row is not None
-        found = Changed(*row)
-        if found.gone:
-            _check_gone(connection, catalogue, found, most_gone)
+        with tables.switching(connection):
+            found = _take_over(connection, catalogue)
+            _check_lost(connection, catalogue, found, most_lost)
     return found
 
 
-def _check_gone(connection: Connection[Any], catalogue: str, found: Changed, most_gone: float) -> None:
+def _take_over(connection: Connection[Any], catalogue: str) -> Changed:
     row = connection.execute(
-        "SELECT count(*) FROM products WHERE catalogue = %s AND available", (catalogue,)
+        "WITH now AS ("
+        " SELECT p.product_id, t.product_id IS NULL AS gone, coalesce(t.available, false) AS available,"
+        "  p.available AS before, t.product_id IS NOT NULL"
+        "   AND (p.price, p.currency) IS DISTINCT FROM (t.price, t.currency) AS priced,"
+        "  CASE WHEN t.product_id IS NULL THEN p.price ELSE t.price END AS price,"
+        "  CASE WHEN t.product_id IS NULL THEN p.currency ELSE t.currency END AS currency"
+        " FROM products p LEFT JOIN told t USING (product_id) WHERE p.catalogue = %(catalogue)s),"
+        " done AS (UPDATE products p SET price = n.price, currency = n.currency, available = n.available"
+        "  FROM now n WHERE p.catalogue = %(catalogue)s AND p.product_id = n.product_id"
+        "  AND (n.priced OR n.available <> n.before)"
+        "  RETURNING n.priced, n.available, n.before, n.gone)"
+        " SELECT count(*) FILTER (WHERE priced), count(*) FILTER (WHERE before AND NOT available),"
+        "  count(*) FILTER (WHERE available AND NOT before), count(*) FILTER (WHERE before AND gone) FROM done",
+        {"catalogue": catalogue},
     ).fetchone()
     assert row is not None
+    return Changed(*row)
+
+
+def _check_lost(connection: Connection[Any], catalogue: str, found: Changed, most_lost: float) -> None:
+    query = "SELECT count(*) FROM products WHERE catalogue = %s AND available"
+    row = connection.execute(query, (catalogue,)).fetchone()
+    assert row is not None
     before = row[0] - found.back + found.sold_out
-    if found.gone > most_gone * before:
-        raise InputError(
-            f"{found.gone} of the {before} products in stock are not in the source, more than {most_gone:.0%}, so "
-            "nothing was changed: see that the file is whole, or take it as it is with --force"
+    if found.sold_out > most_lost * before:
+        raise TooManyLost(
+            f"{found.sold_out} of the {before} products in stock would no longer be, {found.gone} of them because they "
+            f"are not in the source; that is more than {most_lost:.0%}, so nothing was changed"
         )

@@ -18,6 +18,7 @@ items_<bundle id>         append-only vectors of a bundle, and after its rows th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pgvector import HalfVector, Vector
@@ -66,13 +67,26 @@ def items_table(bundle: str) -> sql.Identifier:
     return sql.Identifier(f"items_{bundle}")
 
 
-def vectors_of(connection: Connection[Any], bundle: str) -> sql.Identifier:
-    """The quoted name of the table that holds a loaded bundle's vectors, and behind them perhaps more."""
-    own = items_table(bundle)  # raises for what is no id, before anything is asked
-    row = connection.execute("SELECT vectors FROM bundles WHERE id = %s", (bundle,)).fetchone()
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What `bundles` says of a bundle."""
+
+    table: sql.Identifier
+    """Where its vectors lie, and behind them perhaps those of others."""
+    catalogue: str
+    items: int
+    width: int
+    kind: str
+
+
+def entry(connection: Connection[Any], bundle: str) -> Entry:
+    """The entry of a loaded bundle. Raises DatabaseError where there is none."""
+    items_table(bundle)  # raises for what is no id, before anything is asked
+    query = "SELECT vectors, catalogue, items, width, kind FROM bundles WHERE id = %s"
+    row = connection.execute(query, (bundle,)).fetchone()
     if row is None:
         raise DatabaseError(f"bundle {bundle} is not in the database: run `python jobs/publish.py` to load it")
-    return own if row[0] == bundle else items_table(str(row[0]))
+    return Entry(items_table(row[0]), *row[1:])
 
 
 def embedding(kind: str) -> type[HalfVector] | type[Vector]:

@@ -79,7 +79,7 @@ def load(url: str, ids: Sequence[str], vectors: Floats, index: Index, rounds: in
         vector_table.build(connection, BUNDLE, items, width, index)
         build_s = time.perf_counter() - started
         vector_table.finish(connection, BUNDLE)
-        vector_table.enter(connection, BUNDLE, CATALOGUE, items, width, index.kind, BUNDLE)
+        vector_table.enter(connection, BUNDLE, CATALOGUE, items, width, index.kind)
         row = connection.execute(
             "SELECT pg_table_size(%s::regclass), pg_relation_size(%s::regclass)",
             (f"items_{BUNDLE}", f"items_{BUNDLE}_hnsw"),

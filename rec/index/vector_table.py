@@ -137,10 +137,19 @@ def finish(connection: Connection[Any], bundle: str) -> None:
 
 
 def enter(
-    connection: Connection[Any], bundle: str, catalogue: str, items: int, width: int, kind: str, owner: str
+    connection: Connection[Any],
+    bundle: str,
+    catalogue: str,
+    items: int,
+    width: int,
+    kind: str,
+    *,
+    owner: str | None = None,
+    root: str | None = None,
 ) -> None:
-    """The entry in `bundles`, by which searches find the table, that of the bundle `owner`."""
+    """The entry in `bundles`, by which searches find the table, that of the bundle `owner`; `root` is the one that was
+    trained. Without them both are the bundle itself."""
     connection.execute(
-        "INSERT INTO bundles (id, catalogue, items, width, kind, vectors) VALUES (%s, %s, %s, %s, %s, %s)",
-        (bundle, catalogue, items, width, kind, owner),
+        "INSERT INTO bundles (id, catalogue, items, width, kind, vectors, root) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (bundle, catalogue, items, width, kind, owner or bundle, root or bundle),
     )

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from rec import tracing
 from rec.errors import ConfigError
@@ -55,3 +56,21 @@ def test_without_the_exporter_s_package_the_error_names_it(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"pip install 'shop-rec\[tracing\]'"):
         tracing.otlp()
+
+
+def test_what_is_exported_says_nothing_of_a_shopper(spans: InMemorySpanExporter) -> None:
+    """Serve's own spans have the path in name and attributes, and exceptions with message and stack."""
+    with trace.get_tracer("serve").start_as_current_span("proxy GET /v1/users/u-4711") as span:
+        span.set_attribute("http.route", "/v1/clients/u-4711")
+        span.record_exception(ValueError(SECRET))
+        span.set_status(Status(StatusCode.ERROR, SECRET))
+    sent = InMemorySpanExporter()
+    exporter = tracing.Discreet(sent)
+    assert exporter.export(spans.get_finished_spans()) is SpanExportResult.SUCCESS
+    (found,) = sent.get_finished_spans()
+    assert "4711" not in found.to_json()
+    assert found.name == "proxy GET /v1/users/{id}"
+    assert found.status.status_code is StatusCode.ERROR
+    assert [dict(event.attributes or {}) for event in found.events] == [{"exception.type": "ValueError"}]
+    (whole,) = spans.get_finished_spans()
+    assert (found.context, found.start_time, found.end_time) == (whole.context, whole.start_time, whole.end_time)

@@ -1,5 +1,6 @@
 """What the shop's files say anew is served without training: prices, stock, and products that are new."""
 
+import asyncio
 import csv
 import shutil
 from collections.abc import Callable
@@ -13,18 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec import bundle, bundles, dataset, postgres, publish, refresh
+from rec import artifact, bundle, bundles, dataset, postgres, publish, refresh
 from rec.bundle import Bundle
 from rec.config import Columns, Config, Enrich, Source
 from rec.errors import ArtifactError, DatabaseError, InputError
 from rec.features import items as item_features
-from rec.index import check, experiments, promote
+from rec.index import check, experiments, load, promote
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
+from rec.index.stock import TooManyLost
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from rec.schema import ENRICHED, PRODUCTS
 from rec.sources import tables as source_tables
+from serve.answering import Answering
+from serve.asking import Together
+from serve.exposures import ExposureLog
+from serve.fallible import BackedFront
 from tests.bundle import tiny
 from tests.pipeline.conftest import Finished
 
@@ -176,6 +182,7 @@ def test_prices_and_stock_count_in_the_next_answer_and_make_no_bundle(shop: Shop
         "bundle": shop.first,
         "extends": None,
         "added": 0,
+        "waiting": 0,
         "products": tiny.ITEMS - 1,
         "rejected": 0,
         "prices": 1,
@@ -255,7 +262,28 @@ def test_features_are_those_that_the_ranker_knows(grown: Shop) -> None:
 
 
 @pytest.mark.slow
+def test_servers_take_an_extension_over(grown: Shop) -> None:
+    """The stages in this process as the server's replica has them, asked for both bundles in turn."""
+    pool = Connections(grown.url, size=2)
+    together = Together(grown.recipe.store)
+    log = ExposureLog(lambda: Connections(grown.url, size=1), lambda *_: None)
+    answering = Answering(together, log)
+    for name in (grown.first, grown.active().id):
+        front = BackedFront(bundle.read(grown.recipe.store, name), pool)
+        request = Request(history=(Choice(tiny.product_id(0)),), filters=Filters(price_min=33.4, price_max=33.6))
+        answer = asyncio.run(answering.recommend(front, request))
+        assert answer["degraded"] == []
+        assert ("X1" in {item["product_id"] for item in answer["items"]}) == (name != grown.first)
+    row = int(front.shelf.rows(["X1"])[0])
+    assert asyncio.run(answering.similar(front, row, 1))["items"][0]["product_id"] in ("X2", "X3")
+    log.close()
+    pool.close()
+
+
+@pytest.mark.slow
 def test_what_another_extension_left_behind_the_rows_is_no_hindrance(shop: Shop, ray_local: None) -> None:
+    before = publish.run(tiny.make(tiny.config(Path(shop.recipe.store), seed=3)))["bundle"]
+    publish.activate(shop.recipe, shop.first)
     found = shop.refresh([*shop.rows, NEW])
     publish.activate(shop.recipe, shop.first)
     assert refresh.run(shop.recipe)["bundle"] == found["bundle"], "the same products make the same bundle"
@@ -265,28 +293,66 @@ def test_what_another_extension_left_behind_the_rows_is_no_hindrance(shop: Shop,
         "another product is in the first row behind the base's"
     )
     assert check.check(shop.url, shop.active()) is not None
+    assert promote.previous(shop.url, "tiny") == before, "however often bundles of one training took turns"
+    assert set(bundles.collect(shop.recipe)["kept"]) == {other["bundle"], before}
 
 
 @pytest.mark.slow
-def test_refreshes_follow_each_other_and_a_rollback_goes_behind_them(shop: Shop, ray_local: None) -> None:
-    trained = publish.run(tiny.make(tiny.config(Path(shop.recipe.store), seed=3)))["bundle"]
+def test_refreshes_follow_each_other_and_a_rollback_goes_behind_them(
+    shop: Shop, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.recipe = tiny.make(shop.recipe.model_copy(update={"seed": 3}))
+    trained = publish.run(shop.recipe)["bundle"]
     first = shop.refresh([*shop.rows, NEW])
     second = shop.refresh([*shop.rows, NEW, {**NEW, "product_id": "X2"}])
+    assert first["bundle"] in bundle.names(shop.recipe.store), "servers may still load it"
+    monkeypatch.setattr(refresh, "SUPERSEDED_S", 0.0)
     third = shop.refresh([*shop.rows, NEW, {**NEW, "product_id": "X2"}, {**NEW, "product_id": "X0"}])
     assert [each["extends"] for each in (first, second, third)] == [trained, first["bundle"], second["bundle"]]
     assert shop.active().product_ids()[-3:] == ["X1", "X2", "X0"]
-    assert shop.query(
-        "SELECT DISTINCT vectors FROM bundles WHERE id = ANY(%s)", [second["bundle"], third["bundle"]]
-    ) == [(trained,)]
+    ids = [second["bundle"], third["bundle"]]
+    assert shop.query("SELECT DISTINCT vectors, root FROM bundles WHERE id = ANY(%s)", ids) == [(trained, trained)]
     names = bundle.names(shop.recipe.store)
-    assert first["bundle"] not in names, "superseded, and the one after it is there to go back to"
+    assert first["bundle"] not in names, "the one after it is there to go back to"
     assert second["bundle"] in names
+
+    again = publish.run(shop.recipe)
+    assert (again["bundle"], again["skipped"]) == (third["bundle"], True), "the same models, with more products"
     collected = bundles.collect(shop.recipe)
     assert set(collected["kept"]) == {third["bundle"], shop.first}
     assert shop.query(f"SELECT count(*) FROM items_{trained}") == [(tiny.ITEMS + 3,)], "its rows are still searched"
+    assert publish.run(shop.recipe, force=True)["bundle"] == trained, "whose own rows are still there"
+    assert check.check(shop.url, shop.active()) is not None
+    assert refresh.run(shop.recipe)["added"] == 3
     assert publish.rollback(shop.recipe)["bundle"] == shop.first
-    assert set(bundles.collect(shop.recipe)["dropped"]) == {third["bundle"], trained}
+    dropped = set(bundles.collect(shop.recipe)["dropped"])
+    assert trained in dropped
     assert shop.query("SELECT to_regclass(%s)", f"items_{trained}") == [(None,)]
+
+
+@pytest.mark.slow
+def test_a_promotion_or_a_job_meanwhile_is_not_undone(
+    shop: Shop, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = publish.run(tiny.make(tiny.config(Path(shop.recipe.store), seed=3)))["bundle"]
+    shop.write([*shop.rows, NEW])
+    load_vectors = load.vectors
+
+    def rolled_back_meanwhile(*given: Any) -> bool:
+        publish.rollback(shop.recipe)
+        return load_vectors(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "vectors", rolled_back_meanwhile)
+        with pytest.raises(DatabaseError, match=f"{shop.first} has become the active one.*no longer {other}"):
+            refresh.run(shop.recipe)
+    assert shop.active().id == shop.first
+    with artifact.alone(shop.recipe.root):
+        found = shop.refresh([*changed(shop.rows, tiny.product_id(0), price="99.5"), NEW])
+        with pytest.raises(artifact.Busy, match="is writing to"):
+            bundles.collect(shop.recipe)
+    assert (found["added"], found["waiting"], found["bundle"]) == (0, 1, shop.first)
+    assert found["prices"] == 1, "they wait for nobody"
 
 
 @pytest.mark.slow
@@ -307,16 +373,24 @@ def test_a_refresh_that_was_stopped_is_done_again(shop: Shop, ray_local: None, m
     assert len(bundle.names(shop.recipe.store)) == 2, "the first try made the same bundle"
 
 
-def test_half_a_file_does_not_empty_the_shop(shop: Shop) -> None:
-    shop.write(shop.rows[: tiny.ITEMS // 2])
+@pytest.mark.parametrize("broken", ["half", "none in stock", "prices"])
+def test_a_broken_file_does_not_empty_the_shop(shop: Shop, broken: str) -> None:
+    rows = {
+        "half": shop.rows[: tiny.ITEMS // 2],
+        "none in stock": [{**row, "in_stock": "no"} for row in shop.rows],
+        "prices": [{**row, "price": f"EUR {row['price']},-"} for row in shop.rows[:80]] + shop.rows[80:],
+    }[broken]
+    shop.write(rows)
     before = shop.query("SELECT product_id, price, available FROM products ORDER BY product_id")
-    with pytest.raises(
-        InputError, match=r"^72 of the 144 products in stock are not in the source, more than 20%.*--force"
-    ):
+    lost = {"half": "72", "none in stock": "144", "prices": "72"}[broken]
+    said = rf"^{lost} of the 144 products in stock would no longer be, .*more than 20%.*--force"
+    with pytest.raises(TooManyLost, match=said) as raised:
         refresh.run(shop.recipe)
+    assert ("80 rows of it are refused, the first one because price" in str(raised.value)) == (broken == "prices")
+    assert (shop.recipe.at("refresh") / "rejected.parquet").exists() == (broken == "prices")
     assert shop.query("SELECT product_id, price, available FROM products ORDER BY product_id") == before
-    found = refresh.run(shop.recipe, force=True)
-    assert (found["gone"], found["sold_out"], found["products"]) == (72, 72, 80)
+    assert refresh.prices_and_stock(shop.recipe) == {}, "a pipeline ends all the same"
+    assert refresh.run(shop.recipe, force=True)["sold_out"] == int(lost)
 
 
 def test_what_is_refused(shop: Shop) -> None:

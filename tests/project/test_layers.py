@@ -53,8 +53,9 @@ STAGES = {
     "publish",
     "queries",
 }
-TOP = {"pipeline", "refresh", "doctor"}
-LEVELS = [GROUND, MIDDLE, STAGES, TOP]
+REFRESH = {"refresh"}
+TOP = {"pipeline", "doctor"}
+LEVELS = [GROUND, MIDDLE, STAGES, REFRESH, TOP]
 
 ONLY_IN = {
     "ray": [
