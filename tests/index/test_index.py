@@ -417,7 +417,7 @@ def test_a_killed_load_leaves_nothing_and_is_repeated(tmp_path: Path, database_u
 
 @contextmanager
 def held(recipe: Config, url: str, table: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that publishes the bundle of `recipe` and that waits before its first row of `table`."""
+    """A process that publishes the bundle of `recipe` and that waits before it first writes to `table`."""
     name = assemble.create(recipe).id
     with postgres.connect(url) as blocker:
         blocker.execute(psycopg.sql.SQL("LOCK TABLE {} IN SHARE MODE").format(psycopg.sql.Identifier(table)))
@@ -429,7 +429,7 @@ def held(recipe: Config, url: str, table: str) -> Iterator[subprocess.Popen[byte
 def _waiting(url: str) -> bool:
     with psycopg.connect(url) as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %'"
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '^(INSERT INTO|UPDATE) '"
         ).fetchone()
     return bool(row and row[0])
 

@@ -169,7 +169,7 @@ def reloaded(shop: Shop) -> bool:
     """Load the recipe's datasets as a publish does; whether anything changed."""
     with postgres.session(shop.url) as connection:
         (name,) = bundle.names(shop.recipe.store)
-        return load.catalogue(connection, bundle.read(shop.recipe.store, name), shop.recipe.root)
+        return load.catalogue(connection, bundle.read(shop.recipe.store, name), shop.recipe.root, None)
 
 
 def test_old_events_go_a_few_at_a_time_and_nobody_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
