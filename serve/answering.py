@@ -72,7 +72,7 @@ class Answering:
             items = await listed(front, stages, passage)
         metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
         exposure_id = new_id()
-        if not whole:  # a probe is no shopper
+        if not whole and not request.without:  # a probe is no shopper, and nobody shops by half a list
             scores = passage.candidates.scores
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)

@@ -84,15 +84,11 @@ class _Here:
         return self._encoder.encode(began.state)
 
     async def retrieve(self, began: Opening, encoded: Encoded | None) -> Retrieved:
-        assert encoded is not None, "the encoder answers or raises"
-        return self._retriever.retrieve(
-            encoded.vector,
-            began.num_candidates,
-            state=began.state,
-            exclude=began.exclude,
-            filters=began.request.filters,
-            also=began.rules.pinned(began.request.k),
-        )
+        k, state, exclude, filters = began.num_candidates, began.state, began.exclude, began.request.filters
+        also = began.rules.pinned(began.request.k)
+        if encoded is None:
+            return self._retriever.popular(k, state=state, exclude=exclude, filters=filters, also=also)
+        return self._retriever.retrieve(encoded.vector, k, state=state, exclude=exclude, filters=filters, also=also)
 
     async def rank(self, began: Opening, candidates: Candidates) -> Ranked:
         return self._scorer.rank(began.state, candidates, len(candidates.rows), microseconds(began.at))

@@ -64,11 +64,11 @@ async def walk(
         known = await stages.known(request) if request.named else NOBODY
         began = front.begin(request, known, ruling, now)
     with watch.lap("user_tower"):
-        encoded = await stages.encode(began)
+        encoded = None if "user_tower" in request.without else await stages.encode(began)
     with watch.lap("retrieval"):
         candidates = (await stages.retrieve(began, encoded)).candidates
     with watch.lap("ranking"):
-        if encoded is None:  # the ranker was never shown candidates without scores
+        if encoded is None or "ranking" in request.without:  # it was never shown candidates without scores
             ranked = retrieval_order(candidates, len(candidates.rows))
         else:
             ranked = await stages.rank(began, candidates)

@@ -9,7 +9,7 @@ from rec import profile
 from rec.histories import BODY
 from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
-from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request
+from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, SPARED, Choice, Request
 from rec.sizes import MAX_SIZE_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
@@ -91,6 +91,9 @@ class RecommendBody(Body):
     """Products that must not be recommended."""
     rules: bool = True
     """Whether the merchandiser's rules apply; false shows the list without them."""
+    without: list[Literal["user_tower", "ranking"]] = Field(default=[], max_length=len(SPARED))
+    """Stages to leave out, to see what they give: what is popular instead of the user tower's, the order of retrieval
+    instead of the ranker's. Such a list is not logged."""
 
     def request(self) -> Request:
         """The request as the recommender takes it."""
@@ -106,6 +109,7 @@ class RecommendBody(Body):
             k=self.k,
             exclude=tuple(self.exclude),
             rules=self.rules,
+            without=frozenset(self.without),
         )
 
 

@@ -216,3 +216,16 @@ def test_the_clock_counts_unless_the_data_is_stale(chain: Chain) -> None:
 def test_the_same_question_has_the_same_answer(chain: Chain) -> None:
     request = Request(user_id="u05", history=(Choice("P0003", "cart"),), context="red", k=50)
     assert chain.recommend(request).items == chain.recommend(request).items
+
+
+@pytest.mark.parametrize("without", [{"user_tower"}, {"ranking"}, {"user_tower", "ranking"}])
+def test_a_stage_that_is_left_out_leaves_the_order_of_the_one_before(chain: Chain, without: set[str]) -> None:
+    told = (Choice("P0001"), Choice("P0007"))
+    whole, found = (chain.recommend(Request(history=told, k=20, without=frozenset(each))) for each in ((), without))
+    assert ids(found) != ids(whole)
+    assert len(found.items) == 20
+    assert all(item["probability"] is None for item in found.items), "nothing was ranked"
+    assert named(found) == {"popular"} if "user_tower" in without else named(found) >= {"ann"}
+    nearness = [item["retrieval_score"] for item in found.items]
+    assert nearness == sorted(nearness, reverse=True)
+    assert not {choice.product_id for choice in told} & set(ids(found))

@@ -561,6 +561,24 @@ def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("without", [["user_tower"], ["ranking"]])
+def test_a_stage_can_be_left_out_and_nobody_learns_of_such_a_list(
+    shop: Shop, chain: Chain, connections: Connections, without: list[str]
+) -> None:
+    body = {"client_id": f"without-{without[0]}", "history": ["P0001", "P0007"], "k": 10}
+    shop.recommend(**body)
+    answer = shop.recommend(**body, without=without)
+    local = chain.recommend(Request(history=(Choice("P0001"), Choice("P0007")), k=10, without=frozenset(without)))
+    assert [item["product_id"] for item in answer["items"]] == [item["product_id"] for item in local.items]
+    assert answer["degraded"] == [], "it was asked for"
+    query, deadline = "SELECT count(*) FROM exposures WHERE client_id = %s", time.monotonic() + 30
+    while connections.run(lambda c: c.execute(query, (body["client_id"],)).fetchone()) != (1,):
+        assert time.monotonic() < deadline, "the whole list alone is logged"
+        time.sleep(0.1)
+    refused = shop.client.post("/v1/recommend", json={**body, "without": ["retrieval"]})
+    assert refused.status_code == 422
+
+
 def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
     (session,) = {
         word.partition("=")[2]
