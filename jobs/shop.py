@@ -90,6 +90,8 @@ class Shop:
             "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
             # three failed checks of a dead proxy bring another one: after half a minute with Serve's ten seconds
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+            # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         }
         artifact.write_json(self.record, {"port": port})
         command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]
