@@ -81,7 +81,10 @@ def test_every_text_is_encoded_once_and_each_item_finds_its_own(made: Config) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(("stage", "kind"), [(encode, "text_states"), (item, "item_tower"), (embed, "vectors")])
-def test_no_stage_waits_for_a_gpu_that_there_is_not(made: Config, tmp_path: Path, stage: Any, kind: str) -> None:
+def test_no_stage_waits_for_a_gpu_that_there_is_not(
+    made: Config, tmp_path: Path, stage: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "FEW", 0)  # so few texts wait for no actor
     shutil.copytree(made.root, tmp_path / made.name)
     shutil.rmtree(tmp_path / made.name / kind)
     tower = made.item_tower.model_copy(update={"train": made.item_tower.train.model_copy(update={"use_gpu": True})})
@@ -92,7 +95,10 @@ def test_no_stage_waits_for_a_gpu_that_there_is_not(made: Config, tmp_path: Path
     assert artifact.peek(asking.at(kind)) is None
 
 
-def test_the_number_of_actors_does_not_show(made: Config, tmp_path: Path) -> None:
+def test_neither_the_number_of_actors_shows_nor_that_there_is_none(
+    made: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "FEW", 0)
     tree = catalogue.write(tmp_path, PRODUCTS)
     two = tree.model_copy(update={"text": tree.text.model_copy(update={"num_actors": 2, "batch_size": 256})})
     encode.run(two)
@@ -227,7 +233,8 @@ def test_titles_of_another_tokenizer_are_refused(made: Config, tmp_path: Path) -
         encode.run(other)
 
 
-def test_missing_inputs_and_resources_name_the_remedy(tmp_path: Path) -> None:
+def test_missing_inputs_and_resources_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "FEW", 0)
     tree = catalogue.write(tmp_path, 8)
     with pytest.raises(ArtifactError, match=r"run `python jobs/encode\.py` first"):
         item.run(tree)
