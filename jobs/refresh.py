@@ -4,9 +4,8 @@
     python jobs/refresh.py --recipe shop.toml
     python jobs/refresh.py --recipe shop.toml --force      # although a fifth of the stock would be lost
 
-For a timer of minutes. Products that are no longer in the files are out of stock. New
-ones go through the language model and the towers of the active bundle, and are shown from then on; the models learn of
-them with the next training.
+For a timer of minutes. Products that are no longer in the files are out of stock. New ones go through the language
+model and the towers of the active bundle, and are shown from then on; the models learn of them with the next training.
 """
 
 from rec.cli import main, parser

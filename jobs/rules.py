@@ -23,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, postgres
+from rec import bundles, postgres
 from rec.bundle import Bundle
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, DatabaseError, InputError
-from rec.index import promote, rule_versions
+from rec.index import rule_versions
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.recommend import preview, rules
@@ -57,8 +57,7 @@ class Desk:
     def of(cls, config: Config) -> "Desk":
         """The desk of a recipe whose bundle is active."""
         url = postgres.url(config.store, create=False)
-        with postgres.session(url) as connection:
-            active = bundle.read(config.store, promote.active(connection))
+        active = bundles.active_bundle(config)
         if active.recipe != config.name:
             raise DatabaseError(
                 f"the active bundle {active.id} is of recipe {active.recipe!r}, not {config.name!r}: "

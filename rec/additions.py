@@ -36,7 +36,6 @@ from rec.vocab import groups
 from rec.vocab.re import split_words
 from rec.vocab.std import StdVocabulary
 
-VECTORS = "user_tower/item_vectors.safetensors"
 LIVE = ("price", "currency", "available")
 """Columns of the display table that the shop's files have anew for all products."""
 
@@ -67,25 +66,23 @@ def check(base: Bundle) -> None:
 
 
 def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str, Any]:
-    shown, places = base.products(), _places(base, seen)
+    shown, display = base.products(), assemble.display(new)
+    places = _places(shown, seen)
     vectors = np.concatenate([base.item_vectors(), _vectors(base, new)])
     added = len(vectors) - base.items
-    changed: dict[str, Any] = {}
 
-    def file(name: str) -> Path:
-        changed[name] = staging / name
-        changed[name].parent.mkdir(parents=True, exist_ok=True)
-        return staging / name
+    def folder(part: str) -> Path:
+        (staging / part).mkdir(exist_ok=True)
+        return staging / part
 
-    table = pa.concat_tables([_live(shown, seen, places), assemble.display(new)])
-    pq.write_table(table, file("products.parquet"), compression="zstd")
-    save_file({"item_vectors": vectors}, file(VECTORS))
-    _features(base, new, seen, places, shown, vectors).save(file("features/features.safetensors").parent)
-    sources = tables.load(base.folder("sources")).extended(vectors, added)
-    sources.save(file(f"sources/{tables.FILE}").parent)
+    table = pa.concat_tables([_live(shown, seen, places), display])
+    pq.write_table(table, staging / "products.parquet", compression="zstd")
+    save_file({"item_vectors": vectors}, folder("user_tower") / "item_vectors.safetensors")
+    _features(base, new, seen, places, shown, display, vectors).save(folder("features"))
+    tables.load(base.folder("sources")).extended(vectors, added).save(folder("sources"))
     if base.has(FIT_HEAD):
         head, items = fit_head.load(base.folder(FIT_HEAD))
-        fit_head.save(file(f"{FIT_HEAD}/{fit_head.WEIGHTS}").parent, head, fit_head.extended(items, added))
+        fit_head.save(folder(FIT_HEAD), head, fit_head.extended(items, added))
     for name in base.files:
         if not (staging / name).exists():
             _link(base.path / name, staging / name)
@@ -108,9 +105,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _places(base: Bundle, seen: pa.Table) -> NDArray[np.int64]:
+def _places(shown: pa.Table, seen: pa.Table) -> NDArray[np.int64]:
     """int64[N] row of each of the base's products in `seen`, -1 for one that the shop no longer has."""
-    found = pc.index_in(pa.chunked_array([base.product_ids()]), seen["product_id"].combine_chunks())
+    found = pc.index_in(shown["product_id"], seen["product_id"].combine_chunks())
     return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
@@ -148,12 +145,14 @@ def _features(
     seen: pa.Table,
     places: NDArray[np.int64],
     shown: pa.Table,
+    display: pa.Table,
     vectors: NDArray[np.float32],
 ) -> item_features.ItemFeatures:
     old = item_features.load(base.folder("features"), vectors[: base.items])
     products, tensors = dataset.read(new.at("products"), PRODUCTS), dataset.read(new.at("tensors"), TENSORS)
     measurements = [dict(pairs or ()) for pairs in seen["measurements"].to_pylist()] if old.measurements else []
-    added = Added(products, tensors, _groups(old.group, shown, seen, places, new), vectors[base.items :])
+    shops = products["group_id"].to_pylist()
+    added = Added(products, tensors, _groups(old.group, shown, seen, places, display, shops), vectors[base.items :])
     return feature_additions.extended(
         old,
         added,
@@ -163,11 +162,19 @@ def _features(
     )
 
 
-def _groups(old: Ints, shown: pa.Table, seen: pa.Table, places: NDArray[np.int64], new: Config) -> Ints:
+def _groups(
+    old: Ints,
+    shown: pa.Table,
+    seen: pa.Table,
+    places: NDArray[np.int64],
+    display: pa.Table,
+    shops: Sequence[str | None],
+) -> Ints:
     """int32[m] content groups of the new products: that of an old one of the same content or the shop's own group, else
-    new numbers."""
-    display = assemble.display(new)
-    shops = dataset.read(new.at("products"), PRODUCTS, columns=["group_id"])["group_id"].to_pylist()
+    new numbers.
+
+    `display` and `shops` are what is shown of the new products and what groups the shop names for them.
+    """
     shops_now = set(shops) - {None}
     titles = {tuple(split_words(title)) for title in display["title"].to_pylist()}
     named = seen["group_id"].to_pylist()

@@ -34,6 +34,11 @@ def active(config: Config) -> str:
         return promote.active(connection)
 
 
+def active_bundle(config: Config) -> Bundle:
+    """The active bundle, of whichever recipe."""
+    return bundle.read(config.store, active(config))
+
+
 def _described(made: Bundle) -> dict[str, Any]:
     manifest = (made.path / "manifest.json").stat()
     return {

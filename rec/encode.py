@@ -27,6 +27,7 @@ from rec.config import Config, Text
 from rec.errors import ArtifactError, ConfigError
 from rec.models import text_encoder
 from rec.models.item_inputs import LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
+from rec.models.text_encoder import TextEncoder
 from rec.schema import TENSORS
 
 FEW = 64
@@ -42,14 +43,18 @@ class Encode:
         self._encoder = text_encoder.load(text, layers_above).to(torch.device("cuda" if text.use_gpu else "cpu"))
 
     def __call__(self, batches: pa.Table) -> pa.Table:
-        rows: list[int] = []
-        states: list[bytes] = []
-        for batch in batches.to_pylist():
-            count = len(batch["text"])
-            ids = np.array(batch["tokens"]).reshape(count, -1).tolist()
-            rows += batch["text"]
-            states += [state.tobytes() for state in self._encoder.token_states(ids, batch_size=count)]
-        return pa.table({"text": rows, "states": pa.array(states, pa.binary())})
+        return _states(self._encoder, batches)
+
+
+def _states(encoder: TextEncoder, batches: pa.Table) -> pa.Table:
+    rows: list[int] = []
+    states: list[bytes] = []
+    for batch in batches.to_pylist():
+        count = len(batch["text"])
+        ids = np.array(batch["tokens"]).reshape(count, -1).tolist()
+        rows += batch["text"]
+        states += [state.tobytes() for state in encoder.token_states(ids, batch_size=count)]
+    return pa.table({"text": rows, "states": pa.array(states, pa.binary())})
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     with artifact.write(target, **work) as draft:
         np.save(draft.path / "offsets.npy", offsets, allow_pickle=False)
         np.save(draft.path / "text_of_item.npy", text_of_item, allow_pickle=False)
-        _encode_all(draft.path / "states.npy", batches, offsets, encoder.width, config)
+        _encode_all(draft.path / "states.npy", batches, offsets, encoder, config)
         facts = {"items": len(text_of_item), "texts": len(first), "tokens": int(offsets[-1]), "width": encoder.width}
         draft.note(**facts)
     return {"text_states": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
@@ -121,36 +126,40 @@ def _check_resources(config: Config) -> None:
         )
 
 
-def _encode_all(path: Path, batches: list[pa.Table], offsets: IntArray, width: int, config: Config) -> None:
-    """Write the states of all texts to `path` as they come from the actors, in whatever order."""
-    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width))
+def _encode_all(path: Path, batches: list[pa.Table], offsets: IntArray, encoder: TextEncoder, config: Config) -> None:
+    """Write the states of all texts to `path` as they come, in whatever order."""
+    shape = (int(offsets[-1]), encoder.width)
+    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     seen = np.diff(offsets) == 0
     with log.bar(total=int((~seen).sum()), what=f"encode with {config.text.encoder}", unit="text") as bar:
-        for number, values in _encoded(batches, config):
+        for number, values in _encoded(batches, encoder, config):
             assert not seen[number], f"text {number} was encoded twice"
             seen[number] = True
-            states[offsets[number] : offsets[number + 1]] = values.reshape(-1, width)
+            states[offsets[number] : offsets[number + 1]] = values.reshape(-1, encoder.width)
             bar.update(1)
     assert seen.all(), f"{(~seen).sum()} texts were not encoded"
     states.flush()
 
 
-def _encoded(batches: list[pa.Table], config: Config) -> Iterator[tuple[int, NDArray[np.float16]]]:
+def _encoded(
+    batches: list[pa.Table], encoder: TextEncoder, config: Config
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
     """(text number, flat float16 states) of all texts of the batches."""
-    for batch in _here(batches, config) if len(batches) <= FEW else _by_actors(batches, config):
+    for batch in (
+        _here(batches, encoder, config.text.cpus_per_actor) if len(batches) <= FEW else _by_actors(batches, config)
+    ):
         for number, raw in zip(batch["text"].to_pylist(), batch["states"].to_pylist(), strict=True):
             yield number, np.frombuffer(raw, dtype=np.float16)
 
 
-def _here(batches: list[pa.Table], config: Config) -> Iterator[pa.Table]:
-    """In this process, by as many threads as an actor has, and without a GPU."""
-    threads = torch.get_num_threads()
+def _here(batches: list[pa.Table], encoder: TextEncoder, threads: int) -> Iterator[pa.Table]:
+    """In this process, by as many threads as an actor has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        text = config.text.model_copy(update={"use_gpu": False})
-        encode = Encode(text, config.item_tower.layers_above_states)
-        yield from (encode(batch) for batch in batches)
+        yield from (_states(encoder, batch) for batch in batches)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _by_actors(batches: list[pa.Table], config: Config) -> Iterator[pa.Table]:

@@ -32,8 +32,8 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     extension = None if force else _extension(config, made)
     if extension is not None:
         log.info("bundle %s is active, which has the products of refreshes besides those of %s", extension.id, made.id)
-    put = _put(config, extension or made, force=force or extension is not None)
-    made = extension or made
+        made, force = extension, True
+    put = _put(config, made, force=force)
     return {
         "bundle": made.id,
         "path": str(made.path),

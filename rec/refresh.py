@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec import additions, artifact, bundle, dataset, encode, postgres
+from rec import additions, artifact, bundle, bundles, dataset, encode, postgres
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.data import ingest
@@ -48,7 +48,7 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     """
     started = time.monotonic()
     url = postgres.url(config.store, create=False)
-    base = _active(config, url)
+    base = _active(config)
     seen, rejects = ingest.catalogue(config)
     changed = _take_over(config, url, seen, rejects, force=force)
     new = seen.filter(pc.invert(pc.is_in(seen["product_id"], value_set=pa.array(base.product_ids()))))
@@ -86,9 +86,8 @@ def prices_and_stock(config: Config) -> Mapping[str, int]:
         return {}
 
 
-def _active(config: Config, url: str) -> Bundle:
-    with postgres.session(url) as connection:
-        base = bundle.read(config.store, promote.active(connection))
+def _active(config: Config) -> Bundle:
+    base = bundles.active_bundle(config)
     if base.recipe != config.name:
         raise ArtifactError(
             f"the active bundle {base.id} is of recipe {base.recipe!r}, not {config.name!r}: refresh with --recipe "

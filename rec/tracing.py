@@ -7,6 +7,7 @@ environment of its processes, begins a span in each that a request passes, and h
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
@@ -58,7 +59,6 @@ class Discreet(SpanExporter):
 
 
 def _discreet(span: ReadableSpan) -> ReadableSpan:
-    kinds = [(event, (event.attributes or {}).get(EXCEPTION_TYPE)) for event in span.events]
     return ReadableSpan(
         name=_SHOPPER.sub(_NAMELESS, span.name),
         context=span.context,
@@ -68,9 +68,7 @@ def _discreet(span: ReadableSpan) -> ReadableSpan:
             name: _SHOPPER.sub(_NAMELESS, value) if isinstance(value, str) else value
             for name, value in (span.attributes or {}).items()
         },
-        events=[
-            Event(event.name, {} if kind is None else {EXCEPTION_TYPE: kind}, event.timestamp) for event, kind in kinds
-        ],
+        events=[Event(event.name, _kind(event.attributes or {}), event.timestamp) for event in span.events],
         links=span.links,
         kind=span.kind,
         status=Status(span.status.status_code),
@@ -78,6 +76,10 @@ def _discreet(span: ReadableSpan) -> ReadableSpan:
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _kind(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in attributes.items() if name == EXCEPTION_TYPE}
 
 
 @contextmanager

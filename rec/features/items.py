@@ -6,7 +6,7 @@ vectors are not part of the folder: the user tower and the bundle hold them, and
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,12 +178,9 @@ def build(
         std = np.tile(unknown, (len(std), 1))
     re = tokens(tensors.column("re_id"), re_length) if "re" in inputs else np.zeros((len(std), re_length), np.int32)
     brand, brand_rows = _brands(products.column("brand"))
-    category = std[:, list(vocabulary.keys).index("category")] if "category" in vocabulary.keys else std[:, 0]
-    measures, measurements = _measures(products.column("measurements"), category)
+    maps = [dict(pairs or ()) for pairs in products.column("measurements").to_pylist()]
+    measurements = _measurements(maps)
     mean, deviation = profile_statistics(profiles)
-    price = pc.fill_null(products.column("price").cast(pa.float32()), float("nan")).to_numpy()
-    log_price = np.log1p(np.where(price > 0, price, np.nan)).astype(np.float32)
-    created = pc.fill_null(products.column("created_at").cast(pa.int64()), -1).to_numpy().astype(np.int64)
     fields = spec.build(
         std_keys=vocabulary.keys,
         std_rows=vocabulary.num_ids,
@@ -202,13 +199,13 @@ def build(
         std=std,
         unknown=unknown,
         re=re,
-        re_weight=_inverse_frequency(re, re_rows),
+        re_weight=inverse_frequency(re, re, re_rows),
         brand=brand,
         group=tensors.column("group").to_numpy().astype(np.int32),
-        log_price=log_price,
-        created_us=created,
+        log_price=log_prices(products.column("price")),
+        created_us=created_us(products.column("created_at")),
         popularity=popularity.astype(np.int32),
-        measures=measures,
+        measures=z_scores(maps, measurements, categories(std, vocabulary.keys)),
         profile_mean=mean.astype(np.float32),
         profile_std=deviation.astype(np.float32),
         vectors=vectors,
@@ -251,10 +248,21 @@ def tokens(column: pa.ChunkedArray, length: int) -> NDArray[np.int32]:
     return tokens
 
 
-def _inverse_frequency(re: NDArray[np.int32], re_rows: int) -> NDArray[np.float32]:
-    """float32[N, R] idf of each token, rows of unit norm."""
-    frequency = np.bincount(re.ravel(), minlength=re_rows).astype(np.float64)
-    weight = np.log((1 + len(re)) / (1 + frequency))
+def log_prices(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """float32[N] log(1 + price), nan where there is none above zero."""
+    price = pc.fill_null(column.cast(pa.float32()), float("nan")).to_numpy()
+    return np.log1p(np.where(price > 0, price, np.nan)).astype(np.float32)
+
+
+def created_us(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """int64[N] UTC microseconds, -1 where unknown."""
+    return pc.fill_null(column.cast(pa.int64()), -1).to_numpy().astype(np.int64)
+
+
+def inverse_frequency(re: NDArray[np.int32], among: NDArray[np.int32], re_rows: int) -> NDArray[np.float32]:
+    """float32[N, R] idf of each token of `re` among the products `among` int32[M, R], rows of unit norm."""
+    frequency = np.bincount(among.ravel(), minlength=re_rows).astype(np.float64)
+    weight = np.log((1 + len(among)) / (1 + frequency))
     weight[0] = 0
     weights = weight[re]
     norm = np.linalg.norm(weights, axis=1, keepdims=True)
@@ -271,22 +279,33 @@ def _brands(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], int]:
     return np.array(rows, np.int32), 2 + len(kept)
 
 
-def _measures(column: pa.ChunkedArray, category: NDArray[np.int32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """float32[N, M] z-scores within the category (nan where unknown), and the M measurement names."""
-    maps = [dict(pairs or ()) for pairs in column.to_pylist()]
+def _measurements(maps: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    """Names of the garment measurements in use, those that most of the products have."""
     counts = Counter(name for values in maps for name in values)
     enough = max(2 * MIN_MEASURED, len(maps) // 100)
     kept = sorted((name for name, n in counts.items() if n >= enough), key=lambda name: (-counts[name], name))
-    names = tuple(kept[:MAX_MEASUREMENTS])
+    return tuple(kept[:MAX_MEASUREMENTS])
+
+
+def categories(std: NDArray[np.int32], keys: Sequence[str]) -> NDArray[np.int32]:
+    """int32[N] what garments are compared within, of their first ids `std` int32[N, S]."""
+    return std[:, list(keys).index("category")] if "category" in keys else std[:, 0]
+
+
+def z_scores(
+    maps: Sequence[Mapping[str, float]], names: Sequence[str], category: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """float32[N, M] the measurements `names` of N products as z-scores within the category, nan where unknown."""
     measures = np.full((len(maps), len(names)), np.nan, np.float32)
     for m, name in enumerate(names):
         raw = np.array([values.get(name, np.nan) for values in maps], np.float64)
         known = np.isfinite(raw) & (raw > 0)  # 0.0 is how some shops write "missing"
-        measures[known, m] = standardised(raw[known], category[known])
-    return measures, names
+        if known.any():
+            measures[known, m] = _standardised(raw[known], category[known])
+    return measures
 
 
-def standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> NDArray[np.float32]:
+def _standardised(values: NDArray[np.float64], category: NDArray[np.int32]) -> NDArray[np.float32]:
     """z-scores within each category, within all of them where a category has too few values."""
     _, index, counts = np.unique(category, return_inverse=True, return_counts=True)
     mean = np.bincount(index, values) / counts

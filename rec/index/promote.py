@@ -139,7 +139,9 @@ def prune(database_url: str, recipe: str, *, dry_run: bool = False) -> Pruned:
             dropped = [name for (name,) in rows]
             orphans = _orphans(connection, dropped)
             if not dry_run:
-                _forget(connection, dropped, orphans)
+                for name in orphans:
+                    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
+                forget(connection, dropped)
     return Pruned(kept, dropped + [name for name in orphans if name not in dropped])
 
 
@@ -156,8 +158,10 @@ def superseded(connection: Connection[Any], recipe: str, keep: Sequence[str], ol
 
 
 def forget(connection: Connection[Any], names: Sequence[str]) -> None:
-    """Take bundles out of the database whose vectors lie in another one's table."""
-    _forget(connection, names, ())
+    """Take bundles out of the database; tables of vectors stay."""
+    for name in names:
+        connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
+        connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
 
 
 def _orphans(connection: Connection[Any], dropped: Sequence[str]) -> list[str]:
@@ -169,14 +173,6 @@ def _orphans(connection: Connection[Any], dropped: Sequence[str]) -> list[str]:
         (list(dropped),),
     ).fetchall()
     return [name for (name,) in rows]
-
-
-def _forget(connection: Connection[Any], names: Sequence[str], orphans: Sequence[str]) -> None:
-    for name in orphans:
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(name)))
-    for name in names:
-        connection.execute("DELETE FROM promotions WHERE bundle = %s", (name,))
-        connection.execute("DELETE FROM bundles WHERE id = %s", (name,))
 
 
 def before(connection: Connection[Any]) -> str | None:

@@ -12,7 +12,7 @@ from rec.index.search import Filters
 MAX_K = 100
 MAX_HISTORY = 200
 MAX_CONTEXT_CHARS = 500
-SPARED = ("user_tower", "ranking")
+Spared = Literal["user_tower", "ranking"]
 """Stages that a list can do without: it is then what is popular, or in the order of retrieval."""
 
 
@@ -48,8 +48,8 @@ class Request:
     """Product ids that must not be recommended."""
     rules: bool = True
     """Whether the merchandiser's rules apply."""
-    without: frozenset[str] = frozenset()
-    """Those of SPARED that are left out, to see what they give."""
+    without: frozenset[Spared] = frozenset()
+    """Stages that are left out, to see what they give."""
 
     @property
     def named(self) -> bool:

@@ -52,11 +52,7 @@ def manifest(folder: Path) -> artifact.Manifest:
 def run(config: Config) -> dict[str, Any]:
     """Write `vocabulary` and `tensors` unless they are done. Returns paths, counts and seconds as JSON values."""
     started = time.monotonic()
-    inputs = {
-        "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
-        "enriched": dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash,
-    }
-    files = Files(dataset.part(config.at("enriched"), ENRICHED), dataset.part(config.at("products"), PRODUCTS))
+    inputs, files = _read(config)
     made = _finished_vocabulary(config, inputs)
     grown = made is None
     if made is None:
@@ -86,21 +82,27 @@ def place(config: Config, vocabulary: Path) -> artifact.Manifest:
 
     Groups are numbered among these products alone.
     """
-    std_vocabulary = StdVocabulary.load(vocabulary / "std.toml")
-    files = Files(dataset.part(config.at("enriched"), ENRICHED), dataset.part(config.at("products"), PRODUCTS))
-    _check(files, std_vocabulary)
-    inputs = {
-        "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
-        "enriched": dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash,
-        "vocabulary": artifact.hash_folder(vocabulary),
+    inputs, files = _read(config)
+    _check(files, StdVocabulary.load(vocabulary / "std.toml"))
+    work: dict[str, Any] = {
+        "inputs": {**inputs, "vocabulary": artifact.hash_folder(vocabulary)},
+        "config": _tensors_config(config),
     }
-    work: dict[str, Any] = {"inputs": inputs, "config": _tensors_config(config)}
     done = artifact.finished(config.at("tensors"), kind=TENSORS.kind, version=TENSORS.version, **work)
     if done is not None:
         return done
     _start(config)
     facts: dict[str, Any] = {}
     return dataset.write(config.at("tensors"), TENSORS, _tensors(config, vocabulary, files, facts), **work, facts=facts)
+
+
+def _read(config: Config) -> tuple[dict[str, str], Files]:
+    """Content hashes of the datasets that are read, and where they are."""
+    inputs = {
+        "products": dataset.read_manifest(config.at("products"), PRODUCTS).content_hash,
+        "enriched": dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash,
+    }
+    return inputs, Files(dataset.part(config.at("enriched"), ENRICHED), dataset.part(config.at("products"), PRODUCTS))
 
 
 def _tensors_config(config: Config) -> dict[str, Any]:

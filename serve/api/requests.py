@@ -1,7 +1,7 @@
 """What the HTTP API takes, with its limits."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -9,7 +9,7 @@ from rec import profile
 from rec.histories import BODY
 from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
-from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, SPARED, Choice, Request
+from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, MAX_K, Choice, Request, Spared
 from rec.sizes import MAX_SIZE_CHARS
 
 MAX_BODY_BYTES = 64 * 1024
@@ -91,7 +91,7 @@ class RecommendBody(Body):
     """Products that must not be recommended."""
     rules: bool = True
     """Whether the merchandiser's rules apply; false shows the list without them."""
-    without: list[Literal["user_tower", "ranking"]] = Field(default=[], max_length=len(SPARED))
+    without: list[Spared] = Field(default=[], max_length=len(get_args(Spared)))
     """Stages to leave out, to see what they give: what is popular instead of the user tower's, the order of retrieval
     instead of the ranker's. Such a list is not logged."""
 
