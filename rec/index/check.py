@@ -11,6 +11,7 @@ from rec import postgres
 from rec.bundle import Bundle
 from rec.errors import DatabaseError
 from rec.index import tables
+from rec.index.tables import Entry
 
 _ROWS = 8_192
 
@@ -29,17 +30,18 @@ def compare(connection: Connection[Any], made: Bundle) -> str | None:
     """
     if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
         return None
-    entry = connection.execute("SELECT catalogue, items, width, kind FROM bundles WHERE id = %s", (made.id,)).fetchone()
+    entry = tables.find(connection, made.id)
     if entry is None:
         return None
-    if entry[:3] != (made.recipe, made.items, made.width):
-        raise _differs(made, f"its entry says {entry[:3]}, not {(made.recipe, made.items, made.width)}")
-    _check_indexes(connection, made)
-    return _check_rows(connection, made, entry[3])
+    said = (entry.catalogue, entry.items, entry.width)
+    if said != (made.recipe, made.items, made.width):
+        raise _differs(made, f"its entry says {said}, not {(made.recipe, made.items, made.width)}")
+    _check_indexes(connection, made, entry)
+    return _check_rows(connection, made, entry)
 
 
-def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
-    table = tables.entry(connection, made.id).table.as_string(connection)
+def _check_indexes(connection: Connection[Any], made: Bundle, entry: Entry) -> None:
+    table = entry.table.as_string(connection)
     rows = connection.execute(
         "SELECT a.amname, i.indisunique, i.indisvalid AND i.indisready FROM pg_index i"
         " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = to_regclass(%s)",
@@ -50,10 +52,10 @@ def _check_indexes(connection: Connection[Any], made: Bundle) -> None:
         raise _differs(made, "an index is missing or invalid")
 
 
-def _check_rows(connection: Connection[Any], made: Bundle, kind: str) -> str:
-    ids, vectors, value = made.product_ids(), made.item_vectors(), tables.embedding(kind)
+def _check_rows(connection: Connection[Any], made: Bundle, entry: Entry) -> str:
+    ids, vectors, value = made.product_ids(), made.item_vectors(), tables.embedding(entry.kind)
     stored, own, count = hashlib.sha256(), hashlib.sha256(), 0
-    for block in _blocks(connection, made):
+    for block in _blocks(connection, entry):
         for row, product_id, vector in block:
             if row != count:
                 raise _differs(made, f"row {row} stands where row {count} of {made.items} should")
@@ -71,13 +73,12 @@ def _check_rows(connection: Connection[Any], made: Bundle, kind: str) -> str:
     return stored.hexdigest()
 
 
-def _blocks(connection: Connection[Any], made: Bundle) -> Iterator[list[tuple[int, str, Any]]]:
+def _blocks(connection: Connection[Any], entry: Entry) -> Iterator[list[tuple[int, str, Any]]]:
     """The bundle's rows of the vector table in row order; after them there may be those of bundles that extend it."""
     register_vector(connection)
     query = sql.SQL("SELECT row, product_id, embedding FROM {} WHERE row < %s ORDER BY row")
-    table = tables.entry(connection, made.id).table
     with connection.cursor("rows", binary=True) as cursor:
-        cursor.execute(query.format(table), (made.items,))
+        cursor.execute(query.format(entry.table), (entry.items,))
         while block := cursor.fetchmany(_ROWS):
             yield block
 

@@ -28,6 +28,7 @@ from rec.errors import ArtifactError, DatabaseError
 from rec.index import forget, live_events, migrations, tables, vector_table
 from rec.schema import INTERACTIONS, USERS
 
+_SHOWN = ["product_id", "title", "price", "currency", "brand", "category", "available"]
 _EVENT_COLUMNS = ["user_id", "product_id", "event", "at", "size", "fit"]
 UNIT_TOLERANCE = 1e-2
 """How far from 1 the length of an item vector may be; towers give it to six digits."""
@@ -79,15 +80,11 @@ def _shared(
                 "`python jobs/bundles.py gc` when another one is active, and load it again"
             )
         return bundle.id, bundle.items
-    row = connection.execute(
-        "SELECT vectors, items FROM bundles WHERE id = %s AND catalogue = %s AND width = %s AND kind = %s",
-        (bundle.extends, bundle.recipe, bundle.width, index.kind),
-    ).fetchone()
-    if row is None:
+    base = None if bundle.extends is None else tables.find(connection, bundle.extends)
+    if base is None or (base.catalogue, base.width, base.kind) != (bundle.recipe, bundle.width, index.kind):
         return None, 0
-    owner, first = row
-    same = _same_rows(connection, owner, first, ids, vectors, index.kind)
-    return (None, 0) if same is None else (owner, same)
+    same = _same_rows(connection, base.owner, base.items, ids, vectors, index.kind)
+    return (None, 0) if same is None else (base.owner, same)
 
 
 def _same_rows(
@@ -145,9 +142,6 @@ def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
             f"{ids[wrong[0]]!r}, of length {norms[wrong[0]]:g}: {remedy}"
         )
     return ids, vectors
-
-
-_SHOWN = ["product_id", "title", "price", "currency", "brand", "category", "available"]
 
 
 def _load_products(connection: Connection[Any], bundle: Bundle) -> bool:

@@ -71,22 +71,33 @@ def items_table(bundle: str) -> sql.Identifier:
 class Entry:
     """What `bundles` says of a bundle."""
 
-    table: sql.Identifier
-    """Where its vectors lie, and behind them perhaps those of others."""
+    owner: str
+    """The bundle in whose table its vectors lie, and behind them perhaps those of others."""
     catalogue: str
     items: int
     width: int
     kind: str
 
+    @property
+    def table(self) -> sql.Identifier:
+        """The quoted name of that table."""
+        return items_table(self.owner)
 
-def entry(connection: Connection[Any], bundle: str) -> Entry:
-    """The entry of a loaded bundle. Raises DatabaseError where there is none."""
+
+def find(connection: Connection[Any], bundle: str) -> Entry | None:
+    """The entry of a bundle; None where it is not loaded."""
     items_table(bundle)  # raises for what is no id, before anything is asked
     query = "SELECT vectors, catalogue, items, width, kind FROM bundles WHERE id = %s"
     row = connection.execute(query, (bundle,)).fetchone()
-    if row is None:
+    return None if row is None else Entry(*row)
+
+
+def entry(connection: Connection[Any], bundle: str) -> Entry:
+    """The entry of a loaded bundle. Raises DatabaseError where there is none."""
+    found = find(connection, bundle)
+    if found is None:
         raise DatabaseError(f"bundle {bundle} is not in the database: run `python jobs/publish.py` to load it")
-    return Entry(items_table(row[0]), *row[1:])
+    return found
 
 
 def embedding(kind: str) -> type[HalfVector] | type[Vector]:
