@@ -20,8 +20,9 @@ serving      how fast the shop answers a recipe's shoppers, by one client and by
              beside it
 gpu          what a GPU gives: the item tower's training with a whole DistilBERT under it, and DLRM's with tables of
              Criteo's shape; weights and inputs are drawn
-scale        time and memory of ingest, enrichment from the cache and tensorization on 10,000, 100,000 and a million
-             synthetic products, each in a store of its own that is removed afterwards
+scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
+             and what the chain then takes for an answer; enrichment from the cache; in stores of their own in `store`,
+             which are removed at the end, and where it goes on when it was killed
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search and hnswlib (where that is
              installed), in a database of its own
@@ -222,7 +223,9 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = gpu_speed.measure(gpu_speed.FULL, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
-        figures = scale.figures(scale.measure(Path(__file__).parent, sizes, config.seed), sizes)
+        names = [stage.name for stage in pipeline.stages(config)]
+        folder = Path(config.store).resolve() / ("scale-quick" if options.quick else "scale")
+        figures = scale.figures(scale.measure(Path(__file__).parent, folder, names, sizes, config.seed), sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0

@@ -1,28 +1,38 @@
-"""How time and memory of the first stages grow with the catalogue: synthetic garments through the jobs themselves.
+"""How time and memory of the stages grow with the catalogue: synthetic garments, ten events on each and a tenth as
+many shoppers as events, through the jobs themselves to a promoted bundle, which then answers.
 
-    ingest      the shop's parquet files
-    enrich      enrichment with every answer in the cache
-    tensorize   vocabulary and tensors
+    SIZE.STAGE.seconds    of the job of that stage, a process of its own, as a user starts it
+    SIZE.STAGE.peak_gib   of that process and all that it starts, pages that processes share counted in each (an upper
+                          bound), the embedded Postgres apart
+    SIZE.store.gib        all artifacts, the bundle and the database on disk
+    SIZE.chain.STAGE.ms   median of what a stage of the chain takes of a request (rec.evaluate.chain_speed)
+    STAGE.peak_growth     the peak of the largest catalogue over that of the middle one, of a tenth of its size
+    STAGE.marginal        the time of a further product from the middle to the largest catalogue over that from the
+                          smallest to the middle one: 1 where time is linear in rows; left out where the middle one took
+                          no longer than the smallest
+    p50.growth_per_decade the median of a whole request on the largest catalogue over that on the middle one
 
-Each is a job in a process of its own, as a user starts it, on a store of its own; `peak_gib` is of that process and all
-that it starts, pages that processes share counted in each (an upper bound), the embedded Postgres apart.
-`STAGE.peak_growth` is the peak of the largest catalogue over that of the middle one, of a tenth of its size.
-`STAGE.marginal` is the time of a further product from the middle to the largest catalogue over that from the smallest
-to the middle one: 1 where time is linear in rows.
+Every answer of the language model is in the cache. The towers see each row once, and the ranker and the evaluation draw
+a number of users that does not grow (SETTINGS): what else a shop trains is its own choice. Where the benchmark was
+killed it goes on after the last finished stage.
 """
 
 import json
+import logging
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from rec import dataset, postgres
+from rec.artifact import write_json
 from rec.config import Config, load
 from rec.data.sample.many import write_shop
 from rec.enrich import cache, engine
@@ -32,6 +42,7 @@ from rec.enrich.prompt import Body
 from rec.enrich.text import shown
 from rec.enrich.workers import COLUMNS
 from rec.errors import RecError
+from rec.evaluate import chain_speed
 from rec.evaluate.benchmark import Figures, figure
 from rec.log import bar
 from rec.memory import PeakMemory
@@ -39,11 +50,30 @@ from rec.schema import PRODUCTS
 from rec.vocab.std import StdVocabulary
 
 SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
-QUICK_SIZES = {"2k": 2_000, "10k": 10_000, "40k": 40_000}
-PEAK_GOAL_GIB = 6.0
+QUICK_SIZES = {"500": 500, "2k": 2_000, "8k": 8_000}
+PEAK_GOAL_GIB = 20.0
 MARGINAL_GOAL = 1.2
+P50_GOAL = 1.3
 MAX_DETAILS, MAX_WORDS = 2, 4
 """Phrases of a text that its made-up answer sorts, and the words of one."""
+SETTINGS = """
+[item_tower.train]
+epochs = 1
+batch_size = 512
+
+[user_tower.train]
+epochs = 1
+batch_size = 512
+
+[ranker]
+max_users = 20_000
+
+[evaluate]
+max_users = 5_000
+"""
+TAKEN = "taken.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,69 +84,96 @@ class Taken:
     peak_gib: float
 
 
-Measured = Mapping[str, Mapping[str, Taken]]
-"""Size → stage → what it took."""
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """One catalogue, from its files to its answers."""
+
+    stages: Mapping[str, Taken]
+    """By stage, in their order."""
+    chain_ms: Mapping[str, float]
+    """See `rec.evaluate.chain_speed.stages`."""
+    store_gib: float
 
 
-def measure(jobs: Path, sizes: Mapping[str, int], seed: int) -> Measured:
-    """Run the stages on catalogues of these sizes; `jobs` is the folder of the job files."""
-    with tempfile.TemporaryDirectory(prefix="rec-scale-") as folder:
-        return {name: _measured(jobs, Path(folder) / name, rows, seed) for name, rows in sizes.items()}
-
-
-def figures(taken: Measured, sizes: Mapping[str, int]) -> Figures:
-    """Seconds and peaks by size and stage, products/s of the largest, and how time grows over three sizes."""
-    made: Figures = {}
-    for size, stages in taken.items():
-        for stage, took in stages.items():
-            made[f"{size}.{stage}.seconds"] = figure(round(took.seconds, 1), "s")
-            made[f"{size}.{stage}.peak_gib"] = figure(round(took.peak_gib, 2), "GiB", goal=PEAK_GOAL_GIB)
-    small, middle, large = sorted(sizes, key=sizes.__getitem__)
-    for stage, took in taken[large].items():
-        made[f"{large}.{stage}.products_per_s"] = figure(round(sizes[large] / took.seconds, 1), "products/s")
-        later, earlier = (
-            (taken[more][stage].seconds - taken[less][stage].seconds) / (sizes[more] - sizes[less])
-            for less, more in ((middle, large), (small, middle))
-        )
-        if earlier <= 0:
-            raise RecError(
-                f"{stage} took no longer for {sizes[middle]} products than for {sizes[small]}: its growth cannot be "
-                "told, run the benchmark on a quiet machine"
-            )
-        made[f"{stage}.marginal"] = figure(round(later / earlier, 3), "times", goal=MARGINAL_GOAL)
-        peaks = taken[large][stage].peak_gib / taken[middle][stage].peak_gib
-        made[f"{stage}.peak_growth"] = figure(round(peaks, 3), "times")
+def measure(jobs: Path, folder: Path, stages: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[str, Grown]:
+    """Run the `stages`, each `jobs`/STAGE.py, on catalogues of these sizes in `folder`, which is removed at the end."""
+    made = {name: _measured(jobs, folder / name, stages, rows, seed) for name, rows in sizes.items()}
+    shutil.rmtree(folder)
     return made
 
 
-def _measured(jobs: Path, folder: Path, rows: int, seed: int) -> dict[str, Taken]:
-    folder.mkdir()
-    recipe = str(write_shop(folder, "scale", rows, seed))
-    arguments = ["--recipe", recipe, "--set", f"store={folder}"]
-    config = load(recipe, [f"store={folder}"])
-    taken = {"ingest": _job(jobs / "ingest.py", arguments)}
+def figures(grown: Mapping[str, Grown], sizes: Mapping[str, int]) -> Figures:
+    """What each size took, products/s of the largest, and how time, memory and answers grow over three sizes."""
+    made: Figures = {}
+    for size, found in grown.items():
+        for stage, took in found.stages.items():
+            made[f"{size}.{stage}.seconds"] = figure(round(took.seconds, 1), "s")
+            made[f"{size}.{stage}.peak_gib"] = figure(round(took.peak_gib, 2), "GiB", goal=PEAK_GOAL_GIB)
+        made[f"{size}.seconds"] = figure(round(sum(took.seconds for took in found.stages.values()), 1), "s")
+        made[f"{size}.store.gib"] = figure(round(found.store_gib, 2), "GiB")
+        for stage, ms in found.chain_ms.items():
+            made[f"{size}.chain.{stage}.ms"] = figure(round(ms, 2), "ms")
+    small, middle, large = (grown[size] for size in sorted(sizes, key=sizes.__getitem__))
+    rows = sorted(sizes.values())
+    for stage, took in large.stages.items():
+        made[f"{stage}.products_per_s"] = figure(round(rows[2] / took.seconds, 1), "products/s")
+        peaks = took.peak_gib / middle.stages[stage].peak_gib
+        made[f"{stage}.peak_growth"] = figure(round(peaks, 3), "times")
+        later = (took.seconds - middle.stages[stage].seconds) / (rows[2] - rows[1])
+        earlier = (middle.stages[stage].seconds - small.stages[stage].seconds) / (rows[1] - rows[0])
+        if earlier > 0:
+            made[f"{stage}.marginal"] = figure(round(later / earlier, 3), "times", goal=MARGINAL_GOAL)
+    growth = large.chain_ms["total"] / middle.chain_ms["total"]
+    made["p50.growth_per_decade"] = figure(round(growth, 3), "times", goal=P50_GOAL)
+    return made
+
+
+def _measured(jobs: Path, folder: Path, stages: Sequence[str], rows: int, seed: int) -> Grown:
+    """What a catalogue takes, with what an earlier run has measured of it in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, note = folder / "scale.toml", folder / TAKEN
+    if not recipe.exists():  # it is written last
+        write_shop(folder, "scale", rows, seed, SETTINGS)
+    told = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    taken = {stage: Taken(**took) for stage, took in told.items()}
+    arguments = ["--recipe", str(recipe), "--set", f"store={folder}"]
+    config = load(str(recipe), [f"store={folder}"])
+    with _database(folder):
+        for stage in stages:
+            if stage in taken:
+                continue
+            if stage == "enrich":
+                _answer(config)
+            log.info("%d products: %s", rows, stage)
+            taken[stage] = _job(jobs / f"{stage}.py", arguments)
+            write_json(note, {name: asdict(took) for name, took in taken.items()})
+        chain_ms = chain_speed.stages(config)
+    used = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return Grown({stage: taken[stage] for stage in stages}, chain_ms, used / 2**30)
+
+
+@contextmanager
+def _database(store: Path) -> Iterator[None]:
+    """The store's Postgres, which the jobs start, is stopped at the end."""
     try:
-        _answer(config)
-        taken["enrich"] = _job(jobs / "enrich.py", arguments)
-        taken["tensorize"] = _job(jobs / "tensorize.py", arguments)
+        yield
     finally:
-        postgres.stop_embedded(folder)
-    return taken
+        postgres.stop_embedded(store)
 
 
 def _job(job: Path, arguments: list[str]) -> Taken:
     """Run a job to its end. Raises RecError when it fails, or asks a model."""
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as written:
         running = subprocess.Popen(
-            [sys.executable, str(job), *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, str(job), *arguments], stdout=subprocess.PIPE, stderr=written, text=True
         )
         with PeakMemory(running.pid).watch() as peak:
             printed, _ = running.communicate()
         seconds = time.monotonic() - started
-        log.seek(0)
+        written.seek(0)
         if running.returncode:
-            raise RecError(f"{job.name} failed, see the end of its log: {' '.join(log.read()[-1_000:].split())}")
+            raise RecError(f"{job.name} failed, see the end of its log: {' '.join(written.read()[-1_000:].split())}")
     if json.loads(printed.splitlines()[-1]).get("live_calls"):
         raise RecError(
             f"{job.name} asked the model although every answer was given: run the benchmark on a clean store"

@@ -9,6 +9,8 @@ popularity (Deshpande & Karypis, Item-based top-N recommendation algorithms, ACM
 there because two items with one event each, in the same basket, would have the highest score there is.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,8 @@ from rec.sources.neighbours import Neighbours
 
 WINDOW = 10
 DAMPING = 30.0
+PAIRS_AT_ONCE = 10_000_000
+"""Pairs that are sorted at once: ten million events make a hundred million, whose order would take 10 GiB."""
 
 Ints = NDArray[np.int64]
 
@@ -30,8 +34,25 @@ def build(h: Histories, length: int) -> Neighbours:
     first, second, counts = together(h, training, np.arange(h.num_items), WINDOW)
     events = popularity(h.items[training], h.num_items) + DAMPING
     scores = counts / np.sqrt(events[first] * events[second])
-    item, other = np.concatenate([first, second]), np.concatenate([second, first])
-    return neighbours.best(item, other, np.concatenate([scores, scores]), h.num_items, length)
+    made = neighbours.alone(h.num_items, length)
+    for low, high in _blocks(np.bincount(first, minlength=h.num_items) + np.bincount(second, minlength=h.num_items)):
+        one = np.flatnonzero((first >= low) & (first < high))
+        two = np.flatnonzero((second >= low) & (second < high))
+        item = np.concatenate([first[one], second[two]]) - low
+        other = np.concatenate([second[one], first[two]])
+        part = neighbours.best(item, other, np.concatenate([scores[one], scores[two]]), high - low, length)
+        made.rows[low:high], made.scores[low:high] = part.rows, part.scores
+    return made
+
+
+def _blocks(pairs: Ints) -> Iterator[tuple[int, int]]:
+    """Ranges of items that have some PAIRS_AT_ONCE of the `pairs` int64[N] together, or one item alone."""
+    before = np.concatenate([[0], np.cumsum(pairs)])
+    low = 0
+    while low < len(pairs):
+        high = max(int(np.searchsorted(before, before[low] + PAIRS_AT_ONCE, side="right")) - 1, low + 1)
+        yield low, high
+        low = high
 
 
 def together(h: Histories, chosen: NDArray[np.bool_], groups: Ints, window: int) -> tuple[Ints, Ints, Ints]:

@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rec.retrieval import search
+from rec.sources import cells
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 NONE = -1
+EXACT_ROWS = 150_000
+"""Most items whose neighbours are found by comparing all with all: a minute or two on two cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,14 @@ def summed(place: Ints, scores: Floats) -> NDArray[np.float64]:
 
 
 def nearest(vectors: Floats, length: int, last: int | None = None) -> Neighbours:
-    """The `length` other items of highest inner product for each of `vectors` float32[N, d], or for the `last` of them,
-    by exact search."""
-    first = 0 if last is None else len(vectors) - last
-    itself = [np.array([row]) for row in range(first, len(vectors))]
-    rows, scores = search(vectors[first:], vectors, min(length, len(vectors)), itself)
+    """The `length` other items of highest inner product for each of the unit `vectors` float32[N, d], or for the `last`
+    of them: by exact search, or by cells (`rec.sources.cells`) where all of more than EXACT_ROWS are asked for."""
+    if last is None and len(vectors) > EXACT_ROWS:
+        rows, scores = cells.nearest(vectors, length)
+    else:
+        first = 0 if last is None else len(vectors) - last
+        itself = [np.array([row]) for row in range(first, len(vectors))]
+        rows, scores = search(vectors[first:], vectors, min(length, len(vectors)), itself)
     return Neighbours(rows.astype(np.int32), np.where(rows == NONE, 0, scores).astype(np.float32))
 
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rec.config import Config
+from rec.evaluate import chain_speed
 from rec.index.catalogue import Known, PastEvent
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
@@ -229,3 +231,12 @@ def test_a_stage_that_is_left_out_leaves_the_order_of_the_one_before(chain: Chai
     nearness = [item["retrieval_score"] for item in found.items]
     assert nearness == sorted(nearness, reverse=True)
     assert not {choice.product_id for choice in told} & set(ids(found))
+
+
+@pytest.mark.usefixtures("connections")
+def test_the_times_of_a_chain_are_those_of_its_stages(published: Config) -> None:
+    taken = chain_speed.stages(published)
+    stages = taken.keys() - {"total", "p99"}
+    assert {"state", "user_tower", "retrieval", "ranking"} <= stages
+    assert all(taken[stage] >= 0 for stage in stages)
+    assert taken["p99"] > taken["total"] > taken["retrieval"] > 0

@@ -29,8 +29,8 @@ def scores(table: Neighbours) -> dict[tuple[int, int], float]:
 
 
 @settings(deadline=None)
-@given(users)
-def test_scores_are_damped_cosines_of_training_events(users: list[list[int]]) -> None:
+@given(users, st.sampled_from([1, 7, cooccurrence.PAIRS_AT_ONCE]))
+def test_scores_are_damped_cosines_of_training_events(users: list[list[int]], at_once: int) -> None:
     training = [events[:-2] if len(events) >= 3 else events for events in users]
     events = Counter(item for each in training for item in each)
     counts: Counter[tuple[int, int]] = Counter()
@@ -39,7 +39,9 @@ def test_scores_are_damped_cosines_of_training_events(users: list[list[int]]) ->
             for other in each[place + 1 : place + 1 + WINDOW]:
                 if one != other:
                     counts.update([(one, other), (other, one)])
-    found = scores(cooccurrence.build(histories(users, ITEMS), ITEMS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cooccurrence, "PAIRS_AT_ONCE", at_once)
+        found = scores(cooccurrence.build(histories(users, ITEMS), ITEMS))
     assert found == {
         (i, j): pytest.approx(c / ((events[i] + DAMPING) * (events[j] + DAMPING)) ** 0.5, rel=1e-6)
         for (i, j), c in counts.items()

@@ -1,6 +1,7 @@
 """Neighbour tables against slow twins."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,33 @@ def test_nearest_are_the_other_items_by_inner_product() -> None:
         others = [other for other in np.argsort(-product, kind="stable").tolist() if other != row]
         assert found.rows[row].tolist() == others[:5]
         np.testing.assert_allclose(found.scores[row], product[others[:5]], atol=1e-6)
+
+
+def test_a_large_catalogue_is_searched_by_cells_and_misses_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    kinds = rng.normal(size=(30, 16))
+    styles = kinds[rng.integers(30, size=600)] + 0.6 * rng.normal(size=(600, 16))
+    vectors = styles[rng.integers(600, size=6_000)] + 0.4 * rng.normal(size=(6_000, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    exact = neighbours.nearest(vectors, 10)
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", 5_999)
+    found = neighbours.nearest(vectors, 10)
+    assert found.rows.tolist() == neighbours.nearest(vectors, 10).rows.tolist(), "the same in every run"
+    assert found.rows.tolist() != exact.rows.tolist(), "too easy to tell cells from exact search"
+    for row, others in enumerate(found.rows.tolist()):
+        assert row not in others
+        assert len(set(others)) == 10
+    np.testing.assert_allclose(found.scores, (vectors[found.rows] @ vectors[:, :, None])[..., 0], atol=1e-6)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    common = [len(set(a) & set(b)) for a, b in zip(found.rows.tolist(), exact.rows.tolist(), strict=True)]
+    assert np.mean(common) > 9.5
+
+
+def test_equal_items_in_cells_are_neighbours_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", 0)
+    found = neighbours.nearest(np.tile(np.eye(4, dtype=np.float32)[0], (40, 1)), 50)
+    assert found.rows[0].tolist() == [*range(1, 40), *[NONE] * 11]
+    assert np.isfinite(found.scores).all()
 
 
 def test_a_small_catalogue_has_fewer_neighbours() -> None:

@@ -1,6 +1,7 @@
 """A shop of any size, for measuring how stages grow: synthetic garments and events without planted structure.
 
-The texts are written like those of the sample catalogue; a style number in each title keeps them distinct. The shop is
+The texts are written like those of the sample catalogue; a style number in each title keeps them distinct. A tenth as
+many shoppers as events; products are chosen at random with a popularity that is as skewed as a shop's. The shop is
 given as a stranger's would be, parquet files and a recipe, so that it takes the same way in.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rec.data.sample import words
@@ -19,7 +21,11 @@ from rec.data.sample.catalogue import START, Role, drawn, row_of
 from rec.data.sample.draw import Draw
 
 MOST = 10_000_000
+EVENTS_PER_PRODUCT = 10
 EVENTS_PER_USER = 10
+SKEW = 1.5
+"""Standard deviation of the logarithm of a product's popularity: a fifth of the products have three quarters of the
+events."""
 DAYS = 90
 BATCH = 10_000
 
@@ -45,32 +51,39 @@ def many(seed: int) -> Iterator[dict[str, Any]]:
         yield row_of(f"M{number:07d}", _PLAIN, garment, draw)
 
 
-def write_shop(folder: Path, name: str, products: int, seed: int) -> Path:
-    """Write `products` garments, as many events, and the recipe `name` of them. Returns the recipe's path."""
+def write_shop(folder: Path, name: str, products: int, seed: int, settings: str = "") -> Path:
+    """Write `products` garments, EVENTS_PER_PRODUCT times as many events, and the recipe `name` of them, which ends
+    with the TOML `settings`. Returns the recipe's path."""
     rows = islice(many(seed), products)
     with pq.ParquetWriter(folder / "products.parquet", _PRODUCTS, compression="zstd") as writer:
         while batch := [row | row["attributes"] for row in islice(rows, BATCH)]:
             writer.write_table(pa.Table.from_pylist(batch, schema=_PRODUCTS))
     pq.write_table(_events(products, seed), folder / "events.parquet", compression="zstd")
     recipe = folder / f"{name}.toml"
-    recipe.write_text(_recipe(name, folder), encoding="utf-8")
+    recipe.write_text(_recipe(name, folder) + settings, encoding="utf-8")
     return recipe
 
 
-def _events(count: int, seed: int) -> pa.Table:
-    """Purchases, each of a random shopper and product at a random time of DAYS."""
-    draw = np.random.default_rng(seed)
+def _events(products: int, seed: int) -> pa.Table:
+    """Purchases, each of a random shopper and a product by its popularity, at a random time of DAYS."""
+    draw, count = np.random.default_rng(seed), products * EVENTS_PER_PRODUCT
     users = draw.integers(max(1, count // EVENTS_PER_USER), size=count)
-    products = draw.integers(count, size=count)
+    bounds = np.cumsum(np.exp(SKEW * draw.standard_normal(products)))
+    chosen = np.searchsorted(bounds, draw.random(count) * bounds[-1], side="right")
     seconds = draw.integers(int(timedelta(days=DAYS).total_seconds()), size=count)
     start = np.datetime64(START.replace(tzinfo=None), "us")
     return pa.table(
         {
-            "user_id": pa.array([f"U{user}" for user in users.tolist()]),
-            "product_id": pa.array([f"M{product:07d}" for product in products.tolist()]),
+            "user_id": _named("U", users, 0),
+            "product_id": _named("M", np.minimum(chosen, products - 1), 7),
             "at": pa.array(start + seconds * np.timedelta64(1, "s"), pa.timestamp("us", tz="UTC")),
         }
     )
+
+
+def _named(letter: str, numbers: np.ndarray, digits: int) -> pa.Array:
+    padded = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), digits, "0")
+    return pc.binary_join_element_wise(pa.scalar(letter), padded, "")
 
 
 def _recipe(name: str, folder: Path) -> str:
