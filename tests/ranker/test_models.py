@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,35 @@ both = pytest.mark.parametrize("name", models.NAMES)
 
 
 @settings(deadline=None, max_examples=60)
-@given(name=st.sampled_from(models.NAMES), seed=st.integers(0, 10_000), rows=st.integers(1, 40))
-def test_export_agrees_with_the_training_module(name: str, seed: int, rows: int) -> None:
+@given(
+    name=st.sampled_from(models.NAMES),
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 40),
+    most_folded=st.sampled_from([0, fused.MOST_FOLDED]),
+)
+def test_export_agrees_with_the_training_module(name: str, seed: int, rows: int, most_folded: int) -> None:
     model = random(name, seed)
     drawn = inputs(np.random.default_rng(seed), rows)
-    np.testing.assert_allclose(model.export().score(drawn), logits(model, drawn), atol=1e-5, rtol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "MOST_FOLDED", most_folded)
+        np.testing.assert_allclose(model.export().score(drawn), logits(model, drawn), atol=1e-5, rtol=1e-5)
 
 
 @both
-def test_a_request_is_one_lookup_in_one_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most_folded", [0, fused.MOST_FOLDED])
+def test_a_request_is_one_lookup_in_one_table(name: str, most_folded: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "MOST_FOLDED", most_folded)
     ranker, looked_up = random(name).export(), []
-    embedding = F.embedding
-    monkeypatch.setattr(F, "embedding", lambda ids, table: looked_up.append(table) or embedding(ids, table))
+
+    def watched(lookup: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda ids, table, *given, **named: looked_up.append(table) or lookup(ids, table, *given, **named)
+
+    monkeypatch.setattr(F, "embedding", watched(F.embedding))
+    monkeypatch.setattr(F, "embedding_bag", watched(F.embedding_bag))
     ranker.score(inputs(np.random.default_rng(1), 100))
-    assert [table is ranker.table for table in looked_up] == [True]
+    folds = name == "deepfm" and most_folded > 0
+    expected = ranker.folded.table if folds else ranker.table
+    assert [table is expected for table in looked_up] == [True]
 
 
 @both
