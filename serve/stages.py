@@ -8,9 +8,10 @@ from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Encoded, Ranked
 from rec.recommend.retrieve import Retrieved
 from rec.recommend.retrieve import Retriever as BundleRetriever
-from rec.recommend.score import Scorer
+from rec.recommend.score import Scorer, Unranked
 from rec.retrieval import Candidates
 from rec.state import UserState
+from serve.combining import Combining
 from serve.loaded import Loaded, active, connections
 from serve.metrics import metrics
 from serve.sampler import RecallSampler
@@ -23,14 +24,14 @@ class UserTower:
     """User state → user vector."""
 
     def __init__(self, store: str) -> None:
-        self._encoders = Loaded(store, UserEncoder)
+        self._encoders = Loaded(store, lambda bundle: Combining(UserEncoder(bundle).encode))
         pool = connections(store, size=1)
         self._encoders.get(active(pool))
         self._encoders.follow(pool)
 
     def encode(self, bundle: str, state: UserState) -> Encoded:
         """The vector of `state` by bundle `bundle`."""
-        return self._encoders.get(bundle).encode(state)
+        return self._encoders.get(bundle)(state)
 
 
 class Retriever:
@@ -80,14 +81,14 @@ class Ranker:
     """Candidates → ranked list."""
 
     def __init__(self, store: str) -> None:
-        self._scorers = Loaded(store, Scorer)
+        self._scorers = Loaded(store, lambda bundle: Combining(Scorer(bundle).rank))
         pool = connections(store, size=1)
         self._scorers.get(active(pool))
         self._scorers.follow(pool)
 
     def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
         """The k best candidates."""
-        return self._scorers.get(bundle).rank(state, candidates, k, now_us)
+        return self._scorers.get(bundle)(Unranked(state, candidates, k, now_us))
 
 
 STAGES = (UserTower, Retriever, Ranker)

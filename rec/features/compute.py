@@ -1,7 +1,7 @@
 """Features of (user, candidates, time): the one implementation that training, evaluation and serving call.
 
-A request is one user state with its candidates. `compute_batch` does many requests at once and `compute`
-is that with one, so a served feature is the trained feature. Histories are padded to a fixed length, and
+A request is one user state with its candidates. Training computes many requests at once and serving those that came
+together, by the same function, so a served feature is the trained feature. Histories are padded to a fixed length, and
 every sum runs over that length, so a request's numbers do not depend on the requests beside it.
 
 Nothing looks past `now_us`: the state holds earlier events, popularity counts training events before it, and
@@ -65,19 +65,12 @@ class _Batch:
         return np.maximum(self.known.sum(axis=1), 1).astype(np.float32)
 
 
-def compute(
-    items: ItemFeatures, state: UserState, candidates: Candidates, now_us: int, past: PastPopularity | None = None
-) -> RankInputs:
-    """Features of one request, a row per candidate in the order given; `past` for a request of the past."""
-    return compute_batch(items, [state], [candidates], np.array([now_us], np.int64), past)
-
-
 def compute_batch(
     items: ItemFeatures,
     states: Sequence[UserState],
     candidates: Sequence[Candidates],
     now_us: NDArray[np.int64],
-    past: PastPopularity | None,
+    past: PastPopularity | None = None,
 ) -> RankInputs:
     """Features of B requests: the rows of the first request, then those of the second, and so on.
 

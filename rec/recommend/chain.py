@@ -16,7 +16,7 @@ from rec.recommend.passage import Explanation, Opening, Passage
 from rec.recommend.request import Answer, Applied, Encoded, Ranked, Request
 from rec.recommend.retrieve import Retrieved, Retriever
 from rec.recommend.ruling import Ruling
-from rec.recommend.score import Scorer
+from rec.recommend.score import Scorer, Unranked
 from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.walk import explained, finish, listed, walk
 from rec.retrieval import Candidates
@@ -81,7 +81,8 @@ class _Here:
         return self._front.known(request)
 
     async def encode(self, began: Opening) -> Encoded:
-        return self._encoder.encode(began.state)
+        (encoded,) = self._encoder.encode([began.state])
+        return encoded
 
     async def retrieve(self, began: Opening, encoded: Encoded | None) -> Retrieved:
         k, state, exclude, filters = began.num_candidates, began.state, began.exclude, began.request.filters
@@ -91,7 +92,9 @@ class _Here:
         return self._retriever.retrieve(encoded.vector, k, state=state, exclude=exclude, filters=filters, also=also)
 
     async def rank(self, began: Opening, candidates: Candidates) -> Ranked:
-        return self._scorer.rank(began.state, candidates, len(candidates.rows), microseconds(began.at))
+        asked = Unranked(began.state, candidates, len(candidates.rows), microseconds(began.at))
+        (ranked,) = self._scorer.rank([asked])
+        return ranked
 
     async def prices(self, rows: np.ndarray) -> np.ndarray:
         return self._front.prices(rows)

@@ -1,7 +1,8 @@
-"""From a user state to the user vector, with the text encoder run once per distinct context."""
+"""From user states to user vectors, with the text encoder run once per distinct context."""
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,16 +27,21 @@ class UserEncoder:
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def encode(self, state: UserState) -> Encoded:
-        """The vector of `state`, and what it would be without the context and without the profile."""
+    def encode(self, states: Sequence[UserState]) -> list[Encoded]:
+        """The vector of each state, and what it would be without the context and without the profile."""
+        variants = [self._variants(state) for state in states]
+        every = [each for named in variants for each in named.values()]
+        vectors = iter(self.tower.vectors(every, np.stack([self._text(each.context) for each in every])))
+        return [Encoded(next(vectors), {name: next(vectors) for name in named if name}) for named in variants]
+
+    def _variants(self, state: UserState) -> dict[str, UserState]:
+        """The state, and by the name of each input that is given the state without it."""
         states = {"": state}
         if state.context and self._encoder is not None:
             states["context"] = replace(state, context="")
         if np.isfinite(state.profile).any() and "profile" in self.tower.shape.inputs:
             states["profile"] = replace(state, profile=np.full_like(state.profile, np.nan))
-        contexts = np.stack([self._text(each.context) for each in states.values()])
-        vectors = self.tower.vectors(list(states.values()), contexts)  # float32[1..3, d]
-        return Encoded(vectors[0], {name: vectors[at] for at, name in enumerate(states) if name})
+        return states
 
     def _text(self, text: str) -> np.ndarray:
         """float32[W] of a context; zeros for none."""

@@ -14,7 +14,7 @@ from rec.config import Config
 from rec.errors import ArtifactError
 from rec.features import items as item_features
 from rec.features import spec
-from rec.features.compute import RankInputs, compute, compute_batch
+from rec.features.compute import RankInputs, compute_batch
 from rec.features.items import ItemFeatures
 from rec.features.popularity import PastPopularity
 from rec.features.spec import Spec
@@ -23,6 +23,13 @@ from rec.state import UserState, cold_state
 from rec.vocab.std import StdVocabulary
 
 DAY_US = 86_400 * 1_000_000
+
+
+def compute(
+    items: ItemFeatures, state: UserState, candidates: Candidates, now_us: int, past: PastPopularity | None = None
+) -> RankInputs:
+    """Features of one request."""
+    return compute_batch(items, [state], [candidates], np.array([now_us], np.int64), past)
 
 
 def _batch(items: ItemFeatures, requests: list[Any]) -> RankInputs:

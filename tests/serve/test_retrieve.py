@@ -73,7 +73,7 @@ def test_serving_merges_what_training_and_evaluation_merge(
     items, count = np.array(history, np.int64), len(history)
     profile = np.array([height, 1985.0], np.float32)
     state = UserState(items, np.full(count, 3), np.ones(count, np.float32), "", profile)
-    vector = shop.encoder.encode(state).vector
+    vector = shop.encoder.encode([state])[0].vector
     served = shop.retriever.retrieve(
         vector, k, state=state, exclude=np.array(sorted(banned), np.int64), filters=filters
     )
