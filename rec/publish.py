@@ -13,6 +13,7 @@ from rec.index import experiments, load, migrations, promote, recall
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
 from rec.index.promote import Promoted
+from rec.index.recall import Settled
 from rec.index.search import VectorIndex
 
 log = logging.getLogger(__name__)
@@ -139,17 +140,17 @@ def _load(config: Config, made: Bundle, *, force: bool) -> tuple[bool, float | N
     """Load the vectors if need be; whether that was done, and what the index finds, if that is enough or by `force`."""
     url = postgres.url(config.store)
     loaded = load.vectors(url, made, config.index)
-    found = _recall(config, made, url)
-    recall.check_floor(made, found, config.index.min_recall, force=force)
-    return loaded, found
+    settled = _settled(config, made, url)
+    recall.check_floor(made, settled, config.index.min_recall, force=force)
+    return loaded, None if settled is None else settled.recall
 
 
-def _recall(config: Config, made: Bundle, url: str) -> float | None:
+def _settled(config: Config, made: Bundle, url: str) -> Settled | None:
     if made.items <= made.config.index.exact_rows:
         return None
     vectors, _ = queries.drawn(made, QUERIES, config.seed)
     connections = Connections(url, size=1)
     try:
-        return round(recall.of_graph(connections, made, vectors), 6)
+        return recall.settle(connections, made.id, made.config.index, vectors, made.config.ranker.candidates)
     finally:
         connections.close()

@@ -14,10 +14,13 @@ class Index(Branch):
     """Column type of item vectors: 2 bytes (`halfvec`) or 4 bytes (`vector`) per number."""
     m: int = Field(default=16, ge=4, le=100)
     """HNSW: links per node."""
-    ef_construction: int = Field(default=96, ge=8, le=1000)
+    ef_construction: int = Field(default=200, ge=8, le=1000)
     """HNSW: candidates looked at while building."""
     ef_search: int = Field(default=160, ge=10, le=1000)
-    """HNSW: candidates looked at while searching."""
+    """HNSW: candidates looked at while searching, at least: see `recall`."""
+    recall: float = Field(default=0.99, ge=0, le=1)
+    """A bundle is searched with as large an `ef_search` as it takes to find this much of exact search, for vectors of
+    its shoppers, as far as 1,000 is enough; 0: with `ef_search` as it is."""
     exact_rows: int = Field(default=15_000, ge=0)
     """When at most this many products pass the filters they are all compared, which is exact and takes no longer."""
     build_workers: int = Field(default=1, ge=0)

@@ -5,6 +5,7 @@ copy.over.raw        over COPY of the bytes that the server itself gave for the 
                      of ROUNDS in turn
 build.per_min_core   rows a minute and core of CREATE INDEX, over as many cores as its workers can use
 table.bytes          on the disk, per row; what is cached takes as much memory; `index.bytes` is of the HNSW index
+ef_search            candidates that a search looks at: what publishing would settle on for these queries
 FILTER.recall        of the K nearest beside exact search over the vectors as the column has them, mean over queries
 FILTER.full          share of the queries with K products, or all where fewer pass
 FILTER.ms            median of one search
@@ -111,6 +112,8 @@ def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: in
     kept = _as_stored(vectors, index)
     connections = Connections(url, size=CLIENTS)
     try:
+        settled = recall.settle(connections, trial.BUNDLE, index, vectors.queries, K)
+        figures["ef_search"] = figure(settled.ef_search, "candidates")
         searched = VectorIndex(connections, trial.BUNDLE, index)
         figures |= _speed(searched, vectors, index, work)
         figures |= _precision(searched, vectors)
@@ -230,7 +233,7 @@ def _speed(index: VectorIndex, vectors: VectorSet, options: Index, work: Work) -
         f"clients{CLIENTS}.qps": figure(round(together, 1), "queries/s"),
         f"clients{CLIENTS}.qps.per_core": figure(round(together / cpus(), 1), "queries/s", goal=QPS_GOAL),
     }
-    for name, other in _others(vectors, options):
+    for name, other in _others(vectors, options, index.ef_search):
         rate_of = 1e3 / float(_times(other, calls[: work.queries]).mean())
         figures[f"{name}.qps"] = figure(round(rate_of, 1), "queries/s")
         figures[f"over.{name}"] = figure(round(rate / rate_of, 3), "times")
@@ -241,7 +244,7 @@ def _speed(index: VectorIndex, vectors: VectorSet, options: Index, work: Work) -
     return figures
 
 
-def _others(vectors: VectorSet, options: Index) -> Iterator[tuple[str, Callable[[Floats], Floats]]]:
+def _others(vectors: VectorSet, options: Index, ef_search: int) -> Iterator[tuple[str, Callable[[Floats], Floats]]]:
     """Searches in this process, of one thread, that give scores, best first."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -257,7 +260,7 @@ def _others(vectors: VectorSet, options: Index) -> Iterator[tuple[str, Callable[
     graph = hnswlib.Index(space="ip", dim=vectors.items.shape[1])
     graph.init_index(len(vectors.items), ef_construction=options.ef_construction, M=options.m)
     graph.add_items(vectors.items)
-    graph.set_ef(max(options.ef_search, K))
+    graph.set_ef(max(ef_search, K))
     yield "hnswlib", lambda query: 1 - graph.knn_query(query[None], k=K, num_threads=1)[1][0]  # of distances
 
 

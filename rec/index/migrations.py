@@ -243,6 +243,10 @@ CREATE TABLE experiments (
         "UPDATE bundles SET vectors = id, root = id",
         "ALTER TABLE bundles ALTER COLUMN vectors SET NOT NULL, ALTER COLUMN root SET NOT NULL",
     ),
+    (
+        # hnsw.ef_search that a bundle was found to need (rec/index/recall.py); null: as its configuration says
+        "ALTER TABLE bundles ADD COLUMN ef_search integer",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 

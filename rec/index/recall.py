@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from rec.bundle import Bundle
+from rec.config import Index
 from rec.errors import ArtifactError
 from rec.index import tables
 from rec.index.connections import Connections
@@ -24,6 +25,8 @@ from rec.index.search import Filters, Found, VectorIndex
 
 TOLERANCE = 2e-6
 """How far apart two sums of the same products of unit vectors may be, by the order they were added in."""
+BREADTHS = (160, 200, 240, 320, 400, 500, 640, 800, 1_000)
+"""Values of hnsw.ef_search that are tried; pgvector takes none above the last."""
 SEEN = 1_000
 """Longest list of seen products that `questions` asks with."""
 
@@ -51,6 +54,16 @@ class Measured:
     """Mean over the searches."""
     full: float
     """Share of the searches that found as many products as exact search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How a bundle's graph is searched."""
+
+    ef_search: int
+    """Candidates that a walk looks at."""
+    recall: float
+    """Mean over vectors of shoppers, without any filter."""
 
 
 def of(found: Floats, exact: Floats) -> float:
@@ -123,43 +136,49 @@ def questions(bundle: Bundle, vectors: Floats, k: int, seed: int) -> list[Asked]
     return made
 
 
-def of_graph(connections: Connections, bundle: Bundle, vectors: Floats) -> float:
-    """Mean recall of the HNSW index of a loaded bundle for the user vectors float32[U, d], without any filter.
+def settle(connections: Connections, bundle: str, index: Index, vectors: Floats, k: int) -> Settled:
+    """Find how broad a search of a loaded bundle must be, and have it searched like that from now on.
 
-    It needs no products, which come with the promotion.
+    That is the least of `index.ef_search` and the BREADTHS above it with which the HNSW index finds `index.recall` for
+    the k products nearest to each of the user vectors float32[U, d], without any filter, or the largest of them. It
+    needs no products, which come with the promotion.
     """
-    index = bundle.config.index
     walk = sql.SQL("SELECT -(embedding <#> %(vector)s) FROM {} ORDER BY embedding <#> %(vector)s LIMIT %(k)s")
     compare_all = sql.SQL(
         "WITH compared AS MATERIALIZED (SELECT embedding <#> %(vector)s AS distance FROM {})"
         " SELECT -distance FROM compared ORDER BY distance LIMIT %(k)s"
     )
-    found: list[float] = []
+    breadths = [index.ef_search, *(breadth for breadth in BREADTHS if breadth > index.ef_search and index.recall)]
     with connections.use() as connection:
-        entry = tables.entry(connection, bundle.id)
+        entry = tables.entry(connection, bundle)
         value = tables.embedding(entry.kind)
-        connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(index.ef_search),))
+        asked = [{"vector": value(vector), "k": k} for vector in vectors]
+
+        def answers(query: sql.SQL) -> list[Floats]:
+            statement = query.format(entry.table)
+            return [np.array(connection.execute(statement, each).fetchall(), np.float32).ravel() for each in asked]
+
+        exact = answers(compare_all)
         connection.execute("SET LOCAL enable_seqscan = off")  # of few rows, reading all is cheaper to the planner
-        for vector in vectors:
-            given = {"vector": value(vector), "k": bundle.config.ranker.candidates}
-            answers = (
-                np.array(connection.execute(query.format(entry.table), given).fetchall(), np.float32).ravel()
-                for query in (walk, compare_all)
-            )
-            found.append(of(*answers))
-    return float(np.mean(found))
+        for breadth in breadths:
+            connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(breadth),))
+            recall = float(np.mean([of(*pair) for pair in zip(answers(walk), exact, strict=True)]))
+            if recall >= index.recall:
+                break
+        connection.execute("UPDATE bundles SET ef_search = %s WHERE id = %s", (breadth, bundle))
+    return Settled(breadth, round(recall, 6))
 
 
-def check_floor(bundle: Bundle, recall: float | None, floor: float, *, force: bool) -> None:
+def check_floor(bundle: Bundle, settled: Settled | None, floor: float, *, force: bool) -> None:
     """Raise ArtifactError when the recall of a bundle's graph is below `floor` and `force` is not given."""
-    if recall is None or recall >= floor or force:
+    if settled is None or settled.recall >= floor or force:
         return
     index = bundle.config.index
     raise ArtifactError(
-        f"the index of bundle {bundle.id} finds {recall:.4f} of the {bundle.config.ranker.candidates} nearest "
-        f"products, less than index.min_recall = {floor:g}, and was not promoted: publish again with a higher "
-        f"index.ef_search (now {index.ef_search}), or with higher index.m and index.ef_construction (now {index.m} and "
-        f"{index.ef_construction}), which builds another index, or promote it anyway with --force"
+        f"the index of bundle {bundle.id} finds {settled.recall:.4f} of the {bundle.config.ranker.candidates} nearest "
+        f"products with ef_search = {settled.ef_search}, less than index.min_recall = {floor:g}, and was not promoted: "
+        f"publish again with higher index.m and index.ef_construction (now {index.m} and {index.ef_construction}), "
+        "which builds another index, or promote it anyway with --force"
     )
 
 

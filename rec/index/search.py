@@ -67,6 +67,8 @@ class VectorIndex:
             found = tables.entry(connection, bundle)
         self._queries = cache(lambda *given: _Queries.of(found.table, _condition(*given)))
         self._catalogue, self._items, self._width = found.catalogue, found.items, found.width
+        self.ef_search = found.ef_search or index.ef_search
+        """Candidates that a walk through the index looks at."""
         self._value = tables.embedding(found.kind)
 
     def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
@@ -77,7 +79,7 @@ class VectorIndex:
         def search(connection: Connection[Any]) -> Found:
             if self._few_pass(connection, queries.few, parameters, filtered=any(filters.given)):
                 return _found(connection, queries.exact, parameters, path="exact")
-            self._connections.tune(connection, "hnsw.ef_search", str(self._index.ef_search))
+            self._connections.tune(connection, "hnsw.ef_search", str(self.ef_search))
             found = _found(connection, queries.hnsw, parameters, path="hnsw")
             return _found(connection, queries.exact, parameters, path="exact") if found.underfilled else found
 
@@ -116,7 +118,7 @@ class VectorIndex:
             "items": self._items,
             "exclude": exclude.astype(np.int32).tolist(),
             "k": k,
-            "visit": k if not any(filters.given) and k + len(exclude) <= self._index.ef_search else OVERFETCH * k,
+            "visit": k if not any(filters.given) and k + len(exclude) <= self.ef_search else OVERFETCH * k,
             **_values(filters),
             "limit": self._index.exact_rows + 1,
         }

@@ -77,6 +77,8 @@ class Entry:
     items: int
     width: int
     kind: str
+    ef_search: int | None
+    """What the bundle was found to need; None: what its configuration says."""
 
     @property
     def table(self) -> sql.Identifier:
@@ -87,7 +89,7 @@ class Entry:
 def find(connection: Connection[Any], bundle: str) -> Entry | None:
     """The entry of a bundle; None where it is not loaded."""
     items_table(bundle)  # raises for what is no id, before anything is asked
-    query = "SELECT vectors, catalogue, items, width, kind FROM bundles WHERE id = %s"
+    query = "SELECT vectors, catalogue, items, width, kind, ef_search FROM bundles WHERE id = %s"
     row = connection.execute(query, (bundle,)).fetchone()
     return None if row is None else Entry(*row)
 

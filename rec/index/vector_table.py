@@ -148,8 +148,18 @@ def enter(
     root: str | None = None,
 ) -> None:
     """The entry in `bundles`, by which searches find the table, that of the bundle `owner`; `root` is the one that was
-    trained. Without them both are the bundle itself."""
+    trained. Without them both are the bundle itself. It is searched as those that share the table."""
     connection.execute(
-        "INSERT INTO bundles (id, catalogue, items, width, kind, vectors, root) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        (bundle, catalogue, items, width, kind, owner or bundle, root or bundle),
+        "INSERT INTO bundles (id, catalogue, items, width, kind, vectors, root, ef_search) SELECT"
+        " %(bundle)s, %(catalogue)s, %(items)s, %(width)s, %(kind)s, %(owner)s, %(root)s, max(ef_search)"
+        " FROM bundles WHERE vectors = %(owner)s",
+        {
+            "bundle": bundle,
+            "catalogue": catalogue,
+            "items": items,
+            "width": width,
+            "kind": kind,
+            "owner": owner or bundle,
+            "root": root or bundle,
+        },
     )

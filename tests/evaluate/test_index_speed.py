@@ -24,6 +24,7 @@ def test_exact_search_in_postgres_is_the_truth_it_is_measured_by(database_url: s
     for name in ("price0.1", "category0.1", "stock0.1"):  # fewer than K pass, so that exact search answers
         assert figures[f"{name}.recall"]["value"] == 1, name
     assert figures["none.recall.float32.rescored"]["value"] >= figures["none.recall.float32"]["value"] > 0.9
+    assert figures["ef_search"]["value"] >= 100
     assert figures["table.bytes"]["value"] > 2 * 16
     for name in ("copy.rows_per_s", "copy.over.raw", "build.per_min_core", "index.bytes", "clients1.qps", "over.exact"):
         assert figures[name]["value"] > 0, name

@@ -244,8 +244,8 @@ def test_a_bundle_whose_index_misses_what_is_near_is_promoted_only_by_force(shop
         connection.execute(f"INSERT INTO {table} SELECT * FROM half")
         connection.execute(ready, (True, index))
     said = (
-        rf"the index of bundle {made.id} finds 0\.[3-6]\d* of the 60 nearest products, less than "
-        r"index\.min_recall = 0\.95,.*higher index\.ef_search \(now 160\).*--force"
+        rf"the index of bundle {made.id} finds 0\.[3-6]\d* of the 60 nearest products "
+        r"with ef_search = 1000, less than index\.min_recall = 0\.95,.*higher index\.m .*--force"
     )
     for work in (publish.run, lambda given: publish.activate(given, made.id)):
         with pytest.raises(ArtifactError, match=said):

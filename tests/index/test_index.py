@@ -21,10 +21,11 @@ from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, promote, search, tables, vector_table
+from rec.index import load, promote, recall, search, tables, vector_table
 from rec.index.catalogue import Catalogue
 from rec.index.connections import SETTINGS, Connections
 from rec.index.promote import Promoted
+from rec.index.recall import Settled
 from rec.index.search import Filters, VectorIndex
 from tests.bundle import tiny
 
@@ -345,6 +346,34 @@ def test_every_bundle_is_searched_with_its_own_settings(
         index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=ef_search))
         index.search(unit(1), 5, exclude=NONE, filters=Filters())
     assert seen == ["300", "20", "160"]
+
+
+def test_a_bundle_is_searched_as_broadly_as_its_shoppers_need(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = np.stack([unit(1), unit(2), unit(3)])
+    answers = iter([0.5, 0.5, 0.5, 0.97, 0.97, 0.97, 0.995, 0.995, 0.995])
+    monkeypatch.setattr(recall, "of", lambda found, exact: next(answers))
+
+    def broad(index: Index) -> int:
+        return VectorIndex(connections, made.id, index).ef_search
+
+    try:
+        settled = recall.settle(connections, made.id, Index(exact_rows=0, ef_search=10, recall=0.99), queries, 5)
+        assert settled == Settled(200, 0.995), "10 and 160 are not enough"
+        assert broad(Index(ef_search=10)) == 200
+        monkeypatch.setattr(recall, "of", lambda found, exact: 0.4)
+        assert recall.settle(connections, made.id, Index(ef_search=10), queries, 5) == Settled(1_000, 0.4)
+        assert recall.settle(connections, made.id, Index(ef_search=10, recall=0), queries, 5) == Settled(10, 0.4)
+        assert broad(Index(ef_search=160)) == 10
+        with connections.use() as connection:
+            vector_table.enter(connection, "0123456789ab", "tiny", 9, tiny.WIDTH, "halfvec", owner=made.id)
+            assert tables.entry(connection, "0123456789ab").ef_search == 10, "as those that share the table"
+            connection.rollback()
+    finally:
+        with connections.use() as connection:
+            connection.execute("UPDATE bundles SET ef_search = NULL")
+    assert broad(Index(ef_search=160)) == 160
 
 
 @pytest.mark.parametrize("name", ["hnsw.wings", "nobody.claims"])
