@@ -21,12 +21,12 @@ from rec.config import Index
 from rec.errors import ArtifactError
 from rec.index import tables
 from rec.index.connections import Connections
-from rec.index.search import Filters, Found, VectorIndex
+from rec.index.search import BROADEST, Filters, Found, VectorIndex
 
 TOLERANCE = 2e-6
 """How far apart two sums of the same products of unit vectors may be, by the order they were added in."""
-BREADTHS = (160, 200, 240, 320, 400, 500, 640, 800, 1_000)
-"""Values of hnsw.ef_search that are tried; pgvector takes none above the last."""
+BREADTHS = (160, 200, 240, 320, 400, 500, 640, 800, BROADEST)
+"""Values of hnsw.ef_search that are tried."""
 SEEN = 1_000
 """Longest list of seen products that `questions` asks with."""
 

@@ -19,6 +19,10 @@ from rec.config import Index
 from rec.index import tables
 from rec.index.connections import Connections
 
+BROADEST = 1_000
+"""The largest `hnsw.ef_search` of pgvector, for searches that leave out more rows than the first round of the walk holds
+beside k. At 105,542 x 128, the 1,000 nearest left out, recall@100 is .97 with it, and .93 with 640, which else are
+enough for .99."""
 OVERFETCH = 3
 """Under a filter, or with more rows to leave out than the first round of the walk holds beside k, the walk stops as
 soon as enough pass, in relaxed order; asking for more keeps near ones it met late. Measured at 105,542 x 128, filters
@@ -79,7 +83,8 @@ class VectorIndex:
         def search(connection: Connection[Any]) -> Found:
             if self._few_pass(connection, queries.few, parameters, filtered=any(filters.given)):
                 return _found(connection, queries.exact, parameters, path="exact")
-            self._connections.tune(connection, "hnsw.ef_search", str(self.ef_search))
+            breadth = BROADEST if self._beyond_first_round(k, exclude) else self.ef_search
+            self._connections.tune(connection, "hnsw.ef_search", str(breadth))
             found = _found(connection, queries.hnsw, parameters, path="hnsw")
             return _found(connection, queries.exact, parameters, path="exact") if found.underfilled else found
 
@@ -118,10 +123,13 @@ class VectorIndex:
             "items": self._items,
             "exclude": exclude.astype(np.int32).tolist(),
             "k": k,
-            "visit": k if not any(filters.given) and k + len(exclude) <= self.ef_search else OVERFETCH * k,
+            "visit": OVERFETCH * k if any(filters.given) or self._beyond_first_round(k, exclude) else k,
             **_values(filters),
             "limit": self._index.exact_rows + 1,
         }
+
+    def _beyond_first_round(self, k: int, exclude: np.ndarray) -> bool:
+        return k + len(exclude) > self.ef_search
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""
