@@ -20,9 +20,9 @@ from rec.index import tables
 from rec.index.connections import Connections
 
 BROADEST = 1_000
-"""The largest `hnsw.ef_search` of pgvector, for searches that leave out more rows than the first round of the walk holds
-beside k. At 105,542 x 128, the 1,000 nearest left out, recall@100 is .97 with it, and .93 with 640, which else are
-enough for .99."""
+"""The largest `hnsw.ef_search` of pgvector, for searches that leave out more rows than the first round of the walk
+holds beside k. At 105,542 x 128, the 1,000 nearest left out, recall@100 is .97 with it, and .93 with 640, which else
+are enough for .99."""
 OVERFETCH = 3
 """Under a filter, or with more rows to leave out than the first round of the walk holds beside k, the walk stops as
 soon as enough pass, in relaxed order; asking for more keeps near ones it met late. Measured at 105,542 x 128, filters
