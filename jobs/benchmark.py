@@ -224,7 +224,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         names = [stage.name for stage in pipeline.stages(config)]
-        folder = Path(config.store).resolve() / ("scale-quick" if options.quick else "scale")
+        folder = Path(config.store).resolve() / f"scale-{'quick' if options.quick else 'full'}-{config.seed}"
         figures = scale.figures(scale.measure(Path(__file__).parent, folder, names, sizes, config.seed), sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
