@@ -13,9 +13,10 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
@@ -25,6 +26,9 @@ MIN_POSTGRES = 16
 """The oldest major version that tests run on."""
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
+SETTINGS_FILE = "rec.conf"
+MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
+"""Shared buffers of the embedded server: an eighth of the memory within these."""
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +111,52 @@ def _start(folder: Path, major: int) -> str:
         known = PostgresServer._instances.get(folder)
         if known is not None and not (known._postmaster_info and known._postmaster_info.is_running()):
             PostgresServer._instances.pop(folder)  # it died, and would be taken for up
-        return get_server(folder, cleanup_mode=None, postgres_version=major).get_uri()
+        server = get_server(folder, cleanup_mode=None, postgres_version=major, start=False)
+        if folder not in PostgresServer._instances:
+            with server._lock:
+                server.ensure_pgdata_inited()
+                _configure(folder)
+            server.start()
+        return server.get_uri()
     except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
         raise DatabaseError(
             f"the embedded Postgres in {folder} does not start ({type(error).__name__}): see its log, and that "
             "the folder is empty or one it made, on a disk with space left"
         ) from error
+
+
+def _configure(folder: Path) -> None:
+    """Write SETTINGS_FILE, which the server reads when it starts; what somebody says by ALTER SYSTEM wins.
+
+    With Postgres' own 128 MiB of shared buffers most looks at a vector of a million products are reads from the
+    system's cache.
+    """
+    mib = max(MIN_BUFFERS_MIB, min(MAX_BUFFERS_MIB, _memory() // 2**20 // 8))
+    settings = {
+        "shared_buffers": f"{mib}MB",
+        "effective_cache_size": f"{4 * mib}MB",
+        "random_page_cost": "1.1",  # vectors and products are in memory, or on a disk without arms
+        "jit": "off",  # compiling a statement takes longer than any of ours
+    }
+    wanted = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    file, main = folder / SETTINGS_FILE, folder / "postgresql.conf"
+    if not file.exists() or file.read_text(encoding="utf-8") != wanted:
+        draft = folder / f".{SETTINGS_FILE}"
+        draft.write_text(wanted, encoding="utf-8")
+        draft.chmod(0o644)  # the server may run as another user
+        draft.replace(file)
+    line = f"include_if_exists = '{SETTINGS_FILE}'\n"
+    if line not in main.read_text(encoding="utf-8"):
+        with main.open("a", encoding="utf-8") as whole:
+            whole.write(line)
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of the container where that has a limit."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return total
 
 
 def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:

@@ -82,3 +82,28 @@ def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new
     with postgres.session(postgres.url(store)) as connection:
         assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
     assert postgres.stop_embedded(store)
+
+
+def test_the_embedded_server_has_memory_for_vectors_unless_somebody_says_otherwise(
+    new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store()
+
+    def buffers() -> str:
+        with psycopg.connect(postgres.url(store), autocommit=True) as connection:
+            (found,) = connection.execute("SHOW shared_buffers").fetchone() or ("",)
+        return found
+
+    monkeypatch.setattr(postgres, "_memory", lambda: 2 << 30)
+    assert buffers() == "256MB"
+    monkeypatch.setattr(postgres, "_memory", lambda: 4 << 30)
+    assert buffers() == "256MB", "it runs"
+    postgres.stop_embedded(store)
+    assert buffers() == "512MB"
+    with psycopg.connect(postgres.url(store), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET shared_buffers = '200MB'")
+    postgres.stop_embedded(store)
+    assert buffers() == "200MB"
+    main = (store / "postgres" / "postgresql.conf").read_text(encoding="utf-8")
+    assert main.count(postgres.SETTINGS_FILE) == 1
+    postgres.stop_embedded(store)
