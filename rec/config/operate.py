@@ -14,7 +14,7 @@ class Index(Branch):
     """Column type of item vectors: 2 bytes (`halfvec`) or 4 bytes (`vector`) per number."""
     m: int = Field(default=16, ge=4, le=100)
     """HNSW: links per node."""
-    ef_construction: int = Field(default=200, ge=8, le=1000)
+    ef_construction: int = Field(default=400, ge=8, le=1000)
     """HNSW: candidates looked at while building."""
     ef_search: int = Field(default=160, ge=10, le=1000)
     """HNSW: candidates looked at while searching, at least: see `recall`."""
@@ -25,7 +25,7 @@ class Index(Branch):
     """When at most this many products pass the filters they are all compared, which is exact and takes no longer."""
     build_workers: int = Field(default=1, ge=0)
     """Parallel workers of CREATE INDEX beside its leader; the server's own limits hold too."""
-    build_memory_mb: int = Field(default=1_024, ge=64)
+    build_memory_mb: int = Field(default=2_048, ge=64)
     """Most memory that CREATE INDEX may take (maintenance_work_mem); a graph that does not fit builds slowly."""
     min_recall: float = Field(default=0.95, ge=0, le=1)
     """A bundle whose index finds less than this of exact search, for vectors of its shoppers, is not promoted without
