@@ -35,6 +35,7 @@ nodes        the pipeline on three Ray nodes of this machine, of which one is ki
 
 import argparse
 import logging
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,16 @@ def evaluated(config: Config) -> benchmark.Figures:
     return benchmark.retrieval(config) | user_speed.measure(tower, config.evaluate.bootstrap, config.seed)
 
 
+def _names(config: Config) -> list[str]:
+    """The stages of a recipe."""
+    return [stage.name for stage in pipeline.stages(config)]
+
+
+def _scale(config: Config, options: argparse.Namespace) -> Path:
+    """Where `scale` has its stores until its figures are told."""
+    return Path(config.store).resolve() / f"scale-{'quick' if options.quick else 'full'}-{config.seed}"
+
+
 def _named(options: argparse.Namespace, config: Config) -> list[str]:
     """Arguments by which another job has the store and the recipe's name of `config`."""
     told = [argument for setting in options.overrides for argument in ("--set", setting)]
@@ -223,9 +234,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = gpu_speed.measure(gpu_speed.FULL, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
-        names = [stage.name for stage in pipeline.stages(config)]
-        folder = Path(config.store).resolve() / f"scale-{'quick' if options.quick else 'full'}-{config.seed}"
-        figures = scale.figures(scale.measure(Path(__file__).parent, folder, names, sizes, config.seed), sizes)
+        grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
+        figures = scale.figures(grown, sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
@@ -258,6 +268,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
+    if options.name == "scale":
+        shutil.rmtree(_scale(config, options))
     return result
 
 

@@ -126,7 +126,7 @@ def _start(folder: Path, major: int) -> str:
 
 
 def _configure(folder: Path) -> None:
-    """Write SETTINGS_FILE, which the server reads when it starts; what somebody says by ALTER SYSTEM wins.
+    """Write SETTINGS_FILE, which the server reads when it starts after postgresql.conf; ALTER SYSTEM wins over both.
 
     With Postgres' own 128 MiB of shared buffers most looks at a vector of a million products are reads from the
     system's cache.
@@ -148,14 +148,15 @@ def _configure(folder: Path) -> None:
     line = f"include_if_exists = '{SETTINGS_FILE}'\n"
     if line not in main.read_text(encoding="utf-8"):
         with main.open("a", encoding="utf-8") as whole:
-            whole.write(line)
+            whole.write(f"\n{line}")
 
 
 def _memory() -> int:
     """Bytes of the machine, or of the container where that has a limit."""
     total = int(psutil.virtual_memory().total)
-    with suppress(OSError, ValueError):
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups version 2 and 1
+        with suppress(OSError, ValueError):
+            total = min(total, int((Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii")))
     return total
 
 

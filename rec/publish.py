@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rec import assemble, bundle, postgres, queries
@@ -13,7 +13,7 @@ from rec.index import experiments, load, migrations, promote, recall
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
 from rec.index.promote import Promoted
-from rec.index.recall import Settled
+from rec.index.recall import Tuned
 from rec.index.search import VectorIndex
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
         "ndcg10": made.evaluation.ndcg10,
         "floor": made.evaluation.floor,
         "floor_met": made.evaluation.floor_met,
-        "recall": put.recall,
+        **_found(put.tuned),
         "skipped": made.id in known and put.done.before == made.id and not put.loaded and not put.done.reloaded,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -78,7 +78,7 @@ def activate(config: Config, name: str, *, force: bool = False) -> dict[str, Any
         "replaced": put.replaced,
         "loaded": put.loaded,
         "floor_met": made.evaluation.floor_met,
-        "recall": put.recall,
+        **_found(put.tuned),
     }
 
 
@@ -122,7 +122,7 @@ class _Put:
     """What became of a bundle."""
 
     loaded: bool
-    recall: float | None
+    tuned: Tuned | None
     """None: every search of all products is exact."""
     done: Promoted
     replaced: str | None
@@ -131,26 +131,31 @@ class _Put:
 def _put(config: Config, made: Bundle, *, force: bool) -> _Put:
     """Load the bundle if need be and make it the active one, if it reaches its floors or by `force`."""
     promote.check_floor(made, force=force)
-    loaded, found = _load(config, made, force=force)
+    loaded, tuned = _load(config, made, force=force)
     done = promote.promote(postgres.url(config.store), made, config.root, force=force)
-    return _Put(loaded, found, done, done.before if done.before != made.id else None)
+    return _Put(loaded, tuned, done, done.before if done.before != made.id else None)
 
 
-def _load(config: Config, made: Bundle, *, force: bool) -> tuple[bool, float | None]:
+def _load(config: Config, made: Bundle, *, force: bool) -> tuple[bool, Tuned | None]:
     """Load the vectors if need be; whether that was done, and what the index finds, if that is enough or by `force`."""
+    loaded = load.vectors(postgres.url(config.store), made, config.index)
+    tuned = tune(config, made)
+    recall.check_floor(made, tuned, config.index, force=force)
+    return loaded, tuned
+
+
+def _found(tuned: Tuned | None) -> dict[str, Any]:
+    return {"recall": None, "ef_search": None} if tuned is None else asdict(tuned)
+
+
+def tune(config: Config, made: Bundle) -> Tuned | None:
+    """Have a loaded bundle searched as broadly as its shoppers need; None where every search is exact."""
     url = postgres.url(config.store)
-    loaded = load.vectors(url, made, config.index)
-    settled = _settled(config, made, url)
-    recall.check_floor(made, settled, config.index.min_recall, force=force)
-    return loaded, None if settled is None else settled.recall
-
-
-def _settled(config: Config, made: Bundle, url: str) -> Settled | None:
     if made.items <= made.config.index.exact_rows:
         return None
     vectors, _ = queries.drawn(made, QUERIES, config.seed)
     connections = Connections(url, size=1)
     try:
-        return recall.settle(connections, made.id, made.config.index, vectors, made.config.ranker.candidates)
+        return recall.tune(connections, made.id, config.index, vectors, made.config.ranker.candidates)
     finally:
         connections.close()

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rec import additions, artifact, bundle, bundles, dataset, encode, postgres
+from rec import additions, artifact, bundle, bundles, dataset, encode, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.data import ingest
@@ -124,6 +124,10 @@ def _add(config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table) 
     encode.run(part)
     made = additions.make(base, part, seen)
     load.vectors(url, made, config.index)
+    with postgres.session(url) as connection:
+        untuned = tables.entry(connection, made.id).ef_search is None
+    if untuned:  # as of a bundle that was so small that all searches were exact
+        publish.tune(config, made)
     # its figures are those of the active one, whatever they are
     promote.promote(url, made, config.root, force=True, expected=base.id)
     with postgres.session(url) as connection, tables.switching(connection):

@@ -20,18 +20,30 @@ CONNECTIONS = 4
 """Database connections of one retriever replica."""
 
 
+class _Encoding:
+    """The user tower of one bundle for any number of callers."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._encoder = UserEncoder(bundle)
+        self._together = Combining(self._encoder.encode)
+
+    def encode(self, state: UserState) -> Encoded:
+        self._encoder.read(state.context)
+        return self._together(state)
+
+
 class UserTower:
     """User state → user vector."""
 
     def __init__(self, store: str) -> None:
-        self._encoders = Loaded(store, lambda bundle: Combining(UserEncoder(bundle).encode))
+        self._encoders = Loaded(store, _Encoding)
         pool = connections(store, size=1)
         self._encoders.get(active(pool))
         self._encoders.follow(pool)
 
     def encode(self, bundle: str, state: UserState) -> Encoded:
         """The vector of `state` by bundle `bundle`."""
-        return self._encoders.get(bundle)(state)
+        return self._encoders.get(bundle).encode(state)
 
 
 class Retriever:

@@ -20,7 +20,8 @@ class Index(Branch):
     """HNSW: candidates looked at while searching, at least: see `recall`."""
     recall: float = Field(default=0.99, ge=0, le=1)
     """A bundle is searched with as large an `ef_search` as it takes to find this much of exact search, for vectors of
-    its shoppers, as far as 1,000 is enough; 0: with `ef_search` as it is."""
+    its shoppers, as far as 1,000 is enough; 0: with `ef_search` as it is. `jobs/bundles.py promote` takes another one
+    for the same index; servers that have the bundle already keep theirs until they start again."""
     exact_rows: int = Field(default=15_000, ge=0)
     """When at most this many products pass the filters they are all compared, which is exact and takes no longer."""
     build_workers: int = Field(default=1, ge=0)

@@ -5,7 +5,7 @@ copy.over.raw        over COPY of the bytes that the server itself gave for the 
                      of ROUNDS in turn
 build.per_min_core   rows a minute and core of CREATE INDEX, over as many cores as its workers can use
 table.bytes          on the disk, per row; what is cached takes as much memory; `index.bytes` is of the HNSW index
-ef_search            candidates that a search looks at: what publishing would settle on for these queries
+ef_search            candidates that a search looks at: what publishing would choose, for queries that are not measured
 FILTER.recall        of the K nearest beside exact search over the vectors as the column has them, mean over queries
 FILTER.full          share of the queries with K products, or all where fewer pass
 FILTER.ms            median of one search
@@ -87,8 +87,9 @@ class Filtered:
 def measure(config: Config, work: Work) -> Figures:
     """Figures named RECIPE.NAME and generated.NAME, in a database of its own on the server that REC_DATABASE_URL names,
     else on one in a temporary folder."""
-    sets = {"generated": vector_sets.generated(work.generated, work.queries, config.item_tower.width, config.seed)}
-    own = vector_sets.of_recipe(config, work.queries, config.seed)
+    drawn = 2 * work.queries
+    sets = {"generated": vector_sets.generated(work.generated, drawn, config.item_tower.width, config.seed)}
+    own = vector_sets.of_recipe(config, drawn, config.seed)
     if own is not None:
         sets[config.name] = VectorSet(own.items[: work.most], own.queries)
     figures: Figures = {}
@@ -105,15 +106,17 @@ def measure(config: Config, work: Work) -> Figures:
 
 
 def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: int, seed: int) -> Figures:
-    """All figures of one set of vectors, in the empty database at a URL."""
+    """All figures of one set of vectors, in the empty database at a URL: every other query says how broad searches are,
+    the others are measured."""
+    tuning, vectors = vectors.queries[::2], VectorSet(vectors.items, vectors.queries[1::2])
     figures = _load(url, vectors.items, index)
     places, depths = _places(vectors.items, seed)
     trial.add_products(url, places, depths, {_category(name): share for name, share in SHARES.items()})
     kept = _as_stored(vectors, index)
     connections = Connections(url, size=CLIENTS)
     try:
-        settled = recall.settle(connections, trial.BUNDLE, index, vectors.queries, K)
-        figures["ef_search"] = figure(settled.ef_search, "candidates")
+        tuned = recall.tune(connections, trial.BUNDLE, index, tuning, K)
+        figures["ef_search"] = figure(tuned.ef_search, "candidates")
         searched = VectorIndex(connections, trial.BUNDLE, index)
         figures |= _speed(searched, vectors, index, work)
         figures |= _precision(searched, vectors)

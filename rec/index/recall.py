@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class Tuned:
     """How a bundle's graph is searched."""
 
     ef_search: int
@@ -136,7 +136,7 @@ def questions(bundle: Bundle, vectors: Floats, k: int, seed: int) -> list[Asked]
     return made
 
 
-def settle(connections: Connections, bundle: str, index: Index, vectors: Floats, k: int) -> Settled:
+def tune(connections: Connections, bundle: str, index: Index, vectors: Floats, k: int) -> Tuned:
     """Find how broad a search of a loaded bundle must be, and have it searched like that from now on.
 
     That is the least of `index.ef_search` and the BREADTHS above it with which the HNSW index finds `index.recall` for
@@ -166,19 +166,23 @@ def settle(connections: Connections, bundle: str, index: Index, vectors: Floats,
             if recall >= index.recall:
                 break
         connection.execute("UPDATE bundles SET ef_search = %s WHERE id = %s", (breadth, bundle))
-    return Settled(breadth, round(recall, 6))
+    return Tuned(breadth, round(recall, 6))
 
 
-def check_floor(bundle: Bundle, settled: Settled | None, floor: float, *, force: bool) -> None:
-    """Raise ArtifactError when the recall of a bundle's graph is below `floor` and `force` is not given."""
-    if settled is None or settled.recall >= floor or force:
+def check_floor(bundle: Bundle, tuned: Tuned | None, index: Index, *, force: bool) -> None:
+    """Raise ArtifactError when the recall of a bundle's graph is below `index.min_recall` and `force` is not given."""
+    if tuned is None or tuned.recall >= index.min_recall or force:
         return
-    index = bundle.config.index
+    remedy = f"publish again with a higher index.recall (now {index.recall:g})"
+    if tuned.ef_search >= BROADEST:
+        remedy = (
+            f"publish again with higher index.m and index.ef_construction (now {index.m} and {index.ef_construction}), "
+            "which builds another index"
+        )
     raise ArtifactError(
-        f"the index of bundle {bundle.id} finds {settled.recall:.4f} of the {bundle.config.ranker.candidates} nearest "
-        f"products with ef_search = {settled.ef_search}, less than index.min_recall = {floor:g}, and was not promoted: "
-        f"publish again with higher index.m and index.ef_construction (now {index.m} and {index.ef_construction}), "
-        "which builds another index, or promote it anyway with --force"
+        f"the index of bundle {bundle.id} finds {tuned.recall:.4f} of the {bundle.config.ranker.candidates} nearest "
+        f"products with ef_search = {tuned.ef_search}, less than index.min_recall = {index.min_recall:g}, and was not "
+        f"promoted: {remedy}, or promote it anyway with --force"
     )
 
 

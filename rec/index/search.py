@@ -7,6 +7,7 @@ path answers, so `underfilled` always means that fewer than k such products exis
 Filter columns are those of `Filters` and nothing else; every value travels as a parameter.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +21,11 @@ from rec.index import tables
 from rec.index.connections import Connections
 
 BROADEST = 1_000
-"""The largest `hnsw.ef_search` of pgvector, for searches that leave out more rows than the first round of the walk
-holds beside k. At 105,542 x 128, the 1,000 nearest left out, recall@100 is .97 with it, and .93 with 640, which else
-are enough for .99."""
+"""The largest `hnsw.ef_search` of pgvector."""
+STEP = 100
+"""A search that leaves out more rows than the first round of the walk holds beside k is broader by as many, in steps,
+so that not each search has another setting. At 105,542 x 128, the 1,000 nearest left out, recall@100 is .97 with
+BROADEST, and .93 with 640, which else are enough for .99."""
 OVERFETCH = 3
 """Under a filter, or with more rows to leave out than the first round of the walk holds beside k, the walk stops as
 soon as enough pass, in relaxed order; asking for more keeps near ones it met late. Measured at 105,542 x 128, filters
@@ -83,7 +86,9 @@ class VectorIndex:
         def search(connection: Connection[Any]) -> Found:
             if self._few_pass(connection, queries.few, parameters, filtered=any(filters.given)):
                 return _found(connection, queries.exact, parameters, path="exact")
-            breadth = BROADEST if self._beyond_first_round(k, exclude) else self.ef_search
+            breadth = self.ef_search
+            if self._beyond_first_round(k, exclude):
+                breadth = min(BROADEST, breadth + STEP * math.ceil(len(exclude) / STEP))
             self._connections.tune(connection, "hnsw.ef_search", str(breadth))
             found = _found(connection, queries.hnsw, parameters, path="hnsw")
             return _found(connection, queries.exact, parameters, path="exact") if found.underfilled else found
@@ -129,7 +134,7 @@ class VectorIndex:
         }
 
     def _beyond_first_round(self, k: int, exclude: np.ndarray) -> bool:
-        return k + len(exclude) > self.ef_search
+        return len(exclude) > max(self.ef_search - k, 0)
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""

@@ -124,6 +124,9 @@ class Fused(nn.Module, ABC):
         """Logits float32[K] of ids int64[K, F + R] (sparse, then varlen columns) and raw dense float32[K, G]."""
         return self.logits(ids, DenseScale(self.low, self.high, self.mean, self.std)(dense))
 
+    def fold(self) -> None:
+        """Do now what the first score would have to do once."""
+
     def fields(self, ids: Tensor) -> Tensor:
         """float32[K, fields, columns] what the table has for ids int64[K, F + R], varlen fields averaged."""
         return pool(self.spec, ids, F.embedding(ids + self.offsets, self.table))
@@ -194,7 +197,7 @@ class Folded:
     offsets: Tensor
     """int64[F + R] where the rows of each column of ids begin."""
     bags: Tensor
-    """int64[BLOCK x (1 + varlen fields)] where the ids of a sum begin: all sparse fields of a candidate, each varlen
+    """int64[1 + varlen fields] where the ids of a candidate's sums begin: of all sparse fields, and of each varlen
     field by itself."""
     dense: Tensor
     """float32[G, H + 1] weights of the dense fields."""
@@ -245,11 +248,12 @@ class FusedDeepFM(Fused):
 
     def _folded(self, by: Folded, ids: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same; the pairwise term lacks what the first-order term has of it."""
-        bags, width = 1 + len(self.spec.varlen), by.dense.shape[1]
+        width = by.dense.shape[1]
+        bags = torch.arange(0, ids.numel(), ids.shape[1])[:, None] + by.bags  # int64[K, 1 + varlen fields]
         found = F.embedding_bag(
-            (ids + by.offsets).flatten(), by.table, by.bags[: len(ids) * bags], mode="sum",
+            (ids + by.offsets).flatten(), by.table, bags.flatten(), mode="sum",
             per_sample_weights=self._weights(ids).flatten(),
-        ).view(len(ids), bags, -1)  # fmt: skip
+        ).view(*bags.shape, by.table.shape[1])  # fmt: skip
         total = found.sum(1)  # float32[K, H + 1 + dim]
         out = torch.addmm(by.bias, scaled, by.dense).add_(total[:, :width])
         averaged = found[:, 1:, width:]  # float32[K, varlen fields, dim]
@@ -266,6 +270,10 @@ class FusedDeepFM(Fused):
             torch.div(real, real.sum(1, keepdim=True).clamp_(min=1), out=weights[:, bag])
             column += field.length
         return weights
+
+    def fold(self) -> None:
+        """Make the folded table."""
+        _ = self.folded
 
     @cached_property
     def folded(self) -> Folded | None:
@@ -289,7 +297,7 @@ class FusedDeepFM(Fused):
         return Folded(
             table=torch.cat(parts),
             offsets=torch.tensor(offsets),
-            bags=torch.tensor([0, *lengths * BLOCK][:-1]).cumsum(0),
+            bags=torch.tensor([0, *lengths]).cumsum(0)[:-1],
             dense=torch.cat([first.weight[:, len(fields) * dim :].T, self.linear[:, None]], dim=1),
             bias=torch.cat([first.bias, self.bias]),
         )
@@ -344,4 +352,5 @@ def load(folder: Path, features: Spec | None = None) -> Fused:
             module.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ArtifactError(f"{folder / 'ranker.safetensors'} does not fit ranker.json beside it: {error}") from error
+    module.fold()
     return module.eval()

@@ -34,6 +34,10 @@ class UserEncoder:
         vectors = iter(self.tower.vectors(every, np.stack([self._text(each.context) for each in every])))
         return [Encoded(next(vectors), {name: next(vectors) for name in named if name}) for named in variants]
 
+    def read(self, text: str) -> None:
+        """Encode a context ahead of `encode`, so that nobody whose state is encoded with it waits for the text."""
+        self._text(text)
+
     def _variants(self, state: UserState) -> dict[str, UserState]:
         """The state, and by the name of each input that is given the state without it."""
         states = {"": state}

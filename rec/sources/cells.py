@@ -3,7 +3,7 @@ are compared with those of the cells whose centroids are nearest to their own's 
 Quantization for Nearest Neighbor Search", TPAMI 33(1), 2011, section IV, without the quantisation).
 
 A million items of 128 numbers are compared with some 30,000 each instead of a million. The cells are the same in every
-run.
+run on the same machine.
 """
 
 import math
@@ -28,16 +28,19 @@ def nearest(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     """Nearly the k other items of highest inner product for each of the unit `vectors` float32[N, d]: rows int64[N, k]
     and scores float32[N, k], best first, -1 and -inf where there are fewer."""
     centroids = _centroids(vectors, max(1, math.isqrt(len(vectors))))
-    cell = _assign(vectors, centroids)
-    members = np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell, minlength=len(centroids)))[:-1])
-    probed, _ = search(centroids, centroids, min(PROBED, len(centroids)))
+    # of equal centroids, which equal items make, one has all the items: the others would be probed in vain
+    found, cell = np.unique(_assign(vectors, centroids), return_inverse=True)
+    centroids = centroids[found]
+    members = np.split(np.argsort(cell, kind="stable"), np.cumsum(np.bincount(cell))[:-1])
+    itself = np.arange(len(centroids))[:, None]
+    others, _ = search(centroids, centroids, min(PROBED, len(centroids)) - 1, list(itself))
+    probed = np.concatenate([itself, others], axis=1)
     rows = np.full((len(vectors), k), -1, np.int64)
     scores = np.full((len(vectors), k), -np.inf, np.float32)
     for own, near in zip(members, probed, strict=True):
-        others = np.sort(np.concatenate([members[other] for other in near]))
-        itself = [np.array([at]) for at in np.searchsorted(others, own)]
-        found, scores[own] = search(vectors[own], vectors[others], k, itself)
-        rows[own] = np.where(found == -1, -1, others[found])
+        among = np.sort(np.concatenate([members[other] for other in near]))
+        places, scores[own] = search(vectors[own], vectors[among], k, list(np.searchsorted(among, own)[:, None]))
+        rows[own] = np.where(places == -1, -1, among[places])
     return rows, scores
 
 

@@ -1,6 +1,5 @@
 """The benchmark `scale`: its shop, its jobs on a small one, and its figures."""
 
-import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from rec.config import Config
 from rec.data.sample.many import _events, many
 from rec.enrich.text import canonical
+from rec.errors import ArtifactError, ConfigError
 from rec.evaluate import chain_speed, scale
 from rec.evaluate.scale import Grown, Taken
 
@@ -32,30 +32,48 @@ def test_the_same_products_sell_in_every_run_and_some_more_than_others() -> None
     assert set(events["product_id"].to_pylist()) <= {row["product_id"] for row in islice(many(5), 1_000)}
 
 
-def _grown(seconds: float, peak_gib: float = 1.0, total: float = 10.0) -> Grown:
-    return Grown({"enrich": Taken(seconds, peak_gib)}, {"total": total}, 0.5)
+def _grown(seconds: float | None, peak_gib: float = 1.0, total: float = 10.0) -> Grown:
+    taken = None if seconds is None else Taken(seconds, peak_gib)
+    return Grown({"enrich": taken}, {"total": total}, 0.5)
 
 
 def test_growth_is_the_time_of_a_further_product() -> None:
-    sizes = {"large": 1_000, "small": 10, "middle": 100}
+    sizes = {"large": 100_000, "small": 1_000, "middle": 10_000}
     figures = scale.figures({name: _grown(5 + rows / 50) for name, rows in sizes.items()}, sizes)
     assert figures["enrich.marginal"]["value"] == pytest.approx(1)
-    assert figures["large.enrich.seconds"]["value"] == figures["large.seconds"]["value"] == 25
-    assert figures["enrich.products_per_s"]["value"] == 40
+    assert figures["large.enrich.seconds"]["value"] == figures["large.seconds"]["value"] == 2_005
+    assert figures["enrich.products_per_s"]["value"] == 49.9
     figures = scale.figures({name: _grown(5 + rows**2 / 50) for name, rows in sizes.items()}, sizes)
     assert figures["enrich.marginal"]["value"] == pytest.approx(10)
-    figures = scale.figures({name: _grown(5) for name in sizes}, sizes)
+    figures = scale.figures({name: _grown(5 + rows / 1e6) for name, rows in sizes.items()}, sizes)
     assert "enrich.marginal" not in figures, "of a time that does not grow there is no growth to tell"
     figures = scale.figures({name: _grown(5, rows / 1_000, rows**0.5) for name, rows in sizes.items()}, sizes)
     assert figures["enrich.peak_growth"]["value"] == pytest.approx(10)
     assert figures["p50.growth_per_decade"]["value"] == pytest.approx(10**0.5, rel=1e-3)
 
 
+def test_what_is_not_known_is_left_out() -> None:
+    sizes = {"large": 100_000, "small": 1_000, "middle": 10_000}
+    figures = scale.figures(
+        {name: _grown(None if name == "middle" else rows / 50) for name, rows in sizes.items()}, sizes
+    )
+    assert {"large.enrich.seconds", "large.seconds", "p50.growth_per_decade"} < figures.keys()
+    assert {"middle.enrich.seconds", "middle.seconds", "enrich.marginal"}.isdisjoint(figures)
+
+
+@pytest.mark.parametrize("variable", ["REC_DATABASE_URL", "RAY_ADDRESS"])
+def test_it_keeps_off_what_others_use(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "elsewhere")
+    with pytest.raises(ConfigError, match=variable):
+        scale.measure(tmp_path, tmp_path, lambda config: [], {"tiny": 300}, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_jobs_take_a_synthetic_shop_and_go_on_where_they_were_killed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first stages; what the others do is seen in tests/pipeline, and the chain in the test below."""
+    """The first stages; what the others do is seen in tests/pipeline, and the chain in tests/serve."""
     asked: list[Config] = []
 
     def answering(config: Config) -> dict[str, float]:
@@ -63,16 +81,31 @@ def test_the_jobs_take_a_synthetic_shop_and_go_on_where_they_were_killed(
         return {"total": 1.0}
 
     monkeypatch.setattr(chain_speed, "stages", answering)
-    folder = tmp_path / "scale"
-    (folder / "tiny").mkdir(parents=True)
-    (folder / "tiny" / scale.TAKEN).write_text(json.dumps({"tensorize": {"seconds": 1.5, "peak_gib": 1.0}}))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job = scale._job
+
+    def killed(path: Path, arguments: list[str]) -> Taken:
+        took = job(path, arguments)
+        if path.stem == "enrich" and not asked:
+            raise KeyboardInterrupt
+        return took
+
     names = ["ingest", "enrich", "tensorize"]
-    grown = scale.measure(repository / "jobs", folder, names, {"tiny": 300}, 3)["tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "_job", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scale.measure(repository / "jobs", tmp_path, lambda config: names, {"tiny": 300}, 3)
+    grown = scale.measure(repository / "jobs", tmp_path, lambda config: names, {"tiny": 300}, 3)["tiny"]
     assert list(grown.stages) == names
-    assert grown.stages["tensorize"] == Taken(1.5, 1.0), "measured before, and not again"
-    assert all(took.seconds > 0.1 for took in grown.stages.values())
-    assert all(took.peak_gib > 0.05 for took in grown.stages.values())
+    assert grown.stages["enrich"] is None, "what it took before it was killed is not known"
+    for took in (grown.stages["ingest"], grown.stages["tensorize"]):
+        assert took is not None
+        assert took.seconds > 0.1
+        assert took.peak_gib > 0.05
     assert grown.chain_ms == {"total": 1.0}
     assert grown.store_gib > 0
     assert asked[0].ranker.max_users == 20_000
-    assert not folder.exists()
+    note = tmp_path / "tiny" / scale.TAKEN
+    note.write_text(note.read_text(encoding="utf-8").replace("20000", "30000"), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="begun with other options"):
+        scale.measure(repository / "jobs", tmp_path, lambda config: names, {"tiny": 300}, 3)

@@ -200,6 +200,7 @@ def test_a_pulled_bundle_is_made_active_where_there_are_no_datasets(shop: Shop, 
         before = connection.execute("SELECT count(*) FROM events").fetchone()
     done = job.run(elsewhere, Namespace(action="promote", argument=[shop.first], force=False))
     assert done.pop("recall") > 0.95
+    assert done.pop("ef_search") == 160
     assert done == {"bundle": shop.first, "replaced": shop.second, "loaded": False, "floor_met": True}
     assert shop.active() == shop.first
     with psycopg.connect(shop.url) as connection:
@@ -253,6 +254,9 @@ def test_a_bundle_whose_index_misses_what_is_near_is_promoted_only_by_force(shop
     assert shop.active() == shop.second
     lower = recipe.model_copy(update={"index": recipe.index.model_copy(update={"min_recall": 0.2})})
     assert 0.2 < publish.activate(lower, made.id)["recall"] < 0.95
+    narrow = recipe.model_copy(update={"index": recipe.index.model_copy(update={"recall": 0.0})})
+    with pytest.raises(ArtifactError, match=r"with ef_search = 160.*higher index\.recall \(now 0\)"):
+        publish.activate(narrow, made.id)
     assert publish.activate(shop.recipe, shop.second)["replaced"] == made.id
     assert publish.activate(recipe, made.id, force=True)["replaced"] == shop.second
     assert publish.activate(shop.recipe, shop.second)["replaced"] == made.id

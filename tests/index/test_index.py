@@ -25,7 +25,7 @@ from rec.index import load, promote, recall, search, tables, vector_table
 from rec.index.catalogue import Catalogue
 from rec.index.connections import SETTINGS, Connections
 from rec.index.promote import Promoted
-from rec.index.recall import Settled
+from rec.index.recall import Tuned
 from rec.index.search import Filters, VectorIndex
 from tests.bundle import tiny
 
@@ -348,6 +348,24 @@ def test_every_bundle_is_searched_with_its_own_settings(
     assert seen == ["300", "20", "160"]
 
 
+def test_who_leaves_out_much_is_searched_more_broadly(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    found = search._found
+
+    def note(connection: psycopg.Connection, query: bytes, parameters: dict[str, Any], *, path: str) -> Any:
+        if path == "hnsw":
+            seen.append((*(connection.execute("SHOW hnsw.ef_search").fetchone() or ()), parameters["visit"]))
+        return found(connection, query, parameters, path=path)
+
+    monkeypatch.setattr(search, "_found", note)
+    index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=20))
+    for k, excluded in ((5, 0), (5, 15), (5, 16), (5, 101), (5, 2_000), (25, 0), (25, 1)):
+        index.search(unit(1), k, exclude=10_000 + np.arange(excluded), filters=Filters())
+    assert seen == [("20", 5), ("20", 5), ("120", 15), ("220", 15), ("1000", 15), ("20", 25), ("120", 75)]
+
+
 def test_a_bundle_is_searched_as_broadly_as_its_shoppers_need(
     made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,12 +377,12 @@ def test_a_bundle_is_searched_as_broadly_as_its_shoppers_need(
         return VectorIndex(connections, made.id, index).ef_search
 
     try:
-        settled = recall.settle(connections, made.id, Index(exact_rows=0, ef_search=10, recall=0.99), queries, 5)
-        assert settled == Settled(200, 0.995), "10 and 160 are not enough"
+        tuned = recall.tune(connections, made.id, Index(exact_rows=0, ef_search=10, recall=0.99), queries, 5)
+        assert tuned == Tuned(200, 0.995), "10 and 160 are not enough"
         assert broad(Index(ef_search=10)) == 200
         monkeypatch.setattr(recall, "of", lambda found, exact: 0.4)
-        assert recall.settle(connections, made.id, Index(ef_search=10), queries, 5) == Settled(1_000, 0.4)
-        assert recall.settle(connections, made.id, Index(ef_search=10, recall=0), queries, 5) == Settled(10, 0.4)
+        assert recall.tune(connections, made.id, Index(ef_search=10), queries, 5) == Tuned(1_000, 0.4)
+        assert recall.tune(connections, made.id, Index(ef_search=10, recall=0), queries, 5) == Tuned(10, 0.4)
         assert broad(Index(ef_search=160)) == 10
         with connections.use() as connection:
             vector_table.enter(connection, "0123456789ab", "tiny", 9, tiny.WIDTH, "halfvec", owner=made.id)

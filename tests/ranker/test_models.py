@@ -93,6 +93,13 @@ def test_what_does_not_fit_is_refused_when_loaded(name: str, tmp_path: Path) -> 
 
 
 @both
+def test_the_module_takes_any_number_of_rows(name: str) -> None:
+    ranker, drawn = random(name).export(), inputs(np.random.default_rng(2), 3 * fused.BLOCK + 1)
+    ids, dense = torch.from_numpy(np.concatenate([drawn.sparse, drawn.varlen], axis=1)), torch.from_numpy(drawn.dense)
+    np.testing.assert_allclose(ranker(ids, dense).numpy(), ranker.score(drawn), atol=1e-5)
+
+
+@both
 def test_many_rows_score_as_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranker, drawn = random(name).export(), inputs(np.random.default_rng(2), 100)
     whole = ranker.score(drawn)

@@ -12,10 +12,14 @@ from rec.evaluate import chain_speed
 from rec.index.catalogue import Known, PastEvent
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
+from rec.recommend.front import microseconds
 from rec.recommend.request import Choice, Request
 from rec.recommend.resolve import STALE, Resolver, UnknownProducts, moment
+from rec.recommend.score import Unranked
 from rec.recommend.shelf import Shelf
+from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.why import matched
+from rec.retrieval import Candidates
 from tests.bundle import tiny
 
 
@@ -240,3 +244,36 @@ def test_the_times_of_a_chain_are_those_of_its_stages(published: Config) -> None
     assert {"state", "user_tower", "retrieval", "ranking"} <= stages
     assert all(taken[stage] >= 0 for stage in stages)
     assert taken["p99"] > taken["total"] > taken["retrieval"] > 0
+
+
+def test_requests_that_are_answered_together_are_answered_as_alone(chain: Chain) -> None:
+    now = datetime.now(UTC)
+    asked = [
+        Request(user_id="u00"),
+        Request(user_id="u05", context="a linen dress", profile={"height_cm": 171.0}),
+        Request(history=(Choice("P0001"), Choice("P0007")), k=3),
+        Request(),
+    ]
+    passages = [chain.walk(request, None, now, Stopwatch()) for request in asked]
+    states = [passage.began.state for passage in passages]
+    encoder, scorer = chain._stages._encoder, chain._stages._scorer
+    for together, state in zip(encoder.encode(states), states, strict=True):
+        (alone,) = encoder.encode([state])
+        np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
+        assert together.without.keys() == alone.without.keys()
+        for name, vector in alone.without.items():
+            np.testing.assert_allclose(together.without[name], vector, atol=1e-5)
+    found = [passage.candidates for passage in passages]
+    nothing = Candidates(
+        *(part[:0] for part in (found[0].rows, found[0].scores, found[0].sources, found[0].cooccurrence))
+    )
+    unranked = [
+        Unranked(state, candidates, 10, microseconds(now))
+        for state, candidates in zip([*states, states[0]], [*found, nothing], strict=True)
+    ]
+    for together, each in zip(scorer.rank(unranked), unranked, strict=True):
+        (alone,) = scorer.rank([each])
+        assert together.rows.tolist() == alone.rows.tolist()
+        np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
+        np.testing.assert_allclose(together.probabilities, alone.probabilities, atol=1e-5)
+    assert len(scorer.rank(unranked)[-1].rows) == 0

@@ -1,17 +1,23 @@
 """Calls that wait for each other are answered together, each with its own answer."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import numpy as np
 import pytest
 
 from serve import combining
 from serve.combining import Combining
 
 
+class Panic(BaseException):
+    """What a library in another language raises."""
+
+
 class Doubling:
-    """Doubles numbers, refuses negative ones, notes what came together, and waits in its first call."""
+    """Doubles numbers, refuses negative ones, panics at 13, notes what came together, and waits in its first call."""
 
     def __init__(self) -> None:
         self.together: list[list[int]] = []
@@ -24,6 +30,8 @@ class Doubling:
             assert self.go_on.wait(10)
         if min(numbers) < 0:
             raise ValueError(f"{min(numbers)} is negative")
+        if 13 in numbers:
+            raise Panic("thirteen")
         return [2 * number for number in numbers]
 
 
@@ -35,15 +43,17 @@ def waiting(numbers: Sequence[int]) -> tuple[Doubling, list[int | str]]:
     def ask(number: int) -> int | str:
         try:
             return call(number)
-        except ValueError as error:
+        except (ValueError, Panic) as error:
             return str(error)
 
     with ThreadPoolExecutor(len(numbers) + 1) as threads:
         first = threads.submit(ask, 0)
         assert doubling.began.wait(10)
         others = [threads.submit(ask, number) for number in numbers]
+        until = time.monotonic() + 10
         while len(call._waiting) < len(numbers):
-            pass
+            assert time.monotonic() < until
+            time.sleep(0.001)
         doubling.go_on.set()
         assert first.result(10) == 0
         return doubling, [other.result(10) for other in others]
@@ -70,7 +80,50 @@ def test_no_pass_has_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(together) for together in doubling.together] == [1, 4, 4, 2]
 
 
-def test_one_that_fails_fails_alone() -> None:
-    doubling, answers = waiting([1, -2, 3])
-    assert answers == [2, "-2 is negative", 6]
+@pytest.mark.parametrize(("bad", "said"), [(-2, "-2 is negative"), (13, "thirteen")])
+def test_one_that_fails_fails_alone(bad: int, said: str) -> None:
+    doubling, answers = waiting([1, bad, 3])
+    assert answers == [2, said, 6]
     assert len(doubling.together) == 5, "one pass for all, then one for each"
+
+
+def test_where_all_fail_not_each_is_tried() -> None:
+    doubling, answers = waiting([-1, -2, -3, -4, -5])
+    assert all("is negative" in str(answer) for answer in answers)
+    assert [len(together) for together in doubling.together] == [1, 5, 1, 1]
+
+
+def test_after_a_failure_others_are_answered() -> None:
+    doubling = Doubling()
+    doubling.go_on.set()
+    call = Combining(doubling)
+    for bad in (-1, 13):
+        with pytest.raises((ValueError, Panic)):
+            call(bad)
+    assert call(2) == 4
+
+
+def test_everybody_under_load_gets_their_own_answer_soon() -> None:
+    """No caller whose answer is there waits for the passes of others."""
+    passes: list[int] = []
+
+    def slow(numbers: Sequence[int]) -> list[int]:
+        passes.append(len(numbers))
+        time.sleep(0.004)
+        return [2 * number for number in numbers]
+
+    call = Combining(slow)
+
+    def ask(caller: int) -> float:
+        longest = 0.0
+        for number in range(60):
+            began = time.monotonic()
+            assert call(1_000 * caller + number) == 2 * (1_000 * caller + number)
+            longest = max(longest, time.monotonic() - began)
+        return longest
+
+    with ThreadPoolExecutor(8) as threads:
+        waits = list(threads.map(ask, range(8)))
+    assert sum(passes) == 480
+    assert np.mean(passes) > 3, "passes are shared"
+    assert np.median(waits) < 0.1

@@ -47,6 +47,20 @@ def test_equal_items_in_cells_are_neighbours_of_each_other(monkeypatch: pytest.M
     assert np.isfinite(found.scores).all()
 
 
+def test_equal_items_take_no_neighbours_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine tenths of the items say nothing: their cells are one."""
+    rng = np.random.default_rng(1)
+    vectors = np.tile(np.eye(16, dtype=np.float32)[0], (3_000, 1))
+    others = rng.normal(size=(300, 16)).astype(np.float32)
+    vectors[:300] = others / np.linalg.norm(others, axis=1, keepdims=True)
+    exact = neighbours.nearest(vectors, 10)
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", 0)
+    found = neighbours.nearest(vectors, 10)
+    assert (found.rows != NONE).all()
+    common = [len(set(a) & set(b)) for a, b in zip(found.rows[:300].tolist(), exact.rows[:300].tolist(), strict=True)]
+    assert np.mean(common) > 9.0
+
+
 def test_a_small_catalogue_has_fewer_neighbours() -> None:
     found = neighbours.nearest(np.eye(3, dtype=np.float32), 50)
     assert found.rows.tolist() == [[1, 2, NONE], [0, 2, NONE], [0, 1, NONE]]

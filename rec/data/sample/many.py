@@ -59,9 +59,9 @@ def write_shop(folder: Path, name: str, products: int, seed: int, settings: str 
         while batch := [row | row["attributes"] for row in islice(rows, BATCH)]:
             writer.write_table(pa.Table.from_pylist(batch, schema=_PRODUCTS))
     pq.write_table(_events(products, seed), folder / "events.parquet", compression="zstd")
-    recipe = folder / f"{name}.toml"
-    recipe.write_text(_recipe(name, folder) + settings, encoding="utf-8")
-    return recipe
+    recipe, draft = folder / f"{name}.toml", folder / f".{name}.toml"
+    draft.write_text(_recipe(name, folder) + settings, encoding="utf-8")
+    return draft.replace(recipe)
 
 
 def _events(products: int, seed: int) -> pa.Table:
