@@ -124,6 +124,7 @@ def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: in
             figures |= _recall(name, searched, vectors.queries, filtered, resamples, seed)
         for name, share in SHARES.items():
             trial.stock(url, share)
+            searched = VectorIndex(connections, trial.BUNDLE, index)  # it remembers for a while how much is in stock
             filtered = Filtered(Filters(), [_NOTHING] * len(kept.queries), _exact(kept, places <= np.float32(share)))
             figures |= _recall(f"stock{name}", searched, vectors.queries, filtered, resamples, seed)
     finally:

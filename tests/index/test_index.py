@@ -1,5 +1,6 @@
 """The index on a real Postgres: search equals exact search, filters hold, loading is all or nothing."""
 
+import math
 import os
 import signal
 import subprocess
@@ -345,7 +346,8 @@ def test_every_bundle_is_searched_with_its_own_settings(
     for ef_search in (300, 20, 160):
         index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=ef_search))
         index.search(unit(1), 5, exclude=NONE, filters=Filters())
-    assert seen == ["300", "20", "160"]
+    share = available().mean()  # so many of the candidates can be answers
+    assert seen == [str(math.ceil(ef_search / share)) for ef_search in (300, 20, 160)]
 
 
 def test_who_leaves_out_much_is_searched_more_broadly(
@@ -363,7 +365,37 @@ def test_who_leaves_out_much_is_searched_more_broadly(
     index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=20))
     for k, excluded in ((5, 0), (5, 15), (5, 16), (5, 101), (5, 2_000), (25, 0), (25, 1)):
         index.search(unit(1), k, exclude=10_000 + np.arange(excluded), filters=Filters())
-    assert seen == [("20", 5), ("20", 5), ("120", 15), ("220", 15), ("1000", 15), ("20", 25), ("120", 75)]
+    plain = math.ceil(20 / available().mean())
+    broad = [plain, plain, plain + 100, plain + 200, 1_000, plain, plain + 100]
+    assert seen == list(zip(map(str, broad), [5, 5, 15, 15, 15, 25, 75], strict=True))
+
+
+def test_where_little_is_in_stock_searches_are_broader(made: Bundle, database_url: str) -> None:
+    opened = Connections(database_url, size=1)
+
+    def breadth(filters: Filters) -> str:
+        index = VectorIndex(opened, made.id, Index(exact_rows=0, ef_search=60))
+        index.search(unit(1), 5, exclude=NONE, filters=filters)
+        with opened.use() as connection:
+            (found,) = connection.execute("SHOW hnsw.ef_search").fetchone() or ("",)
+        return found
+
+    change = "UPDATE products SET available = product_id < %s WHERE catalogue = 'tiny'"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        before = connection.execute("SELECT product_id, available FROM products WHERE catalogue = 'tiny'").fetchall()
+        try:
+            connection.execute(change, (tiny.product_id(tiny.ITEMS // 4),))
+            assert breadth(Filters()) == "240"
+            assert breadth(Filters(price_max=1e6)) == "60", "a filter asks for more instead"
+            connection.execute(change, (tiny.product_id(1),))
+            assert breadth(Filters()) == "1000", "as far as pgvector goes"
+        finally:
+            opened.close()
+            for product_id, there in before:
+                connection.execute(
+                    "UPDATE products SET available = %s WHERE catalogue = 'tiny' AND product_id = %s",
+                    (there, product_id),
+                )
 
 
 def test_a_bundle_is_searched_as_broadly_as_its_shoppers_need(
