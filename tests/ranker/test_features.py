@@ -21,15 +21,9 @@ from rec.features.spec import Spec
 from rec.retrieval import ANN, COOCCURRENCE, ITEM, POPULAR, Candidates
 from rec.state import UserState, cold_state
 from rec.vocab.std import StdVocabulary
+from tests.ranker.features import compute
 
 DAY_US = 86_400 * 1_000_000
-
-
-def compute(
-    items: ItemFeatures, state: UserState, candidates: Candidates, now_us: int, past: PastPopularity | None = None
-) -> RankInputs:
-    """Features of one request."""
-    return compute_batch(items, [state], [candidates], np.array([now_us], np.int64), past)
 
 
 def _batch(items: ItemFeatures, requests: list[Any]) -> RankInputs:

@@ -20,7 +20,7 @@ from rec.errors import ArtifactError
 from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
 from rec.features import requests
-from rec.features.compute import compute, compute_batch
+from rec.features.compute import compute_batch
 from rec.features.transfer import project
 from rec.models import fused, user_tower
 from rec.models.deepfm import DeepFM
@@ -30,6 +30,7 @@ from rec.sources import tables
 from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
 from tests.ranker.conftest import START
+from tests.ranker.features import compute
 from tests.train.in_process import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]

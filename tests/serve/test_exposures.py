@@ -15,7 +15,6 @@ from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ConfigError, DatabaseError
 from rec.features import items as item_features
-from rec.features.compute import compute
 from rec.feedback import samples
 from rec.index import exposures, live_events
 from rec.index.connections import Connections
@@ -32,6 +31,7 @@ from rec.recommend.stopwatch import Stopwatch
 from serve import exposures as logged
 from serve.exposures import ExposureLog, Shop
 from tests.bundle import tiny
+from tests.ranker.features import compute
 
 NOW = tiny.START + timedelta(days=20)
 
