@@ -2,8 +2,10 @@
 are compared with those of the cells whose centroids are nearest to their own's (Jégou, Douze and Schmid, "Product
 Quantization for Nearest Neighbor Search", TPAMI 33(1), 2011, section IV, without the quantisation).
 
-A million items of 128 numbers are compared with some 30,000 each instead of a million. The cells are the same in every
-run on the same machine.
+A million items are compared with some 64,000 each instead of a million. The cells are the same in every run on the same
+machine. Many small cells are better than few large ones, as all items of a cell share its probes: of H&M's 105,542
+items, compared with a tenth of the others each, .84 of the 30 nearest are found by four times as many cells as the root
+of the number of items, and .71 by as many; compared with a fifth .88.
 """
 
 import math
@@ -17,17 +19,19 @@ from rec.retrieval import search
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-PROBED = 32
+CELLS = 4
+"""Cells, times the root of the number of items."""
+PROBED = 256
 """Cells that an item is compared with, its own among them."""
 SAMPLE_PER_CELL = 64
-ROUNDS = 8
-BLOCK = 65_536
+ROUNDS = 4
+BLOCK = 8_192
 
 
 def nearest(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     """Nearly the k other items of highest inner product for each of the unit `vectors` float32[N, d]: rows int64[N, k]
     and scores float32[N, k], best first, -1 and -inf where there are fewer."""
-    centroids = _centroids(vectors, max(1, math.isqrt(len(vectors))))
+    centroids = _centroids(vectors, CELLS * math.isqrt(len(vectors)))
     # of equal centroids, which equal items make, one has all the items: the others would be probed in vain
     found, cell = np.unique(_assign(vectors, centroids), return_inverse=True)
     centroids = centroids[found]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec.sources import neighbours
+from rec.sources import cells, neighbours
 from rec.sources.neighbours import NONE, strongest, summed
 
 ITEMS = 9
@@ -28,6 +28,7 @@ def test_a_large_catalogue_is_searched_by_cells_and_misses_little(monkeypatch: p
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     exact = neighbours.nearest(vectors, 10)
     monkeypatch.setattr(neighbours, "EXACT_ROWS", 5_999)
+    monkeypatch.setattr(cells, "PROBED", 64)
     found = neighbours.nearest(vectors, 10)
     assert found.rows.tolist() == neighbours.nearest(vectors, 10).rows.tolist(), "the same in every run"
     assert found.rows.tolist() != exact.rows.tolist(), "too easy to tell cells from exact search"
