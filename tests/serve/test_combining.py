@@ -114,16 +114,16 @@ def test_everybody_under_load_gets_their_own_answer_soon() -> None:
 
     call = Combining(slow)
 
-    def ask(caller: int) -> float:
-        longest = 0.0
+    def ask(caller: int) -> list[int]:
+        waited = []
         for number in range(60):
-            began = time.monotonic()
+            before = len(passes)
             assert call(1_000 * caller + number) == 2 * (1_000 * caller + number)
-            longest = max(longest, time.monotonic() - began)
-        return longest
+            waited.append(len(passes) - before)
+        return waited
 
     with ThreadPoolExecutor(8) as threads:
-        waits = list(threads.map(ask, range(8)))
+        waits = np.concatenate(list(threads.map(ask, range(8))))
     assert sum(passes) == 480
     assert np.mean(passes) > 3, "passes are shared"
-    assert np.median(waits) < 0.1
+    assert np.percentile(waits, 90) <= 4, "the one at work, one's own, and those of the way back"
