@@ -126,9 +126,21 @@ def test_stop_ends_the_shop_and_serve_run_answers_without_make(shop: Stranger) -
     try:
         assert _ready(server), (shop.folder / "serve.log").read_text()[-3_000:]
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+        _interrupt(server)
     assert not _taken(README_PORT)
+
+
+def _interrupt(server: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and again where Serve's command, which was still starting, has lost it."""
+    for _ in range(3):
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    server.kill()
+    raise AssertionError("`serve run` does not end by Ctrl-C")
 
 
 def _ready(server: subprocess.Popen[bytes]) -> bool:
