@@ -40,7 +40,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, pipeline, postgres, publish
+from rec import bundle, bundles, pipeline, publish
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
@@ -66,7 +66,6 @@ from rec.evaluate import (
     user_speed,
     zero_shot,
 )
-from rec.index import promote
 from rec.models import text_encoder, user_tower
 from rec.vocab.std import StdVocabulary
 
@@ -99,7 +98,7 @@ def shortened(config: Config) -> Config:
 
 def another(config: Config) -> str:
     """Id of a bundle of the recipe unlike the active one; where there is none, one whose ranker trains less is made."""
-    active = _active(config)
+    active = bundles.active_bundle(config)
     for name in bundle.names(config.store):
         with suppress(ArtifactError):  # of another version
             found = bundle.read(config.store, name)
@@ -113,11 +112,6 @@ def another(config: Config) -> str:
     finally:
         prepare(config, "evaluate")
         publish.run(config, force=True)
-
-
-def _active(config: Config) -> bundle.Bundle:
-    with postgres.session(postgres.url(config.store)) as connection:
-        return bundle.read(config.store, promote.active(connection))
 
 
 def cold(options: argparse.Namespace) -> benchmark.Figures:

@@ -150,11 +150,10 @@ def _found(tuned: Tuned | None) -> dict[str, Any]:
 
 def tune(config: Config, made: Bundle) -> Tuned | None:
     """Have a loaded bundle searched as broadly as its shoppers need; None where every search is exact."""
-    url = postgres.url(config.store)
     if made.items <= made.config.index.exact_rows:
         return None
     vectors, _ = queries.drawn(made, QUERIES, config.seed)
-    connections = Connections(url, size=1)
+    connections = Connections(postgres.url(config.store), size=1)
     try:
         return recall.tune(connections, made.id, config.index, vectors, made.config.ranker.candidates)
     finally:

@@ -20,8 +20,10 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
+from rec import postgres
 from rec.config import Config
 from rec.enrich import oamine
+from rec.errors import ConfigError
 from rec.evaluate.bootstrap import interval, resampled_means
 from rec.svg import svg
 
@@ -89,6 +91,13 @@ def figure(
 ) -> dict[str, Any]:
     """One figure of the JSON object."""
     return {"value": value, "ci95": ci95, "goal": goal, "unit": unit}
+
+
+def refuse_others(why: str) -> None:
+    """Raise ConfigError, with the reason `why`, where jobs would work on a database or cluster that others use."""
+    for variable in (postgres.URL_VARIABLE, "RAY_ADDRESS"):
+        if variable in os.environ:
+            raise ConfigError(f"{variable} is set, and the benchmark {why}: unset it")
 
 
 def cpus() -> int:

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rec import bundle, postgres
+from rec import bundles, postgres
 from rec.config import Config
 from rec.evaluate.serving_speed import requests
 from rec.index.connections import Connections
-from rec.index.promote import active
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 
@@ -26,9 +25,7 @@ def stages(config: Config) -> dict[str, float]:
     torch.set_num_threads(1)
     connections = Connections(postgres.url(config.store), size=1)
     try:
-        with connections.use() as connection:
-            name = active(connection)
-        chain = Chain(bundle.read(config.store, name), connections)
+        chain = Chain(bundles.active_bundle(config), connections)
         answers = [chain.recommend(request) for request in _asked(requests(config)[: COUNT + WARM_UP])]
     finally:
         connections.close()

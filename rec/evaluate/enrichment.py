@@ -25,9 +25,9 @@ from rec.enrich import backfill, cache, engine, imports, stage
 from rec.enrich.answers import Answer
 from rec.enrich.prompt import Body
 from rec.enrich.text import canonical
-from rec.errors import ConfigError, InputError
+from rec.errors import InputError
 from rec.evaluate import asking, hostile_texts, resume
-from rec.evaluate.benchmark import Figures, figure
+from rec.evaluate.benchmark import Figures, figure, refuse_others
 from rec.evaluate.hostile_texts import CANARY, HOSTILE
 from rec.schema import ENRICHED, PRODUCTS
 from rec.vocab.std import StdVocabulary
@@ -45,9 +45,7 @@ log = logging.getLogger(__name__)
 
 def measure(config: Config, job: Path, *, quick: bool) -> Figures:
     """All figures. `job`: path of `jobs/enrich.py`."""
-    for variable in (postgres.URL_VARIABLE, "RAY_ADDRESS"):
-        if variable in os.environ:
-            raise ConfigError(f"{variable} is set, and the benchmark kills and measures on its own: unset it")
+    refuse_others("kills and measures on its own")
     # Else 15: beside other work, the stage would lose time to the bare engine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own spelling
     figures: Figures = {}

@@ -20,7 +20,6 @@ out.
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -41,9 +40,9 @@ from rec.enrich.backfill import edition
 from rec.enrich.prompt import Body
 from rec.enrich.text import shown
 from rec.enrich.workers import COLUMNS
-from rec.errors import ArtifactError, ConfigError, RecError
+from rec.errors import ArtifactError, RecError
 from rec.evaluate import chain_speed
-from rec.evaluate.benchmark import Figures, figure
+from rec.evaluate.benchmark import Figures, figure, refuse_others
 from rec.log import bar
 from rec.memory import PeakMemory
 from rec.schema import PRODUCTS
@@ -105,9 +104,7 @@ def measure(
     Raises ConfigError where the jobs would work on another database or cluster than the folder's own: a promotion would
     take the place of what is served.
     """
-    for variable in (postgres.URL_VARIABLE, "RAY_ADDRESS"):
-        if os.environ.get(variable):
-            raise ConfigError(f"{variable} is set: the benchmark promotes bundles of made-up shops, unset it")
+    refuse_others("promotes bundles of made-up shops")
     return {name: _measured(jobs, folder / name, stages, rows, seed) for name, rows in sizes.items()}
 
 

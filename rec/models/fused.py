@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -70,16 +71,19 @@ def num_fields(spec: Spec) -> int:
     return len(spec.sparse) + len(spec.varlen)
 
 
+def varlen_columns(spec: Spec) -> list[slice]:
+    """The columns of ids of each varlen field."""
+    bounds = accumulate((field.length for field in spec.varlen), initial=len(spec.sparse))
+    return [slice(first, last) for first, last in pairwise(bounds)]
+
+
 def pool(spec: Spec, ids: Tensor, found: Tensor) -> Tensor:
     """float32[K, fields, c], each varlen field the mean of its rows, of ids int64[K, F + R] and the rows found for
     them, float32[K, F + R, c]. Id 0 of a varlen field is padding and counts for nothing."""
-    column = len(spec.sparse)
-    fields = [found[:, :column]]
-    for field in spec.varlen:
-        bag = slice(column, column + field.length)
+    fields = [found[:, : len(spec.sparse)]]
+    for bag in varlen_columns(spec):
         real = (ids[:, bag] != 0).to(found.dtype).unsqueeze(2)  # float32[K, length, 1]
         fields.append((found[:, bag] * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1))
-        column += field.length
     return torch.cat(fields, dim=1)
 
 
@@ -263,12 +267,9 @@ class FusedDeepFM(Fused):
     def _weights(self, ids: Tensor) -> Tensor:
         """float32[K, F + R] what an id counts in the sum of its field: a varlen field is the mean of those above 0."""
         weights = torch.ones(ids.shape)
-        column = len(self.spec.sparse)
-        for field in self.spec.varlen:
-            bag = slice(column, column + field.length)
+        for bag in varlen_columns(self.spec):
             real = (ids[:, bag] != 0).float()
             torch.div(real, real.sum(1, keepdim=True).clamp_(min=1), out=weights[:, bag])
-            column += field.length
         return weights
 
     def fold(self) -> None:

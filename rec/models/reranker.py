@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec.features.spec import Spec
-from rec.models.fused import DenseScale, Fused, id_columns
+from rec.models.fused import DenseScale, Fused, id_columns, varlen_columns
 
 
 class Reranker(nn.Module, ABC):
@@ -49,11 +49,8 @@ class Reranker(nn.Module, ABC):
         """float32[K, fields, c] rows of ids int64[K, F + R], varlen fields averaged; `table` gives the rows
         float32[rows, c] of an id space."""
         found = [F.embedding(ids[:, first:last], table(name)) for name, first, last in self._runs]
-        column = len(self.spec.sparse)
-        for field in self.spec.varlen:
-            bag = ids[:, column : column + field.length]
-            found.append(F.embedding_bag(bag, table(field.table), mode="mean", padding_idx=0).unsqueeze(1))
-            column += field.length
+        for field, bag in zip(self.spec.varlen, varlen_columns(self.spec), strict=True):
+            found.append(F.embedding_bag(ids[:, bag], table(field.table), mode="mean", padding_idx=0).unsqueeze(1))
         return torch.cat(found, dim=1)
 
     @abstractmethod
