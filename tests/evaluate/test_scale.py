@@ -4,6 +4,8 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from rec.config import Config
@@ -23,13 +25,25 @@ def test_a_shop_of_any_size_has_distinct_texts_and_is_the_same_again() -> None:
 
 
 def test_the_same_products_sell_in_every_run_and_some_more_than_others() -> None:
-    events = _events(1_000, 5)
-    assert events.equals(_events(1_000, 5))
-    assert not events.equals(_events(1_000, 6))
+    kinds = [f"kind {row * row % 7}" for row in range(1_000)]
+    events = _events(kinds, 5)
+    assert events.equals(_events(kinds, 5))
+    assert not events.equals(_events(kinds, 6))
     assert events.num_rows == 10_000
     counts = sorted(Counter(events["product_id"].to_pylist()).values(), reverse=True)
     assert sum(counts[:200]) > 0.6 * sum(counts)
     assert set(events["product_id"].to_pylist()) <= {row["product_id"] for row in islice(many(5), 1_000)}
+
+
+def test_shoppers_of_a_large_shop_have_a_taste() -> None:
+    kinds = [f"kind {row % 50}" for row in range(1_000)]
+    events = _events(kinds, 5)
+    shares = []
+    for user in set(events["user_id"].to_pylist()):
+        chosen = [int(name[1:]) % 50 for name in events.filter(pc.field("user_id") == user)["product_id"].to_pylist()]
+        shares.append(max(Counter(chosen).values()) / len(chosen))
+    assert np.mean(shares) > 0.6, "of a shopper's events most are of one kind"
+    assert len(set(events["product_id"].to_pylist())) > 700, "and the others are of all"
 
 
 def _grown(seconds: float | None, peak_gib: float = 1.0, total: float = 10.0) -> Grown:
