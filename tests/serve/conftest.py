@@ -101,15 +101,22 @@ def shop(published: Config, collector: Collector) -> Iterator[Shop]:
 
     Requests are traced whose caller traces them.
     """
-    port = ports.free()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH", "rec.tracing:otlp")
         patch.setenv("RAY_SERVE_TRACING_SAMPLING_RATIO", "0")
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        done = shop_job(published, "start", "--port", str(port), "--apart")
+        started = starting(published, "--apart")
+        shop = next(started)
+    yield shop
+    next(started, None)
+
+
+def starting(recipe: Config, *how: str) -> Iterator[Shop]:
+    """The shop of a published recipe, and at the end it is stopped."""
+    done = shop_job(recipe, "start", "--port", str(ports.free()), *how)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     with httpx.Client(base_url=said["url"], timeout=60) as client:
-        yield Shop(published, said["url"], client)
-    shop_job(published, "stop")
+        yield Shop(recipe, said["url"], client)
+    shop_job(recipe, "stop")

@@ -6,7 +6,6 @@ The last tests of the file kill parts of the shop; the order of the file is the 
 import json
 import math
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -615,24 +614,6 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
             [x for x in exported.splitlines() if x.startswith("ray_rec")][:40],
         )
         time.sleep(1)
-
-
-def test_stop_ends_the_shop_and_nothing_else(shop: Shop, connections: Connections) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    driver = min((p for p in shop.processes().values()), key=lambda process: process.create_time())
-    driver.send_signal(signal.SIGKILL)  # as rudely as can be
-    done = shop.job("stop")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["postgres"] is False, "this process still uses it"
-    assert "connections of others use it" in done.stderr
-    connections.close()
-    assert json.loads(shop.job("stop").stdout) == {"processes": 0, "postgres": True}
-    assert shop.processes() == {}
-    assert bystander.poll() is None
-    bystander.kill()
-    bystander.wait()
-    assert json.loads(shop.job("status").stdout) == {"running": False, "url": None}
-    assert json.loads(shop.job("stop").stdout) == {"processes": 0, "postgres": False}
 
 
 def test_nothing_to_serve_is_said_at_once(new_store: Callable[[], Path]) -> None:

@@ -82,7 +82,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`launch` starts nothing and `end` notes that it was called."""
     ended: list[int] = []
 
-    def launch(shop: job.Shop, port: int, host: str, *, apart: bool) -> psutil.Process:
+    def launch(shop: job.Shop, port: int, host: str, **how: object) -> psutil.Process:
         shop.folder.mkdir(parents=True, exist_ok=True)
         shop.log.write_text("the last words\n", encoding="utf-8")
         return psutil.Process()
