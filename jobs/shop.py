@@ -108,6 +108,7 @@ class Shop:
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+            "RAY_SERVE_ENABLE_HA_PROXY": "0",
         }
         self._forget()
         sockets = None
