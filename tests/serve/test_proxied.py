@@ -2,10 +2,13 @@
 gone, and how all of it ends."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +20,16 @@ import pytest
 from jobs import shop as job
 from rec import haproxy, postgres
 from rec.errors import ConfigError
+from serve import api, problems
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
 
 pytestmark = pytest.mark.slow
 
 WITHOUT = haproxy.binary() is None
+ON_LINUX = pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
+UNAVAILABLE = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
+CLIENTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -30,91 +37,192 @@ def proxied(new_store: Callable[[], Path]) -> Iterator[Shop]:
     yield from starting(published_in(new_store()))
 
 
-def _named(shop: Shop, name: str) -> list[psutil.Process]:
-    return [process for process in shop.processes().values() if name in process.name()]
+def _haproxy(shop: Shop) -> psutil.Process:
+    """The one that is left once others have been replaced."""
+    program = haproxy.binary()
+    deadline = time.monotonic() + 60
+    while True:
+        found = [process for process in shop.processes().values() if _title(process) == program]
+        if len(found) == 1:
+            return found[0]
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
 
 
-@pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
+def _titled(shop: Shop, title: str) -> psutil.Process:
+    (found,) = [process for process in shop.processes().values() if _title(process).startswith(title)]
+    return found
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return next(iter(process.cmdline()), "")
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _config(proxy: psutil.Process) -> Path:
+    arguments = proxy.cmdline()
+    return Path(arguments[arguments.index("-f") + 1])
+
+
+@ON_LINUX
 def test_haproxy_listens_at_the_shop_s_port_of_this_machine_and_nowhere_else(proxied: Shop) -> None:
-    (proxy,) = _named(proxied, "haproxy")
+    proxy = _haproxy(proxied)
     listening = {tuple(c.laddr) for c in proxy.net_connections("inet") if c.status == psutil.CONN_LISTEN}
     assert listening == {("127.0.0.1", httpx.URL(proxied.url).port)}
     sockets = [Path(c.laddr) for c in proxy.net_connections("unix") if c.laddr]
     assert len(sockets) >= 3, "its administration and its two pages"
-    for socket in sockets:
-        assert not socket.parent.parent.stat().st_mode & 0o077, "the folder is its owner's alone"
+    for path in sockets:
+        assert not path.parent.parent.stat().st_mode & 0o077, "the folder is its owner's alone"
+    assert "REC_DATABASE_URL" not in proxy.environ()
 
 
-@pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
-def test_its_log_has_no_path_of_a_request(proxied: Shop) -> None:
-    (proxy,) = _named(proxied, "haproxy")
-    arguments = proxy.cmdline()
-    config = Path(arguments[arguments.index("-f") + 1])
-    written = config.read_text(encoding="utf-8")
-    targets = [line.split() for line in written.splitlines() if line.split()[:1] == ["log"]]
-    assert {target[1] for target in targets if len(target) > 2} == {str(config.parent / "metrics.sock")}
-    (form,) = [line for line in written.splitlines() if "log-format" in line]
-    assert "%HP" not in form
-    assert "%HU" not in form
+@ON_LINUX
+def test_requests_are_told_to_ray_s_metrics_and_to_no_other_log(proxied: Shop) -> None:
+    config = _config(_haproxy(proxied))
+    logs = [line.split() for line in config.read_text(encoding="utf-8").splitlines() if line.split()[:1] == ["log"]]
+    assert {log[1] for log in logs if log != ["log", "global"]} == {str(config.parent / "metrics.sock")}
+    assert ["log", "global"] in logs, "of which there is none"
+
+
+@ON_LINUX
+def test_while_no_server_is_there_haproxy_says_so_in_the_api_s_form(proxied: Shop) -> None:
+    folder = _config(_haproxy(proxied)).parent
+    head, _, body = (folder / "unavailable.http").read_bytes().partition(b"\r\n\r\n")
+    assert json.loads(body) == UNAVAILABLE
+    assert f"retry-after: {problems.RETRY_S}".encode() in head.split(b"\r\n")
+    assert f"content-length: {len(body)}".encode() in head.split(b"\r\n")
+
+
+def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
+    answer = proxied.client.post("/v1/recommend", json={"k": 3}, headers={"x-request-id": "order-17"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "order-17")
+    assert re.fullmatch(r"[0-9a-f-]{36}", proxied.client.get("/v1/bundles").headers["x-request-id"])
+    large = proxied.client.post("/v1/recommend", content=b" " * (api.MAX_BODY_BYTES + 1))
+    assert (large.status_code, large.json()["error"]) == (413, "body_too_large")
+    assert proxied.client.post("/v1/recommend", json={"k": 0}).status_code == 422
+    assert proxied.client.get("/v1/nothing").status_code == 404
+    assert proxied.client.get("/-/healthz").text == "success"
 
 
 def test_a_killed_server_leaves_nobody_without_an_answer(proxied: Shop) -> None:
     before = proxied.recommend(user_id="u04", k=5)
-    (server,) = [process for process in _named(proxied, "ray::") if "ServeReplica" in process.cmdline()[0]]
-    server.kill()
-    said = []
-    deadline = time.monotonic() + 120
-    while not said or said[-1].status_code != 200:
-        assert time.monotonic() < deadline, said
-        said.append(httpx.post(f"{proxied.url}v1/recommend", json={"user_id": "u04", "k": 5}, timeout=60))
-    refused = said[:-1]
-    assert {answer.status_code for answer in refused} <= {503}
+    said: list[httpx.Response] = []
+    lost: list[Exception] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=proxied.url, timeout=60) as client:  # its connection is kept
+            while not done.is_set():
+                try:
+                    said.append(client.post("/v1/recommend", json={"user_id": "u04", "k": 5}))
+                except httpx.TransportError as error:
+                    lost.append(error)
+
+    callers = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for caller in callers:
+        caller.start()
+    time.sleep(1)
+    _titled(proxied, "ray::ServeReplica").kill()
+    struck, deadline = len(said), time.monotonic() + 120
+    while not (len(said) > struck + 20 and all(answer.status_code == 200 for answer in said[-20:])):
+        assert time.monotonic() < deadline, Counter(answer.status_code for answer in said)
+        time.sleep(0.1)
+    done.set()
+    for caller in callers:
+        caller.join()
+    refused = [answer for answer in said if answer.status_code != 200]
+    assert not lost
+    assert refused or WITHOUT, "while there is no server nobody waits"
     for answer in refused:
-        assert answer.json() == {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
-        assert answer.headers["retry-after"] == "2"
-    assert said[-1].json()["items"] == before["items"]
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == str(problems.RETRY_S)
+        assert WITHOUT or answer.json() == UNAVAILABLE
+    assert proxied.recommend(user_id="u04", k=5)["items"] == before["items"]
 
 
-@pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
-def test_a_killed_haproxy_comes_back(proxied: Shop) -> None:
-    for proxy in _named(proxied, "haproxy"):  # one that is replaced ends by and by
-        proxy.kill()
-    deadline, statuses = time.monotonic() + 120, set[int]()
-    while 200 not in statuses:
-        assert time.monotonic() < deadline, statuses
+@ON_LINUX
+@pytest.mark.parametrize("victim", ["haproxy", "manager"])
+def test_a_killed_haproxy_comes_back(proxied: Shop, victim: str) -> None:
+    (_haproxy(proxied) if victim == "haproxy" else _titled(proxied, "ray::HAProxyManager")).kill()
+    deadline, statuses, refused = time.monotonic() + 120, set[int](), 0
+    while not (200 in statuses and refused):
+        assert time.monotonic() < deadline, (statuses, refused)
         try:
             statuses.add(httpx.post(f"{proxied.url}v1/recommend", json={"k": 5}, timeout=60).status_code)
         except httpx.TransportError:
+            refused += 1
             time.sleep(0.05)
     assert statuses <= {200, 503}, "while no server is known to it, it says that there is none"
+    _haproxy(proxied)  # and no other is left
 
 
-@pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
-def test_a_configuration_that_is_not_known_is_not_started(tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
-    config.write_text("frontend prometheus\n    bind 0.0.0.0:9101\n", encoding="utf-8")
-    environment = haproxy.environment("/bin/true", REPOSITORY / "serve" / "haproxy", tmp_path)
-    done = subprocess.run(
-        [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)],
-        env=environment | {"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.fixture
+def config(proxied: Shop, tmp_path: Path) -> Path:
+    """HAProxy's configuration in another folder."""
+    there = _config(_haproxy(proxied))
+    mine = tmp_path / "haproxy.cfg"
+    mine.write_text(there.read_text(encoding="utf-8").replace(str(there.parent), str(tmp_path)), encoding="utf-8")
+    return mine
+
+
+def _start(config: Path, *, public: bool = False) -> subprocess.CompletedProcess[str]:
+    """What `serve/haproxy` does to a configuration, with a program that ends at once."""
+    starter = REPOSITORY / "serve" / "haproxy"
+    environment = haproxy.environment("/bin/true", starter, config.parent, answers_within_s=25, public=public)
+    command = [environment[haproxy.OVERRIDE], "-db", "-f", str(config)]
+    return subprocess.run(
+        command, env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
     )
+
+
+@ON_LINUX
+def test_a_public_shop_s_haproxy_alone_listens_at_all_addresses(config: Path) -> None:
+    port = re.findall(r"bind 127[.]0[.]0[.]1:(\d+)", config.read_text(encoding="utf-8"))
+    assert len(port) == 1
+    done = _start(config, public=True)
+    assert done.returncode == 0, done.stderr
+    binds = [
+        line.split()[1] for line in config.read_text(encoding="utf-8").splitlines() if line.split()[:1] == ["bind"]
+    ]
+    assert [bind for bind in binds if not bind.startswith("unix@")] == [f"*:{port[0]}"]
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    "line",
+    [
+        "    bind 0.0.0.0:9102",
+        "    log 10.0.0.1:514 local7 info",
+        "    errorfile 400 /etc/motd",
+        "    server other 10.0.0.1:80 check backup weight 1",
+    ],
+)
+def test_a_configuration_that_is_not_known_is_not_started(config: Path, line: str) -> None:
+    assert _start(config).returncode == 0
+    given = config.read_text(encoding="utf-8") + f"{line}\n"
+    config.write_text(given, encoding="utf-8")
+    done = _start(config)
     assert done.returncode == 1
     assert "--proxy serve" in done.stderr
-    assert "0.0.0.0" in config.read_text(encoding="utf-8"), "it is left as it was"
+    assert config.read_text(encoding="utf-8") == given
 
 
 def test_where_there_is_no_haproxy_to_ask_for_it_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haproxy, "binary", lambda: None)
-    with pytest.raises(ConfigError, match=r"HAProxy is not installed.*--proxy serve"):
-        job.start(tiny.config(tmp_path), 8000, proxy="haproxy")
+    with monkeypatch.context() as patch:
+        patch.setattr(haproxy, "binary", lambda: None)
+        with pytest.raises(ConfigError, match=r"HAProxy is not installed.*--proxy serve"):
+            job.start(tiny.config(tmp_path), 8000, proxy="haproxy")
+    if not WITHOUT:
+        monkeypatch.setenv(haproxy.OVERRIDE, str(tmp_path / "nothing"))
+        with pytest.raises(ConfigError, match=r"is no program"):
+            job.start(tiny.config(tmp_path), 8000)
 
 
 def test_stop_ends_the_shop_and_nothing_else(proxied: Shop) -> None:
-    sockets = proxied.recipe.root.parent / "shop" / "port.json"
-    folder = json.loads(sockets.read_text(encoding="utf-8"))["sockets"]
+    record = proxied.recipe.root.parent / "shop" / "port.json"
+    folder = json.loads(record.read_text(encoding="utf-8"))["sockets"]
     assert WITHOUT or Path(folder).is_dir()
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     driver = min((p for p in proxied.processes().values()), key=lambda process: process.create_time())
@@ -132,3 +240,14 @@ def test_stop_ends_the_shop_and_nothing_else(proxied: Shop) -> None:
     bystander.wait()
     assert json.loads(proxied.job("status").stdout) == {"running": False, "url": None}
     assert json.loads(proxied.job("stop").stdout) == {"processes": 0, "postgres": False}
+
+
+def test_the_sockets_of_another_store_stay(tmp_path: Path) -> None:
+    sockets = job._sockets()
+    record = tmp_path / "shop" / "port.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"port": 8000, "store": "/elsewhere", "sockets": sockets}), encoding="utf-8")
+    assert job.Shop(tmp_path).end() == 0
+    assert Path(sockets).is_dir()
+    assert not record.exists()
+    Path(sockets).rmdir()

@@ -1,4 +1,4 @@
-"""A traced request is one trace through proxy, ingress, stages and Postgres; the others leave none."""
+"""A traced request is one trace through Serve's proxy, ingress, stages and Postgres; the others leave none."""
 
 import json
 import secrets

@@ -6,7 +6,7 @@ among those of the shopper's taste: without it all shoppers' vectors are one, wh
 for. The shop is given as a stranger's would be, parquet files and a recipe, so that it takes the same way in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rec.data.sample import words
 from rec.data.sample.catalogue import START, Role, drawn, row_of
@@ -62,27 +63,29 @@ def _garments(seed: int) -> Iterator[tuple[Garment, dict[str, Any]]]:
 def write_shop(folder: Path, name: str, products: int, seed: int, settings: str = "") -> Path:
     """Write `products` garments, EVENTS_PER_PRODUCT times as many events, and the recipe `name` of them, which ends
     with the TOML `settings`. Returns the recipe's path."""
-    garments, kinds = islice(_garments(seed), products), []
+    garments = islice(_garments(seed), products)
+    numbers: dict[tuple[str, str], int] = {}
+    kinds: list[int] = []
     with pq.ParquetWriter(folder / "products.parquet", _PRODUCTS, compression="zstd") as writer:
         while batch := list(islice(garments, BATCH)):
-            kinds += [f"{garment.category.name[0]} {garment.colour}" for garment, _ in batch]
+            named = ((garment.category.name[0], garment.colour) for garment, _ in batch)
+            kinds += [numbers.setdefault(kind, len(numbers)) for kind in named]
             rows = [row | row["attributes"] for _, row in batch]
             writer.write_table(pa.Table.from_pylist(rows, schema=_PRODUCTS))
-    pq.write_table(_events(kinds, seed), folder / "events.parquet", compression="zstd")
+    pq.write_table(_events(np.array(kinds, np.int32), seed), folder / "events.parquet", compression="zstd")
     recipe, draft = folder / f"{name}.toml", folder / f".{name}.toml"
     draft.write_text(_recipe(name, folder) + settings, encoding="utf-8")
     return draft.replace(recipe)
 
 
-def _events(kinds: Sequence[str], seed: int) -> pa.Table:
-    """Purchases of products of these kinds, each of a random shopper at a random time of DAYS.
+def _events(kind: NDArray[np.int32], seed: int) -> pa.Table:
+    """Purchases of products of these kinds, numbered from 0, each of a random shopper at a random time of DAYS.
 
     A product is chosen by its popularity, for TASTE of them among those of the shopper's kind, which is that of a
     random product.
     """
-    draw, products = np.random.default_rng(seed), len(kinds)
+    draw, products = np.random.default_rng(seed), len(kind)
     count = products * EVENTS_PER_PRODUCT
-    kind = np.unique(np.array(kinds), return_inverse=True)[1]
     order = np.argsort(kind, kind="stable")
     bounds = np.r_[0, np.cumsum(np.exp(SKEW * draw.standard_normal(products)))]
     ends = np.r_[0, np.cumsum(np.bincount(kind))]  # of each kind's products in the order
