@@ -173,9 +173,11 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
         page.select_option("#without", stage)
         shop.settled()
         assert ("are among the first" in page.inner_text("#status")) == bool(stage)
-    page.fill("#user-id", "u04")
+    page.select_option("#user", index=1)
     shop.settled()
-    assert shop.bodies[-1]["user_id"] == "u04"
+    assert shop.bodies[-1]["user_id"] == page.input_value("#user")
+    assert "stored events" in page.inner_text("#stored")
+    assert page.locator("#recent .row").count() >= 1
     stages = page.locator("#timing li").all_inner_texts()
     assert [re.sub(r" \d+ ms$", "", stage) for stage in stages] == [
         *("shopper", "user tower", "retrieval", "ranking", "rules", "reasons", "in all")
@@ -183,7 +185,7 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
 
     # a shop that is away, and one that is back
     page.route("**/v1/recommend", lambda route: route.abort())
-    page.fill("#user-id", "u06")
+    page.select_option("#user", index=2)
     page.wait_for_selector("#error:has-text('cannot be reached')")
     page.unroute("**/v1/recommend")
     away = [said for said in shop.complaints if "ERR_FAILED" in said]
@@ -192,8 +194,8 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
 
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     assert not shop.overflows()
-    unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]")) - {"user", "jump"}
-    assert unused == set(), "no list of shoppers is shown where these are real, and `jump` is a telephone's"
+    unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]")) - {"user-id", "jump"}
+    assert unused == set(), "where shoppers are real there is `user-id` in place of a list; `jump` is a telephone's"
     assert shop.complaints == away
     assert {url for url in shop.asked if not url.startswith((fresh.url, "data:", "blob:"))} == set()
     page.close()
