@@ -171,7 +171,7 @@ def final_ndcg10(report: Mapping[str, Any]) -> float | None:
 
 def display(config: Config) -> pa.Table:
     """The display table of a recipe's products, under the schema bundle.DISPLAY."""
-    shown = ["product_id", "title", "price", "currency", "brand", "available"]
+    shown = ["product_id", "title", "price", "currency", "brand", "available", "group_id"]
     products = dataset.read(config.at("products"), PRODUCTS, columns=[*shown, "description", "html"])
     enriched = dataset.read(config.at("enriched"), ENRICHED, columns=["product_id", "std", "re"])
     if not products["product_id"].equals(enriched["product_id"]):

@@ -66,6 +66,7 @@ DISPLAY = pa.schema(
         pa.field("re", _ATTRIBUTES, nullable=False),
         pa.field("snippet", pa.string(), nullable=False),  # first words of the description, plain text
         pa.field("available", pa.bool_(), nullable=False),
+        pa.field("group_id", pa.string()),  # same style in another size or colour; null as well in bundles of before
     ]
 )
 

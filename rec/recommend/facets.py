@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from rec.bundle import Bundle
 from rec.vocab.std import UNKNOWN
 
-BRAND = "brand"
-"""The key of a product's brand; all others are STD keys."""
+COLUMNS = ("brand", "group_id")
+"""Keys of what the shop says of a product itself; all others are STD keys."""
 
 
 class Facets:
-    """Brand and STD values of a bundle's products, in item-row order."""
+    """Brand, group and STD values of a bundle's products, in item-row order."""
 
     def __init__(self, bundle: Bundle) -> None:
         table = bundle.products().combine_chunks()
-        brand = table[BRAND].combine_chunks()
         std = table["std"].combine_chunks()
         parents = np.asarray(pc.list_parent_indices(std), np.int64)
         pairs = std.flatten()
@@ -29,8 +28,8 @@ class Facets:
         self._items = len(table)
         self._parents, self._values = parents[real], values.filter(pa.array(real))
         self._keys = np.asarray(keys.filter(pa.array(real)).to_pylist(), object)
-        self._brand = brand
-        self.keys: list[str] = [BRAND, *sorted(set(self._keys))]
+        self._columns = {key: table[key].combine_chunks() for key in COLUMNS}
+        self.keys: list[str] = [*COLUMNS, *sorted(set(self._keys))]
         """What caps and selectors can name."""
 
     def __len__(self) -> int:
@@ -39,9 +38,9 @@ class Facets:
     @functools.lru_cache(maxsize=64)  # noqa: B019  # lives as long as its bundle
     def of(self, key: str) -> tuple[list[str], NDArray[np.int32]]:
         """(names of the values of `key`, int32[N, W] their numbers for each product, -1 past its last one)."""
-        if key == BRAND:
-            owners = np.flatnonzero(np.asarray(self._brand.is_valid()))
-            values = self._brand.drop_null()
+        if key in COLUMNS:
+            owners = np.flatnonzero(np.asarray(self._columns[key].is_valid()))
+            values = self._columns[key].drop_null()
         else:
             mine = self._keys == key
             owners, values = self._parents[mine], self._values.filter(pa.array(mine))

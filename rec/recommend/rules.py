@@ -141,8 +141,8 @@ class Rules(_Part):
     """Weight w of maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): the next product is the one of the
     largest (1 - w) * relevance - w * (largest cosine of its vector to one already in the list). 0 turns it off."""
     caps: dict[Name, Annotated[int, Field(ge=1, le=MAX_K)]] = Field(default={}, max_length=20)
-    """Most products of one value in a list, by `brand`, `category` or another STD key. A product with several values
-    counts for each of them; one without a value is not limited."""
+    """Most products of one value in a list, by `brand`, `group_id`, `category` or another STD key. A product with
+    several values counts for each of them; one without a value is not limited."""
     boost: list[Boost] = Field(default=[], max_length=MAX_RULES)
     bury: list[Bury] = Field(default=[], max_length=MAX_RULES)
     exclude: list[Exclude] = Field(default=[], max_length=MAX_RULES)

@@ -61,6 +61,11 @@ def colour(row: int) -> str:
     return COLOURS[row % 6]
 
 
+def group_id(row: int) -> str | None:
+    """Style of an item, which others of its category have as well; None for every fifth."""
+    return f"style {row % 4} of {row // 40}" if row % 5 else None
+
+
 def product_id(row: int) -> str:
     """Id of an item; ascending by row."""
     return f"P{row:04d}"
@@ -115,6 +120,7 @@ def _datasets(root: Path, vocabulary: StdVocabulary) -> None:
                 "price": 10.0 + row,
                 "currency": "EUR",
                 "brand": ("Norr", "Haan", None)[row % 3],
+                "group_id": group_id(row),
                 "available": row % 10 != 9,
                 "created_at": START - timedelta(days=30),
             }

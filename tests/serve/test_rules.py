@@ -110,6 +110,12 @@ def test_each_rule_does_what_it_says(chain: Chain) -> None:
     kept = [name for name in ids(capped) if name not in codes(capped, "over_cap")]
     assert max(sum(brand(name) == each for name in kept) for each in ("Norr", "Haan")) <= 3
     assert max(sum(tiny.colour(row(name)) == each for name in kept) for each in tiny.COLOURS) <= 5
+    of_styles = [tiny.group_id(row(name)) for name in plain]
+    assert len([style for style in of_styles if style]) > len({style for style in of_styles if style}) + 2
+    styles = under(chain, "[caps]\ngroup_id = 1")
+    shown = [tiny.group_id(row(name)) for name in ids(styles) if name not in codes(styles, "over_cap")]
+    assert len([style for style in shown if style]) == len({style for style in shown if style})
+    assert None in shown, "what is on its own is not limited"
     boosted = under(chain, "[[boost]]\ncategory = ['coat']\namount = 1.0")
     coats = [tiny.category(row(name)) == "coat" for name in ids(boosted)]
     assert sum(coats) > sum(tiny.category(row(name)) == "coat" for name in plain)
