@@ -150,7 +150,7 @@ def _found(tuned: Tuned | None) -> dict[str, Any]:
 
 def tune(config: Config, made: Bundle) -> Tuned | None:
     """Have a loaded bundle searched as broadly as its shoppers need; None where every search is exact."""
-    if made.items <= made.config.index.exact_rows:
+    if made.items <= made.config.index.exact_up_to(made.items):
         return None
     vectors, _ = queries.drawn(made, QUERIES, config.seed)
     connections = Connections(postgres.url(config.store), size=1)

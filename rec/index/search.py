@@ -72,11 +72,11 @@ class VectorIndex:
     def __init__(self, connections: Connections, bundle: str, index: Index) -> None:
         self._connections = connections
         self._few_in_stock, self._in_stock, self._stock_until = False, 1.0, 0.0
-        self._index = index
         with connections.use() as connection:
             found = tables.entry(connection, bundle)
         self._queries = cache(lambda *given: _Queries.of(found.table, _condition(*given)))
         self._catalogue, self._items, self._width = found.catalogue, found.items, found.width
+        self._exact = index.exact_up_to(found.items)
         self.ef_search = found.ef_search or index.ef_search
         """Candidates that a walk through the index looks at."""
         self._value = tables.embedding(found.kind)
@@ -134,7 +134,7 @@ class VectorIndex:
             "k": k,
             "visit": OVERFETCH * k if any(filters.given) or self._beyond_first_round(k, exclude) else k,
             **_values(filters),
-            "limit": self._index.exact_rows + 1,
+            "limit": self._exact + 1,
         }
 
     def _beyond_first_round(self, k: int, exclude: np.ndarray) -> bool:
@@ -151,13 +151,13 @@ class VectorIndex:
         self, connection: Connection[Any], count: bytes, parameters: dict[str, Any], *, filtered: bool
     ) -> bool:
         """Whether so few products pass that comparing all of them is the faster way."""
-        if self._items <= self._index.exact_rows:
+        if self._items <= self._exact:
             return True
         if not filtered and time.monotonic() < self._stock_until:
             return self._few_in_stock
         row = connection.execute(count, parameters).fetchone()
         assert row is not None
-        few = bool(row[0] <= self._index.exact_rows)
+        few = bool(row[0] <= self._exact)
         if not filtered:
             self._few_in_stock, self._in_stock = few, self._share_in_stock(connection)
             self._stock_until = time.monotonic() + STOCK_S
@@ -184,7 +184,7 @@ class _Queries:
     hnsw: bytes
     passing: bytes
     few: bytes
-    """How many products pass, counted up to one more than `exact_rows`."""
+    """How many products pass, counted up to one more than are all compared."""
 
     @classmethod
     def of(cls, table: sql.Identifier, condition: sql.SQL) -> "_Queries":

@@ -139,6 +139,12 @@ def test_the_walk_gives_way_where_it_finds_too_few(made: Bundle, connections: Co
     assert set(found.rows.tolist()) == set(np.flatnonzero(available()).tolist())
 
 
+@pytest.mark.parametrize(("items", "most"), [(0, 0), (2_116, 2_116), (10_000, 4_600), (1_000_000, 46_000)])
+def test_unless_it_is_said_as_many_are_compared_as_take_no_longer(items: int, most: int) -> None:
+    assert Index().exact_up_to(items) == most
+    assert Index(exact_rows=7).exact_up_to(items) == 7
+
+
 def test_few_products_in_stock_are_compared_without_a_walk(
     made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +317,7 @@ def test_a_connection_that_is_gone_is_replaced_within_the_request(
     made: Bundle, database_url: str, index: VectorIndex
 ) -> None:
     opened = Connections(database_url, size=3)
-    mine = VectorIndex(opened, made.id, index._index)
+    mine = VectorIndex(opened, made.id, made.config.index)
     with ExitStack() as all_three:
         pids = [all_three.enter_context(opened.use()).info.backend_pid for _ in range(3)]
     with postgres.connect(database_url, autocommit=True) as other:
