@@ -98,7 +98,7 @@ class Shop:
         self, port: int, host: str = HOST, *, apart: bool = False, proxied_by: str | None = None
     ) -> psutil.Process:
         """Start `serve run` in a session of its own; `apart`: with processes for each stage; `proxied_by`: an HAProxy
-        in place of Serve's own proxy, without which replicas listen at `host` as well."""
+        in place of Serve's own proxy. Of these the one that is there listens at `host`, and nothing else does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "serve.json"  # JSON is YAML
         artifact.write_json(

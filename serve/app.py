@@ -11,6 +11,7 @@ one of the store). Importing opens nothing.
 
 import asyncio
 import logging
+import os
 from contextvars import Context
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rec import api_keys, postgres
 from rec.errors import RecError
+from rec.haproxy import ANYWHERE
 from rec.index import exposures, forget, live_events
 from rec.index.connections import Connections
 from rec.recommend.front import Front
@@ -107,7 +109,8 @@ class Recommender:
         """`stages` are user tower, retriever and ranker; without them they live here."""
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
-        api_keys.check_bind(client.http_config.host, api_keys.access())
+        anywhere = os.environ.get(ANYWHERE) == "1"  # HAProxy listens elsewhere than Serve was told
+        api_keys.check_bind("0.0.0.0" if anywhere else client.http_config.host, api_keys.access())
         self._store = store
         self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)

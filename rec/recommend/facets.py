@@ -28,9 +28,9 @@ class Facets:
         self._items = len(table)
         self._parents, self._values = parents[real], values.filter(pa.array(real))
         self._keys = np.asarray(keys.filter(pa.array(real)).to_pylist(), object)
-        self._columns = {key: table[key].combine_chunks() for key in COLUMNS}
-        self.keys: list[str] = [*COLUMNS, *sorted(set(self._keys))]
-        """What caps and selectors can name."""
+        self._columns = {key: table[key].combine_chunks() for key in COLUMNS if table[key].null_count < len(table)}
+        self.keys: list[str] = [*self._columns, *sorted(set(self._keys))]
+        """What caps and selectors can name: keys of which some product has a value."""
 
     def __len__(self) -> int:
         return self._items
@@ -38,7 +38,7 @@ class Facets:
     @functools.lru_cache(maxsize=64)  # noqa: B019  # lives as long as its bundle
     def of(self, key: str) -> tuple[list[str], NDArray[np.int32]]:
         """(names of the values of `key`, int32[N, W] their numbers for each product, -1 past its last one)."""
-        if key in COLUMNS:
+        if key in self._columns:
             owners = np.flatnonzero(np.asarray(self._columns[key].is_valid()))
             values = self._columns[key].drop_null()
         else:

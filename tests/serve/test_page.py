@@ -51,7 +51,7 @@ class Visit:
 
     def settled(self) -> None:
         """Return when the list is of the last request."""
-        self.page.wait_for_timeout(400)  # the page waits for who still types
+        self.page.wait_for_timeout(600)  # the page waits for who still types
         self.page.wait_for_selector("#items[aria-busy=false]")
 
     def products(self) -> list[str]:

@@ -75,7 +75,6 @@ def test_haproxy_listens_at_the_shop_s_port_of_this_machine_and_nowhere_else(pro
     assert len(sockets) >= 3, "its administration and its two pages"
     for path in sockets:
         assert not path.parent.parent.stat().st_mode & 0o077, "the folder is its owner's alone"
-    assert "REC_DATABASE_URL" not in proxy.environ()
 
 
 @ON_LINUX
@@ -160,53 +159,86 @@ def test_a_killed_haproxy_comes_back(proxied: Shop, victim: str) -> None:
 
 @pytest.fixture
 def config(proxied: Shop, tmp_path: Path) -> Path:
-    """HAProxy's configuration in another folder."""
+    """HAProxy's configuration as Ray wrote it, for another folder."""
     there = _config(_haproxy(proxied))
+    given = there.with_name(f"{there.name}.given").read_text(encoding="utf-8")
     mine = tmp_path / "haproxy.cfg"
-    mine.write_text(there.read_text(encoding="utf-8").replace(str(there.parent), str(tmp_path)), encoding="utf-8")
+    mine.write_text(given.replace(str(there.parent), str(tmp_path)), encoding="utf-8")
     return mine
 
 
 def _start(config: Path, *, public: bool = False) -> subprocess.CompletedProcess[str]:
     """What `serve/haproxy` does to a configuration, with a program that ends at once."""
     starter = REPOSITORY / "serve" / "haproxy"
-    environment = haproxy.environment("/bin/true", starter, config.parent, answers_within_s=25, public=public)
-    command = [environment[haproxy.OVERRIDE], "-db", "-f", str(config)]
-    return subprocess.run(
-        command, env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
-    )
+    environment = haproxy.environment("/usr/bin/env", starter, config.parent, answers_within_s=25, public=public)
+    environment |= {"PATH": "/usr/bin:/bin"}
+    return subprocess.run([starter, "true", "-f", config], env=environment, capture_output=True, text=True, check=False)
 
 
 @ON_LINUX
-def test_a_public_shop_s_haproxy_alone_listens_at_all_addresses(config: Path) -> None:
-    port = re.findall(r"bind 127[.]0[.]0[.]1:(\d+)", config.read_text(encoding="utf-8"))
-    assert len(port) == 1
-    done = _start(config, public=True)
+@pytest.mark.parametrize("public", [False, True])
+def test_haproxy_alone_listens_at_all_addresses_and_only_of_a_public_shop(config: Path, public: bool) -> None:
+    (port,) = re.findall(r"bind 127[.]0[.]0[.]1:(\d+)", config.read_text(encoding="utf-8"))
+    done = _start(config, public=public)
     assert done.returncode == 0, done.stderr
-    binds = [
-        line.split()[1] for line in config.read_text(encoding="utf-8").splitlines() if line.split()[:1] == ["bind"]
-    ]
-    assert [bind for bind in binds if not bind.startswith("unix@")] == [f"*:{port[0]}"]
+    binds = re.findall(r"^ *bind (\S+)", config.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [bind for bind in binds if not bind.startswith("unix@")] == [f"{'*' if public else '127.0.0.1'}:{port}"]
+
+
+@ON_LINUX
+def test_haproxy_is_given_no_secret(config: Path) -> None:
+    starter = REPOSITORY / "serve" / "haproxy"
+    environment = haproxy.environment("/usr/bin/env", starter, config.parent, answers_within_s=25, public=False)
+    environment |= {"PATH": "/usr/bin:/bin", "REC_SHOP": "here", "AWS_SECRET_ACCESS_KEY": "secret"}
+    command = ["/bin/sh", "-c", '"$0" -u UNSET sh -c env -f "$1"', starter, config]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {line.partition("=")[0] for line in done.stdout.splitlines()} <= {"PATH", "REC_SHOP", "PWD", "SHLVL", "_"}
+    assert "REC_SHOP=here" in done.stdout, "by which `stop` finds it"
 
 
 @ON_LINUX
 @pytest.mark.parametrize(
-    "line",
+    ("line", "instead"),
     [
-        "    bind 0.0.0.0:9102",
-        "    log 10.0.0.1:514 local7 info",
-        "    errorfile 400 /etc/motd",
-        "    server other 10.0.0.1:80 check backup weight 1",
+        ("    bind 127.0.0.1:", "    bind *:"),
+        ("    bind :9101", "    bind :9102"),
+        ("  bind *:8404", "  bind *:8405"),
+        (" mode 666 level admin", " mode 660 level admin"),
+        (" local0 info", " local7 info"),
+        ("    errorfile 503 ", "    errorfile 400 "),
+        ("    http-reuse always", "    http-reuse safe"),
+        (" check backup", " check backup weight 1"),
+        ("    http-request return status 404 ", "    http-request return status 404.0 "),
+        ("listen stats", "listen other\n    bind *:9999\nlisten stats"),
     ],
 )
-def test_a_configuration_that_is_not_known_is_not_started(config: Path, line: str) -> None:
-    assert _start(config).returncode == 0
-    given = config.read_text(encoding="utf-8") + f"{line}\n"
-    config.write_text(given, encoding="utf-8")
+def test_a_configuration_that_is_not_known_is_not_started(config: Path, line: str, instead: str) -> None:
+    given = config.read_text(encoding="utf-8")
+    assert line in given
+    config.write_text(given.replace(line, instead), encoding="utf-8")
     done = _start(config)
     assert done.returncode == 1
     assert "--proxy serve" in done.stderr
-    assert config.read_text(encoding="utf-8") == given
+    assert config.read_text(encoding="utf-8") == given.replace(line, instead), "it is left as it was"
+
+
+@ON_LINUX
+def test_a_public_graph_is_reached_through_haproxy_and_with_a_key(
+    new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REC_API_KEYS", "sesame-sesame-sesame")
+    for shop in starting(published_in(new_store()), "--apart", "--public"):
+        proxy, port = _haproxy(shop), httpx.URL(shop.url).port
+        assert {tuple(c.laddr) for c in proxy.net_connections("inet") if c.status == psutil.CONN_LISTEN} == {
+            ("0.0.0.0", port)
+        }
+        replica = _titled(shop, "ray::ServeReplica:shop:Recommender")
+        asked = {c.laddr.ip for c in replica.net_connections("inet") if 30_000 <= c.laddr.port < 31_000}
+        assert asked == {"127.0.0.1"}
+        assert shop.client.get("/v1/bundles").status_code == 401
+        shop.client.headers["authorization"] = "Bearer sesame-sesame-sesame"
+        assert shop.recommend(user_id="u04", k=5)["degraded"] == []
 
 
 def test_where_there_is_no_haproxy_to_ask_for_it_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
