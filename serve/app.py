@@ -110,7 +110,8 @@ class Recommender:
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
         anywhere = os.environ.get(ANYWHERE) == "1"  # HAProxy listens elsewhere than Serve was told
-        api_keys.check_bind("0.0.0.0" if anywhere else client.http_config.host, api_keys.access())
+        host = "all addresses of this machine" if anywhere else client.http_config.host
+        api_keys.check_bind(host, api_keys.access())
         self._store = store
         self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
