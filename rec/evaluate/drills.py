@@ -44,10 +44,9 @@ APART = {
     "user_tower": "ray::ServeReplica:shop:UserTower",
     "retriever": "ray::ServeReplica:shop:Retriever",
     "ranker": "ray::ServeReplica:shop:Ranker",
-    "proxy": haproxy.binary() or "ray::ProxyActor",
 }
-WHOLE = {"server": "ray::ServeReplica:shop:Recommender", "proxy": APART["proxy"]}
-"""Victims and how the titles of their processes begin."""
+WHOLE = {"server": "ray::ServeReplica:shop:Recommender"}
+"""Victims beside the proxy, and how the titles of their processes begin."""
 BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
 SWITCHES, SWITCH_S = 10, 3.0
 COMPARED = 40
@@ -78,14 +77,15 @@ def measure(
     """
     bodies = serving_speed.requests(config)
     store = Path(config.store).resolve()
+    proxy = {"proxy": haproxy.binary() or "ray::ProxyActor"}
     figures: Figures = {}
     with serving_speed.running(shop, arguments, "--apart") as url:
-        for victim, title in APART.items():
+        for victim, title in (APART | proxy).items():
             figures |= _killed(f"apart.{victim}", url, bodies, rates.apart, _killer(store, title))
         if postgres.given() is None:
             figures |= _killed("apart.postgres", url, bodies, rates.apart, lambda: _postgres_dies(store))
     with serving_speed.running(shop, arguments) as url:
-        for victim, title in WHOLE.items():
+        for victim, title in (WHOLE | proxy).items():
             figures |= _killed(f"whole.{victim}", url, bodies, rates.whole, _killer(store, title))
         figures |= _switched(config, url, bodies[:COMPARED], rates.whole, other)
         soaked, curves = _soaked(store, url, bodies, rates.whole, minutes, config)

@@ -37,7 +37,6 @@ class Visit:
     """A page of the shop, and what was seen beside it."""
 
     page: "sync_api.Page"
-    url: str
     complaints: list[str] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -81,7 +80,7 @@ def browser() -> Iterator["sync_api.Browser"]:
 def visit(browser: "sync_api.Browser", url: str, window: dict[str, int]) -> Visit:
     """Open the shop."""
     page = browser.new_page(viewport=window)
-    seen = Visit(page, url)
+    seen = Visit(page)
     page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("request", seen.hear)

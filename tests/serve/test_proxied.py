@@ -167,19 +167,20 @@ def config(proxied: Shop, tmp_path: Path) -> Path:
     return mine
 
 
-def _start(config: Path, *, public: bool = False) -> subprocess.CompletedProcess[str]:
-    """What `serve/haproxy` does to a configuration, with a program that ends at once."""
+def _start(config: Path, *command: str, public: bool = False) -> subprocess.CompletedProcess[str]:
+    """What `serve/haproxy` does to a configuration, with `command` in place of HAProxy."""
     starter = REPOSITORY / "serve" / "haproxy"
     environment = haproxy.environment("/usr/bin/env", starter, config.parent, answers_within_s=25, public=public)
-    environment |= {"PATH": "/usr/bin:/bin"}
-    return subprocess.run([starter, "true", "-f", config], env=environment, capture_output=True, text=True, check=False)
+    environment |= {"PATH": "/usr/bin:/bin", "REC_SHOP": "here", "AWS_SECRET_ACCESS_KEY": "secret"}
+    told = [starter, *command, "-f", config]
+    return subprocess.run(told, env=environment, capture_output=True, text=True, check=False)
 
 
 @ON_LINUX
 @pytest.mark.parametrize("public", [False, True])
 def test_haproxy_alone_listens_at_all_addresses_and_only_of_a_public_shop(config: Path, public: bool) -> None:
     (port,) = re.findall(r"bind 127[.]0[.]0[.]1:(\d+)", config.read_text(encoding="utf-8"))
-    done = _start(config, public=public)
+    done = _start(config, "true", public=public)
     assert done.returncode == 0, done.stderr
     binds = re.findall(r"^ *bind (\S+)", config.read_text(encoding="utf-8"), re.MULTILINE)
     assert [bind for bind in binds if not bind.startswith("unix@")] == [f"{'*' if public else '127.0.0.1'}:{port}"]
@@ -187,11 +188,7 @@ def test_haproxy_alone_listens_at_all_addresses_and_only_of_a_public_shop(config
 
 @ON_LINUX
 def test_haproxy_is_given_no_secret(config: Path) -> None:
-    starter = REPOSITORY / "serve" / "haproxy"
-    environment = haproxy.environment("/usr/bin/env", starter, config.parent, answers_within_s=25, public=False)
-    environment |= {"PATH": "/usr/bin:/bin", "REC_SHOP": "here", "AWS_SECRET_ACCESS_KEY": "secret"}
-    command = ["/bin/sh", "-c", '"$0" -u UNSET sh -c env -f "$1"', starter, config]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = _start(config, "sh", "-c", "env")
     assert done.returncode == 0, done.stderr
     assert {line.partition("=")[0] for line in done.stdout.splitlines()} <= {"PATH", "REC_SHOP", "PWD", "SHLVL", "_"}
     assert "REC_SHOP=here" in done.stdout, "by which `stop` finds it"
@@ -217,7 +214,7 @@ def test_a_configuration_that_is_not_known_is_not_started(config: Path, line: st
     given = config.read_text(encoding="utf-8")
     assert line in given
     config.write_text(given.replace(line, instead), encoding="utf-8")
-    done = _start(config)
+    done = _start(config, "true")
     assert done.returncode == 1
     assert "--proxy serve" in done.stderr
     assert config.read_text(encoding="utf-8") == given.replace(line, instead), "it is left as it was"
