@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rec import artifact, dataset
 from rec.errors import ArtifactError
+from rec.models import packing
 from rec.schema import TENSORS
 
 TEXT_STATES = "text_states"
@@ -74,24 +75,22 @@ class ItemBatch:
     re_id: torch.Tensor  # int64[B, R]
     title: torch.Tensor  # float32[P, T, text_width] states, or int64[P, T] token ids
     title_mask: torch.Tensor  # bool[B, T], True where there is a token
+    title_count: int | None = None
+    """Tokens that go through layers of the text encoder, on a GPU, which need not be asked then."""
 
     def __len__(self) -> int:
         return self.std_id.shape[0]
 
     def to(self, device: torch.device) -> "ItemBatch":
-        """The batch on `device`; copies to a GPU queue behind its work instead of waiting for it."""
-        gpu = device.type == "cuda"
-
-        def moved(part: torch.Tensor) -> torch.Tensor:
-            return (part.pin_memory() if gpu else part).to(device, non_blocking=gpu)
-
+        """The batch on `device`, see `moved`."""
         return ItemBatch(
-            std_key=moved(self.std_key),
-            std_id=moved(self.std_id),
-            re_key=moved(self.re_key),
-            re_id=moved(self.re_id),
-            title=moved(self.title),
-            title_mask=moved(self.title_mask),
+            std_key=moved(self.std_key, device),
+            std_id=moved(self.std_id, device),
+            re_key=moved(self.re_key, device),
+            re_id=moved(self.re_id, device),
+            title=moved(self.title, device),
+            title_mask=moved(self.title_mask, device),
+            title_count=int(packing.seen(self.title_mask).sum()) if device.type == "cuda" else None,
         )
 
     def views(self, *, std: torch.Tensor, re: torch.Tensor, title: torch.Tensor) -> "ItemBatch":
@@ -105,6 +104,12 @@ class ItemBatch:
             title=self.title,
             title_mask=self.title_mask.repeat(count, 1) & ~title.flatten(0, 1),
         )
+
+
+def moved(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`part` on `device`; the copy to a GPU queues behind its work instead of waiting for it."""
+    gpu = device.type == "cuda"
+    return (part.pin_memory() if gpu else part).to(device, non_blocking=gpu)
 
 
 @dataclass(frozen=True, slots=True)

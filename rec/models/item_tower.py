@@ -247,16 +247,15 @@ class ItemTower(nn.Module):
         if self.text is None:
             return self.title(batch.title).repeat(views, 1, 1)
         title = torch.cat([batch.title] * views)  # int64[B, T] or float32[B, T, text_width]
-        return self.title(self.text(title, batch.title_mask))
+        return self.title(self.text(title, batch.title_mask, batch.title_count))
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """Let torch compile what takes the time: the text encoder's layers, or without them the tower's own.
+        """Let torch compile what takes the time: the text encoder's layers, if it has any, and the tower's own.
 
         Not the tower as one: what looks up and joins ragged lists is little, and torch 2.11 fails on it on a GPU.
         """
         if self.text is not None:
             self.text.compile_layers(backend)
-            return
         for part in (self.self_attention, self.self_mlp, self.cross_attention, self.project):
             part.compile(dynamic=True, backend=backend)
 

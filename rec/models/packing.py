@@ -1,14 +1,16 @@
 """Texts of different lengths end to end, without padding between them, through layers of transformers.
 
 Padding and hidden tokens cost what real ones cost, in every product of matrices of every layer. Packed, only tokens
-that are seen go through the layers, as one text; queries, keys and values alone are padded, so that no token attends to
-another text's.
+that are seen go through the layers, as one text. So that no token attends to another text's, attention has a kernel of
+its own on a GPU (`rec.models.packed_attention`); elsewhere, and for long texts, it pads queries, keys and values.
 
 B texts of at most T tokens, P tokens in all, H heads of width d.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module, util
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,17 +25,34 @@ TOLERANCE = 1e-4
 """Largest difference of a state, which is of the order of 1."""
 
 
+def seen(mask: torch.Tensor) -> torch.Tensor:
+    """Tokens that go through the layers, bool[B, max(T, 1)] of bool[B, T]: of a text without any its first place."""
+    if mask.shape[1] == 0:
+        mask = mask.new_zeros(len(mask), 1)
+    return torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """Where the tokens of a batch of texts stand."""
 
     seen: torch.Tensor  # bool[B, T]
     place: torch.Tensor  # int64[P] of each token in the padded batch, row after row
+    starts: torch.Tensor  # int32[B + 1]: tokens of the texts before
+    kernel: ModuleType | None = None
+    """`rec.models.packed_attention`, where there is Triton, which comes with torch for GPUs."""
 
     @classmethod
-    def of(cls, seen: torch.Tensor) -> "Packing":
-        """The tokens where `seen` bool[B, T] is true."""
-        return cls(seen, seen.flatten().nonzero().flatten())
+    def of(cls, seen: torch.Tensor, count: int | None = None, kernel: ModuleType | None = None) -> "Packing":
+        """The tokens where `seen` bool[B, T] is true; who knows their `count` need not wait for a GPU to tell it."""
+        flat = seen.flatten()
+        before = F.pad(seen.sum(1).cumsum(0), (1, 0))
+        if count is None:
+            place = flat.nonzero().flatten()
+        else:
+            rank = torch.where(flat, flat.cumsum(0) - 1, count)
+            place = rank.new_empty(count + 1).scatter(0, rank, torch.arange(len(flat), device=flat.device))[:count]
+        return cls(seen, place, before.int(), kernel)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -71,9 +90,13 @@ def attend(
     unknown = [name for name in ("sliding_window", "position_bias", "softcap") if others.get(name) is not None]
     if unknown:
         raise ValueError(f"packed attention knows no {unknown[0]}")
-    q, k, v = (
-        packing.pad(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value)
-    )  # float[B, H, T, d]
+    # float[P, H, d] each; the gradient of part[0] would be a copy
+    packed = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
+    longest, kernel = packing.seen.shape[1], packing.kernel
+    if kernel is not None and kernel.knows(packed[0], longest):
+        scale = packed[0].shape[-1] ** -0.5 if scaling is None else scaling
+        return kernel.attend(*packed, packing.starts, longest, scale, dropout)[None], None
+    q, k, v = (packing.pad(part).transpose(1, 2) for part in packed)  # float[B, H, T, d]
     mask = packing.seen[:, None, None]
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return packing.pack(mixed.transpose(1, 2))[None], None
@@ -86,13 +109,15 @@ class Packed:
     model: "PreTrainedModel"
     offset: int | None
     """Position of a text's first token, where the layers read token ids; None: they read lower states."""
+    kernel: ModuleType | None
+    """See `Packing`."""
 
-    def __call__(self, given: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    def __call__(self, given: torch.Tensor, seen: torch.Tensor, count: int | None = None) -> torch.Tensor:
         """Last states float[B, T, w] of ids int64[B, T] or states float[B, T, w]; zeros where bool[B, T] is false.
 
-        Something of every text must be seen, because a softmax over nothing is NaN.
+        Something of every text must be seen, because a softmax over nothing is NaN. `count`: see `Packing.of`.
         """
-        packing = Packing.of(seen)
+        packing = Packing.of(seen, count, self.kernel)
         tokens = packing.pack(given)[None]
         if self.offset is None:
             states = self.model(inputs_embeds=tokens, packing=packing).last_hidden_state
@@ -120,6 +145,7 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
     training, usual = model.training, model.config._attn_implementation
     name = "input_ids" if reads_ids else "inputs_embeds"
     AttentionInterface.register(ATTENTION, attend)
+    kernel = import_module("rec.models.packed_attention") if util.find_spec("triton") else None
     found = None
     model.eval()
     try:
@@ -127,7 +153,7 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
             padded = model(**{name: given}, attention_mask=seen.long()).last_hidden_state[seen]
             model.set_attn_implementation(ATTENTION)
             for offset in (0, padding + 1) if reads_ids else (None,):
-                made = Packed(model, offset)
+                made = Packed(model, offset, kernel)
                 with suppress(Exception):  # of code that packed texts were never meant for
                     if (made(given, seen)[seen] - padded).abs().max() <= TOLERANCE:
                         found = made

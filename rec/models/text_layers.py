@@ -78,8 +78,10 @@ class TextLayers(nn.Module):
             self.model.embeddings = HandOn()
         self._packed = packing.packed(self.model, reads_ids=shape.whole)
 
-    def forward(self, title: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, title: torch.Tensor, mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
         """States float32[B, T, w] of token ids int64[B, T] or lower states float32[B, T, w]; mask bool[B, T].
+
+        `count` is `packing.seen(mask).sum()` where it is known without asking a GPU.
 
         What the mask hides, no other token sees, and its own states mean nothing; where the encoder allows it, only
         what is seen goes through the layers (`rec.models.packing`). A text without any token has one of padding,
@@ -87,10 +89,10 @@ class TextLayers(nn.Module):
         """
         length = title.shape[1]
         if length == 0:
-            title, mask = title.new_zeros(len(title), 1, *title.shape[2:]), mask.new_zeros(len(mask), 1)
-        seen = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], 1)  # bool[B, max(T, 1)]
+            title = title.new_zeros(len(title), 1, *title.shape[2:])
+        seen = packing.seen(mask)
         if self._packed is not None:
-            states = self._packed(title, seen)
+            states = self._packed(title, seen, count)
         else:
             name = "input_ids" if self.shape.whole else "inputs_embeds"
             states = self.model(**{name: title}, attention_mask=seen.long()).last_hidden_state
@@ -99,7 +101,7 @@ class TextLayers(nn.Module):
     def compile_layers(self, backend: str) -> None:
         """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
         lists = _lists_of_all_layers(self.model)
-        for part in lists[0][1] if len(lists) == 1 else [self.model]:
+        for part in [self.model.embeddings, *lists[0][1]] if len(lists) == 1 else [self.model]:
             part.compile(dynamic=True, backend=backend)
 
 

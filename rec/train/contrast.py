@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rec.config import ItemTower as Options
 from rec.models import losses
-from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
+from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs, moved
 from rec.models.item_tower import ItemTower
 
 RUN = 16
@@ -43,7 +43,7 @@ class Drawn:
 
     def to(self, device: torch.device) -> "Drawn":
         """On `device`."""
-        return Drawn(self.rows, self.groups.to(device), [chunk.to(device) for chunk in self.chunks])
+        return Drawn(self.rows, moved(self.groups, device), [chunk.to(device) for chunk in self.chunks])
 
 
 def draw(items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator) -> Drawn:

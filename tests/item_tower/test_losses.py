@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning.losses import NTXentLoss
+from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
+from pytorch_metric_learning.reducers import MeanReducer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.multiprocessing.spawn import spawn
@@ -35,6 +36,27 @@ def test_without_groups_it_is_nt_xent(count: int) -> None:
     labels = torch.arange(count)
     oracle = NTXentLoss(temperature=TEMPERATURE)(torch.cat([first, second]), torch.cat([labels, labels]))
     assert nt_xent(first, second, labels, TEMPERATURE).item() == pytest.approx(oracle.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 17, 200])
+def test_with_groups_it_is_sup_con_over_the_pairs_that_are_left(count: int) -> None:
+    first, second = two_views(count)
+    groups = torch.randint(0, count, (count,))
+    owners, rows = torch.cat([groups, groups]), torch.arange(2 * count)
+    views = torch.cat([first, second])
+    pairs = (rows, (rows + count) % (2 * count), *torch.where(owners[:, None] != owners[None, :]))
+    gradients = []
+    for value in (
+        lambda views: SupConLoss(temperature=TEMPERATURE, reducer=MeanReducer())(views, indices_tuple=pairs),
+        lambda views: nt_xent(*views.chunk(2), groups, TEMPERATURE),
+    ):
+        leaf = views.clone().requires_grad_()
+        made = value(nn.functional.normalize(leaf, dim=1))
+        made.backward()
+        gradients.append((made.item(), leaf.grad))
+    (expected, oracle), (found, gradient) = gradients
+    assert found == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(gradient, oracle, atol=1e-6, rtol=1e-4)
 
 
 def test_at_random_it_is_the_logarithm_of_the_choices() -> None:

@@ -47,6 +47,15 @@ def test_pad_undoes_pack(lengths: list[int], seed: int) -> None:
     assert found.positions.tolist() == [position for length in lengths for position in range(length)]
 
 
+@given(mask=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_who_knows_how_many_tokens_there_are_finds_them_where_they_are(mask: list[list[bool]]) -> None:
+    seen = packing.seen(torch.tensor(mask))
+    asked, told = packing.Packing.of(seen), packing.Packing.of(seen, int(seen.sum()))
+    assert torch.equal(asked.place, told.place)
+    assert told.starts.tolist() == [0, *seen.sum(1).cumsum(0).tolist()]
+    assert seen.any(1).all()
+
+
 def test_only_what_is_seen_goes_through_the_layers() -> None:
     model = encoders.model("distilbert")
     packed = packing.packed(model, reads_ids=True)

