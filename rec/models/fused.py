@@ -35,6 +35,8 @@ VERSION = 3
 BLOCK = 128
 """Rows scored at once: a request is one block, and between two blocks their memory is kept. With 256 rows and more it
 goes back to the system each time, and DLRM takes up to twice as long."""
+ALIGNED = 16
+"""Numbers of a folded row are a multiple of it: 64 bytes, which the processor reads at once."""
 MOST_FOLDED = 2**26
 """Numbers of a folded table: a quarter of a GiB, which 33 fields of 500 rows and a hundred thousand brands and tokens
 do not reach."""
@@ -100,7 +102,6 @@ class Fused(nn.Module, ABC):
     temperature: Tensor
     odds_bias: Tensor
     offsets: Tensor
-    limits: Tensor
 
     def __init__(self, spec: Spec, dim: int, *, columns: int) -> None:
         """`columns` is the width of a row of the table: `dim` factors and what else the model keeps of a row."""
@@ -114,7 +115,7 @@ class Fused(nn.Module, ABC):
         self.register_buffer("temperature", torch.ones(1))
         self.register_buffer("odds_bias", torch.zeros(1))
         self.register_buffer("offsets", torch.tensor([start[name] for name in owners]), persistent=False)
-        self.register_buffer("limits", torch.tensor([spec.tables[name] for name in owners]), persistent=False)
+        self._limits = np.array([spec.tables[name] for name in owners], np.uint64)
 
     @abstractmethod
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
@@ -142,12 +143,15 @@ class Fused(nn.Module, ABC):
         Raises ValueError, naming the field, when an id lies outside its table or a number is not finite, and
         when there are not as many columns as fields.
         """
-        ids = torch.from_numpy(np.concatenate([inputs.sparse, inputs.varlen], axis=1))
+        ids = np.concatenate([inputs.sparse, inputs.varlen], axis=1)
         self._check(inputs, ids)
         if not len(ids):
             return np.empty(0, np.float32)
-        blocks = zip(ids.split(BLOCK), torch.from_numpy(inputs.dense).split(BLOCK), strict=True)
-        return torch.cat([self(block, dense) for block, dense in blocks]).numpy()
+        columns, dense = torch.from_numpy(ids), torch.from_numpy(inputs.dense)
+        if len(ids) <= BLOCK:  # a request: the way without a call that does nothing for it
+            return self.forward(columns, dense).numpy()
+        blocks = zip(columns.split(BLOCK), dense.split(BLOCK), strict=True)
+        return torch.cat([self.forward(*block) for block in blocks]).numpy()
 
     @torch.inference_mode()
     def probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -160,7 +164,7 @@ class Fused(nn.Module, ABC):
         for name in DenseScale.NAMES:
             self.get_buffer(name).copy_(getattr(scale, name))
 
-    def _check(self, inputs: RankInputs, ids: Tensor) -> None:
+    def _check(self, inputs: RankInputs, ids: NDArray[np.int64]) -> None:
         have = tuple(part.shape[1] for part in (inputs.sparse, inputs.varlen, inputs.dense))
         need = (len(self.spec.sparse), sum(field.length for field in self.spec.varlen), len(self.spec.dense))
         if have != need:
@@ -169,12 +173,12 @@ class Fused(nn.Module, ABC):
         if not finite.all():
             row, column = (int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(f"field {self.spec.dense[column]!r} is {inputs.dense[row, column]}, which is no number")
-        wrong = (ids < 0) | (ids >= self.limits)
-        if bool(wrong.any()):
-            row, column = (int(i) for i in wrong.nonzero()[0])
+        wrong = ids.view(np.uint64) >= self._limits  # without a sign what is below 0 is above all
+        if wrong.any():
+            row, column = (int(i) for i in np.argwhere(wrong)[0])
             raise ValueError(
-                f"field {id_columns(self.spec)[column][0]!r} has id {int(ids[row, column])}, but its table has "
-                f"{int(self.limits[column])} rows: features and ranker are of different vocabularies"
+                f"field {id_columns(self.spec)[column][0]!r} has id {ids[row, column]}, but its table has "
+                f"{self._limits[column]} rows: features and ranker are of different vocabularies"
             )
 
     def save(self, folder: Path) -> None:
@@ -192,21 +196,26 @@ class Folded:
 
     A network's first layer of looked up rows is a sum over fields of products that have only so many values as the
     field has rows: H numbers a row and field. Beside them stands what the row adds to the first-order term, less the
-    half of its squared factors that the factorisation machine takes away again, and its factors. A request is then one
-    lookup that sums.
+    half of its squared factors that the factorisation machine takes away again, and its factors, so scaled that the
+    pairwise term is their squared length. A request is then one lookup that sums. What is the same for all rows is in
+    those of the first field.
     """
 
     table: Tensor
-    """float32[rows of each field, H + 1 + dim]"""
+    """float32[rows of each field, W], W the multiple of ALIGNED from H + 1 + dim on; padding ids have zeros."""
     offsets: Tensor
     """int64[F + R] where the rows of each column of ids begin."""
     bags: Tensor
-    """int64[1 + varlen fields] where the ids of a candidate's sums begin: of all sparse fields, and of each varlen
-    field by itself."""
+    """int64[BLOCK * (1 + varlen fields)] where in the ids of a block a candidate's sums begin: of all sparse fields,
+    and of each varlen field by itself."""
+    varlen: list[slice]
+    """Columns of ids of each varlen field."""
     dense: Tensor
-    """float32[G, H + 1] weights of the dense fields."""
-    bias: Tensor
-    """float32[H + 1]"""
+    """float32[G, H + 1] weights of the dense fields, clamped and as they come."""
+    width: int
+    """H + 1"""
+    sign: float
+    """Of the gate of the pairwise term."""
 
 
 class FusedDeepFM(Fused):
@@ -231,46 +240,52 @@ class FusedDeepFM(Fused):
         self.top = nn.Linear(sizes[-1], 1, bias=False)
         self.requires_grad_(False)
 
+    def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
+        """Logits float32[K] of ids int64[K, F + R] (sparse, then varlen columns) and raw dense float32[K, G]."""
+        return super().forward(ids, dense) if self.folded is None else self._folded(self.folded, ids, dense)
+
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of ids int64[K, F + R] and normalised dense fields float32[K, G]."""
-        if self.folded is None:
-            deep, first, pairs = self._plain(ids, scaled)
-        else:
-            deep, first, pairs = self._folded(self.folded, ids, scaled)
-        deep = F.relu(deep)
-        for layer in self.layers[1:]:
-            deep = F.relu(layer(deep))
-        return torch.addmv(first + self.gate * pairs, deep, self.top.weight[0])
-
-    def _plain(self, ids: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First layer float32[K, H], first-order term float32[K] and pairwise term float32[K]."""
         fields = self.fields(ids)  # float32[K, fields, dim + 1]
         factors = fields[..., : self.dim]
         pairs = 0.5 * (factors.sum(1).square() - factors.square().sum(1)).sum(1)
-        deep = self.layers[0](torch.cat([factors.flatten(1), scaled], dim=1))
-        return deep, fields[..., self.dim].sum(1) + scaled @ self.linear + self.bias, pairs
+        first = fields[..., self.dim].sum(1) + scaled @ self.linear + self.bias
+        return self._upper(first + self.gate * pairs, self.layers[0](torch.cat([factors.flatten(1), scaled], dim=1)))
 
-    def _folded(self, by: Folded, ids: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same; the pairwise term lacks what the first-order term has of it."""
-        width = by.dense.shape[1]
-        bags = torch.arange(0, ids.numel(), ids.shape[1])[:, None] + by.bags  # int64[K, 1 + varlen fields]
-        found = F.embedding_bag(
-            (ids + by.offsets).flatten(), by.table, bags.flatten(), mode="sum",
-            per_sample_weights=self._weights(ids).flatten(),
-        ).view(*bags.shape, by.table.shape[1])  # fmt: skip
-        total = found.sum(1)  # float32[K, H + 1 + dim]
-        out = torch.addmm(by.bias, scaled, by.dense).add_(total[:, :width])
-        averaged = found[:, 1:, width:]  # float32[K, varlen fields, dim]
-        pairs = 0.5 * (total[:, width:].square().sum(1) - averaged.square().sum((1, 2)))
-        return out[:, :-1], out[:, -1], pairs
+    def _folded(self, by: Folded, ids: Tensor, dense: Tensor) -> Tensor:
+        sums = 1 + len(by.varlen)
+        bags = by.bags[: len(ids) * sums] if len(ids) <= BLOCK else self._bags_of(len(ids))
+        found = F.embedding_bag((ids + by.offsets).flatten(), by.table, bags, mode="sum")
+        found = found.view(len(ids), sums, by.table.shape[1])  # float32[K, 1 + varlen fields, W]
+        total, averaged = found[:, 0], found[:, 1:]
+        for place, columns in enumerate(by.varlen):
+            total.add_(averaged[:, place].div_(ids[:, columns].count_nonzero(1).clamp_(min=1).unsqueeze(1)))
+        out = torch.addmm(total[:, : by.width], dense.clamp(self.low, self.high), by.dense)
+        factors = found[..., by.width :]
+        squares = torch.linalg.vecdot(factors, factors)  # float32[K, 1 + varlen fields]
+        beside = out[:, -1]
+        for place in range(sums):
+            beside = torch.sub(beside, squares[:, place], alpha=by.sign if place else -by.sign)
+        return self._upper(beside, out[:, :-1])
 
-    def _weights(self, ids: Tensor) -> Tensor:
-        """float32[K, F + R] what an id counts in the sum of its field: a varlen field is the mean of those above 0."""
-        weights = torch.ones(ids.shape)
-        for bag in varlen_columns(self.spec):
-            real = (ids[:, bag] != 0).float()
-            torch.div(real, real.sum(1, keepdim=True).clamp_(min=1), out=weights[:, bag])
-        return weights
+    def _upper(self, beside: Tensor, deep: Tensor) -> Tensor:
+        """Logits float32[K] from what the first layer made, float32[K, H], and the terms beside the network."""
+        deep, (weights, top) = F.relu(deep), self._weights
+        for weight, bias in weights:
+            deep = F.linear(deep, weight, bias).relu_()
+        return torch.addmv(beside, deep, top)
+
+    @cached_property
+    def _weights(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Weights and biases of all layers but the first, and those of the last product: modules are slow to ask."""
+        layers = [cast(nn.Linear, layer) for layer in list(self.layers)[1:]]
+        return [(layer.weight, layer.bias) for layer in layers], self.top.weight[0]
+
+    def _bags_of(self, count: int) -> Tensor:
+        """int64[count * (1 + varlen fields)], see `Folded.bags`."""
+        begins = torch.tensor([0, *(columns.start for columns in varlen_columns(self.spec))])
+        every = torch.arange(count) * len(id_columns(self.spec))
+        return (every[:, None] + begins).flatten()
 
     def fold(self) -> None:
         """Make the folded table."""
@@ -278,11 +293,12 @@ class FusedDeepFM(Fused):
 
     @cached_property
     def folded(self) -> Folded | None:
-        """The folded table; None where it would have more than MOST_FOLDED numbers."""
+        """The folded table; None where it would have more than MOST_FOLDED numbers, or nothing is always looked up."""
         spec, dim, first = self.spec, self.dim, cast(nn.Linear, self.layers[0])
         fields = [(field.table, 1) for field in spec.sparse] + [(field.table, field.length) for field in spec.varlen]
-        width = self.hidden[0] + 1 + dim
-        if sum(spec.tables[table] for table, _ in fields) * width > MOST_FOLDED:
+        used = self.hidden[0] + 1 + dim
+        width = -(-used // ALIGNED) * ALIGNED
+        if not spec.sparse or sum(spec.tables[table] for table, _ in fields) * width > MOST_FOLDED:
             return None
         rows = dict(zip(spec.tables, self.table.split(list(spec.tables.values())), strict=True))
         parts, offsets, begin = [], [], 0
@@ -291,16 +307,22 @@ class FusedDeepFM(Fused):
             if place < len(spec.sparse):
                 linear = linear - 0.5 * self.gate * factors.square().sum(1, keepdim=True)
             weight = first.weight[:, place * dim : (place + 1) * dim]
-            parts.append(torch.cat([factors @ weight.T, linear, factors], dim=1))
+            scaled = factors * (0.5 * self.gate.abs()).sqrt()
+            parts.append(F.pad(torch.cat([factors @ weight.T, linear, scaled], dim=1), (0, width - used)))
+            if place >= len(spec.sparse):
+                parts[-1][0] = 0
             offsets += [begin] * length
             begin += len(factors)
-        lengths = [len(spec.sparse), *(field.length for field in spec.varlen)]
+        dense = torch.cat([first.weight[:, len(fields) * dim :].T, self.linear[:, None]], dim=1) / self.std[:, None]
+        parts[0][:, : used - dim] += torch.cat([first.bias, self.bias]) - self.mean @ dense
         return Folded(
             table=torch.cat(parts),
             offsets=torch.tensor(offsets),
-            bags=torch.tensor([0, *lengths]).cumsum(0)[:-1],
-            dense=torch.cat([first.weight[:, len(fields) * dim :].T, self.linear[:, None]], dim=1),
-            bias=torch.cat([first.bias, self.bias]),
+            bags=self._bags_of(BLOCK),
+            varlen=varlen_columns(spec),
+            dense=dense,
+            width=used - dim,
+            sign=float(self.gate.sign()),
         )
 
     def layers_of(self) -> dict[str, Any]:
