@@ -7,7 +7,7 @@ What deepctr-torch 0.3.0 does, and what this adapter does about it:
     ids travel in a float32 matrix                          a table over 2^24 rows is refused
     an unknown id is an IndexError from inside torch        checked first, with the field's name
     `.fit` sums the loss and is single-process              not used: we have our own loop
-    every field is looked up on its own                     one lookup per table
+    every field is looked up on its own                     one lookup for all small tables, one for each large one
     L2 with Adam moves rows that never occur                no L2; tables are in the group without weight decay,
                                                             where Adam leaves a row without gradient to the bit
     weights of the network start at 1e-4                    Xavier
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rec.features.spec import Spec
 from rec.models.fused import DenseScale, FusedDeepFM
-from rec.models.reranker import Reranker
+from rec.models.reranker import Reranker, Run
 
 MAX_ROWS = 2**24
 """Largest table whose ids a float32 holds exactly."""
@@ -93,16 +93,49 @@ class DeepFM(Reranker):
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G].
 
-        What `self.net` makes of them, with one lookup per table in place of one per field.
+        What `self.net` makes of them. Fields of tables with fewer rows than the batch has candidates are multiplied
+        with the first layer row by row (`_summed`), the others with one lookup per table in place of one per field.
         """
-        net = self.net
+        net, dim = self.net, self.dim
+        small = [run for run in self._runs if 2 * self.spec.tables[run.table] <= len(ids)]
+        large = [run for run in self._runs if run not in small]
         rows = {name: torch.cat([self.table(name), self._linear(name)], dim=1) for name in self.spec.tables}
-        found = self.fields(ids, rows.__getitem__)  # float32[K, fields, dim + 1]
-        factors, first = found[..., : self.dim], found[..., self.dim :]
-        deep = net.dnn_linear(net.dnn(torch.cat([factors.flatten(1), scaled], dim=1)))
-        linear = scaled @ net.linear_model.weight
-        logits: Tensor = first.sum(1) + linear + net.fm(factors) + deep + net.out.bias
-        return logits[:, 0]
+        found = self.fields(ids, rows.__getitem__, large)  # float32[K, other fields, dim + 1]
+        factors, linear = found[..., :dim], found[..., dim].sum(1) + scaled @ self.dense_weights()
+        total, squares = factors.sum(1), factors.square().sum((1, 2))  # float32[K, dim], float32[K]
+        weight = net.dnn.linears[0].weight  # float32[H, fields * dim + G]
+        if small:
+            summed = self._summed(ids, small, weight)
+            linear, squares, total = linear + summed[:, 0], squares + summed[:, 1], total + summed[:, 2 : 2 + dim]
+            columns = [dim * run.first + column for run in large for column in range(dim * (run.last - run.first))]
+            others = [*columns, *range(dim * len(self.spec.sparse), weight.shape[1])]
+            weight = weight[:, others]
+        deep = nn.functional.linear(torch.cat([factors.flatten(1), scaled], dim=1), weight, net.dnn.linears[0].bias)
+        if small:
+            deep = deep + summed[:, 2 + dim :]
+        for layer, activation in zip([None, *net.dnn.linears[1:]], net.dnn.activation_layers, strict=True):
+            deep = net.dnn.dropout(activation(deep if layer is None else layer(deep)))
+        pairs = 0.5 * (total.square().sum(1) - squares)
+        logits: Tensor = linear + net.fm.gate * pairs + net.dnn_linear(deep)[:, 0] + net.out.bias
+        return logits
+
+    def _summed(self, ids: Tensor, runs: list[Run], weight: Tensor) -> Tensor:
+        """float32[K, 2 + dim + H]: of the fields of `runs` the sums over a candidate's rows of linear weight, squared
+        length, factors, and product with the first layer, `weight` float32[H, fields * dim + G].
+
+        A field has few rows and a batch many candidates: each row's product is computed once, not for each candidate.
+        """
+        tables, places, begin = [], [], 0
+        for run in runs:
+            factors, count = self.table(run.table), run.last - run.first
+            fields = weight[:, self.dim * run.first : self.dim * run.last].unflatten(1, (count, self.dim))
+            products = torch.einsum("rd,hfd->frh", factors, fields)  # float32[count, rows, H]
+            own = torch.cat([self._linear(run.table), factors.square().sum(1, keepdim=True), factors], dim=1)
+            tables.append(torch.cat([own.expand(count, -1, -1), products], dim=2).flatten(0, 1))
+            starts = begin + len(factors) * torch.arange(count, device=ids.device)
+            places.append(ids[:, run.first : run.last] + starts)
+            begin += count * len(factors)
+        return nn.functional.embedding_bag(torch.cat(places, dim=1), torch.cat(tables), mode="sum")
 
     def table(self, name: str) -> nn.Parameter:
         """Factor table float32[rows, dim] of one id space."""

@@ -2,8 +2,8 @@
 are normalised inside, and the surface that the training loop needs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,15 @@ from torch.nn import functional as F
 
 from rec.features.spec import Spec
 from rec.models.fused import DenseScale, Fused, id_columns, varlen_columns
+
+
+class Run(NamedTuple):
+    """Neighbouring sparse fields of one table, which are looked up together."""
+
+    table: str
+    first: int
+    last: int
+    """Column behind the last of them."""
 
 
 class Reranker(nn.Module, ABC):
@@ -27,10 +36,9 @@ class Reranker(nn.Module, ABC):
             self.register_buffer(name, getattr(scale, name).clone())
         owners = [table for _, table in id_columns(spec)]
         self.register_buffer("limits", torch.tensor([spec.tables[name] for name in owners]), persistent=False)
-        # Neighbouring sparse fields of one table are looked up together.
         tables = [field.table for field in spec.sparse]
         starts = [at for at, table in enumerate(tables) if at == 0 or tables[at - 1] != table]
-        self._runs = [(tables[a], a, b) for a, b in zip(starts, [*starts[1:], len(tables)], strict=True)]
+        self._runs = [Run(tables[a], a, b) for a, b in zip(starts, [*starts[1:], len(tables)], strict=True)]
 
     def forward(self, sparse: Tensor, varlen: Tensor, dense: Tensor) -> Tensor:
         """Logits float32[K] of sparse int64[K, F], varlen int64[K, R] and raw dense float32[K, G].
@@ -45,10 +53,11 @@ class Reranker(nn.Module, ABC):
     def logits(self, ids: Tensor, scaled: Tensor) -> Tensor:
         """Logits float32[K] of checked ids int64[K, F + R] and normalised dense fields float32[K, G]."""
 
-    def fields(self, ids: Tensor, table: Callable[[str], Tensor]) -> Tensor:
+    def fields(self, ids: Tensor, table: Callable[[str], Tensor], runs: Sequence[Run] | None = None) -> Tensor:
         """float32[K, fields, c] rows of ids int64[K, F + R], varlen fields averaged; `table` gives the rows
-        float32[rows, c] of an id space."""
-        found = [F.embedding(ids[:, first:last], table(name)) for name, first, last in self._runs]
+        float32[rows, c] of an id space. Of the sparse fields only those of `runs`, else all."""
+        runs = self._runs if runs is None else runs
+        found = [F.embedding(ids[:, run.first : run.last], table(run.table)) for run in runs]
         for field, bag in zip(self.spec.varlen, varlen_columns(self.spec), strict=True):
             found.append(F.embedding_bag(ids[:, bag], table(field.table), mode="mean", padding_idx=0).unsqueeze(1))
         return torch.cat(found, dim=1)

@@ -28,10 +28,11 @@ assert not started, started
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_one_lookup_per_table_gives_what_deepctr_torch_gives(training: bool) -> None:
+@pytest.mark.parametrize("rows", [4, 10, 50], ids=["tables are large", "one is small", "tables are small"])
+def test_fewer_lookups_and_products_give_what_deepctr_torch_gives(rows: int, training: bool) -> None:
     model = models.random("deepfm").train(training)
     assert isinstance(model, DeepFM)
-    given = models.inputs(np.random.default_rng(3), 50)
+    given = models.inputs(np.random.default_rng(3), rows)
     sparse, varlen, dense = models.tensors(given)
     together = torch.cat([sparse.float(), varlen.float(), model.scale(dense)], dim=1)
     found, gradients = [], []
@@ -43,6 +44,19 @@ def test_one_lookup_per_table_gives_what_deepctr_torch_gives(training: bool) -> 
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [4, 10, 50])
+def test_rows_that_no_candidate_has_get_no_gradient_to_the_bit(rows: int) -> None:
+    model = models.random("deepfm").train()
+    assert isinstance(model, DeepFM)
+    sparse, varlen, dense = models.tensors(models.inputs(np.random.default_rng(4), rows))
+    sparse[:, [0, 2]] = sparse[:, [0, 2]] % 5
+    model(sparse, varlen, dense).square().sum().backward()
+    gradient = model.table("std").grad
+    assert gradient is not None
+    assert not gradient[5:].any()
+    assert gradient[:5].any()
 
 
 @pytest.mark.slow
