@@ -18,8 +18,8 @@ rankers      both rerankers on what retrieval found, with several seeds: what th
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
              beside it
-gpu          what a GPU gives: the item tower's training with a whole DistilBERT under it, and DLRM's with tables of
-             Criteo's shape; weights and inputs are drawn
+gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
+             under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
              and what the chain then takes for an answer; enrichment from the cache; in stores of their own in `store`,
              which are removed at the end, and where it goes on when it was killed
@@ -225,7 +225,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick
         )
     elif options.name == "gpu":
-        figures = gpu_speed.measure(gpu_speed.FULL, seed=config.seed, quick=options.quick)
+        figures = gpu_speed.measure(gpu_speed.FULL, gpu_speed.ON_CPU, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)

@@ -1,4 +1,5 @@
-"""What a GPU gives: the item tower with a whole DistilBERT under it, and DLRM with tables of Criteo's shape.
+"""What a GPU gives: the item tower with a whole DistilBERT under it, the user tower, and DLRM with tables of Criteo's
+shape.
 
 Weights and inputs are drawn: what they are changes no time. The steps are those that the stages run.
 
@@ -6,16 +7,20 @@ tower.items_per_s        products/s of `rec.train.contrast.step` and the update,
 tower.mfu                floating point operations of the step's matrix products over the device's dense bf16 rate
 tower.busy               share of the time in which a kernel runs
 tower.KIND.share         kernels of a kind in the time that kernels take
+user.windows_per_s       shoppers/s of the user tower's step, HISTORY events each, a softmax over all ITEMS products
 dlrm.rows_per_s          rows/s of `rec.train.ranking_step.update`, batches on the device
 dlrm.bandwidth           bytes that a step cannot do without over its time, as a share of what a plain copy moves
+PART.over.cpu            the rate of tower, user and dlrm over that of this machine's processors, which compute in
+                         float32, as they do in training, and take smaller steps of the tower
 
 Published rates: NVIDIA's data sheets of A100, H100 and H200 (SXM), dense bf16.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,17 +28,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from rec.config import ItemTower as Options
-from rec.config import ItemTrain
+from rec.config import ItemTrain, UserTower, UserTrain
 from rec.errors import ConfigError
 from rec.evaluate.benchmark import Figures, figure
 from rec.features.spec import SparseField, Spec
+from rec.histories import Histories
 from rec.models.dlrm import DLRM
 from rec.models.fused import DenseScale
-from rec.models.item_inputs import ItemInputs, Ragged
+from rec.models.item_inputs import ItemInputs, Ragged, unit
 from rec.models.item_tower import ItemTower, Shape
 from rec.models.text_layers import TextShape
 from rec.train import ahead, contrast
+from rec.train import user as user_training
 from rec.train.ranking_step import Batch, Training, update
+from rec.train.sequences import windows
 
 TOKENS = 32
 KEYS, STD_PER_ITEM, RE_PER_ITEM = 16, 6, 12
@@ -43,6 +51,8 @@ PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 DISTILBERT: dict[str, Any] = {
     "model_type": "distilbert", "n_layers": 6, "dim": 768, "hidden_dim": 3_072, "n_heads": 12, "vocab_size": 30_522,
 }  # fmt: skip
+
+HISTORY, ITEMS, WIDTH, CONTEXT = 50, 12_000, 128, 384
 
 SPARSE, DENSE, DIM = 26, 13, 16
 SMALLEST, LARGEST = 10, 1_000_000
@@ -77,33 +87,60 @@ class Sizes:
     """Rows per step of DLRM, in requests of 100."""
     largest: int
     """Rows of DLRM's largest table."""
+    windows: int
+    """Shoppers per step of the user tower."""
 
 
-FULL = Sizes(DISTILBERT, 32_768, 2_048, 16, 65_536 // 100 * 100, LARGEST)
+FULL = Sizes(DISTILBERT, 32_768, 2_048, 16, 65_536 // 100 * 100, LARGEST, 512)
+ON_CPU = replace(FULL, products=256, batch=64, steps=2)
 SMALL = Sizes(
-    DISTILBERT | {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2, "vocab_size": 128}, 64, 16, 2, 400, 100
+    DISTILBERT | {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2, "vocab_size": 128}, 64, 16, 2, 400, 100, 8
 )  # fmt: skip
 """For a CPU: what runs there is the same."""
 
 
-def measure(sizes: Sizes, *, seed: int, quick: bool) -> Figures:
-    """All figures, on the machine's GPU; `quick` without torch.compile, whose start takes a minute.
+def measure(sizes: Sizes, on_cpu: Sizes, *, seed: int, quick: bool) -> Figures:
+    """All figures, on the machine's GPU and processors; `quick` without torch.compile, whose start takes a minute.
 
     Raises ConfigError where there is none.
     """
     if not torch.cuda.is_available():
         raise ConfigError("no GPU that torch can use: run this benchmark where torch.cuda.is_available() is true")
     device = torch.device("cuda")
-    found = {"tower": tower(device, sizes, compiled=False, seed=seed), "dlrm": dlrm(device, sizes, seed)}
+    found = {
+        "tower": tower(device, sizes, compiled=False, seed=seed),
+        "user": user(device, sizes, seed),
+        "dlrm": dlrm(device, sizes, seed),
+    }
     if not quick:
         found["tower.compiled"] = tower(device, sizes, compiled=True, seed=seed)
-    return {f"{prefix}.{name}": value for prefix, part in found.items() for name, value in part.items()}
+    figures = {f"{prefix}.{name}": value for prefix, part in found.items() for name, value in part.items()}
+    return figures | over_cpu(figures, on_cpu, seed)
+
+
+def over_cpu(figures: Figures, sizes: Sizes, seed: int) -> Figures:
+    """The rates among `figures` over those of the machine's processors."""
+    cpu = torch.device("cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        rates = {
+            "tower.items_per_s": tower(cpu, sizes, compiled=False, seed=seed)["items_per_s"],
+            "user.windows_per_s": user(cpu, sizes, seed)["windows_per_s"],
+            "dlrm.rows_per_s": dlrm(cpu, sizes, seed)["rows_per_s"],
+        }
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        f"{name.partition('.')[0]}.over.cpu": figure(round(figures[name]["value"] / rate["value"], 1), "times")
+        for name, rate in rates.items()
+    }
 
 
 def tower(device: torch.device, sizes: Sizes, *, compiled: bool, seed: int) -> Figures:
-    """The item tower, see the module's text; bf16 and, where told so, compiled."""
+    """The item tower, see the module's text; where told so, compiled."""
     rng = np.random.default_rng(seed)
-    train = ItemTrain(precision="bfloat16", batch_size=sizes.batch)
+    train = ItemTrain(precision=_precision(device), batch_size=sizes.batch)
     options = Options(text="full", train=train)
     items = _products(sizes, rng)
     torch.manual_seed(seed)
@@ -195,6 +232,47 @@ def _kernels(steps: Callable[[int], None], count: int, seconds: float) -> Figure
 
 def _kind(name: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+
+
+def user(device: torch.device, sizes: Sizes, seed: int) -> Figures:
+    """The user tower's training step, see the module's text."""
+    rng = np.random.default_rng(seed)
+    shoppers, length = 4 * sizes.windows, HISTORY + 1
+    histories = Histories(
+        user_ids=[str(number) for number in range(shoppers)],
+        offsets=np.arange(shoppers + 1) * length,
+        items=(ITEMS * rng.random(shoppers * length) ** 3).astype(np.int64),
+        events=np.ones(shoppers * length, np.int64),
+        at=np.arange(shoppers * length),
+        contexts=[""] * (shoppers * length),
+        profiles=rng.standard_normal((shoppers, 1)).astype(np.float32),
+        profile_names=["height_cm"],
+        num_items=ITEMS,
+        unknown=0,
+    )
+    train = UserTrain(precision=_precision(device), batch_size=sizes.windows)
+    options = UserTower(history=HISTORY, num_negatives=ITEMS, train=train)
+    data = windows(histories, histories.offsets[1:], HISTORY, {}, exclude_seen=options.exclude_seen)
+    content = unit(rng.standard_normal((ITEMS, WIDTH)).astype(np.float32))
+    torch.manual_seed(seed)
+    model = user_training.build(data, content, np.zeros((1, CONTEXT), np.float32), options, "drawn")
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def steps(count: int) -> None:
+        for number in range(count):
+            rows = (number * sizes.windows + np.arange(sizes.windows)) % len(data.users)
+            optimizer.zero_grad()
+            model(data.batch(rows).to(device), options).backward()
+            optimizer.step()
+
+    seconds = _seconds(steps, sizes.steps, device)
+    return {"windows_per_s": figure(round(sizes.windows / seconds, 1), "windows/s")}
+
+
+def _precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What a step computes in: GPUs have units for bfloat16, of processors few do."""
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def dlrm(device: torch.device, sizes: Sizes, seed: int) -> Figures:
