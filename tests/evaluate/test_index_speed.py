@@ -25,6 +25,9 @@ def test_exact_search_in_postgres_is_the_truth_it_is_measured_by(database_url: s
         assert figures[f"{name}.recall"]["value"] == 1, name
     assert figures["none.recall.float32.rescored"]["value"] >= figures["none.recall.float32"]["value"] > 0.9
     assert figures["ef_search"]["value"] >= 100
+    assert 100 <= figures["recall95.ef_search"]["value"] <= figures["ef_search"]["value"]
+    assert figures["recall95.none.recall"]["value"] > 0.9
+    assert figures["recall95.clients4.qps.per_core"]["value"] > 0
     assert figures["table.bytes"]["value"] > 2 * 16
     for name in ("copy.rows_per_s", "copy.over.raw", "build.per_min_core", "index.bytes", "clients1.qps", "over.exact"):
         assert figures[name]["value"] > 0, name
