@@ -115,6 +115,7 @@ class Fused(nn.Module, ABC):
         self.register_buffer("temperature", torch.ones(1))
         self.register_buffer("odds_bias", torch.zeros(1))
         self.register_buffer("offsets", torch.tensor([start[name] for name in owners]), persistent=False)
+        self._columns = (len(spec.sparse), sum(field.length for field in spec.varlen), len(spec.dense))
         self._limits = np.array([spec.tables[name] for name in owners], np.uint64)
 
     @abstractmethod
@@ -165,10 +166,9 @@ class Fused(nn.Module, ABC):
             self.get_buffer(name).copy_(getattr(scale, name))
 
     def _check(self, inputs: RankInputs, ids: NDArray[np.int64]) -> None:
-        have = tuple(part.shape[1] for part in (inputs.sparse, inputs.varlen, inputs.dense))
-        need = (len(self.spec.sparse), sum(field.length for field in self.spec.varlen), len(self.spec.dense))
-        if have != need:
-            raise ValueError(f"{have} sparse, varlen and dense columns for a ranker of {need}")
+        have = (inputs.sparse.shape[1], inputs.varlen.shape[1], inputs.dense.shape[1])
+        if have != self._columns:
+            raise ValueError(f"{have} sparse, varlen and dense columns for a ranker of {self._columns}")
         finite = np.isfinite(inputs.dense)
         if not finite.all():
             row, column = (int(i) for i in np.argwhere(~finite)[0])
@@ -214,8 +214,9 @@ class Folded:
     """float32[G, H + 1] weights of the dense fields, clamped and as they come."""
     width: int
     """H + 1"""
-    sign: float
-    """Of the gate of the pairwise term."""
+    signs: Tensor
+    """float32[1 + varlen fields]: how a squared length counts in the pairwise term, that of all fields as its gate has
+    it, those of varlen fields the other way."""
 
 
 class FusedDeepFM(Fused):
@@ -255,7 +256,7 @@ class FusedDeepFM(Fused):
     def _folded(self, by: Folded, ids: Tensor, dense: Tensor) -> Tensor:
         sums = 1 + len(by.varlen)
         bags = by.bags[: len(ids) * sums] if len(ids) <= BLOCK else self._bags_of(len(ids))
-        found = F.embedding_bag((ids + by.offsets).flatten(), by.table, bags, mode="sum")
+        found = F.embedding_bag((ids + by.offsets).view(-1), by.table, bags, mode="sum")
         found = found.view(len(ids), sums, by.table.shape[1])  # float32[K, 1 + varlen fields, W]
         total, averaged = found[:, 0], found[:, 1:]
         for place, columns in enumerate(by.varlen):
@@ -263,10 +264,7 @@ class FusedDeepFM(Fused):
         out = torch.addmm(total[:, : by.width], dense.clamp(self.low, self.high), by.dense)
         factors = found[..., by.width :]
         squares = torch.linalg.vecdot(factors, factors)  # float32[K, 1 + varlen fields]
-        beside = out[:, -1]
-        for place in range(sums):
-            beside = torch.sub(beside, squares[:, place], alpha=by.sign if place else -by.sign)
-        return self._upper(beside, out[:, :-1])
+        return self._upper(torch.addmv(out[:, -1], squares, by.signs), out[:, :-1])
 
     def _upper(self, beside: Tensor, deep: Tensor) -> Tensor:
         """Logits float32[K] from what the first layer made, float32[K, H], and the terms beside the network."""
@@ -322,7 +320,7 @@ class FusedDeepFM(Fused):
             varlen=varlen_columns(spec),
             dense=dense,
             width=used - dim,
-            sign=float(self.gate.sign()),
+            signs=self.gate.sign() * torch.tensor([1.0] + [-1.0] * len(spec.varlen)),
         )
 
     def layers_of(self) -> dict[str, Any]:
