@@ -107,9 +107,8 @@ class DeepFM(Reranker):
         if small:
             summed = self._summed(ids, small, weight)
             linear, squares, total = linear + summed[:, 0], squares + summed[:, 1], total + summed[:, 2 : 2 + dim]
-            columns = [dim * run.first + column for run in large for column in range(dim * (run.last - run.first))]
-            others = [*columns, *range(dim * len(self.spec.sparse), weight.shape[1])]
-            weight = weight[:, others]
+            parts = [weight[:, dim * run.first : dim * run.last] for run in large]
+            weight = torch.cat([*parts, weight[:, dim * len(self.spec.sparse) :]], dim=1)
         deep = nn.functional.linear(torch.cat([factors.flatten(1), scaled], dim=1), weight, net.dnn.linears[0].bias)
         if small:
             deep = deep + summed[:, 2 + dim :]
