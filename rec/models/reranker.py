@@ -60,6 +60,8 @@ class Reranker(nn.Module, ABC):
         found = [F.embedding(ids[:, run.first : run.last], table(run.table)) for run in runs]
         for field, bag in zip(self.spec.varlen, varlen_columns(self.spec), strict=True):
             found.append(F.embedding_bag(ids[:, bag], table(field.table), mode="mean", padding_idx=0).unsqueeze(1))
+        if not found:
+            return self.scale.mean.new_zeros(len(ids), 0, table(self.spec.sparse[0].table).shape[1])
         return torch.cat(found, dim=1)
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """deepctr-torch is imported without what it does on import."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rec.features.compute import RankInputs
 from rec.models.deepfm import DeepFM
 from tests.ranker import models
 
@@ -44,6 +46,18 @@ def test_fewer_lookups_and_products_give_what_deepctr_torch_gives(rows: int, tra
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+
+
+def test_all_fields_may_be_of_small_tables() -> None:
+    spec = dataclasses.replace(models.SPEC, varlen=(), tables={"std": 12, "source": 3})
+    model = models.new("deepfm", spec=spec)
+    sparse, varlen, dense = models.tensors(models.inputs(np.random.default_rng(3), 50))
+    drawn = RankInputs(sparse.numpy(), varlen[:, :0].numpy(), dense.numpy())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+        found = model.eval()(sparse, varlen[:, :0], dense).numpy()
+    np.testing.assert_allclose(model.export().score(drawn), found, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [4, 10, 50])
