@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ first end at about the same time."""
 
 # Before torch is imported: threads that wait for each other do it busily, and the suite's two processes fill two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if find_spec("triton") and not shutil.which(
+    "nvidia-smi"
+):  # read where a kernel is defined, whoever is first to import it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A loaded machine is slow, not wrong; and the same commit always tries the same examples.
 settings.register_profile("repository", deadline=None, derandomize=True)

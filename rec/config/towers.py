@@ -55,7 +55,7 @@ class ItemTower(Branch):
     chunk_size: int | None = Field(default=None, ge=1)
     """Products of one worker that go through the network at once, so that a batch may be larger than memory; None:
     the worker's whole share of the batch, which takes a third less time. What compares all views with each other takes
-    some 50 bytes x (2 x batch_size)² all the same."""
+    some 13 bytes x (2 x batch_size)² all the same."""
     same_category: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch that stands in runs of one category, whose other styles are the harder negatives."""
     text: Literal["frozen", "top", "full"] = "frozen"

@@ -4,10 +4,11 @@ shape.
 Weights and inputs are drawn: what they are changes no time. The steps are those that the stages run.
 
 tower.items_per_s        products/s of `rec.train.contrast.step` and the update, two views of TOKENS title tokens each
-tower.mfu                floating point operations of the step's matrix products over the device's dense bf16 rate
+tower.mfu                floating point operations of the step's matrix products, but those of packed attention (a
+                         hundredth), over the device's dense bf16 rate
 tower.busy               share of the time in which a kernel runs
 tower.KIND.share         kernels of a kind in the time that kernels take
-user.windows_per_s       shoppers/s of the user tower's step, HISTORY events each, a softmax over all ITEMS products
+user.windows_per_s       shoppers/s of the user tower's step, HISTORY events each, of ITEMS products
 dlrm.rows_per_s          rows/s of `rec.train.ranking_step.update`, batches on the device
 dlrm.bandwidth           bytes that a step cannot do without over its time, as a share of what a plain copy moves
 PART.over.cpu            the rate of tower, user and dlrm over that of this machine's processors, which compute in
@@ -16,7 +17,6 @@ PART.over.cpu            the rate of tower, user and dlrm over that of this mach
 Published rates: NVIDIA's data sheets of A100, H100 and H200 (SXM), dense bf16.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rec.config import ItemTower as Options
 from rec.config import ItemTrain, UserTower, UserTrain
 from rec.errors import ConfigError
-from rec.evaluate.benchmark import Figures, figure
+from rec.evaluate.benchmark import Figures, cpus, figure
 from rec.features.spec import SparseField, Spec
 from rec.histories import Histories
 from rec.models.dlrm import DLRM
@@ -82,7 +82,7 @@ class Sizes:
     batch: int
     """Products per step of the tower."""
     steps: int
-    """Timed steps of both."""
+    """Timed steps of each."""
     rows: int
     """Rows per step of DLRM, in requests of 100."""
     largest: int
@@ -96,7 +96,7 @@ ON_CPU = replace(FULL, products=256, batch=64, steps=2)
 SMALL = Sizes(
     DISTILBERT | {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2, "vocab_size": 128}, 64, 16, 2, 400, 100, 8
 )  # fmt: skip
-"""For a CPU: what runs there is the same."""
+"""For tests."""
 
 
 def measure(sizes: Sizes, on_cpu: Sizes, *, seed: int, quick: bool) -> Figures:
@@ -122,7 +122,7 @@ def over_cpu(figures: Figures, sizes: Sizes, seed: int) -> Figures:
     """The rates among `figures` over those of the machine's processors."""
     cpu = torch.device("cpu")
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpus())
     try:
         rates = {
             "tower.items_per_s": tower(cpu, sizes, compiled=False, seed=seed)["items_per_s"],
@@ -251,7 +251,7 @@ def user(device: torch.device, sizes: Sizes, seed: int) -> Figures:
         unknown=0,
     )
     train = UserTrain(precision=_precision(device), batch_size=sizes.windows)
-    options = UserTower(history=HISTORY, num_negatives=ITEMS, train=train)
+    options = UserTower(history=HISTORY, train=train)
     data = windows(histories, histories.offsets[1:], HISTORY, {}, exclude_seen=options.exclude_seen)
     content = unit(rng.standard_normal((ITEMS, WIDTH)).astype(np.float32))
     torch.manual_seed(seed)

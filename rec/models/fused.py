@@ -144,7 +144,7 @@ class Fused(nn.Module, ABC):
         Raises ValueError, naming the field, when an id lies outside its table or a number is not finite, and
         when there are not as many columns as fields.
         """
-        ids = np.concatenate([inputs.sparse, inputs.varlen], axis=1)
+        ids = np.concatenate([inputs.sparse, inputs.varlen], axis=1).astype(np.int64, order="C", copy=False)
         self._check(inputs, ids)
         if not len(ids):
             return np.empty(0, np.float32)
@@ -211,7 +211,8 @@ class Folded:
     varlen: list[slice]
     """Columns of ids of each varlen field."""
     dense: Tensor
-    """float32[G, H + 1] weights of the dense fields, clamped and as they come."""
+    """float32[G, H + 1] weights of the dense fields, clamped and less their mean; to take the mean away only afterwards
+    would lose digits where it is many deviations."""
     width: int
     """H + 1"""
     signs: Tensor
@@ -256,12 +257,13 @@ class FusedDeepFM(Fused):
     def _folded(self, by: Folded, ids: Tensor, dense: Tensor) -> Tensor:
         sums = 1 + len(by.varlen)
         bags = by.bags[: len(ids) * sums] if len(ids) <= BLOCK else self._bags_of(len(ids))
-        found = F.embedding_bag((ids + by.offsets).view(-1), by.table, bags, mode="sum")
+        found = F.embedding_bag((ids + by.offsets).flatten(), by.table, bags, mode="sum")
         found = found.view(len(ids), sums, by.table.shape[1])  # float32[K, 1 + varlen fields, W]
         total, averaged = found[:, 0], found[:, 1:]
         for place, columns in enumerate(by.varlen):
             total.add_(averaged[:, place].div_(ids[:, columns].count_nonzero(1).clamp_(min=1).unsqueeze(1)))
-        out = torch.addmm(total[:, : by.width], dense.clamp(self.low, self.high), by.dense)
+        centred = dense.clamp(self.low, self.high).sub_(self.mean)
+        out = torch.addmm(total[:, : by.width], centred, by.dense)
         factors = found[..., by.width :]
         squares = torch.linalg.vecdot(factors, factors)  # float32[K, 1 + varlen fields]
         return self._upper(torch.addmv(out[:, -1], squares, by.signs), out[:, :-1])
@@ -312,7 +314,7 @@ class FusedDeepFM(Fused):
             offsets += [begin] * length
             begin += len(factors)
         dense = torch.cat([first.weight[:, len(fields) * dim :].T, self.linear[:, None]], dim=1) / self.std[:, None]
-        parts[0][:, : used - dim] += torch.cat([first.bias, self.bias]) - self.mean @ dense
+        parts[0][:, : used - dim] += torch.cat([first.bias, self.bias])
         return Folded(
             table=torch.cat(parts),
             offsets=torch.tensor(offsets),

@@ -15,6 +15,8 @@ import triton.language as tl
 
 LONGEST = 128
 """Tokens of a text that a program can hold."""
+CAPABILITY = (8, 0)
+"""The oldest GPUs with units for bfloat16; older ones also have too little shared memory for the largest block."""
 WIDTHS = (16, 32, 64, 128)
 """Head widths d that it knows."""
 SHORTEST = 16
@@ -47,7 +49,7 @@ def attend(
     return mixed
 
 
-@torch.library.custom_op("rec::packed_attention", mutates_args=())
+@torch.library.custom_op("rec::packed_attention", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -61,7 +63,7 @@ def _attend(
     seed = torch.randint(2**31, (1,), device=query.device) if dropout else starts.new_zeros(1, dtype=torch.int64)
     query, key, value = (_rows(part) for part in (query, key, value))
     mixed = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _forward[_grid(query, starts)](
+    packed_attention_forward[_grid(query, starts)](
         query, key, value, mixed, starts, seed, *_strides(query, key, value), scale, dropout,
         DROPS=dropout > 0, T=_block(longest), D=query.shape[2], num_warps=_warps(longest),
     )  # fmt: skip
@@ -88,7 +90,7 @@ def _gradients(
     query, key, value = (_rows(part) for part in (query, key, value))
     gradient = gradient.contiguous()
     made = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3)]
-    _backward[_grid(query, starts)](
+    packed_attention_backward[_grid(query, starts)](
         gradient, query, key, value, *made, starts, seed, *_strides(query, key, value), scale, dropout,
         DROPS=dropout > 0, T=_block(longest), D=query.shape[2], num_warps=_warps(longest),
     )  # fmt: skip
@@ -166,7 +168,7 @@ def _weights(query, key, length, scale, seed, dropout, DROPS: tl.constexpr, T: t
 
 
 @triton.jit
-def _forward(
+def packed_attention_forward(
     query, key, value, mixed, starts, seed,
     query_token, query_head, key_token, key_head, value_token, value_head, scale, dropout,
     DROPS: tl.constexpr, T: tl.constexpr, D: tl.constexpr,
@@ -181,7 +183,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def packed_attention_backward(
     gradient, query, key, value, of_query, of_key, of_value, starts, seed,
     query_token, query_head, key_token, key_head, value_token, value_head, scale, dropout,
     DROPS: tl.constexpr, T: tl.constexpr, D: tl.constexpr,

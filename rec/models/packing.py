@@ -2,14 +2,15 @@
 
 Padding and hidden tokens cost what real ones cost, in every product of matrices of every layer. Packed, only tokens
 that are seen go through the layers, as one text. So that no token attends to another text's, attention has a kernel of
-its own on a GPU (`rec.models.packed_attention`); elsewhere, and for long texts, it pads queries, keys and values.
+its own on a GPU in half precision (`rec.models.packed_attention`); elsewhere, and for what the kernel does not know, it
+pads queries, keys and values.
 
 B texts of at most T tokens, P tokens in all, H heads of width d.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module, util
+from importlib import util
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,20 @@ ATTENTION = "rec_packed"
 """Under which transformers finds `attend`."""
 TOLERANCE = 1e-4
 """Largest difference of a state, which is of the order of 1."""
+
+_kernel: ModuleType | None = None
+"""`rec.models.packed_attention`, once layers were packed, where there is Triton (it comes with torch for GPUs) and no
+GPU too old for it."""
+
+
+def _load_kernel() -> None:
+    global _kernel
+    if not util.find_spec("triton"):
+        return
+    from rec.models import packed_attention
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= packed_attention.CAPABILITY:
+        _kernel = packed_attention
 
 
 def seen(mask: torch.Tensor) -> torch.Tensor:
@@ -39,11 +54,9 @@ class Packing:
     seen: torch.Tensor  # bool[B, T]
     place: torch.Tensor  # int64[P] of each token in the padded batch, row after row
     starts: torch.Tensor  # int32[B + 1]: tokens of the texts before
-    kernel: ModuleType | None = None
-    """`rec.models.packed_attention`, where there is Triton, which comes with torch for GPUs."""
 
     @classmethod
-    def of(cls, seen: torch.Tensor, count: int | None = None, kernel: ModuleType | None = None) -> "Packing":
+    def of(cls, seen: torch.Tensor, count: int | None = None) -> "Packing":
         """The tokens where `seen` bool[B, T] is true; who knows their `count` need not wait for a GPU to tell it."""
         flat = seen.flatten()
         before = F.pad(seen.sum(1).cumsum(0), (1, 0))
@@ -52,7 +65,7 @@ class Packing:
         else:
             rank = torch.where(flat, flat.cumsum(0) - 1, count)
             place = rank.new_empty(count + 1).scatter(0, rank, torch.arange(len(flat), device=flat.device))[:count]
-        return cls(seen, place, before.int(), kernel)
+        return cls(seen, place, before.int())
 
     @property
     def positions(self) -> torch.Tensor:
@@ -92,7 +105,7 @@ def attend(
         raise ValueError(f"packed attention knows no {unknown[0]}")
     # float[P, H, d] each; the gradient of part[0] would be a copy
     packed = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
-    longest, kernel = packing.seen.shape[1], packing.kernel
+    longest, kernel = packing.seen.shape[1], _kernel
     if kernel is not None and kernel.knows(packed[0], longest):
         scale = packed[0].shape[-1] ** -0.5 if scaling is None else scaling
         return kernel.attend(*packed, packing.starts, longest, scale, dropout)[None], None
@@ -109,15 +122,13 @@ class Packed:
     model: "PreTrainedModel"
     offset: int | None
     """Position of a text's first token, where the layers read token ids; None: they read lower states."""
-    kernel: ModuleType | None
-    """See `Packing`."""
 
     def __call__(self, given: torch.Tensor, seen: torch.Tensor, count: int | None = None) -> torch.Tensor:
         """Last states float[B, T, w] of ids int64[B, T] or states float[B, T, w]; zeros where bool[B, T] is false.
 
         Something of every text must be seen, because a softmax over nothing is NaN. `count`: see `Packing.of`.
         """
-        packing = Packing.of(seen, count, self.kernel)
+        packing = Packing.of(seen, count)
         tokens = packing.pack(given)[None]
         if self.offset is None:
             states = self.model(inputs_embeds=tokens, packing=packing).last_hidden_state
@@ -145,7 +156,7 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
     training, usual = model.training, model.config._attn_implementation
     name = "input_ids" if reads_ids else "inputs_embeds"
     AttentionInterface.register(ATTENTION, attend)
-    kernel = import_module("rec.models.packed_attention") if util.find_spec("triton") else None
+    _load_kernel()
     found = None
     model.eval()
     try:
@@ -153,7 +164,7 @@ def packed(model: "PreTrainedModel", *, reads_ids: bool) -> Packed | None:
             padded = model(**{name: given}, attention_mask=seen.long()).last_hidden_state[seen]
             model.set_attn_implementation(ATTENTION)
             for offset in (0, padding + 1) if reads_ids else (None,):
-                made = Packed(model, offset, kernel)
+                made = Packed(model, offset)
                 with suppress(Exception):  # of code that packed texts were never meant for
                     if (made(given, seen)[seen] - padded).abs().max() <= TOLERANCE:
                         found = made

@@ -99,9 +99,11 @@ class TextLayers(nn.Module):
         return states[:, :length]
 
     def compile_layers(self, backend: str) -> None:
-        """Let torch compile the layers one by one, the same code for all of them, or the model where it has no list."""
+        """Let torch compile embeddings and layers one by one, the same code for all layers; where there is no list of
+        layers, the model."""
         lists = _lists_of_all_layers(self.model)
-        for part in [self.model.embeddings, *lists[0][1]] if len(lists) == 1 else [self.model]:
+        first = [self.model.embeddings] if self.shape.whole and hasattr(self.model, "embeddings") else []
+        for part in [*first, *lists[0][1]] if len(lists) == 1 else [self.model]:
             part.compile(dynamic=True, backend=backend)
 
 

@@ -108,6 +108,25 @@ def test_many_rows_score_as_few(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @both
+def test_columns_may_stand_in_any_order_in_memory(name: str) -> None:
+    ranker, drawn = random(name).export(), inputs(np.random.default_rng(2), 9)
+    turned = RankInputs(*(np.asfortranarray(part) for part in (drawn.sparse, drawn.varlen, drawn.dense)))
+    narrow = RankInputs(drawn.sparse.astype(np.int32), drawn.varlen.astype(np.int32), drawn.dense)  # type: ignore[arg-type]
+    for other in (turned, narrow):
+        np.testing.assert_allclose(ranker.score(other), ranker.score(drawn), atol=1e-6)
+
+
+@both
+@pytest.mark.parametrize(("mean", "std"), [(2_000.0, 1.0), (100.0, 0.1), (1.0, 1e-3), (0.5, 2e-6)])
+def test_a_field_far_from_zero_loses_no_digits(name: str, mean: float, std: float) -> None:
+    model, drawn = random(name), inputs(np.random.default_rng(2), 40)
+    for buffer, value in (("low", mean - 4 * std), ("high", mean + 4 * std), ("mean", mean), ("std", std)):
+        model.get_buffer(buffer)[1] = value
+    drawn.dense[:, 1] = mean + std * np.random.default_rng(3).standard_normal(40)
+    np.testing.assert_allclose(model.export().score(drawn), logits(model, drawn), atol=1e-5, rtol=1e-5)
+
+
+@both
 def test_no_candidate_gives_no_score_and_one_gives_one(name: str) -> None:
     ranker = random(name).export()
     none, one = (ranker.score(inputs(np.random.default_rng(2), rows)) for rows in (0, 1))
