@@ -107,17 +107,16 @@ class DeepFM(Reranker):
         found = self.fields(ids, rows.__getitem__, large)  # float32[K, other fields, dim + 1]
         factors, linear = found[..., :dim], found[..., dim].sum(1) + scaled @ self.dense_weights()
         total, squares = factors.sum(1), factors.square().sum((1, 2))  # float32[K, dim], float32[K]
-        weight = net.dnn.linears[0].weight  # float32[H, fields * dim + G]
+        first, *layers = net.dnn.linears
+        others = [first.weight[:, dim * run.first : dim * run.last] for run in large]
+        weight = torch.cat([*others, first.weight[:, dim * len(self.spec.sparse) :]], dim=1)
+        deep = nn.functional.linear(torch.cat([factors.flatten(1), scaled], dim=1), weight, first.bias)
         if small:
-            summed = self._summed(ids, small, weight)
+            summed = self._summed(ids, small, first.weight)  # float32[K, 2 + dim + H]
             linear, squares, total = linear + summed[:, 0], squares + summed[:, 1], total + summed[:, 2 : 2 + dim]
-            parts = [weight[:, dim * run.first : dim * run.last] for run in large]
-            weight = torch.cat([*parts, weight[:, dim * len(self.spec.sparse) :]], dim=1)
-        deep = nn.functional.linear(torch.cat([factors.flatten(1), scaled], dim=1), weight, net.dnn.linears[0].bias)
-        if small:
             deep = deep + summed[:, 2 + dim :]
-        for layer, activation in zip([None, *net.dnn.linears[1:]], net.dnn.activation_layers, strict=True):
-            deep = net.dnn.dropout(activation(deep if layer is None else layer(deep)))
+        for layer, activation in zip([nn.Identity(), *layers], net.dnn.activation_layers, strict=True):
+            deep = net.dnn.dropout(activation(layer(deep)))
         pairs = 0.5 * (total.square().sum(1) - squares)
         logits: Tensor = linear + net.fm.gate * pairs + net.dnn_linear(deep)[:, 0] + net.out.bias
         return logits

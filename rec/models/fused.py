@@ -57,9 +57,18 @@ class DenseScale:
     mean: Tensor  # float32[G]
     std: Tensor  # float32[G] 1 for a field that never varied
 
+    @classmethod
+    def of(cls, module: nn.Module) -> "DenseScale":
+        """What the buffers of a module have, which are called as here."""
+        return cls(*(module.get_buffer(name) for name in cls.NAMES))
+
     def __call__(self, dense: Tensor) -> Tensor:
         """float32[K, G] normalised values."""
-        return (dense.clamp(self.low, self.high) - self.mean) / self.std
+        return self.centred(dense).div_(self.std)
+
+    def centred(self, dense: Tensor) -> Tensor:
+        """float32[K, G] values that were seen, less their mean."""
+        return dense.clamp(self.low, self.high).sub_(self.mean)
 
 
 def id_columns(spec: Spec) -> list[tuple[str, str]]:
@@ -128,7 +137,7 @@ class Fused(nn.Module, ABC):
 
     def forward(self, ids: Tensor, dense: Tensor) -> Tensor:
         """Logits float32[K] of ids int64[K, F + R] (sparse, then varlen columns) and raw dense float32[K, G]."""
-        return self.logits(ids, DenseScale(self.low, self.high, self.mean, self.std)(dense))
+        return self.logits(ids, DenseScale.of(self)(dense))
 
     def fold(self) -> None:
         """Do now what the first score would have to do once."""
@@ -210,6 +219,7 @@ class Folded:
     and of each varlen field by itself."""
     varlen: list[slice]
     """Columns of ids of each varlen field."""
+    scale: DenseScale
     dense: Tensor
     """float32[G, H + 1] weights of the dense fields, clamped and less their mean; to take the mean away only afterwards
     would lose digits where it is many deviations."""
@@ -262,8 +272,7 @@ class FusedDeepFM(Fused):
         total, averaged = found[:, 0], found[:, 1:]
         for place, columns in enumerate(by.varlen):
             total.add_(averaged[:, place].div_(ids[:, columns].count_nonzero(1).clamp_(min=1).unsqueeze(1)))
-        centred = dense.clamp(self.low, self.high).sub_(self.mean)
-        out = torch.addmm(total[:, : by.width], centred, by.dense)
+        out = torch.addmm(total[:, : by.width], by.scale.centred(dense), by.dense)
         factors = found[..., by.width :]
         squares = torch.linalg.vecdot(factors, factors)  # float32[K, 1 + varlen fields]
         return self._upper(torch.addmv(out[:, -1], squares, by.signs), out[:, :-1])
@@ -320,6 +329,7 @@ class FusedDeepFM(Fused):
             offsets=torch.tensor(offsets),
             bags=self._bags_of(BLOCK),
             varlen=varlen_columns(spec),
+            scale=DenseScale.of(self),
             dense=dense,
             width=used - dim,
             signs=self.gate.sign() * torch.tensor([1.0] + [-1.0] * len(spec.varlen)),

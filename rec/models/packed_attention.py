@@ -136,6 +136,13 @@ def _warps(longest: int) -> int:
 
 
 @triton.jit
+def _text(starts):
+    """Where the program's text begins, and its length."""
+    first = tl.load(starts + tl.program_id(0))
+    return first, tl.load(starts + tl.program_id(0) + 1) - first
+
+
+@triton.jit
 def _read(source, first, length, token, head, T: tl.constexpr, D: tl.constexpr):
     """[T, D] of one text and head, zeros behind the text's end; `token` and `head` are strides."""
     rows = tl.arange(0, T)
@@ -173,8 +180,7 @@ def packed_attention_forward(
     query_token, query_head, key_token, key_head, value_token, value_head, scale, dropout,
     DROPS: tl.constexpr, T: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    first = tl.load(starts + tl.program_id(0))
-    length = tl.load(starts + tl.program_id(0) + 1) - first
+    first, length = _text(starts)
     q = _read(query, first, length, query_token, query_head, T, D)
     k = _read(key, first, length, key_token, key_head, T, D)
     v = _read(value, first, length, value_token, value_head, T, D)
@@ -188,8 +194,7 @@ def packed_attention_backward(
     query_token, query_head, key_token, key_head, value_token, value_head, scale, dropout,
     DROPS: tl.constexpr, T: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    first = tl.load(starts + tl.program_id(0))
-    length = tl.load(starts + tl.program_id(0) + 1) - first
+    first, length = _text(starts)
     q = _read(query, first, length, query_token, query_head, T, D)
     k = _read(key, first, length, key_token, key_head, T, D)
     v = _read(value, first, length, value_token, value_head, T, D)

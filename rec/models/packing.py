@@ -59,13 +59,10 @@ class Packing:
     def of(cls, seen: torch.Tensor, count: int | None = None) -> "Packing":
         """The tokens where `seen` bool[B, T] is true; who knows their `count` need not wait for a GPU to tell it."""
         flat = seen.flatten()
-        before = F.pad(seen.sum(1).cumsum(0), (1, 0))
-        if count is None:
-            place = flat.nonzero().flatten()
-        else:
-            rank = torch.where(flat, flat.cumsum(0) - 1, count)
-            place = rank.new_empty(count + 1).scatter(0, rank, torch.arange(len(flat), device=flat.device))[:count]
-        return cls(seen, place, before.int())
+        count = int(flat.sum()) if count is None else count
+        rank = torch.where(flat, flat.cumsum(0) - 1, count)
+        place = rank.new_empty(count + 1).scatter(0, rank, torch.arange(len(flat), device=flat.device))[:count]
+        return cls(seen, place, F.pad(seen.sum(1).cumsum(0), (1, 0)).int())
 
     @property
     def positions(self) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Reranker(nn.Module, ABC):
     @property
     def scale(self) -> DenseScale:
         """Normalisation of the dense fields."""
-        return DenseScale(*(self.get_buffer(name) for name in DenseScale.NAMES))
+        return DenseScale.of(self)
 
     def start_from_retrieval(self, temperature: float) -> None:
         """Make the logits of a new model score / temperature, up to a constant: training starts at the retrieval order.

@@ -52,6 +52,7 @@ def test_who_knows_how_many_tokens_there_are_finds_them_where_they_are(mask: lis
     seen = packing.seen(torch.tensor(mask))
     asked, told = packing.Packing.of(seen), packing.Packing.of(seen, int(seen.sum()))
     assert torch.equal(asked.place, told.place)
+    assert torch.equal(told.place, seen.flatten().nonzero().flatten())
     assert told.starts.tolist() == [0, *seen.sum(1).cumsum(0).tolist()]
     assert seen.any(1).all()
 
