@@ -26,6 +26,17 @@ from rec.train import ddp
 
 
 @contextmanager
+def _threads(count: int | None = None) -> Iterator[None]:
+    """Torch works with `count` threads, None for as many as before, and as before afterwards: sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def in_process(*loops: ddp.Loop) -> Iterator[None]:
     """Within it the trainings of these loops run here by Ray Train's local mode, and go on after their last epoch."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +66,11 @@ def _fit(
     def last() -> Checkpoint | None:
         return Checkpoint.from_directory(_checkpoints(run)[-1]) if _checkpoints(run) else None
 
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():  # local mode keeps no checkpoints
+    with (
+        pytest.MonkeyPatch.context() as patch,  # local mode keeps no checkpoints
+        torch.random.fork_rng(),
+        _threads(train.cpus_per_worker),
+    ):
         patch.setattr(ray.train, "report", report)
         patch.setattr(ray.train, "get_checkpoint", last)
         TorchTrainer(
@@ -76,7 +91,7 @@ def _checkpoints(run: Path) -> list[Path]:
 @contextmanager
 def data_in_process() -> Iterator[None]:
     """Within it the actors of encode and embed are objects of this process."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _threads():  # actors set as many as they need
         patch.setattr(ray.data, "from_arrow", _Here)
         yield
 
