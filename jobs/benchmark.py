@@ -24,8 +24,8 @@ scale        time and memory of every stage on 10,000, 100,000 and a million syn
              and what the chain then takes for an answer; enrichment from the cache; in stores of their own in `store`,
              which are removed at the end, and where it goes on when it was killed
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
-             size, recall by filter and speed, beside the server's own COPY, exact search and hnswlib (where that is
-             installed), in a database of its own
+             size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
+             hnswlib (where they are installed), in a database of its own
 drills       the shop under load while each of its parts is killed, while its bundles change, and for --minutes at a
              steady rate: which answers fail, how long it takes to recover, and whether memory or times grow
 nodes        the pipeline on three Ray nodes of this machine, of which one is killed in each of enrichment and training;

@@ -14,6 +14,7 @@ clients1.qps         searches without a filter, one after the other; `clients4`:
                      cores of this machine
 recall95.NAME        ef_search chosen for a recall of ENOUGH, not of `index.recall`; what it finds, and the rates
 exact.qps            one after the other in this process on one thread, all compared by torch
+faiss.qps            the same with faiss (IndexFlatIP), where it is installed
 hnswlib.qps          the same with hnswlib, where it is installed, at the same m, ef_construction and ef, and its recall
 over.NAME            clients1.qps over it
 
@@ -272,16 +273,34 @@ def _others(vectors: VectorSet, options: Index, ef_search: int) -> Iterator[tupl
         yield "exact", lambda query: retrieval.search(query[None], vectors.items, K)[1][0]
     finally:
         torch.set_num_threads(threads)
-    if find_spec("hnswlib") is None:
-        log.warning("hnswlib is not installed: its figures are left out")
+    width = vectors.items.shape[1]
+    if _installed("faiss"):
+        import faiss
+
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            flat = faiss.IndexFlatIP(width)
+            flat.add(vectors.items)
+            yield "faiss", lambda query: flat.search(query[None], K)[0][0]
+        finally:
+            faiss.omp_set_num_threads(threads)
+    if not _installed("hnswlib"):
         return
     import hnswlib
 
-    graph = hnswlib.Index(space="ip", dim=vectors.items.shape[1])
+    graph = hnswlib.Index(space="ip", dim=width)
     graph.init_index(len(vectors.items), ef_construction=options.ef_construction, M=options.m)
     graph.add_items(vectors.items)
     graph.set_ef(max(ef_search, K))
     yield "hnswlib", lambda query: 1 - graph.knn_query(query[None], k=K, num_threads=1)[1][0]  # of distances
+
+
+def _installed(package: str) -> bool:
+    found = find_spec(package) is not None
+    if not found:
+        log.warning("%s is not installed: its figures are left out", package)
+    return found
 
 
 def _times(work: Callable[[Floats], object], queries: list[Floats]) -> NDArray[np.float64]:

@@ -37,6 +37,10 @@ ROUTE = {
 
 SETTINGS = {
     "hnsw.iterative_scan": "relaxed_order",
+    # the query's LIMIT ends a walk (rec/index/search.py): where pgvector's own bounds do, it gives the rest of what it
+    # has seen, near or not. The multiplier is of work_mem, 4 MiB by default
+    "hnsw.max_scan_tuples": str(2**31 - 1),
+    "hnsw.scan_mem_multiplier": "40",
     "statement_timeout": str(STATEMENT_MS),
     "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
 }

@@ -22,11 +22,13 @@ from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
 from rec.config import Config, Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import load, promote, recall, search, tables, vector_table
+from rec.evaluate import vector_sets
+from rec.index import load, promote, recall, sample, search, tables, trial, vector_table
 from rec.index.catalogue import Catalogue
 from rec.index.connections import SETTINGS, Connections
 from rec.index.promote import Promoted
 from rec.index.recall import Tuned
+from rec.index.sample import Sample
 from rec.index.search import Filters, VectorIndex
 from tests.bundle import tiny
 
@@ -59,6 +61,13 @@ def connections(made: Bundle, database_url: str) -> Iterator[Connections]:
 def index(made: Bundle, connections: Connections) -> VectorIndex:
     """The bundle's index, exact for at most 40 products."""
     return VectorIndex(connections, made.id, made.config.index)
+
+
+@pytest.fixture(scope="module")
+def drawn(made: Bundle, connections: Connections) -> tuple[Sample, Connections]:
+    """A sample that holds every product, and what it is read by."""
+    with connections.use() as connection:
+        return Sample(tables.entry(connection, made.id).table, "tiny", made.items), connections
 
 
 def exact(made: Bundle, vector: np.ndarray, passing: np.ndarray, k: int) -> set[int]:
@@ -139,7 +148,48 @@ def test_the_walk_gives_way_where_it_finds_too_few(made: Bundle, connections: Co
     assert set(found.rows.tolist()) == set(np.flatnonzero(available()).tolist())
 
 
-@pytest.mark.parametrize(("items", "most"), [(0, 0), (2_116, 2_116), (10_000, 4_600), (1_000_000, 15_000)])
+def test_a_walk_ends_where_what_passes_lies_elsewhere(database_url: str) -> None:
+    vectors = vector_sets.generated(4_000, 1, 16, seed=5)
+    query, nearness = vectors.queries[0], np.argsort(np.argsort(-(vectors.items @ vectors.queries[0])))
+    ids = [f"P{row}" for row in range(4_000)]
+    with trial.database(database_url) as url:
+        trial.load(url, ids, vectors.items, Index(), 1)
+        opened = Connections(url, size=1)
+        try:
+            for order, path in ((nearness, "hnsw"), (3_999 - nearness, "exact")):
+                depths = ((order + 1) / 4_000).astype(np.float32)
+                trial.add_products(url, depths, depths, {"some": 0.4})
+                index = VectorIndex(opened, trial.BUNDLE, Index(exact_rows=1_000))
+                found = index.search(query, 100, exclude=NONE, filters=Filters(categories=("some",)))
+                truth = index.exact(query, 100, exclude=NONE, filters=Filters(categories=("some",)))
+                assert (found.path, len(found.rows)) == (path, 100)
+                assert (order[found.rows] < 1_600).all()
+                assert recall.of(found.scores, truth.scores) >= 0.99
+                with opened.use() as connection:
+                    connection.execute("DELETE FROM products WHERE catalogue = %s", (trial.CATALOGUE,))
+        finally:
+            opened.close()
+
+
+@given(
+    categories=st.sets(st.sampled_from([*tiny.CATEGORIES, "none of these"]), max_size=3),
+    bounds=st.tuples(st.none() | st.floats(0, 250, width=32), st.none() | st.floats(0, 250, width=32)),
+)
+def test_a_sample_says_which_share_passes(
+    drawn: tuple[Sample, Connections], categories: set[str], bounds: tuple[float | None, float | None]
+) -> None:
+    of, connections = drawn
+    low, high = bounds
+    rows = np.arange(tiny.ITEMS)
+    passing = available() & (10.0 + rows >= (low or 0)) & (10.0 + rows <= (1e9 if high is None else high))
+    if categories:
+        passing &= np.isin([tiny.category(row) for row in rows], list(categories))
+    with connections.use() as connection:
+        found = of.share(connection, categories=sorted(categories), price_min=low, price_max=high)
+    assert found == pytest.approx(passing.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("items", "most"), [(0, 0), (2_116, 2_116), (10_000, 4_600), (1_000_000, 46_000)])
 def test_unless_it_is_said_as_many_are_compared_as_take_no_longer(items: int, most: int) -> None:
     assert Index().exact_up_to(items) == most
     assert Index(exact_rows=7).exact_up_to(items) == 7
@@ -159,7 +209,7 @@ def test_few_products_in_stock_are_compared_without_a_walk(
         connection.execute(change, (tiny.product_id(0),))
     try:
         assert index.search(unit(1), 5, exclude=NONE, filters=Filters()).path == "hnsw", "it stands for a while"
-        now += search.STOCK_S
+        now += sample.STANDS_S
         found = index.search(unit(1), 5, exclude=NONE, filters=Filters())
         assert (found.path, 0 in found.rows) == ("exact", False)
     finally:
@@ -171,6 +221,7 @@ def test_the_index_serves_the_order_of_the_walk(made: Bundle, connections: Conne
     query = index._queries(*Filters().given).hnsw
     parameters = {
         "vector": index._value(unit(3)), "catalogue": "tiny", "items": tiny.ITEMS, "exclude": [], "k": 10, "visit": 10,
+        "walk": 50,
         "categories": [], "price_min": None, "price_max": None,
     }  # fmt: skip
     with connections.use() as connection:
@@ -342,13 +393,13 @@ def test_every_bundle_is_searched_with_its_own_settings(
     made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    found = search._found
+    walked = search._walked
 
-    def note(connection: psycopg.Connection, *args: Any, **named: Any) -> Any:
+    def note(connection: psycopg.Connection, *args: Any) -> Any:
         seen.extend(connection.execute("SHOW hnsw.ef_search").fetchone() or ())
-        return found(connection, *args, **named)
+        return walked(connection, *args)
 
-    monkeypatch.setattr(search, "_found", note)
+    monkeypatch.setattr(search, "_walked", note)
     for ef_search in (300, 20, 160):
         index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=ef_search))
         index.search(unit(1), 5, exclude=NONE, filters=Filters())
@@ -360,14 +411,13 @@ def test_who_leaves_out_much_is_searched_more_broadly(
     made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    found = search._found
+    walked = search._walked
 
-    def note(connection: psycopg.Connection, query: bytes, parameters: dict[str, Any], *, path: str) -> Any:
-        if path == "hnsw":
-            seen.append((*(connection.execute("SHOW hnsw.ef_search").fetchone() or ()), parameters["visit"]))
-        return found(connection, query, parameters, path=path)
+    def note(connection: psycopg.Connection, query: bytes, parameters: dict[str, Any]) -> Any:
+        seen.append((*(connection.execute("SHOW hnsw.ef_search").fetchone() or ()), parameters["visit"]))
+        return walked(connection, query, parameters)
 
-    monkeypatch.setattr(search, "_found", note)
+    monkeypatch.setattr(search, "_walked", note)
     index = VectorIndex(connections, made.id, Index(exact_rows=0, ef_search=20))
     for k, excluded in ((5, 0), (5, 15), (5, 16), (5, 101), (5, 2_000), (25, 0), (25, 1)):
         index.search(unit(1), k, exclude=10_000 + np.arange(excluded), filters=Filters())

