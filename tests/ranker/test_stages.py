@@ -3,6 +3,8 @@ done is neither repeated nor changed by an interruption."""
 
 import json
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 import ray.train
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from rec import artifact, dataset, histories, samples
 from rec.config import Config, Feedback, Ranker
@@ -356,3 +358,30 @@ def _elsewhere(shop: Config, store: Path) -> Config:
     for stage in ("products", "users", "events", "tensors", "vocabulary", "user_tower", "item_tower"):
         shutil.copytree(shop.at(stage), other.at(stage))
     return other
+
+
+def test_ten_times_the_samples_take_no_more_memory(shop: Config, retrieved: dict[str, Any], tmp_path: Path) -> None:
+    h = histories.load(shop.root)
+    folder = tmp_path / "few"
+    ranker.prepare(folder, shop, h, ranker.features(shop, h))
+
+    def repeated(times: int) -> Path:
+        made = shutil.copytree(folder, tmp_path / f"{times}")
+        for name in ("rows", "sparse", "dense", "labels"):
+            array = np.load(folder / f"{name}.npy")
+            np.save(made / f"{name}.npy", np.concatenate([array] * times))
+        offsets, (train, held) = np.load(folder / "offsets.npy"), ranker.parts(folder)
+        shifted = (offsets[1:] + np.arange(times)[:, None] * offsets[-1]).ravel()
+        np.save(made / "offsets.npy", np.append(0, shifted))
+        trains = (train + np.arange(times)[:, None] * (len(offsets) - 1)).ravel()
+        save_file({"train": trains, "held": held}, made / "parts.safetensors")
+        return made
+
+    def peak_mib(of: Path) -> float:
+        command = [sys.executable, "-m", "tests.ranker.one_epoch", str(of), shop.ranker.model_dump_json()]
+        return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    few, many = repeated(5), repeated(50)
+    size = sum((many / f"{name}.npy").stat().st_size for name in ("sparse", "dense")) / 2**20
+    assert size > 100
+    assert peak_mib(many) - peak_mib(few) < size / 5
