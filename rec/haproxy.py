@@ -7,7 +7,7 @@ is told paths and ports by its environment, so that shops do not share them.
 import os
 from pathlib import Path
 
-from rec import ports
+from rec import ports, processors
 from rec.errors import ConfigError
 
 OVERRIDE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -58,7 +58,7 @@ def environment(program: str, starter: Path, folder: Path, *, answers_within_s: 
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(len(os.sched_getaffinity(0)), 4)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(processors.count(), 4)),
         "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # an hour, else
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(answers_within_s)),  # unset, else

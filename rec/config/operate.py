@@ -27,10 +27,11 @@ class Index(Branch):
     its shoppers, as far as 1,000 is enough; 0: with `ef_search` as it is. `jobs/bundles.py promote` takes another one
     for the same index; servers that have the bundle already keep theirs until they start again."""
     exact_rows: int | None = Field(default=None, ge=0)
-    """When at most this many products pass the filters they are all compared; unset: as many as take no longer than a
-    walk through the index (`exact_up_to`)."""
-    build_workers: int = Field(default=1, ge=0)
-    """Parallel workers of CREATE INDEX beside its leader; the server's own limits hold too."""
+    """When at most this many products pass the filters, by a sample of them, they are all compared; unset: as many as
+    take no longer than a walk through the index (`exact_up_to`). So they are where a walk finds too few."""
+    build_workers: int | None = Field(default=None, ge=0)
+    """Parallel workers of CREATE INDEX beside its leader; unset: as many as this machine has other processors, up to 7.
+    The server's own limits hold too."""
     build_memory_mb: int = Field(default=2_048, ge=64)
     """Most memory that CREATE INDEX may take (maintenance_work_mem); a graph that does not fit builds slowly."""
     min_recall: float = Field(default=0.95, ge=0, le=1)

@@ -20,7 +20,7 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from rec import postgres
+from rec import postgres, processors
 from rec.config import Config
 from rec.enrich import oamine
 from rec.errors import ConfigError
@@ -100,18 +100,13 @@ def refuse_others(why: str) -> None:
             raise ConfigError(f"{variable} is set, and the benchmark {why}: unset it")
 
 
-def cpus() -> int:
-    """Logical CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def envelope(name: str, figures: Figures, *, quick: bool) -> dict[str, Any]:
     """The benchmark's JSON object."""
     return {
         "benchmark": name,
         "quick": quick,
         "machine": {
-            "cpus": cpus(),
+            "cpus": processors.count(),
             "processor": platform.processor() or platform.machine(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -7,7 +7,7 @@ whole.VICTIM.*             the shop in one process; VICTIM: server, proxy
     .lost                  connections that ended without an answer, as those to a process that is killed do
     .refused, .degraded    503; 200 from a lower rung of the ladder
     .recovery_s            from the kill to the first of SETTLED_S seconds of whole answers
-switch.*                   the active bundle changes every SWITCH_S seconds
+switch.*                   the active bundle changes every SWITCH_S seconds, by promotion and rollback in turn
     .failed                not 200
     .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
 soak.*                     a steady rate for long: p99 of each PART_S seconds and the memory of the shop's processes,
@@ -164,9 +164,11 @@ def _switched(config: Config, url: str, bodies: Sequence[Mapping[str, Any]], rat
             asked_twice[bundle].append([products for _, products in _lists(url, bodies)])
         _activate(config, url, bodies[0], name)
         with Paced(url, bodies, rate=rate) as asked:
-            for number in range(SWITCHES):
+            for _ in range(SWITCHES // 2):
                 time.sleep(SWITCH_S)
-                publish.activate(config, (other, name)[number % 2], force=True)
+                publish.activate(config, other, force=True)
+                time.sleep(SWITCH_S)
+                publish.rollback(config)
             time.sleep(SWITCH_S)
     finally:
         publish.activate(config, name, force=True)

@@ -27,10 +27,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from rec import processors
 from rec.config import ItemTower as Options
 from rec.config import ItemTrain, UserTower, UserTrain
 from rec.errors import ConfigError
-from rec.evaluate.benchmark import Figures, cpus, figure
+from rec.evaluate.benchmark import Figures, figure
 from rec.features.spec import SparseField, Spec
 from rec.histories import Histories
 from rec.models.dlrm import DLRM
@@ -122,7 +123,7 @@ def over_cpu(figures: Figures, sizes: Sizes, seed: int) -> Figures:
     """The rates among `figures` over those of the machine's processors."""
     cpu = torch.device("cpu")
     threads = torch.get_num_threads()
-    torch.set_num_threads(cpus())
+    torch.set_num_threads(processors.count())
     try:
         rates = {
             "tower.items_per_s": tower(cpu, sizes, compiled=False, seed=seed)["items_per_s"],

@@ -36,13 +36,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rec import postgres, retrieval
+from rec import postgres, processors, retrieval
 from rec.config import Config, Index
 from rec.evaluate import vector_sets
-from rec.evaluate.benchmark import Figures, cpus, figure
+from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
 from rec.evaluate.vector_sets import VectorSet
-from rec.index import recall, trial
+from rec.index import recall, trial, vector_table
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
 
@@ -144,7 +144,7 @@ def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: in
 
 
 def _load(url: str, items: Floats, index: Index) -> Figures:
-    rows, cores = len(items), min(index.build_workers + 1, cpus())
+    rows, cores = len(items), min(vector_table.workers(index) + 1, processors.count())
     took = trial.load(url, [f"P{row:09d}" for row in range(rows)], items, index, ROUNDS)
     copy, raw = np.array(took.copy_s), np.array(took.raw_s)
     return {
@@ -246,7 +246,7 @@ def _rates(index: VectorIndex, queries: Floats, work: Work) -> Figures:
         "clients1.p50.ms": figure(round(float(np.median(times)), 2), "ms"),
         "clients1.p99.ms": figure(round(float(np.percentile(times, 99)), 2), "ms", goal=P99_GOAL_MS),
         f"clients{CLIENTS}.qps": figure(round(together, 1), "queries/s"),
-        f"clients{CLIENTS}.qps.per_core": figure(round(together / cpus(), 1), "queries/s", goal=QPS_GOAL),
+        f"clients{CLIENTS}.qps.per_core": figure(round(together / processors.count(), 1), "queries/s", goal=QPS_GOAL),
     }
 
 
@@ -283,6 +283,7 @@ def _others(vectors: VectorSet, options: Index, ef_search: int) -> Iterator[tupl
             flat = faiss.IndexFlatIP(width)
             flat.add(vectors.items)
             yield "faiss", lambda query: flat.search(query[None], K)[0][0]
+            del flat
         finally:
             faiss.omp_set_num_threads(threads)
     if not _installed("hnswlib"):

@@ -38,7 +38,8 @@ ROUTE = {
 SETTINGS = {
     "hnsw.iterative_scan": "relaxed_order",
     # the query's LIMIT ends a walk (rec/index/search.py): where pgvector's own bounds do, it gives the rest of what it
-    # has seen, near or not. The multiplier is of work_mem, 4 MiB by default
+    # has seen, near or not. 40 times work_mem (kB) is room for one of 100,000 products; 40,000 take some 50 MiB
+    "work_mem": "4096",
     "hnsw.max_scan_tuples": str(2**31 - 1),
     "hnsw.scan_mem_multiplier": "40",
     "statement_timeout": str(STATEMENT_MS),

@@ -33,10 +33,12 @@ soon as enough pass, in relaxed order; asking for more keeps near ones it met la
 that pass 10 % and 20 %: recall@100 .88 and .93 without, .98 and .99 with it; at 20,000 x 128, the 1,000 nearest left
 out: .984 and .995."""
 LONGEST, FARTHEST = 1.25, 40_000
-"""A walk ends after as many products as it would meet until enough pass, if just more passed than are all compared and
-lay anywhere, times LONGEST; it has then taken about as long as comparing them. Never after more than FARTHEST. Where
-pgvector's own bounds end it, it gives what else it has seen: at a million, recall@100 was .945 under a category of a
-tenth of them that lies elsewhere."""
+"""To have `visit` products that pass, of `items` of which at least `exact` do, wherever they lie, a walk meets
+visit * items / exact at most on average. It ends where it has met LONGEST times as many, or FARTHEST, besides those to
+leave out. Where pgvector's own bounds end it, it gives what else it has seen: at a million, recall@100 was .945 under a
+category of a tenth of them that lies elsewhere."""
+MOST_COMPARED = 2_000_000
+"""Where more products than this pass, k of a walk that ended are an answer: to compare them takes over a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +76,10 @@ class VectorIndex:
         self._connections = connections
         with connections.use() as connection:
             found = tables.entry(connection, bundle)
+            self._sample = Sample(connection, found.table, found.catalogue, found.items)
         self._queries = cache(lambda *given: _Queries.of(found.table, _condition(*given)))
         self._catalogue, self._items, self._width = found.catalogue, found.items, found.width
         self._exact = index.exact_up_to(found.items)
-        self._sample = Sample(found.table, found.catalogue, found.items)
         self.ef_search = found.ef_search or index.ef_search
         """Candidates that a walk through the index looks at."""
         self._value = tables.embedding(found.kind)
@@ -88,15 +90,18 @@ class VectorIndex:
         queries = self._queries(*filters.given)
 
         def search(connection: Connection[Any]) -> Found:
-            passing = 1.0 if self._items <= self._exact else self._sample.share(connection, **_values(filters))
-            if round(passing * self._items) <= self._exact:
+            share = 1.0 if self._items <= self._exact else self._sample.share(connection, **_values(filters))
+            passing = round(share * self._items)
+            in_vain = share * parameters["walk"] < parameters["visit"] and passing <= MOST_COMPARED
+            if passing <= self._exact or in_vain:
                 return _compared(connection, queries.exact, parameters)
-            breadth = self.ef_search if any(filters.given) else math.ceil(self.ef_search / passing)
+            breadth = self.ef_search if any(filters.given) else math.ceil(self.ef_search / share)
             if self._beyond_first_round(k, exclude):
                 breadth += STEP * math.ceil(len(exclude) / STEP)
             self._connections.tune(connection, "hnsw.ef_search", str(min(breadth, BROADEST)))
             passed, found = _walked(connection, queries.hnsw, parameters)
-            return found if passed == parameters["visit"] else _compared(connection, queries.exact, parameters)
+            enough = k if passing > MOST_COMPARED else parameters["visit"]
+            return found if passed >= enough else _compared(connection, queries.exact, parameters)
 
         return self._connections.run(search)
 
@@ -168,9 +173,10 @@ class _Queries:
             " AND v.row <> ALL(%(exclude)s::integer[]))"
             " SELECT row, -distance FROM passing ORDER BY distance, row LIMIT %(k)s"
         )
-        # hnsw: the LIMIT keeps the walk a query of its own, so the order always comes from the index, and the filter,
-        # a scalar subquery, cannot become a join: it is one primary-key look-up per visited product. The relaxed order
-        # is made strict outside.
+        # hnsw: the LIMIT keeps the walk a query of its own, so the order comes from the index (or from a sort of all,
+        # where that is cheaper), and the filter, a scalar subquery, cannot become a join: it is one primary-key look-up
+        # per visited product. The relaxed order is made strict outside: `+ 0`, as a planner that passed the inner order
+        # on would take it for exact and not sort.
         hnsw = (
             "WITH nearest AS MATERIALIZED ("
             " SELECT v.row, v.distance FROM (SELECT row, product_id, embedding <#> %(vector)s AS distance FROM {table}"
@@ -188,12 +194,12 @@ class _Queries:
 
 
 def _compared(connection: Connection[Any], query: bytes, parameters: dict[str, Any]) -> Found:
-    return _found(connection.execute(query, parameters).fetchall(), "exact", parameters["k"])
+    return _found(connection.execute(query, parameters, binary=True).fetchall(), "exact", parameters["k"])
 
 
 def _walked(connection: Connection[Any], query: bytes, parameters: dict[str, Any]) -> tuple[int, Found]:
     """How many products passed until the walk ended, and the nearest of them."""
-    rows = connection.execute(query, parameters).fetchall()
+    rows = connection.execute(query, parameters, binary=True).fetchall()
     return rows[0][2] if rows else 0, _found(rows, "hnsw", parameters["k"])
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from psycopg import Connection, sql
 
 from rec import log as progress
+from rec import processors
 from rec.config import Index
 from rec.index import binary_copy, roles, tables
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 2_048
 """Rows of one write to COPY."""
+MOST_WORKERS = 7
 _BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
 _BYTES_PER_ELEMENT = 200  # element header and allocator overhead
 
@@ -109,16 +111,21 @@ def build(connection: Connection[Any], bundle: str, items: int, width: int, inde
         ef=sql.Literal(index.ef_construction),
     )
     connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_mb}MB",))
-    for workers in dict.fromkeys((index.build_workers, 0)):
-        connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(workers),))
+    for number in dict.fromkeys((workers(index), 0)):
+        connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(number),))
         try:
             with connection.transaction():
                 connection.execute(statement)
             return
         except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
-            if workers == 0:
+            if number == 0:
                 raise
             log.warning("no parallel index build (%s): building without workers", str(error).splitlines()[0])
+
+
+def workers(index: Index) -> int:
+    """Workers of CREATE INDEX beside its leader."""
+    return min(processors.count() - 1, MOST_WORKERS) if index.build_workers is None else index.build_workers
 
 
 def graph_bytes(items: int, width: int, index: Index) -> int:

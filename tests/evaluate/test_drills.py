@@ -142,6 +142,7 @@ def test_what_the_drills_read_of_a_kill_and_a_switch(url: str, monkeypatch: pyte
     monkeypatch.setattr(drills, "SWITCHES", 4)
     monkeypatch.setattr(drills, "SWITCH_S", 0.2)
     monkeypatch.setattr(drills.publish, "activate", lambda config, name, force: now.__setitem__(0, name))
+    monkeypatch.setattr(drills.publish, "rollback", lambda config: now.__setitem__(0, "a"))
     lists = {"a": ["1", "2"], "b": ["2", "1"]}
 
     def body(products: str) -> dict[str, object]:

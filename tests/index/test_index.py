@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pgvector.psycopg import register_vector
+from psycopg import sql
 
 from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
@@ -67,7 +69,7 @@ def index(made: Bundle, connections: Connections) -> VectorIndex:
 def drawn(made: Bundle, connections: Connections) -> tuple[Sample, Connections]:
     """A sample that holds every product, and what it is read by."""
     with connections.use() as connection:
-        return Sample(tables.entry(connection, made.id).table, "tiny", made.items), connections
+        return Sample(connection, tables.entry(connection, made.id).table, "tiny", made.items), connections
 
 
 def exact(made: Bundle, vector: np.ndarray, passing: np.ndarray, k: int) -> set[int]:
@@ -189,6 +191,50 @@ def test_a_sample_says_which_share_passes(
     assert found == pytest.approx(passing.mean(), abs=1e-9)
 
 
+def test_a_sample_is_some_of_them_and_read_again_while_others_ask(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "SAMPLED", 50)
+    with connections.use() as connection:
+        some = Sample(connection, tables.entry(connection, made.id).table, "tiny", made.items)
+        elsewhere = Sample(connection, tables.entry(connection, made.id).table, "no such", made.items)
+        assert 0.7 <= some.share(connection) <= 1, "nine of ten are in stock"
+        assert elsewhere.share(connection) == 0
+
+    monkeypatch.setattr(sample, "STANDS_S", 0.0)  # each search reads
+    answers = [[(1.0, ["coat"])] * 50, [(1.0, ["coat"])] * 10]
+
+    class Changing:
+        """A shop where all is in stock and little, in turn."""
+
+        def execute(self, *_: object) -> "Changing":
+            return self
+
+        def fetchall(self) -> list[Any]:
+            answers.reverse()
+            return answers[0]
+
+    changing: Any = Changing()
+    turning = Sample(changing, sql.Identifier("x"), "x", 1_000)
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: turning.share(changing, categories=["coat"], price_max=2.0), range(2_000)))
+    assert found == {0.2, 1.0}
+
+
+def test_a_sample_that_cannot_be_read_again_is_kept(
+    made: Bundle, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = VectorIndex(connections, made.id, Index(exact_rows=0))
+    now = time.monotonic() + sample.STANDS_S
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with connections.use() as connection:
+        connection.execute("ALTER TABLE products RENAME TO hidden")
+        before = index._sample._last
+        assert index._sample.share(connection) == pytest.approx(available().mean())
+        assert index._sample._last.prices is before.prices
+        connection.rollback()
+
+
 @pytest.mark.parametrize(("items", "most"), [(0, 0), (2_116, 2_116), (10_000, 4_600), (1_000_000, 46_000)])
 def test_unless_it_is_said_as_many_are_compared_as_take_no_longer(items: int, most: int) -> None:
     assert Index().exact_up_to(items) == most
@@ -230,6 +276,7 @@ def test_the_index_serves_the_order_of_the_walk(made: Bundle, connections: Conne
     text = "\n".join(row[0] for row in plan)
     assert f"items_{made.id}_hnsw" in text
     assert "Sort" in text  # the relaxed order is made strict
+    assert "Incremental Sort" not in text
 
 
 def test_hostile_filter_values_are_values(index: VectorIndex) -> None:

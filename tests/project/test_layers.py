@@ -26,6 +26,7 @@ GROUND = {
     "ports",
     "haproxy",
     "processes",
+    "processors",
     "weights",
     "api_keys",
     "sizes",
