@@ -31,6 +31,8 @@ MOST_LOST = 0.2
 """A larger share of the stock does not end between two refreshes: the file was not written to its end."""
 SUPERSEDED_S = 3_600.0
 """How long a bundle stays that a refresh has put another one in the place of: servers may still load it."""
+NOTHING_UNKNOWN: Mapping[str, Mapping[str, int]] = {"std": {}, "re": {}}
+"""What tensorize.unknown says of no products."""
 FOLDER = "refresh"
 """Of the datasets of new products, in the recipe's own folder."""
 
@@ -38,7 +40,8 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, *, force: bool = False) -> dict[str, Any]:
-    """Refresh; returns what changed.
+    """Refresh; returns what changed, and by key the new products of which the vocabulary lacks something: the models
+    read that as the key's unknown, until the next training.
 
     Prices and stock wait for nobody. While another job writes artifacts of the recipe new products wait, which is said,
     and the next refresh adds them.
@@ -53,14 +56,14 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
     changed = _take_over(config, url, seen, rejects, force=force)
     new = seen.filter(pc.invert(pc.is_in(seen["product_id"], value_set=pa.array(base.product_ids()))))
     log.info("%d products, %d of them new; %s", seen.num_rows, new.num_rows, asdict(changed))
-    made, waiting = base, 0
+    made, waiting, unknown = base, 0, NOTHING_UNKNOWN
     if new.num_rows:
         with postgres.session(url) as connection:
             experiments.refuse_running(connection)
         additions.check(base)
         try:
             with artifact.alone(config.root):
-                made = _add(config, base, url, new, seen)
+                made, unknown = _add(config, base, url, new, seen)
         except artifact.Busy as error:
             waiting = new.num_rows
             log.warning("%d new products wait: %s", waiting, error)
@@ -69,6 +72,7 @@ def run(config: Config, *, force: bool = False) -> dict[str, Any]:
         "extends": made.extends,
         "added": made.items - base.items,
         "waiting": waiting,
+        "unknown": unknown,
         "products": seen.num_rows,
         "rejected": len(rejects),
         **asdict(changed),
@@ -115,12 +119,16 @@ def _take_over(config: Config, url: str, seen: pa.Table, rejects: Rejects, *, fo
             ) from None
 
 
-def _add(config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table) -> Bundle:
-    """The active bundle from now on, with the products `new` as well."""
+def _add(
+    config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table
+) -> tuple[Bundle, Mapping[str, Mapping[str, int]]]:
+    """The active bundle from now on, with the products `new` as well, and how many of these its vocabulary lacks
+    something of (tensorize.unknown)."""
     part = _part(config, base)
     dataset.write(part.at("products"), PRODUCTS, [new], inputs={"base": base.id}, config={})
     enrich.run(part)
     tensorize.place(part, base.folder("vocabulary"))
+    unknown = tensorize.unknown(part, base.folder("vocabulary"))
     encode.run(part)
     made = additions.make(base, part, seen)
     load.vectors(url, made, config.index)
@@ -134,7 +142,7 @@ def _add(config: Config, base: Bundle, url: str, new: pa.Table, seen: pa.Table) 
         old = promote.superseded(connection, config.name, [base.id], SUPERSEDED_S)
         bundle.remove(config.store, old)  # first: what a killed refresh leaves in the database the next one finds
         promote.forget(connection, old)
-    return made
+    return made, unknown
 
 
 def _part(config: Config, base: Bundle) -> Config:

@@ -76,6 +76,7 @@ class Answering:
             scores = passage.candidates.scores
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)
+            metrics().unknown(front.resolver.passed_over(request, passage.began.known))
             self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)
         ruling, underfilled = passage.began.ruling, len(items) < request.k
         tracing.tell(

@@ -160,6 +160,7 @@ class Recommender:
         """Products for a shopper, best first, with the reasons."""
         front, arm = self._trial.of(self._front, body.user_id, body.client_id)
         request = self._trial.told(self._front, front, _checked(front, body))
+        metrics().unknown({"event": len(body.history) - len(request.history)})
         return written(await self._answering.recommend(front, request, arm))
 
     @app.get(

@@ -30,6 +30,7 @@ class Metrics:
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
         self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
+        self._unknown = Counter("rec_unknown", "What answers passed over as the bundle lacks it, by kind.", ("what",))
         self._exposures = Counter("rec_exposures", "Lists by what became of their log entry.", ("outcome",))
         self._recall = Histogram(
             "rec_index_recall", "Recall of sampled answers of the HNSW index, by class of filter.", RECALLS, ("filter",)
@@ -67,6 +68,12 @@ class Metrics:
         for outcome, count in outcomes.items():
             if count:
                 self._events.inc(count, tags={"outcome": outcome})
+
+    def unknown(self, counts: Mapping[str, int]) -> None:
+        """An answer passed over so much that its bundle does not have, by kind (rec.recommend.resolve)."""
+        for what, count in counts.items():
+            if count:
+                self._unknown.inc(count, tags={"what": what})
 
     def exposures(self, outcome: str, count: int) -> None:
         """So many lists were `logged`, or `dropped` from the log."""

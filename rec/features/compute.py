@@ -27,6 +27,8 @@ from rec.state import UserState
 
 Floats = NDArray[np.float32]
 
+PART = 64
+"""Candidates whose vectors are multiplied at once."""
 BOUGHT = tuple(1 + EVENTS.index(name) for name in ("purchase", "rental"))
 DAY_S = 86_400.0
 
@@ -226,7 +228,7 @@ def _known_mean(values: Floats, known: NDArray[np.bool_]) -> Floats:
 
 def _similarity(items: ItemFeatures, batch: _Batch) -> Mapping[str, Floats]:
     """Cosines to the history's item vectors, and shared RE tokens weighted by rarity."""
-    cosine = items.vectors[batch.rows] @ items.vectors[batch.past].transpose(0, 2, 1)  # float32[B, K, H]
+    cosine = _cosines(items, batch)  # float32[B, K, H]
     known: NDArray[np.bool_] = batch.known[:, None, :]
     warm = batch.known.any(axis=1, keepdims=True)
     shared = _shared_tokens(items, batch)  # float32[B, K, R]
@@ -239,6 +241,19 @@ def _similarity(items: ItemFeatures, batch: _Batch) -> Mapping[str, Floats]:
         "re_match": shared.sum(axis=2),
         "re_match_max": shared.max(axis=2, initial=0),
     }
+
+
+def _cosines(items: ItemFeatures, batch: _Batch) -> Floats:
+    """float32[B, K, H] of candidates and history, by products of one shape.
+
+    BLAS adds in an order that depends on the number of rows: with all candidates at once their last bits would be
+    others beside a request with more.
+    """
+    size, width = batch.rows.shape
+    parts = -(-width // PART)
+    rows = np.pad(batch.rows, ((0, 0), (0, parts * PART - width))).reshape(size, parts, PART)
+    cosine = items.vectors[rows] @ items.vectors[batch.past].transpose(0, 2, 1)[:, None]  # float32[B, parts, PART, H]
+    return cosine.reshape(size, parts * PART, items.history)[:, :width]
 
 
 def _shared_tokens(items: ItemFeatures, batch: _Batch) -> Floats:

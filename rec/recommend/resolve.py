@@ -53,7 +53,7 @@ class Resolver:
         """The state at `at`, and int64[E] item rows that are no candidates. Raises UnknownProducts.
 
         Stored events on products that this bundle does not have are passed over, and so are unknown products to
-        leave out: the catalogue changes, and the user cannot help it.
+        leave out: the catalogue changes, and the user cannot help it. `passed_over` counts them.
         """
         missing = self._shelf.unknown(choice.product_id for choice in request.history)
         if missing:
@@ -79,3 +79,15 @@ class Resolver:
         )
         seen = rows if self._exclude_seen else rows[:0]
         return state, np.union1d(seen, self._shelf.rows([id for id in request.exclude if self._shelf.known(id)]))
+
+    def passed_over(self, request: Request, known: Known) -> dict[str, int]:
+        """How much that is told or stored this bundle does not have.
+
+        `event`: stored events on other products; `exclude`: other products to leave out; `profile`: columns that the
+        models do not read. A shop whose ids have come apart from the catalogue's shows here and nowhere else.
+        """
+        return {
+            "event": sum(not self._shelf.known(event.product_id) for event in known.events),
+            "exclude": len(self._shelf.unknown(request.exclude)),
+            "profile": len({*known.profile, *request.profile}.difference(self.profile_names)),
+        }

@@ -10,6 +10,7 @@ vocabulary is extended when the products change; `vocab.extend` gives a new stor
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
@@ -30,7 +31,7 @@ from rec.models import text_encoder
 from rec.schema import ENRICHED, PRODUCTS, TENSORS
 from rec.vocab import drift, groups, std
 from rec.vocab.counting import Files, count
-from rec.vocab.re import ReVocabulary
+from rec.vocab.re import UNKNOWN_ID, ReVocabulary
 from rec.vocab.rows import Tensorize
 from rec.vocab.std import StdVocabulary
 
@@ -94,6 +95,25 @@ def place(config: Config, vocabulary: Path) -> artifact.Manifest:
     _start(config)
     facts: dict[str, Any] = {}
     return dataset.write(config.at("tensors"), TENSORS, _tensors(config, vocabulary, files, facts), **work, facts=facts)
+
+
+def unknown(config: Config, vocabulary: Path) -> dict[str, dict[str, int]]:
+    """Products in `tensors` that say something which the vocabulary in a folder lacks: `std` and `re`, each by key."""
+    table = dataset.read(config.at("tensors"), TENSORS, ["std_key", "std_id", "re_key", "re_id"])
+    std, re = StdVocabulary.load(vocabulary / "std.toml"), ReVocabulary.load(vocabulary / "re.json")
+    values, words = (_occurrences(table, kind) for kind in ("std", "re"))
+    by_value = {key: values[std.key_id(key), std.unknown_id(key)] for key in std.keys}
+    by_word = {key: words[key_id, UNKNOWN_ID] for key_id, key in enumerate(re.keys, start=1)}
+    return {
+        "std": {key: count for key, count in by_value.items() if count},
+        "re": {key: count for key, count in by_word.items() if count},
+    }
+
+
+def _occurrences(table: pa.Table, kind: str) -> Counter[tuple[int, int]]:
+    """Products by (key id, id); a product has each pair once."""
+    keys, ids = (pc.list_flatten(table[f"{kind}_{part}"]).to_pylist() for part in ("key", "id"))
+    return Counter(zip(keys, ids, strict=True))
 
 
 def _read(config: Config) -> tuple[dict[str, str], Files]:

@@ -4,6 +4,7 @@ Items are garments of four categories and six colours; a vector is its category'
 so that neighbours look alike. Stored shoppers buy one colour.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,15 @@ def product_id(row: int) -> str:
     return f"P{row:04d}"
 
 
-def make(chosen: Config, *, ndcg10: float = 0.2) -> Config:
-    """Write every artifact that a bundle of `chosen` needs; returns `chosen`."""
+def make(chosen: Config, *, ndcg10: float = 0.2, amend: Callable[[Path], None] = lambda root: None) -> Config:
+    """Write every artifact that a bundle of `chosen` needs; returns `chosen`.
+
+    `amend` may rewrite the datasets under a folder before models are made of them.
+    """
     rng = np.random.default_rng(chosen.seed)
     vocabulary = StdVocabulary.load(None)
     _datasets(chosen.root, vocabulary)
+    amend(chosen.root)
     h = histories.load(chosen.root)
     vectors = item_vectors(rng)
     with torch.random.fork_rng():

@@ -49,7 +49,7 @@ NEW = {
 
 
 ADDED = [
-    {**NEW, "product_id": "X0", "title": "a coat of many colours", "price": "12"},
+    {**NEW, "product_id": "X0", "title": "a coat of many colours", "price": "12", "colour": "octarine"},
     NEW,
     {**NEW, "product_id": "X2", "brand": "Norr", "style": "style-3", "price": "35"},
     {**NEW, "product_id": "X3", "brand": "Nobody", "price": ""},
@@ -183,6 +183,7 @@ def test_prices_and_stock_count_in_the_next_answer_and_make_no_bundle(shop: Shop
         "extends": None,
         "added": 0,
         "waiting": 0,
+        "unknown": {"std": {}, "re": {}},
         "products": tiny.ITEMS - 1,
         "rejected": 0,
         "prices": 1,
@@ -207,6 +208,8 @@ def test_new_products_are_served_by_the_models_as_they_are(grown: Shop) -> None:
         "bundle": made.id,
         "rejected": 0,
     }
+    unknown = {"std": {"colour": 1}, "re": {"category": 4, "colour": 1, "detail": 4}}
+    assert grown.result["unknown"] == unknown, "octarine, and words that are none of the six of the tiny shop"
     bundle.verify(made)
     assert made.product_ids() == [*base.product_ids(), "X0", "X1", "X2", "X3"]
     vectors = made.item_vectors()

@@ -68,14 +68,17 @@ def test_one_request_gives_the_numbers_it_gives_in_a_batch(shop_items: ItemFeatu
     assert start == len(together.dense)
 
 
-def test_a_shorter_list_in_a_batch_keeps_its_numbers(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:
+@pytest.mark.parametrize("count", [1, 3, 7, 13, 19])
+def test_a_shorter_list_in_a_batch_keeps_its_numbers(
+    shop_items: ItemFeatures, shop_requests: list[Any], count: int
+) -> None:
     long, other = shop_requests[12], shop_requests[6]
-    cut = Candidates(*(getattr(other.candidates, f.name)[:3] for f in dataclasses.fields(Candidates)))
+    cut = Candidates(*(getattr(other.candidates, f.name)[:count] for f in dataclasses.fields(Candidates)))
     short = dataclasses.replace(other, candidates=cut)
     together = _batch(shop_items, [long, short])
     alone = compute(shop_items, short.state, short.candidates, short.now_us)
-    np.testing.assert_array_equal(together.sparse[-3:], alone.sparse)
-    np.testing.assert_allclose(together.dense[-3:], alone.dense, atol=1e-6)
+    np.testing.assert_array_equal(together.sparse[-count:], alone.sparse)
+    np.testing.assert_array_equal(together.dense[-count:], alone.dense)
 
 
 def test_shapes_types_and_finite_numbers(shop_items: ItemFeatures, shop_requests: list[Any]) -> None:

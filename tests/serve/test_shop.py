@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,9 @@ from fastapi.testclient import TestClient
 from rec import bundle, ports, postgres, publish
 from rec.config import Config
 from rec.evaluate import load
-from rec.index import experiments, rule_versions
+from rec.index import experiments, live_events, rule_versions
 from rec.index.connections import Connections
+from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
 from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Request
@@ -578,7 +580,8 @@ def test_a_stage_can_be_left_out_and_nobody_learns_of_such_a_list(
     assert refused.status_code == 422
 
 
-def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
+def exported(shop: Shop) -> str:
+    """The metrics as Prometheus reads them."""
     (session,) = {
         word.partition("=")[2]
         for process in shop.processes().values()
@@ -587,6 +590,38 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         if word.startswith("--session_dir=") or word.startswith("--session-dir=")
     }
     (port,) = [file.read_text() for file in Path(session).glob("metrics_export_port_*")]
+    return httpx.get(f"http://127.0.0.1:{port.strip()}/metrics", timeout=30).text
+
+
+def passed_over(shop: Shop) -> dict[str, float]:
+    """How much answers have passed over, by kind."""
+    found: Counter[str] = Counter()
+    for what, count in re.findall(r'^ray_rec_unknown_total{.*what="(\w+)".*} (\S+)$', exported(shop), re.MULTILINE):
+        found[what] += float(count)
+    return dict(found)
+
+
+def test_what_the_bundle_lacks_is_passed_over_and_counted(shop: Shop, connections: Connections) -> None:
+    """Each kind another number of times."""
+    gone = [
+        LiveEvent(event_id=f"gone-{number}", client_id="comes-back", product_id=product, event="view", at=tiny.START)
+        for number, product in enumerate(["gone-0", "gone-1", "gone-1", "P0003"])
+    ]
+    assert len(live_events.store(connections, shop.recipe.name, gone).stored) == 4
+    before = passed_over(shop)
+    asked = {"client_id": "comes-back", "exclude": ["gone-2", "P0004"], "profile": {"weight_kg": 60.0}}
+    for _ in range(2):
+        assert shop.recommend(**asked, k=5)["degraded"] == []
+    shop.recommend(exclude=["gone-2", "gone-3"], k=5)
+    shop.recommend(**asked, k=5, without=["ranking"])  # nobody's list
+    deadline = time.monotonic() + 60
+    expected = {what: before.get(what, 0) + count for what, count in (("event", 6), ("exclude", 4), ("profile", 2))}
+    while passed_over(shop) != expected:
+        assert time.monotonic() < deadline, (before, passed_over(shop))
+        time.sleep(1)
+
+
+def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
     wanted = [
         'ray_rec_requests_total{.*route="/v1/recommend".*status="2xx"',
         'ray_rec_requests_total{.*route="/v1/users/{user_id:path}".*status="4xx"',
@@ -596,6 +631,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         "ray_rec_nearest_bucket{",
         'ray_rec_events_total{.*outcome="repeated"',
         'ray_rec_exposures_total{.*outcome="logged"',
+        'ray_rec_unknown_total{.*what="event"',
         'ray_rec_index_recall_bucket{.*filter="stock"',
         "ray_rec_rules_version{",
         *(
@@ -605,13 +641,13 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
     ]
     deadline = time.monotonic() + 60
     while True:
-        exported = httpx.get(f"http://127.0.0.1:{port.strip()}/metrics", timeout=30).text
-        missing = [each for each in wanted if not re.search(each.replace("{user_id", r"\{user_id"), exported)]
+        found = exported(shop)
+        missing = [each for each in wanted if not re.search(each.replace("{user_id", r"\{user_id"), found)]
         if not missing:
             return
         assert time.monotonic() < deadline, (
             missing,
-            [x for x in exported.splitlines() if x.startswith("ray_rec")][:40],
+            [x for x in found.splitlines() if x.startswith("ray_rec")][:40],
         )
         time.sleep(1)
 
