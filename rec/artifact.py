@@ -122,9 +122,7 @@ def write(
 ) -> Iterator[Draft]:
     """Write the artifact `target` atomically; an exception inside the block leaves `target` as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    for stale in (*target.parent.glob(f".{target.name}.*.tmp"), *_set_aside(target)):
-        shutil.rmtree(stale, ignore_errors=True)
+    sweep(target)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     staging.mkdir()
     draft = Draft(staging)
@@ -142,6 +140,16 @@ def write(
         _replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed writers of `target` left beside it; what they left in its place is put there first.
+
+    The caller is its only writer.
+    """
+    _recover(target)
+    for stale in (*target.parent.glob(f".{target.name}.*.tmp"), *_set_aside(target)):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _replace(staging: Path, target: Path) -> None:

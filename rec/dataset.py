@@ -11,7 +11,7 @@ of all three are facts of the manifest.
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,12 +25,19 @@ from rec.schema import REJECTED, Contract
 ROWS_PER_GROUP = 8_192
 RECORD_CAP = 2_000  # characters of a rejected row that are kept
 REJECTS_IN_MEMORY = 65_536
+PART, REFUSED = "part-00000.parquet", "rejected.parquet"
+BATCH_ROWS = 65_536
+"""Rows that are rewritten at once."""
 
 
 class Rejects:
-    """Collects refused rows and values; hand it to `write`. All but the last REJECTS_IN_MEMORY lie in a file."""
+    """Collects refused rows and values; hand it to `write`. All but the last REJECTS_IN_MEMORY lie in a file.
 
-    def __init__(self) -> None:
+    What `hides` is true of may not be kept: it is passed over.
+    """
+
+    def __init__(self, hides: Callable[[Mapping[str, Any]], bool] | None = None) -> None:
+        self._hides = hides
         self.first_reason: str | None = None
         """Why the first row was refused."""
         self.values_left_out = 0
@@ -41,6 +48,8 @@ class Rejects:
 
     def add(self, *, source: str, row: int | None, reason: str, record: Mapping[str, Any], whole: bool = True) -> None:
         """Keep one refused row with the reason it was refused, or (not `whole`) one that lost a single value."""
+        if self._hides is not None and self._hides(record):
+            return
         text = json.dumps(record, ensure_ascii=False, default=str)[:RECORD_CAP]
         self._rows.append({"source": source, "row": row, "reason": reason, "record": text})
         self._count += 1
@@ -86,25 +95,72 @@ def write(
     contract; a null in a required column or a type that cannot be cast raises ArtifactError.
     """
     with artifact.write(target, kind=contract.kind, version=contract.version, inputs=inputs, config=config) as draft:
-        rows = 0
-        with pq.ParquetWriter(draft.path / "part-00000.parquet", contract.schema, compression="zstd") as writer:
-            for table in _regroup(batches, contract):
-                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-                rows += table.num_rows
+        rows = _write_rows(draft.path / PART, contract.schema, (_cast(batch, contract) for batch in batches))
         if rejects:
-            rejects.save(draft.path / "rejected.parquet")
+            rejects.save(draft.path / REFUSED)
         refused = len(rejects) - rejects.values_left_out if rejects else 0
         draft.note(rows=rows, rejected=refused, **(facts or {}))
     return read_manifest(target, contract)
 
 
-def _regroup(batches: Iterable[pa.Table | pa.RecordBatch], contract: Contract) -> Iterator[pa.Table]:
-    """Cast to the contract and cut into tables of exactly ROWS_PER_GROUP rows, but for the last."""
+def rewrite(
+    target: Path,
+    contract: Contract,
+    *,
+    rows: Callable[[pa.Table], pa.Table],
+    rejects: Callable[[pa.Table], pa.Table],
+    inputs: Mapping[str, str],
+) -> None:
+    """Write the dataset at `target` again with what the two leave of its tables of rows and of refused ones.
+
+    It may be of an older version than `contract`, and keeps it. `inputs` go to those of its manifest and say that it is
+    no longer what its stage wrote, which therefore runs again. Of the facts only `rows` is of the new dataset.
+    """
+    before = artifact.peek(target)
+    if before is None:
+        raise ArtifactError(f"{target} holds no finished {contract.kind}: run `{contract.made_by}` first")
+    work: dict[str, Any] = {"inputs": {**before.inputs, **inputs}, "config": before.config}
+    with artifact.write(target, kind=before.kind, version=before.version, **work) as draft:
+        # of another version a file says itself what it is; of this one it has other names within maps, so other bytes
+        schema = contract.schema if before.version == contract.version else None
+        count = _copy(target / PART, draft.path / PART, rows, schema)
+        if (target / REFUSED).exists():
+            _copy(target / REFUSED, draft.path / REFUSED, rejects, REJECTED)
+        draft.note(**{**before.facts, "rows": count})
+
+
+def _copy(source: Path, target: Path, kept: Callable[[pa.Table], pa.Table], schema: pa.Schema | None) -> int:
+    """Write what `kept` leaves of a parquet file, under its own schema where none is given; returns its rows."""
+    with pq.ParquetFile(source) as file:
+        wanted = file.schema_arrow if schema is None else schema
+        tables = (kept(pa.Table.from_batches([batch])).cast(wanted) for batch in file.iter_batches(BATCH_ROWS))
+        return _write_rows(target, wanted, tables)
+
+
+def scan(target: Path, name: str, column: str) -> Iterator[pa.ChunkedArray]:
+    """A column of PART or REFUSED of the dataset at `target`, in batches; nothing where there is no such file."""
+    if artifact.peek(target) is not None and (target / name).exists():
+        with pq.ParquetFile(target / name) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
+                yield pa.chunked_array([batch.column(0)])
+
+
+def _write_rows(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables of one schema as a parquet file; returns the number of rows."""
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in _regroup(tables):
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            rows += table.num_rows
+    return rows
+
+
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut into tables of exactly ROWS_PER_GROUP rows, but for the last."""
     pending: list[pa.Table] = []
     count = 0
-    for batch in batches:
-        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-        pending.append(_cast(table, contract))
+    for table in tables:
+        pending.append(table)
         count += table.num_rows
         if count >= ROWS_PER_GROUP:
             joined = pa.concat_tables(pending)
@@ -116,8 +172,9 @@ def _regroup(batches: Iterable[pa.Table | pa.RecordBatch], contract: Contract) -
         yield pa.concat_tables(pending).combine_chunks()
 
 
-def _cast(table: pa.Table, contract: Contract) -> pa.Table:
-    """`table` under the contract's schema; a violation names the dataset and the column."""
+def _cast(batch: pa.Table | pa.RecordBatch, contract: Contract) -> pa.Table:
+    """`batch` under the contract's schema; a violation names the dataset and the column."""
+    table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
     schema = contract.schema
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
@@ -140,12 +197,10 @@ def read_manifest(target: Path, contract: Contract) -> artifact.Manifest:
 def read(target: Path, contract: Contract, columns: list[str] | None = None) -> pa.Table:
     """The whole dataset as one Arrow table, in written order."""
     read_manifest(target, contract)
-    return pq.read_table(
-        target / "part-00000.parquet", columns=columns, schema=contract.schema if columns is None else None
-    )
+    return pq.read_table(target / PART, columns=columns, schema=contract.schema if columns is None else None)
 
 
 def part(target: Path, contract: Contract) -> str:
     """Path of the parquet file, for readers that stream (Ray Data, COPY)."""
     read_manifest(target, contract)
-    return str(target / "part-00000.parquet")
+    return str(target / PART)

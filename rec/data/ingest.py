@@ -1,10 +1,10 @@
 """Stage `ingest`: a source becomes the datasets products, users and events.
 
 Products are sorted by product_id, users by user_id, events by (user_id, at) with ties in the source's
-order; with `source.live_events` what servers were told is among them. Refused rows, and profile values, sizes and fits
-left out of rows that stay, are kept beside each dataset with the reason. Events in the future are refused by the clock
-of the run that reads them. Memory holds the products and, with repeated strings encoded, the events: about 40 bytes an
-event.
+order; with `source.live_events` what servers were told is among them. Users who were forgotten are left out, and taken
+out of the datasets of later stages. Refused rows, and profile values, sizes and fits left out of rows that stay, are
+kept beside each dataset with the reason. Events in the future are refused by the clock of the run that reads them.
+Memory holds the products and, with repeated strings encoded, the events: about 40 bytes an event.
 """
 
 import hashlib
@@ -23,9 +23,10 @@ import pyarrow as pa
 
 from rec import artifact, dataset, log
 from rec.config import Config, Source
-from rec.data import aihub, amazon, clean, files, hm, live, rtr, sample
+from rec.data import aihub, amazon, clean, files, forgotten, hm, live, rtr, sample
 from rec.data.clean import Raw
 from rec.dataset import Rejects
+from rec.index.forget import Gone
 from rec.schema import INTERACTIONS, PRODUCTS, USERS, Contract
 
 logger = logging.getLogger(__name__)
@@ -55,18 +56,24 @@ def run(config: Config) -> dict[str, Any]:
     """Write products, users and events; does nothing when they were made from the same input already."""
     started = time.perf_counter()
     reader = open_source(config.source, config.seed)
+    gone = forgotten.read(config)  # before the live events, which then have none of them
     told = live.read(config) if config.source.live_events else None
-    inputs = reader.inputs() if told is None else reader.inputs() | {"live_events": told.content_hash}
+    inputs = reader.inputs()
+    inputs |= {} if told is None else {"live_events": told.content_hash}
+    inputs |= {"forgotten": gone.content_hash} if gone else {}
     identity: dict[str, dict[str, Any]] = {"inputs": inputs, "config": reader.config | {"rules": RULES}}
     manifests = {
         name: artifact.finished(config.at(name), kind=contract.kind, version=contract.version, **identity)
         for name, contract in _CONTRACTS.items()
     }
     skipped = all(manifests.values())
+    taken: dict[str, int] = {}
     if not skipped:
-        _write(config, reader, None if told is None else told.rows, identity)
+        taken = forgotten.take_out(config, gone, but=(USERS, INTERACTIONS))
+        _write(config, reader, None if told is None else told.rows, gone, identity)
         manifests = {name: artifact.peek(config.at(name)) for name in _CONTRACTS}
     facts = {name: dict(manifest.facts) for name, manifest in manifests.items() if manifest is not None}
+    facts |= {"taken_out": taken} if taken else {}
     return {"at": str(config.root), **facts, "seconds": round(time.perf_counter() - started, 2), "skipped": skipped}
 
 
@@ -156,14 +163,17 @@ def _rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Raw]:
     yield Raw(name, np.arange(len(rows)), table)
 
 
-def _write(config: Config, reader: Reader, told: Raw | None, identity: Mapping[str, Mapping[str, Any]]) -> None:
-    rejects = {name: Rejects() for name in _CONTRACTS}
+def _write(
+    config: Config, reader: Reader, told: Raw | None, gone: Gone, identity: Mapping[str, Mapping[str, Any]]
+) -> None:
+    others = {name: forgotten.Filter(gone) for name in ("users", "events")}
+    rejects = {"products": Rejects(), **{name: Rejects(each.hides) for name, each in others.items()}}
     limit, now = config.source.limit, datetime.now(UTC)
     raws = log.progress(reader.products(rejects["products"]), total=None, what="products", unit="batch")
     products = clean.products(raws, rejects["products"], currency=config.source.currency)
     events = clean.Events(clean.EVENT_TABLE.empty_table(), left_out=0, in_log=0)
     if reader.events is not None or (told is not None and told.table.num_rows):
-        read = iter(()) if reader.events is None else reader.events(rejects["events"])
+        read = iter(()) if reader.events is None else others["events"](reader.events(rejects["events"]))
         raws = log.progress(read, total=None, what="events", unit="batch")
         ids = products.column("product_id").combine_chunks()
         events = clean.events(
@@ -171,7 +181,8 @@ def _write(config: Config, reader: Reader, told: Raw | None, identity: Mapping[s
             live=told,
         )  # fmt: skip
     buyers = events.table.column("user_id").unique().cast(pa.string())
-    raws = log.progress(reader.users(rejects["users"], buyers), total=None, what="users", unit="batch")
+    read = others["users"](reader.users(rejects["users"], buyers))
+    raws = log.progress(read, total=None, what="users", unit="batch")
     users = clean.users(raws, rejects["users"], in_events=buyers, year=now.year)
     batches: dict[str, Iterable[pa.Table]] = {
         "products": [products], "users": [users], "events": clean.event_batches(events.table),
@@ -181,6 +192,7 @@ def _write(config: Config, reader: Reader, told: Raw | None, identity: Mapping[s
         facts["events"] |= {"live_events": told.table.num_rows, "in_log": events.in_log}
     for name in facts:
         facts[name]["values_left_out"] = rejects[name].values_left_out
+        facts[name] |= {"forgotten": others[name].rows} if gone else {}
     for name, contract in _CONTRACTS.items():
         manifest = dataset.write(
             config.at(name), contract, batches[name], **identity, rejects=rejects[name], facts=facts.get(name)

@@ -1,7 +1,7 @@
 """Deletion of a user's data, for good: rows now, and no load brings them back. And of an anonymous client's data.
 
 What stays is a hash in `forgotten`, by which loads know whom to leave out. Ids are few enough to be tried, so the hash
-is a pseudonym and says that somebody asked, nothing else.
+is a pseudonym and says that somebody asked, nothing else. Ingest asks for them, too (rec/data/forgotten.py).
 """
 
 import hashlib
@@ -37,6 +37,31 @@ class ForgottenClient:
 
     live_events: int
     exposures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Users of a catalogue who were forgotten, known by their hashes alone; false where there are none."""
+
+    catalogue: str
+    hashes: frozenset[bytes] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.hashes)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of who they are, whatever the order."""
+        return hashlib.sha256(b"".join(sorted(self.hashes))).hexdigest()
+
+    def has(self, user_id: str) -> bool:
+        """Whether the user is one of them."""
+        return _hash(self.catalogue, user_id) in self.hashes
+
+    def others(self, user_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """bool[n]: false for each of them; who is not named is another one."""
+        found = [user for user in pc.unique(user_ids).to_pylist() if user is not None and self.has(user)]
+        return pc.invert(pc.is_in(user_ids, value_set=pa.array(found, pa.string())))
 
 
 def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
@@ -99,14 +124,16 @@ def _check_allowed(connection: Connection[Any]) -> None:
         )
 
 
+def gone(connection: Connection[Any], catalogue: str) -> Gone:
+    """All users of `catalogue` who were forgotten."""
+    rows = connection.execute("SELECT user_hash FROM forgotten WHERE catalogue = %s", (catalogue,)).fetchall()
+    return Gone(catalogue, frozenset(bytes(value) for (value,) in rows))
+
+
 def without(connection: Connection[Any], catalogue: str, table: pa.Table) -> pa.Table:
     """The rows of `table` whose `user_id` was not forgotten, in their order."""
-    rows = connection.execute("SELECT user_hash FROM forgotten WHERE catalogue = %s", (catalogue,)).fetchall()
-    if not rows:
-        return table
-    hashes = {bytes(value) for (value,) in rows}
-    users = [user for user in pc.unique(table["user_id"]).to_pylist() if _hash(catalogue, user) in hashes]
-    return table.filter(pc.invert(pc.is_in(table["user_id"], value_set=pa.array(users, pa.string()))))
+    found = gone(connection, catalogue)
+    return table.filter(found.others(table["user_id"])) if found else table
 
 
 def _hash(catalogue: str, user_id: str) -> bytes:
