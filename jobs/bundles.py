@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""The bundles of a store: list, verify, compare, make active, roll back, collect garbage, copy elsewhere and back.
+"""The bundles of a store: list, verify, repair, compare, make active, roll back, collect garbage, push and pull.
 
     python jobs/bundles.py list
     python jobs/bundles.py verify                       # every byte of all bundles, and their vectors in the database
     python jobs/bundles.py verify 8ec63620b4d2          # of one
+    python jobs/bundles.py repair 8ec63620b4d2          # its vectors in the database, where verify finds them damaged
     python jobs/bundles.py diff 8ec63620b4d2 1f0c2a9e77b3
     python jobs/bundles.py promote 8ec63620b4d2         # --force: although it is below a floor of its recipe
     python jobs/bundles.py rollback                     # make the bundle active that was active before
@@ -30,6 +31,7 @@ from rec.errors import ConfigError
 ARGUMENTS = {
     "list": (0, 0),
     "verify": (0, None),
+    "repair": (0, None),
     "diff": (2, 2),
     "promote": (1, 1),
     "rollback": (0, 0),
@@ -52,6 +54,8 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
             return {"bundles": bundles.overview(config)}
         case "verify":
             return {"verified": bundles.verify(config, given)}
+        case "repair":
+            return publish.repair(config, given)
         case "diff":
             return bundle_diff.diff(*(bundle.read(config.store, name) for name in given))
         case "promote":

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""The database: start and stop the embedded server, migrate, back up and restore, let a role read, forget and expire.
+"""The database: start, stop, upgrade the embedded server, migrate, back up, restore, let a role read, forget, expire.
 
     python jobs/database.py status                # version, size, which bundle is active
     python jobs/database.py start                 # the embedded server of the store; jobs start it by themselves
     python jobs/database.py stop
     python jobs/database.py url                   # for psql and the like; only of the embedded server
+    python jobs/database.py upgrade               # the embedded server, to the installed major version of Postgres
     python jobs/database.py migrate               # bring the tables up to this program's version; jobs do it, too
     python jobs/database.py backup shop.dump      # everything, in pg_dump's custom format
     python jobs/database.py restore shop.dump     # into an empty database
@@ -14,9 +15,10 @@
     python jobs/database.py forget visit-7f3a --client --recipe shop.toml    # events and lists of an anonymous client
     python jobs/database.py expire                # delete live events and lists of 90 days ago; a publish does it, too
 
-REC_DATABASE_URL names another server; then start, stop and url have nothing to do. A user who was forgotten stays in
-the recipe's datasets, and in the files they were read from, until the shop removes them there; what is loaded from
-these into the database leaves them out.
+REC_DATABASE_URL names another server; then start, stop, url and upgrade have nothing to do. A user who is forgotten
+goes out of the recipe's datasets as well, and stays in the files they were read from until the shop removes them there:
+no ingest takes them from these. Then run jobs/pipeline.py: a publish refuses models that were made of the datasets
+before.
 """
 
 import argparse
@@ -25,10 +27,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rec import backup, postgres
+from rec import artifact, backup, postgres, upgrade
 from rec.cli import main, parser
 from rec.config import Config
-from rec.errors import ConfigError
+from rec.data import forgotten
+from rec.errors import ArtifactError, ConfigError
 from rec.index import forget, migrations, retention, roles, status
 
 NEEDS = {"backup": "FILE", "restore": "FILE", "grant": "ROLE", "forget": "USER"}
@@ -50,6 +53,12 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
         case "url":
             _only_embedded("url")
             return {"url": postgres.url(config.store, create=False)}
+        case "upgrade":
+            _only_embedded("upgrade")
+            done = upgrade.upgrade(config.store)
+            if done is None:
+                return {"upgraded": False, "version": postgres.embedded_major(config.store)}
+            return {"upgraded": True, **asdict(done)}
         case "migrate":
             with postgres.session(postgres.url(config.store)) as connection:
                 before, after = migrations.migrate(connection)
@@ -71,7 +80,20 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
             whom, url = _argument(options), postgres.url(config.store, create=False)
             if options.client:
                 return {"recipe": config.name, **asdict(forget.forget_client(url, config.name, whom))}
-            return {"recipe": config.name, **asdict(forget.forget(url, config.name, whom))}
+            return {"recipe": config.name, **asdict(forget.forget(url, config.name, whom)), **_take_out(config)}
+
+
+def _take_out(config: Config) -> Mapping[str, Any]:
+    """Take whoever was forgotten out of the recipe's datasets; else say which have them, why, and what to do."""
+    if not config.root.is_dir():
+        return {"datasets": {}}
+    gone = forgotten.read(config)
+    try:
+        with artifact.alone(config.root):
+            return {"datasets": forgotten.take_out(config, gone)}
+    except (ArtifactError, OSError) as error:  # they are out of the database, and the next ingest leaves them out
+        remedy = "run this command again, or `python jobs/pipeline.py`"
+        return {"still_in": forgotten.held_in(config, gone), "because": str(error), "remedy": remedy}
 
 
 def _status(config: Config) -> Mapping[str, Any]:
@@ -98,7 +120,7 @@ def _argument(options: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     arguments = parser(__doc__ or "")
-    arguments.add_argument("action", choices=("status", "start", "stop", "url", "migrate", "expire", *NEEDS))
+    arguments.add_argument("action", choices=("status", "start", "stop", "url", "upgrade", "migrate", "expire", *NEEDS))
     arguments.add_argument("argument", nargs="?", help="file, role or user of the last four")
     arguments.add_argument("--client", action="store_true", help="forget: the id is that of an anonymous client")
     arguments.add_argument("--forget", action="store_true", help="grant: the role may delete the data of users, too")

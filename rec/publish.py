@@ -2,14 +2,16 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rec import assemble, bundle, postgres, queries
 from rec.bundle import Bundle
 from rec.config import Config
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, RecError
 from rec.index import experiments, load, migrations, promote, recall
+from rec.index import repair as repairing
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
 from rec.index.promote import Promoted
@@ -106,6 +108,30 @@ def measure_recall(config: Config, name: str) -> dict[str, Any]:
         "k": made.config.ranker.candidates,
         "recall": recall.as_json(found),
     }
+
+
+def repair(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    """Rebuild the tables that have not the vectors of the bundles `names`, by default of all those of the recipe.
+
+    Servers answer meanwhile. Bundles that share a table are repaired together and tuned as a publish does. Raises
+    ArtifactError that names the first problem of each bundle that could not be repaired.
+    """
+    url, repaired, problems = postgres.url(config.store, create=False), [], []
+    for name in names or bundle.names(config.store):
+        try:
+            if not names and bundle.read(config.store, name).recipe != config.name:
+                continue
+            made = _named(config, name)
+            rebuilt = repairing.repair(url, config.store, made, config.index)
+        except RecError as error:
+            problems.append(str(error))
+            continue
+        if rebuilt is not None:
+            tuned = {each.id: _found(tune(config, each)) for each in rebuilt.bundles}
+            repaired.append({"found": rebuilt.found, "rows": rebuilt.rows, "bundles": tuned})
+    if problems:
+        raise ArtifactError("; ".join(problems))
+    return {"repaired": repaired}
 
 
 def _named(config: Config, name: str) -> Bundle:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from rec.bundle import Bundle
+from rec.index import prewarm
 from rec.index.search import Filters
 from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Encoded, Ranked
@@ -57,7 +58,9 @@ class Retriever:
         self._retrievers.follow(self._connections)
 
     def _retriever(self, bundle: Bundle) -> BundleRetriever:
-        return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
+        made = BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
+        prewarm.prewarm(self._connections, bundle)
+        return made
 
     def retrieve(
         self,

@@ -21,6 +21,7 @@ LONGEST = [
     "pipeline/test_planted.py",
     "evaluate/test_enrichment.py",
     "train/test_item_stages.py",
+    "index/test_crashes.py",
     "pipeline/test_ray_jobs.py",
     "serve/test_proxied.py",
     "serve/test_shop.py",
@@ -36,6 +37,7 @@ LONGEST = [
     "evaluate/test_scale.py",
     "evaluate/test_cold_items.py",
     "fit/test_training.py",
+    "index/test_upgrade.py",
 ]
 """Groups of slow tests that take half a minute or more, longest first: two processes that are handed the long ones
 first end at about the same time."""

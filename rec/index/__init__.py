@@ -9,6 +9,7 @@ experiments.py  which bundle is tried beside the active one, and on whom
 promote.py    which bundle answers: promote, roll back
 rule_versions.py  the rules of a catalogue: apply, revert
 check.py      whether the vectors in the database are those of the bundle
+repair.py     a table of vectors anew, beside the live one
 live_events.py  what servers were told of shoppers since the last ingest
 exposures.py  the lists that servers have shown
 retention.py  how long both are kept
@@ -17,6 +18,7 @@ forget.py     deletion of a user's data
 status.py     versions, size, active bundle
 connections.py   pooled connections, set for vector search
 search.py     nearest products under filters
+prewarm.py    what searches read -> Postgres' memory
 recall.py     what the index finds of exact search: the gate of promotion, and what servers sample
 catalogue.py  live product facts, and what is known of a user
 """

@@ -16,6 +16,14 @@ from rec.index.tables import Entry
 _ROWS = 8_192
 
 
+class Differs(DatabaseError):
+    """The database has other vectors than the bundle."""
+
+    def __init__(self, message: str, what: str = "") -> None:
+        super().__init__(message)
+        self.what = what
+
+
 def check(database_url: str, made: Bundle) -> str | None:
     """`compare` with the database at a URL."""
     with postgres.session(database_url) as connection:
@@ -25,14 +33,17 @@ def check(database_url: str, made: Bundle) -> str | None:
 def compare(connection: Connection[Any], made: Bundle) -> str | None:
     """SHA-256 of ids and vectors in row order, equal to the bundle's; None where the bundle is not loaded.
 
-    Raises DatabaseError naming what differs: the entry of the bundle, an index that is missing or invalid, the number
-    of rows, or the first row with another id or vector.
+    Raises Differs naming what differs: the entry of the bundle, a table that is missing, an index that is missing
+    or invalid, the number of rows, or the first row with another id or vector.
     """
     if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
         return None
     entry = tables.find(connection, made.id)
-    if entry is None:
-        return None
+    return None if entry is None else compare_with(connection, made, entry)
+
+
+def compare_with(connection: Connection[Any], made: Bundle, entry: Entry) -> str:
+    """`compare` with what an entry says, which need not be the bundle's own."""
     said = (entry.catalogue, entry.items, entry.width)
     if said != (made.recipe, made.items, made.width):
         raise _differs(made, f"its entry says {said}, not {(made.recipe, made.items, made.width)}")
@@ -42,6 +53,8 @@ def compare(connection: Connection[Any], made: Bundle) -> str | None:
 
 def _check_indexes(connection: Connection[Any], made: Bundle, entry: Entry) -> None:
     table = entry.table.as_string(connection)
+    if connection.execute("SELECT to_regclass(%s)", (table,)).fetchone() == (None,):
+        raise _differs(made, f"there is no table {table}")
     rows = connection.execute(
         "SELECT a.amname, i.indisunique, i.indisvalid AND i.indisready FROM pg_index i"
         " JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = to_regclass(%s)",
@@ -83,8 +96,9 @@ def _blocks(connection: Connection[Any], entry: Entry) -> Iterator[list[tuple[in
             yield block
 
 
-def _differs(made: Bundle, what: str) -> DatabaseError:
-    return DatabaseError(
-        f"the vectors of bundle {made.id} in the database are not those of the bundle ({what}): make the bundle before "
-        "it active with `python jobs/bundles.py rollback`, drop this one with `gc`, and publish it again"
+def _differs(made: Bundle, what: str) -> Differs:
+    return Differs(
+        f"the vectors of bundle {made.id} in the database are not those of the bundle ({what}): rebuild them from it "
+        f"with `python jobs/bundles.py repair {made.id} --recipe {made.recipe}`",
+        what,
     )

@@ -41,7 +41,7 @@ def vectors(database_url: str, bundle: Bundle, index: Index) -> bool:
         with tables.loading(connection):
             if connection.execute("SELECT 1 FROM bundles WHERE id = %s", (bundle.id,)).fetchone() is not None:
                 return False
-            ids, found = _checked(bundle)
+            ids, found = checked(bundle)
             owner, first = _shared(connection, bundle, ids, found, index)
             if owner is None:
                 owner = bundle.id
@@ -125,7 +125,7 @@ def catalogue(connection: Connection[Any], bundle: Bundle, data: Path, before: s
     return any(changed)
 
 
-def _checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
+def checked(bundle: Bundle) -> tuple[list[str], np.ndarray]:
     """Product ids and vectors float32[N, d] of item rows. Raises ArtifactError where they cannot be searched."""
     ids, vectors = bundle.product_ids(), bundle.item_vectors()
     remedy = f"run `python jobs/pipeline.py --recipe {bundle.recipe}` again"

@@ -118,7 +118,9 @@ def build(connection: Connection[Any], bundle: str, items: int, width: int, inde
                 connection.execute(statement)
             return
         except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
-            if number == 0:
+            # a full /dev/shm; where it is the disk, the second build would end as the first one did
+            shared = isinstance(error, psycopg.errors.OutOfMemory) or error.diag.source_file == "dsm_impl.c"
+            if number == 0 or not shared:
                 raise
             log.warning("no parallel index build (%s): building without workers", str(error).splitlines()[0])
 

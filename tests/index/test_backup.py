@@ -4,6 +4,7 @@ import socket
 import threading
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,17 @@ from psycopg import conninfo
 
 from jobs import database as job
 from rec import backup, bundle, bundles, postgres, publish
+from rec.config import Config
+from rec.enrich import backfill, cache, chat
+from rec.enrich.answers import Answer
 from rec.errors import ConfigError, DatabaseError
-from rec.index import migrations, promote
+from rec.index import experiments, exposures, forget, live_events, migrations, promote, rule_versions
 from rec.index.connections import Connections
+from rec.index.live_events import LiveEvent
 from rec.index.search import Filters, VectorIndex
+from rec.vocab.std import StdVocabulary
 from tests.bundle import tiny
+from tests.index.test_exposures import made
 
 
 @pytest.mark.slow
@@ -25,11 +32,12 @@ def test_content_moves_to_another_major_version(new_store: Callable[[], Path], t
     """Postgres 16, the oldest that is served, publishes and answers; the present one goes on with the same rows."""
     store = new_store()
     folder, file = store / "postgres", tmp_path / "shop.dump"
-    recipe = tiny.make(tiny.config(store))
+    recipe = tiny.config(store, seed=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(postgres.URL_VARIABLE, postgres._start(folder, postgres.MIN_POSTGRES))
-        name = publish.run(recipe)["bundle"]
-        before = answers(postgres.url(store), recipe.store, name)
+        patch.setenv(postgres.URL_VARIABLE, postgres.start(folder, postgres.MIN_POSTGRES))
+        earlier, name = used(recipe)
+        before, rows = answers(postgres.url(store), recipe.store, name), content(postgres.url(store))
+    assert [table for table, lines in rows.items() if not lines] == [], "each has rows that could be lost"
     postgres.stop_embedded(store)
     assert postgres.embedded_major(store) == postgres.MIN_POSTGRES
 
@@ -48,8 +56,12 @@ def test_content_moves_to_another_major_version(new_store: Callable[[], Path], t
         job.run(recipe, Namespace(action="restore", argument=str(half)))
     job.run(recipe, Namespace(action="restore", argument=str(file)))
     assert postgres.embedded_major(store) != postgres.MIN_POSTGRES
+    assert content(postgres.url(store)) == rows
     assert answers(postgres.url(store), recipe.store, name) == before
-    assert [found["bundle"] for found in bundles.verify(recipe, [])] == [name]
+    assert {found["bundle"]: bool(found["vectors"]) for found in bundles.verify(recipe, [])} == {
+        earlier: True,
+        name: True,
+    }
     status = job.run(recipe, Namespace(action="status", argument=None))
     assert (status["active"], status["tables"]) == (name, migrations.LATEST)
     with pytest.raises(DatabaseError, match="restored into an empty one only"):
@@ -63,22 +75,53 @@ def test_content_moves_to_another_major_version(new_store: Callable[[], Path], t
         assert promote.active(connection) == name
 
 
+def used(recipe: Config) -> tuple[str, str]:
+    """Put something into every table, as a shop does; returns the bundle that was active before, and the active one."""
+    store, url = Path(recipe.store), postgres.url(recipe.store)
+    earlier, name = (publish.run(tiny.make(tiny.config(store, seed=seed)))["bundle"] for seed in (1, 2))
+    opened, now = Connections(url, size=1), datetime.now(UTC)
+    told = LiveEvent(
+        event_id="e1", client_id="visit", product_id=tiny.product_id(7), event="view", at=now, context='\\ "원피스"\n'
+    )
+    live_events.store(opened, recipe.name, [told])
+    exposures.write(opened, [made(3, catalogue=recipe.name, bundle=name, user_id="u00", client_id="visit")])
+    opened.close()
+    assert forget.forget(url, recipe.name, "u11").profiles == 1
+    rule_versions.apply(url, recipe.name, '[[rule]]\nname = "no coats"\n')
+    experiments.start(url, recipe.name, earlier, 0.25)
+    with postgres.connect(url, autocommit=True) as connection:
+        backfill.prepare(connection, "m", chat.CHAT, StdVocabulary.load(None))
+        answer = Answer("m", chat.CHAT.version, "finished", '{"std": {"colour": "빨강"}}', 70, 5)
+        cache.pay(connection, "run", "key", answer, cache.Call(70, 5, 0.5, 300))
+    return earlier, name
+
+
+def content(url: str) -> dict[str, list[str]]:
+    """Every row of every table, and where the sequences stand: what a later version adds is among it."""
+    with postgres.connect(url) as connection:
+        tables = connection.execute(
+            "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p', 'm')"
+            " AND relnamespace::regnamespace::text !~ '^(pg_|information_schema$)'"
+        ).fetchall()
+        found = {
+            name: [row for (row,) in connection.execute(f"SELECT t::text FROM {name} t ORDER BY 1")]
+            for (name,) in tables
+        }
+        numbers = connection.execute("SELECT sequencename || ' ' || last_value FROM pg_sequences ORDER BY 1").fetchall()
+    return {**found, "sequences": [line for (line,) in numbers]}
+
+
 def answers(url: str, store: str, name: str) -> list[list[int]]:
-    """What a search finds, and how many rows each table has."""
-    made = bundle.read(store, name)
+    """What searches find."""
+    of = bundle.read(store, name)
     opened = Connections(url, size=1)
-    index = VectorIndex(opened, name, made.config.index)
+    index = VectorIndex(opened, name, of.config.index)
     nearest = [
         index.search(vector, 10, exclude=np.empty(0, np.int64), filters=Filters()).rows.tolist()
-        for vector in made.item_vectors()[:5]
+        for vector in of.item_vectors()[:5]
     ]
-    with opened.use() as connection:
-        counts = [
-            connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # type: ignore[call-overload]
-            for table in ("products", "users", "events", "promotions", "schema_version")
-        ]
     opened.close()
-    return [*nearest, *([row[0]] for row in counts if row)]
+    return nearest
 
 
 def test_a_folder_of_a_version_that_nobody_ships_names_what_is_needed(tmp_path: Path) -> None:
@@ -162,7 +205,8 @@ def test_forgetting_is_one_call(database_url: str, tmp_path: Path, monkeypatch: 
     assert done == {"recipe": "tiny", "live_events": 1, "exposures": 0}
     assert job.run(recipe, Namespace(action="expire", argument=None)) == {"live_events": 1, "exposures": 0}
     done = job.run(recipe, Namespace(action="forget", argument="ann", client=False))
-    assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0, "exposures": 0}
+    assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0, "exposures": 0, "datasets": {}}
+    assert not recipe.root.exists(), "where there are no datasets no folder is made"
     with psycopg.connect(postgres.url(tmp_path)) as connection:
         left = connection.execute("SELECT catalogue, user_id FROM users ORDER BY 1, 2").fetchall()
         kept = connection.execute("SELECT event_id FROM live_events").fetchall()
