@@ -31,7 +31,7 @@ from rec import artifact, backup, postgres, upgrade
 from rec.cli import main, parser
 from rec.config import Config
 from rec.data import forgotten
-from rec.errors import ArtifactError, ConfigError
+from rec.errors import ArtifactError, ConfigError, DatabaseError
 from rec.index import forget, migrations, retention, roles, status
 
 NEEDS = {"backup": "FILE", "restore": "FILE", "grant": "ROLE", "forget": "USER"}
@@ -84,16 +84,25 @@ def run(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _take_out(config: Config) -> Mapping[str, Any]:
-    """Take whoever was forgotten out of the recipe's datasets; else say which have them, why, and what to do."""
+    """Take whoever was forgotten out of the recipe's datasets; else say which have them, why, and what to do.
+
+    They are out of the database already, and who reads an error alone would not know it.
+    """
     if not config.root.is_dir():
         return {"datasets": {}}
-    gone = forgotten.read(config)
+    remedy = "run this command again, or `python jobs/pipeline.py`"
+    try:
+        gone = forgotten.read(config)
+    except DatabaseError as error:
+        return {"because": str(error), "remedy": remedy}
     try:
         with artifact.alone(config.root):
             return {"datasets": forgotten.take_out(config, gone)}
-    except (ArtifactError, OSError) as error:  # they are out of the database, and the next ingest leaves them out
-        remedy = "run this command again, or `python jobs/pipeline.py`"
-        return {"still_in": forgotten.held_in(config, gone), "because": str(error), "remedy": remedy}
+    except (ArtifactError, OSError) as error:
+        held, unread = forgotten.held_in(config, gone)
+        if unread:
+            remedy = f"remove or restore what is `not_read`, then {remedy}"
+        return {"still_in": held, **({"not_read": unread} if unread else {}), "because": str(error), "remedy": remedy}
 
 
 def _status(config: Config) -> Mapping[str, Any]:

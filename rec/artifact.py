@@ -63,15 +63,15 @@ class Busy(ArtifactError):
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, lock: str = LOCK) -> Iterator[None]:
     """Let one job at a time write artifacts to `folder`, on whichever machine: two would undo each other's work.
 
-    The lock goes with the process, however it ends. It is on a file: NFS shows other machines no locks of folders.
-    Raises Busy when another job has it, ArtifactError when `folder` cannot be written to.
+    The lock goes with the process, however it ends. It is on the file `lock`, which stays there: NFS shows other
+    machines no locks of folders. Raises Busy when another job has it, ArtifactError when `folder` cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+        file = (folder / lock).open("a+", encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
             f"{folder} cannot be written to ({error}): let this user write there, or name another folder with "

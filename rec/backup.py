@@ -1,7 +1,8 @@
 """Backup and restore of the whole database, by the pg_dump and pg_restore that come with the embedded server.
 
 A backup is one file in pg_dump's custom format: tables, rows and the definitions of indexes, no roles and no grants.
-Where the embedded package is not installed, the programs are those on the PATH. A password never is an argument.
+Where the embedded package is not installed, the programs are those on the PATH. A password never is an argument. What
+a backup holds of shoppers nobody but its owner may read.
 """
 
 import os
@@ -68,7 +69,9 @@ def _call(program: str, database_url: str, *options: str) -> None:
     password = where.pop("password", "")
     secret = {"PGPASSWORD": password} if password else {}
     command = [path, "--dbname", conninfo.make_conninfo(**where), *options]
-    done = subprocess.run(command, env={**os.environ, **secret}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **secret}, capture_output=True, text=True, check=False, umask=0o077
+    )
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
         raise DatabaseError(

@@ -10,7 +10,7 @@ from rec import artifact, bundle, postgres
 from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError, DatabaseError, RecError
-from rec.index import check, promote
+from rec.index import check, promote, status
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def verify(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
 
     Raises ArtifactError that names the first problem of each bundle that has one.
     """
-    url = _url(config)
+    url = status.find(config.store)
     results, problems = [], []
     for name in names or bundle.names(config.store):
         try:
@@ -91,13 +91,6 @@ def verify(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
     if problems:
         raise ArtifactError("; ".join(problems))
     return results
-
-
-def _url(config: Config) -> str | None:
-    """The database's URL; None where the store has none."""
-    if postgres.embedded_major(config.store) is None and not postgres.given():
-        return None
-    return postgres.url(config.store, create=False)
 
 
 def collect(config: Config, *, dry_run: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A URL is handed to libpq as it is: `sslmode=verify-full&sslrootcert=/path/ca.pem
 certificate and name; without them libpq takes whatever the server offers.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -20,6 +21,7 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
+from rec import processors
 from rec.errors import DatabaseError
 
 MIN_POSTGRES = 16
@@ -31,6 +33,8 @@ UPGRADING, READY = "postgres-upgrading", "ready.json"
 """Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
 MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
 """Shared buffers of the embedded server: an eighth of the memory within these."""
+MOST_WORKERS = 7
+"""Of its building an index, beside the leader."""
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +86,18 @@ def folder_in(store: str | Path) -> Path:
 
 
 def half_upgraded(store: str | Path) -> bool:
-    """Whether an upgrade was killed between the two steps of its switch: the old folder is away, the new one ready."""
-    return (Path(store).resolve() / UPGRADING / READY).exists() and not folder_in(store).exists()
+    """Whether an upgrade was killed between the two steps of its switch: the old folder is away, the new one ready.
+
+    After both, what says so may be left, and the new folder is moved away some day: then there is none to wait for.
+    """
+    work = Path(store).resolve() / UPGRADING
+    if folder_in(store).exists():
+        return False
+    try:
+        told = json.loads((work / READY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return (work / told["new"]).exists()
 
 
 def given() -> str | None:
@@ -165,6 +179,7 @@ def configure(folder: Path, *, read_only: bool = False) -> None:
         "effective_cache_size": f"{4 * mib}MB",
         "random_page_cost": "1.1",  # vectors and products are in memory, or on a disk without arms
         "jit": "off",  # compiling a statement takes longer than any of ours
+        "max_parallel_maintenance_workers": str(min(processors.count() - 1, MOST_WORKERS)),  # of CREATE INDEX
     }
     if read_only:
         settings["default_transaction_read_only"] = "on"

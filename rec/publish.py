@@ -113,10 +113,12 @@ def measure_recall(config: Config, name: str) -> dict[str, Any]:
 def repair(config: Config, names: Sequence[str]) -> dict[str, Any]:
     """Rebuild the tables that have not the vectors of the bundles `names`, by default of all those of the recipe.
 
-    Servers answer meanwhile. Bundles that share a table are repaired together and tuned as a publish does. Raises
-    ArtifactError that names the first problem of each bundle that could not be repaired.
+    Servers answer meanwhile. Bundles that share a table are repaired together, tuned and held to the floor of recall as
+    by a publish. Raises ArtifactError that names the first problem of each bundle that could not be repaired or is
+    below the floor, and those that were repaired.
     """
-    url, repaired, problems = postgres.url(config.store, create=False), [], []
+    url, problems = postgres.url(config.store, create=False), list[str]()
+    repaired, done = list[dict[str, Any]](), list[str]()
     for name in names or bundle.names(config.store):
         try:
             if not names and bundle.read(config.store, name).recipe != config.name:
@@ -127,11 +129,24 @@ def repair(config: Config, names: Sequence[str]) -> dict[str, Any]:
             problems.append(str(error))
             continue
         if rebuilt is not None:
-            tuned = {each.id: _found(tune(config, each)) for each in rebuilt.bundles}
+            tuned = {each.id: _tuned_again(config, each, problems) for each in rebuilt.bundles}
+            log.info("rebuilt the vectors of %s", ", ".join(tuned))
+            done += tuned
             repaired.append({"found": rebuilt.found, "rows": rebuilt.rows, "bundles": tuned})
     if problems:
-        raise ArtifactError("; ".join(problems))
+        raise ArtifactError("; ".join([*problems, *([f"repaired: {', '.join(done)}"] if done else [])]))
     return {"repaired": repaired}
+
+
+def _tuned_again(config: Config, made: Bundle, problems: list[str]) -> dict[str, Any]:
+    """What a bundle needs of the index that was rebuilt; what is wrong with that joins the `problems`."""
+    tuned = None
+    try:
+        tuned = tune(config, made)
+        recall.check_floor(made, tuned, config.index, force=False)
+    except RecError as error:
+        problems.append(f"the vectors of bundle {made.id} are repaired, but {error}")
+    return _found(tuned)
 
 
 def _named(config: Config, name: str) -> Bundle:

@@ -1,14 +1,17 @@
 """Upgrade the embedded server to the major version of Postgres that the installed package makes new folders with.
 
     postgres                      the server's folder; until the switch only read
-    postgres-upgrading/           the attempt: shop.dump, new-<hex> (the new folder), and at last ready.json
+    postgres-upgrading/           the attempt: shop.dump, new-<hex> (the new folder), and at last, without the dump,
+                                  ready.json
+    .postgres-upgrading.lock      held by the upgrade that runs; it stays
     postgres-16                   the old folder after the switch, as it was: nothing ever deletes it
 
 The old server is started again by the programs that it was made with and refuses changes, so that what is dumped is
-what there is. The dump is restored into a new folder and compared: every table, its rows, its indexes. Then two renames
-are the switch. Killed before them, the next call starts over; between them, it does the second; after them, it tidies
-up. Between them there is no folder `postgres`, and `postgres.url` makes no empty one but asks for this upgrade. An
-attempt never gets the folder of an earlier one, where programs that it started may still write.
+what there is. The dump is restored into a new folder and compared: of every table the number of its rows and of its
+valid indexes. Then two renames are the switch. Killed before them, the next call starts over; between them, it does the
+second; after them, it tidies up. Between them there is no folder `postgres`, and `postgres.url` makes no empty one but
+asks for this upgrade. An attempt never gets the folder of an earlier one, where programs that it started may still
+write.
 """
 
 import json
@@ -27,7 +30,7 @@ from rec.errors import DatabaseError
 
 log = logging.getLogger(__name__)
 
-DUMP = "shop.dump"
+DUMP, LOCK = "shop.dump", ".postgres-upgrading.lock"
 NAME = "shop-rec upgrade"
 """By which the server knows connections of an upgrade from those of others."""
 
@@ -51,22 +54,27 @@ class Upgraded:
 def upgrade(store: str | Path) -> Upgraded | None:
     """Move the embedded server's content to the present major version; None where it is there already, or none is.
 
-    The new server runs afterwards. Raises DatabaseError where the programs of the old version are not installed, where
-    others are connected, and where the new server has not what the old one has; then all is as before.
+    The new server runs afterwards; where an upgrade was killed when it had switched, this says what that one did.
+    Raises DatabaseError where the programs of the old version are not installed, where others are connected, and where
+    the new server has other numbers of rows or indexes; then all is as before.
     """
     folder, work = postgres.folder_in(store), Path(store).resolve() / postgres.UPGRADING
-    if not postgres.half_upgraded(store) and not _older(store):
-        _tidy(work)
+    if postgres.embedded_major(store) is None and not work.exists():
         return None
-    with artifact.alone(work):
+    with artifact.alone(folder.parent, LOCK):
         if not postgres.half_upgraded(store):
+            if not _older(store):
+                said = _tidy(work)
+                if said is None or postgres.embedded_major(store) != said.version:
+                    return None
+                postgres.url(store)
+                return said
             _prepare(folder, work)
             _rename(folder, work / _told(work)[1].kept)
-        new, said = _told(work)
+        new, _ = _told(work)
         _rename(new, folder)
         postgres.url(store)
-        _tidy(work)
-    return said
+        return _tidy(work)
 
 
 def _older(store: str | Path) -> bool:
@@ -123,6 +131,7 @@ def _move(folder: Path, work: Path) -> None:
     postgres.stop(made)
     rows = sum(count for count, _ in after.values())
     said = Upgraded(major, target, str(_free(folder, major)), len(after), rows, not_moved)
+    (work / DUMP).unlink()  # before anything says that the attempt is whole: nothing may come to remove it
     artifact.write_json(work / postgres.READY, {"new": made.name, "said": asdict(said)})
 
 
@@ -206,26 +215,32 @@ def _rename(folder: Path, target: Path) -> None:
         ) from error
 
 
-def _tidy(work: Path) -> None:
-    """Remove what an upgrade leaves that has switched: copies of what the new folder has, and the old one still has."""
+def _tidy(work: Path) -> Upgraded | None:
+    """Remove what an upgrade leaves that has switched: copies of what the new folder has, and the old one still has.
+
+    What it was to say; None where there is none.
+    """
     if not work.exists():
-        return
+        return None
     left = list(work.glob("new-*"))
-    if left and not ((work / postgres.READY).exists() and not _told(work)[0].exists()):
+    new, said = _told(work) if (work / postgres.READY).exists() else (None, None)
+    if left and (new is None or new.exists()):
         log.warning("%s was made by an upgrade that was killed, and the server's folder is of another: see to it", work)
-        return
+        return None
     for folder in left:
         postgres.stop(folder)
         shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(work)
+    return said
 
 
 def _clear(work: Path) -> None:
     """Remove an attempt, copies of what the old folder has; what says that they are whole goes first."""
+    work.mkdir(exist_ok=True)
     (work / postgres.READY).unlink(missing_ok=True)
     for path in work.iterdir():
         if path.is_dir():
             postgres.stop(path)
             shutil.rmtree(path, ignore_errors=True)  # initdb may outlive the process that called it, and still write
-        elif path.name != artifact.LOCK:
+        else:
             path.unlink(missing_ok=True)

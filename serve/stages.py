@@ -3,7 +3,6 @@
 import numpy as np
 
 from rec.bundle import Bundle
-from rec.index import prewarm
 from rec.index.search import Filters
 from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Encoded, Ranked
@@ -54,13 +53,12 @@ class Retriever:
         self._connections = connections(store, size=CONNECTIONS)
         self._sampler = RecallSampler(lambda: connections(store, size=1), metrics().recall)
         self._retrievers = Loaded(store, self._retriever)
-        self._retrievers.get(active(self._connections))
+        first = self._retrievers.get(active(self._connections))
+        first.read_ahead(self._connections)  # not at switches: what was just loaded is in memory, and shoppers wait
         self._retrievers.follow(self._connections)
 
     def _retriever(self, bundle: Bundle) -> BundleRetriever:
-        made = BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
-        prewarm.prewarm(self._connections, bundle)
-        return made
+        return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
 
     def retrieve(
         self,

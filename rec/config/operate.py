@@ -30,8 +30,8 @@ class Index(Branch):
     """When at most this many products pass the filters, by a sample of them, they are all compared; unset: as many as
     take no longer than a walk through the index (`exact_up_to`). So they are where a walk finds too few."""
     build_workers: int | None = Field(default=None, ge=0)
-    """Parallel workers of CREATE INDEX beside its leader; unset: as many as this machine has other processors, up to 7.
-    The server's own limits hold too."""
+    """Parallel workers of CREATE INDEX beside its leader; unset: max_parallel_maintenance_workers of the server, one
+    less than the processors in the store's own. The server's other limits hold too."""
     build_memory_mb: int = Field(default=2_048, ge=64)
     """Most memory that CREATE INDEX may take (maintenance_work_mem); a graph that does not fit builds slowly."""
     min_recall: float = Field(default=0.95, ge=0, le=1)

@@ -193,6 +193,7 @@ def _write(
     for name in facts:
         facts[name]["values_left_out"] = rejects[name].values_left_out
         facts[name] |= {"forgotten": others[name].rows} if gone else {}
+        facts[name] |= {"perhaps_forgotten": others[name].perhaps} if others[name].perhaps else {}
     for name, contract in _CONTRACTS.items():
         manifest = dataset.write(
             config.at(name), contract, batches[name], **identity, rejects=rejects[name], facts=facts.get(name)

@@ -42,7 +42,7 @@ from rec.evaluate import vector_sets
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
 from rec.evaluate.vector_sets import VectorSet
-from rec.index import recall, trial, vector_table
+from rec.index import recall, trial
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
 
@@ -144,8 +144,9 @@ def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: in
 
 
 def _load(url: str, items: Floats, index: Index) -> Figures:
-    rows, cores = len(items), min(vector_table.workers(index) + 1, processors.count())
+    rows = len(items)
     took = trial.load(url, [f"P{row:09d}" for row in range(rows)], items, index, ROUNDS)
+    cores = min(took.workers + 1, processors.count())
     copy, raw = np.array(took.copy_s), np.array(took.raw_s)
     return {
         "rows": figure(float(rows), "rows"),

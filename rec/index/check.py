@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pgvector.psycopg import register_vector
-from psycopg import Connection, sql
+from psycopg import Connection, errors, sql
 
 from rec import postgres
 from rec.bundle import Bundle
@@ -14,12 +14,21 @@ from rec.index import tables
 from rec.index.tables import Entry
 
 _ROWS = 8_192
+_DAMAGE = (
+    errors.DataCorrupted,
+    errors.IndexCorrupted,
+    errors.InternalError_,
+    errors.UndefinedColumn,
+    errors.UndefinedFile,
+    errors.UndefinedTable,
+)
+"""What Postgres says of a table that it cannot read; whatever else it says is not the table's fault."""
 
 
 class Differs(DatabaseError):
     """The database has other vectors than the bundle."""
 
-    def __init__(self, message: str, what: str = "") -> None:
+    def __init__(self, message: str, what: str) -> None:
         super().__init__(message)
         self.what = what
 
@@ -34,7 +43,8 @@ def compare(connection: Connection[Any], made: Bundle) -> str | None:
     """SHA-256 of ids and vectors in row order, equal to the bundle's; None where the bundle is not loaded.
 
     Raises Differs naming what differs: the entry of the bundle, a table that is missing, an index that is missing
-    or invalid, the number of rows, or the first row with another id or vector.
+    or invalid, the number of rows, the first row with another id or vector, or what Postgres cannot read. The
+    transaction of the last is of no more use.
     """
     if connection.execute("SELECT to_regclass('bundles')").fetchone() == (None,):
         return None
@@ -47,8 +57,11 @@ def compare_with(connection: Connection[Any], made: Bundle, entry: Entry) -> str
     said = (entry.catalogue, entry.items, entry.width)
     if said != (made.recipe, made.items, made.width):
         raise _differs(made, f"its entry says {said}, not {(made.recipe, made.items, made.width)}")
-    _check_indexes(connection, made, entry)
-    return _check_rows(connection, made, entry)
+    try:
+        _check_indexes(connection, made, entry)
+        return _check_rows(connection, made, entry)
+    except _DAMAGE as error:
+        raise _differs(made, f"Postgres cannot read them: {str(error).partition(chr(10))[0]}") from error
 
 
 def _check_indexes(connection: Connection[Any], made: Bundle, entry: Entry) -> None:

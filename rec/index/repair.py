@@ -8,23 +8,27 @@ first; each of them is compared with it before the switch.
 
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from psycopg import Connection, sql
 
 from rec import bundle, postgres
 from rec.bundle import Bundle
 from rec.config import Index
 from rec.errors import ArtifactError, DatabaseError
-from rec.index import check, load, migrations, tables, vector_table
+from rec.index import check, load, migrations, roles, tables, vector_table
 from rec.index.tables import Entry
 
 log = logging.getLogger(__name__)
+
+SWITCH_S = 300.0
+"""How long the switch is tried: what was built took longer."""
+TRY_MS = 500
+"""One try: searches queue behind it while it waits for those that run, and have as long to themselves after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +58,27 @@ def repair(database_url: str, store: str | Path, made: Bundle, index: Index) -> 
             entry = tables.entry(connection, made.id)
             sharing = _sharing(connection, entry.owner, store)
             largest = max(sharing, key=lambda each: each.items)
-            with _replacing(connection, entry.owner) as draft:
-                _build(connection, draft, largest, index.model_copy(update={"kind": entry.kind}))
-                for each in sharing:
-                    check.compare_with(connection, each, _right(each, replace(entry, owner=draft)))
-            _correct(connection, sharing, entry)
+            draft = secrets.token_hex(6)
+            _build(connection, draft, largest, index.model_copy(update={"kind": entry.kind}))
+            for each in sharing:
+                check.compare_with(connection, each, _right(each, replace(entry, owner=draft)))
+
+            def switch() -> None:
+                _rename(connection, draft, entry.owner)
+                roles.pass_on(connection)
+                _correct(connection, sharing, entry)
+
+            _when_free(connection, switch)
     return Rebuilt(found, largest.items, sharing)
 
 
 def _damage(connection: Connection[Any], made: Bundle) -> str | None:
-    """What `check` says of the bundle; what Postgres itself says where it cannot read the table."""
+    """What `check` says of the bundle."""
     try:
         with connection.transaction():
             check.compare(connection, made)
     except check.Differs as error:
         return error.what
-    except psycopg.DatabaseError as error:
-        if connection.closed:
-            raise
-        return str(error).partition("\n")[0]
     return None
 
 
@@ -96,33 +102,49 @@ def _sharing(connection: Connection[Any], owner: str, store: str | Path) -> list
     return found
 
 
-@contextmanager
-def _replacing(connection: Connection[Any], owner: str) -> Iterator[str]:
-    """The id under which to build a table that then takes the place of that of `owner`."""
-    draft = secrets.token_hex(6)
-    yield draft
-    with tables.switching(connection):
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(owner)))
-        names = connection.execute(
-            "SELECT relname FROM pg_class JOIN pg_index ON indexrelid = oid WHERE indrelid = to_regclass(%s)",
-            (tables.items_table(draft).as_string(connection),),
-        ).fetchall()
-        for (name,) in names:
-            connection.execute(
-                sql.SQL("ALTER INDEX {} RENAME TO {}").format(
-                    sql.Identifier(name), sql.Identifier(name.replace(draft, owner))
-                )
-            )
+def _when_free(connection: Connection[Any], switch: Callable[[], None]) -> None:
+    """Do it as soon as nobody else is at the tables. A try that fails is undone, and what was built stays."""
+    until, told = time.monotonic() + SWITCH_S, False
+    while True:
+        try:
+            with tables.switching(connection, TRY_MS):
+                switch()
+            return
+        except tables.HeldUp:
+            if time.monotonic() > until:
+                raise DatabaseError(
+                    f"others were at the old table whenever it was to be replaced, for {SWITCH_S:g} s, so nothing was "
+                    "repaired: end who reads it in long transactions (pg_stat_activity), then repair again"
+                ) from None
+            if not told:
+                log.info("others are at the old table: trying to switch for %g s", SWITCH_S)
+                told = True
+        time.sleep(TRY_MS / 1_000)
+
+
+def _rename(connection: Connection[Any], draft: str, owner: str) -> None:
+    """Put the table that was built as `draft` in the place of that of `owner`."""
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables.items_table(owner)))
+    names = connection.execute(
+        "SELECT relname FROM pg_class JOIN pg_index ON indexrelid = oid WHERE indrelid = to_regclass(%s)",
+        (tables.items_table(draft).as_string(connection),),
+    ).fetchall()
+    for (name,) in names:
         connection.execute(
-            sql.SQL("ALTER TABLE {} RENAME TO {}").format(tables.items_table(draft), sql.Identifier(f"items_{owner}"))
+            sql.SQL("ALTER INDEX {} RENAME TO {}").format(
+                sql.Identifier(name), sql.Identifier(name.replace(draft, owner))
+            )
         )
+    connection.execute(
+        sql.SQL("ALTER TABLE {} RENAME TO {}").format(tables.items_table(draft), sql.Identifier(f"items_{owner}"))
+    )
 
 
 def _build(connection: Connection[Any], name: str, made: Bundle, index: Index) -> None:
     ids, vectors = load.checked(made)
     vector_table.fill(connection, name, ids, vectors, index)
     vector_table.build(connection, name, made.items, made.width, index)
-    vector_table.finish(connection, name)
+    vector_table.complete(connection, name)
 
 
 def _right(made: Bundle, entry: Entry) -> Entry:

@@ -1,9 +1,20 @@
-"""What a person asks first of a database: its versions, its size, and which bundle answers."""
+"""What is asked first of a database: whether there is one, its versions, its size, and which bundle answers."""
 
+from pathlib import Path
 from typing import Any
 
 from rec import postgres
 from rec.index import migrations, promote
+
+
+def find(store: str | Path) -> str | None:
+    """URL of the database of `store`, for who has something to do without one: None where there is none.
+
+    Raises DatabaseError where a killed upgrade has left one that is in no place.
+    """
+    if postgres.given() is None and postgres.embedded_major(store) is None and not postgres.half_upgraded(store):
+        return None
+    return postgres.url(store, create=False)
 
 
 def status(database_url: str) -> dict[str, Any]:

@@ -43,20 +43,26 @@ def loading(connection: Connection[Any]) -> Iterator[None]:
         yield
 
 
+class HeldUp(DatabaseError):
+    """Others had locks for longer than a switch waits."""
+
+
 @contextmanager
-def switching(connection: Connection[Any]) -> Iterator[None]:
+def switching(connection: Connection[Any], wait_ms: int | None = None) -> Iterator[None]:
     """A short transaction that changes data and the active bundle: one at a time.
 
-    Raises DatabaseError when another one, or a change of stock, holds it up for more than SWITCH_WAIT_MS.
+    Raises HeldUp when another one, or a change of stock, holds it up for more than `wait_ms`, by
+    default SWITCH_WAIT_MS.
     """
+    wait = SWITCH_WAIT_MS if wait_ms is None else wait_ms
     try:
         with connection.transaction():
-            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{SWITCH_WAIT_MS}ms",))
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{wait}ms",))
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SWITCHING,))
             yield
     except errors.LockNotAvailable:
-        raise DatabaseError(
-            f"others changed the database for more than {SWITCH_WAIT_MS / 1_000:g} s, so nothing was done: try again"
+        raise HeldUp(
+            f"others changed the database for more than {wait / 1_000:g} s, so nothing was done: try again"
         ) from None
 
 

@@ -37,6 +37,8 @@ class Loaded:
     """COPY of the bytes that the server itself gave for these rows, of each round."""
     build_s: float
     """CREATE INDEX."""
+    workers: int
+    """That it could use beside its leader."""
     table_bytes: int
     index_bytes: int
 
@@ -75,6 +77,7 @@ def load(url: str, ids: Sequence[str], vectors: Floats, index: Index, rounds: in
             raw_s.append(_raw_copy(connection, table, copied, width, index))
             connection.commit()
         connection.execute(sql.SQL("DROP TABLE {}").format(copied))
+        workers = vector_table.workers(connection, index)
         started = time.perf_counter()
         vector_table.build(connection, BUNDLE, items, width, index)
         build_s = time.perf_counter() - started
@@ -85,7 +88,7 @@ def load(url: str, ids: Sequence[str], vectors: Floats, index: Index, rounds: in
             (f"items_{BUNDLE}", f"items_{BUNDLE}_hnsw"),
         ).fetchone()
     assert row is not None
-    return Loaded(copy_s[1:], raw_s[1:], build_s, *row)
+    return Loaded(copy_s[1:], raw_s[1:], build_s, workers, *row)
 
 
 def _raw_copy(

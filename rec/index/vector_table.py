@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from psycopg import Connection, sql
 
 from rec import log as progress
-from rec import processors
 from rec.config import Index
 from rec.index import binary_copy, roles, tables
 
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 2_048
 """Rows of one write to COPY."""
-MOST_WORKERS = 7
 _BYTES_PER_LINK = 16  # an in-memory HNSW neighbour; 2m on the lowest layer, about m above
 _BYTES_PER_ELEMENT = 200  # element header and allocator overhead
 
@@ -111,7 +109,7 @@ def build(connection: Connection[Any], bundle: str, items: int, width: int, inde
         ef=sql.Literal(index.ef_construction),
     )
     connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_mb}MB",))
-    for number in dict.fromkeys((workers(index), 0)):
+    for number in dict.fromkeys((workers(connection, index), 0)):
         connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(number),))
         try:
             with connection.transaction():
@@ -125,9 +123,14 @@ def build(connection: Connection[Any], bundle: str, items: int, width: int, inde
             log.warning("no parallel index build (%s): building without workers", str(error).splitlines()[0])
 
 
-def workers(index: Index) -> int:
-    """Workers of CREATE INDEX beside its leader."""
-    return min(processors.count() - 1, MOST_WORKERS) if index.build_workers is None else index.build_workers
+def workers(connection: Connection[Any], index: Index) -> int:
+    """Workers of CREATE INDEX beside its leader: where nothing is said as many as the server, whose processors they
+    take, allows."""
+    if index.build_workers is not None:
+        return index.build_workers
+    row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def graph_bytes(items: int, width: int, index: Index) -> int:
@@ -138,11 +141,16 @@ def graph_bytes(items: int, width: int, index: Index) -> int:
 
 def finish(connection: Connection[Any], bundle: str) -> None:
     """The other indexes, statistics and rights of a table that was filled."""
+    complete(connection, bundle)
+    roles.pass_on(connection)
+
+
+def complete(connection: Connection[Any], bundle: str) -> None:
+    """`finish` without the rights, which touch other tables: whoever has more to do than to commit gives them later."""
     table = tables.items_table(bundle)
     for column in ("product_id", "row"):
         connection.execute(sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(table, sql.Identifier(column)))
     connection.execute(sql.SQL("ANALYZE {}").format(table))
-    roles.pass_on(connection)
 
 
 def enter(

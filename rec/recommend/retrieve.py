@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rec.bundle import Bundle
+from rec.index import prewarm
 from rec.index.connections import Connections
 from rec.index.recall import Asked
 from rec.index.search import Filters, Found, VectorIndex
@@ -41,10 +42,15 @@ class Retriever:
     ) -> None:
         """`heard` is told of every search of the index and its answer."""
         self._heard = heard
+        self._bundle = bundle.id
         self._vectors = bundle.item_vectors()  # float32[N, d]
         self._index = VectorIndex(connections, bundle.id, bundle.config.index)
         self._sources = tables.load(bundle.folder("sources"))
         self._quotas = bundle.config.ranker.quotas
+
+    def read_ahead(self, connections: Connections) -> None:
+        """Have Postgres read what searches read, before the first of them (`rec.index.prewarm`)."""
+        prewarm.prewarm(connections, self._bundle, self._index, self._vectors)
 
     def retrieve(
         self,

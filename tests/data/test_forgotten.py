@@ -120,7 +120,8 @@ def test_the_files_may_have_a_forgotten_user_and_no_dataset_does(url: str, tmp_p
     done = ingest.run(made)
     assert not done["skipped"], "its inputs are others"
     assert done["users"] == {"rows": 3, "rejected": 0, "values_left_out": 1, "forgotten": 2}
-    left = {"rows": 3 * EVENTS_EACH, "rejected": 2, "left_out": 0, "values_left_out": 0, "forgotten": EVENTS_EACH + 2}
+    left = {"rows": 3 * EVENTS_EACH, "rejected": 2, "left_out": 0, "values_left_out": 0, "forgotten": EVENTS_EACH + 1,
+            "perhaps_forgotten": 1}  # fmt: skip  # a line of too many cells, which has no columns
     assert done["events"] == left
     assert done["taken_out"] == {"exposures": 2, "samples": 1}
     assert holding(made) == []
@@ -211,7 +212,7 @@ def test_who_is_killed_half_way_leaves_whole_datasets_and_is_continued(
         with pytest.raises(KeyboardInterrupt):
             forgotten.take_out(made, forgotten.read(made))
     names = [contract.kind for contract in forgotten.NAMING]
-    assert forgotten.held_in(made, forgotten.read(made)) == names[names.index(killed_at) :]
+    assert forgotten.held_in(made, forgotten.read(made)) == (names[names.index(killed_at) :], {})
     for contract in NAMED:
         artifact.verify(made.at(contract.kind), dataset.read_manifest(made.at(contract.kind), contract))
     ingest.run(made)
@@ -252,6 +253,93 @@ def test_where_there_is_no_database_nobody_was_forgotten_and_none_is_made(tmp_pa
     assert [path.name for path in Path(made.store).iterdir()] == ["shop"]
     manifest = dataset.read_manifest(made.at("users"), USERS)
     assert set(manifest.inputs) == {"products", "users", "events"}
+
+
+def test_who_may_have_been_forgotten_does_not_come_back_while_an_upgrade_is_half_done(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    work = Path(made.store) / postgres.UPGRADING
+    (work / "new-1").mkdir(parents=True)
+    (work / postgres.READY).write_text('{"new": "new-1"}', encoding="utf-8")
+    with pytest.raises(DatabaseError, match=r"an upgrade was killed .*`python jobs/database.py upgrade`"):
+        ingest.run(made)
+    assert not made.at("users").exists()
+
+
+@pytest.mark.parametrize("how", ["ingest", "take_out"])
+@pytest.mark.parametrize("now", ["there is no database", "the database has nobody"])
+def test_a_dataset_without_somebody_is_not_made_again_where_no_database_says_who(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, now: str
+) -> None:
+    """The embedded one was moved away, the variable is not set in this shell, or names a new server."""
+    made = recipe(tmp_path)
+    ingest.run(made)
+    forget.forget(url, "shop", GONE)
+    if how == "ingest":
+        ingest.run(made)
+    else:
+        forgotten.take_out(made, forgotten.read(made))
+    before = parts(made)
+    if now == "there is no database":
+        monkeypatch.delenv(postgres.URL_VARIABLE)
+    else:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+    with pytest.raises(DatabaseError, match=f"users was made without .*{now}.*REC_DATABASE_URL.*restore FILE"):
+        ingest.run(made)
+    assert parts(made) == before
+    assert holding(made) == []
+
+
+@pytest.mark.parametrize("damage", ["manifest", "rows", "another file"])
+def test_what_cannot_be_read_is_named_beside_what_was_deleted(url: str, tmp_path: Path, damage: str) -> None:
+    made = recipe(tmp_path)
+    ingest.run(made)
+    add_later_datasets(made)
+    place = made.at("users") / (artifact.MANIFEST if damage == "manifest" else dataset.PART)
+    if damage == "another file":
+        pq.write_table(pa.table({"name": [GONE]}), place)
+    else:
+        place.write_bytes(b"no such thing")
+    done = job.run(made, Namespace(action="forget", argument=GONE, client=False))
+    assert {"events", "profiles", "live_events", "exposures"} < done.keys(), "what went out of the database"
+    assert list(done["not_read"]) == ["users"]
+    assert "damaged" in done["not_read"]["users"]
+    assert done["because"] == done["not_read"]["users"]
+    assert done["still_in"] == [], "the others come first"
+    assert "not_read" in done["remedy"]
+    shutil.rmtree(made.at("users"))
+    done = job.run(made, Namespace(action="forget", argument=GONE, client=False))
+    assert done["datasets"] == {}
+    ingest.run(made)
+    assert holding(made) == []
+
+
+def test_a_database_that_fails_after_the_deletion_hides_no_count(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path)
+    ingest.run(made)
+
+    def broken(_config: Config) -> forget.Gone:
+        raise DatabaseError("Postgres does not answer")
+
+    monkeypatch.setattr(forgotten, "read", broken)
+    done = job.run(made, Namespace(action="forget", argument=GONE, client=False))
+    assert done["profiles"] == 0
+    assert done["because"] == "Postgres does not answer"
+
+
+def test_a_value_that_is_an_id_by_chance_is_counted_apart(url: str) -> None:
+    forget.forget(url, "shop", "42")
+    with postgres.session(url) as connection:
+        others = forgotten.Filter(forget.gone(connection, "shop"))
+    assert others.hides({"user_id": " 42", "price": "1"})
+    assert not others.hides({"user_id": "43", "price": "42"}), "it says whose it is"
+    assert others.hides({"who": ["42"], "what": "a"})
+    assert others.hides({"product_id": "a", "price": "42"})
+    assert not others.hides({"product_id": "a", "price": "420"})
+    assert (others.rows, others.perhaps) == (1, 2)
 
 
 def test_an_empty_database_stays_empty_and_one_that_does_not_answer_is_an_error(

@@ -1,5 +1,6 @@
 """A backup holds everything, a restore is all or nothing, and a folder of another Postgres is refused, not ruined."""
 
+import os
 import socket
 import threading
 from argparse import Namespace
@@ -160,6 +161,26 @@ def test_a_backup_goes_where_there_is_room(database_url: str, tmp_path: Path) ->
     with pytest.raises(DatabaseError, match="pg_dump failed"):
         backup.backup(conninfo.make_conninfo(database_url, dbname="nobody_made_it"), tmp_path / "shop.dump")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_else_may_read_a_backup(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while it is written."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS private WITH (FORCE)")
+        connection.execute("CREATE DATABASE private")
+    file, modes, replace = tmp_path / "shop.dump", [], os.replace
+
+    def seen(part: Path, target: Path) -> None:
+        modes.append(part.stat().st_mode & 0o777)
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", seen)
+    usual = os.umask(0o022)
+    try:
+        backup.backup(conninfo.make_conninfo(database_url, dbname="private"), file)
+    finally:
+        os.umask(usual)
+    assert (modes, file.stat().st_mode & 0o777) == ([0o600], 0o600)
 
 
 def test_a_url_that_asks_for_tls_gets_no_plain_connection() -> None:

@@ -153,6 +153,19 @@ def test_verify_reports_every_damaged_bundle(shop: Shop, tmp_path: Path) -> None
         job.run(tiny.config(tmp_path), Namespace(action="verify", argument=[]))
 
 
+def test_verify_leaves_no_database_out_that_an_upgrade_has_in_hand(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(postgres.URL_VARIABLE)
+    made = tiny.config(tmp_path)
+    assert job.run(made, Namespace(action="verify", argument=[]))["verified"] == [], "no bundles and no database"
+    work = Path(made.store) / postgres.UPGRADING
+    (work / "new-1").mkdir(parents=True)
+    (work / postgres.READY).write_text('{"new": "new-1"}', encoding="utf-8")
+    with pytest.raises(DatabaseError, match="an upgrade was killed"):
+        job.run(made, Namespace(action="verify", argument=[]))
+
+
 def test_diff_tells_what_changed(shop: Shop) -> None:
     same = shop.run("diff", shop.first, shop.first)
     assert same["products"]["changed"] == same["products"]["added"] == 0

@@ -67,8 +67,10 @@ def limited(store: Path) -> Iterator[None]:
         postgres.url(store)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    yield
-    postgres.stop_embedded(store)
+    try:
+        yield
+    finally:
+        postgres.stop_embedded(store)
 
 
 @contextmanager
@@ -76,9 +78,11 @@ def filled(store: Path) -> Iterator[None]:
     """Fill the disk of the server but for ROOM bytes."""
     folder = store / "postgres"
     found = os.statvfs(folder)
-    (folder / "filling").write_bytes(bytes(found.f_bavail * found.f_frsize - ROOM))
-    yield
-    (folder / "filling").unlink()
+    try:
+        (folder / "filling").write_bytes(bytes(found.f_bavail * found.f_frsize - ROOM))
+        yield
+    finally:
+        (folder / "filling").unlink(missing_ok=True)
 
 
 def mount(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,9 @@ class Shop:
 
         What connections counted is seen when they are gone.
         """
+        until = time.monotonic() + 60
         while postgres.embedded_clients(self.recipe.store):
+            assert time.monotonic() < until, "a connection is left"
             time.sleep(0.05)
         with psycopg.connect(postgres.url(self.recipe.store)) as connection:
             row = connection.execute(
@@ -56,6 +58,12 @@ class Shop:
         return paths
 
 
+def ahead(shop: Shop, opened: Connections) -> str | None:
+    """What prewarm says of the shop's bundle."""
+    index = VectorIndex(opened, shop.made.id, shop.recipe.index)
+    return prewarm.prewarm(opened, shop.made.id, index, shop.made.item_vectors())
+
+
 @pytest.fixture(scope="module")
 def shop(new_store: Callable[[], Path]) -> Shop:
     recipe = tiny.make(tiny.config(new_store().resolve()))
@@ -71,7 +79,7 @@ def test_after_a_restart_searches_read_from_disk_without_and_nothing_with_it(sho
 
     shop.restart()
     opened = Connections(postgres.url(shop.recipe.store), size=1)
-    assert prewarm.prewarm(opened, shop.made) == "searches"
+    assert ahead(shop, opened) == "searches"
     opened.close()
     before = shop.read()
     shop.search()
@@ -106,13 +114,13 @@ def test_pg_prewarm_reads_every_block_where_it_is_installed_and_searches_where_i
         "CREATE OR REPLACE FUNCTION pg_prewarm(regclass, mode text DEFAULT 'buffer', fork text DEFAULT 'main',"
         " first_block bigint DEFAULT NULL, last_block bigint DEFAULT NULL) RETURNS bigint LANGUAGE {}"
     )
-    kept = "sql AS 'INSERT INTO asked SELECT $1, generate_series($4, $5); SELECT 1::bigint'"
+    kept = "sql AS 'INSERT INTO asked (relation, block) SELECT $1, generate_series($4, $5); SELECT 1::bigint'"
     refused = "plpgsql AS 'BEGIN RAISE insufficient_privilege; END'"
     try:
         with psycopg.connect(url) as connection:
-            connection.execute("CREATE TABLE asked (relation regclass, block bigint)")
+            connection.execute("CREATE TABLE asked (number serial, relation regclass, block bigint)")
             connection.execute(define.format(kept))  # type: ignore[call-overload]
-        assert prewarm.prewarm(opened, shop.made) == "pg_prewarm"
+        assert ahead(shop, opened) == "pg_prewarm"
         with psycopg.connect(url) as connection:
             wrong = connection.execute(
                 "SELECT c.relname FROM pg_class c WHERE c.relname IN ('products', 'products_pkey', %s, %s)"
@@ -121,9 +129,13 @@ def test_pg_prewarm_reads_every_block_where_it_is_installed_and_searches_where_i
                 (table, f"{table}_hnsw"),
             ).fetchall()
             assert wrong == []
-            assert connection.execute("SELECT count(*) FROM asked").fetchone() != (0,)
+            order = connection.execute(
+                "SELECT relkind FROM asked JOIN pg_class c ON c.oid = relation GROUP BY c.oid ORDER BY min(number)"
+            ).fetchall()
+            assert [kind for (kind,) in order] == sorted([kind for (kind,) in order], reverse=True), "tables first"
+            assert {kind for (kind,) in order} == {"r", "i"}
             connection.execute(define.format(refused))  # type: ignore[call-overload]
-        assert prewarm.prewarm(opened, shop.made) == "searches"
+        assert ahead(shop, opened) == "searches"
     finally:
         with psycopg.connect(url) as connection:
             connection.execute("DROP FUNCTION pg_prewarm")
@@ -136,10 +148,23 @@ def test_it_takes_no_longer_than_it_may_and_is_never_in_the_way(shop: Shop, monk
     searches: list[int] = []
     monkeypatch.setattr(VectorIndex, "search", lambda *given, **named: searches.append(1))
     monkeypatch.setattr(prewarm, "BROADEST", 10)
-    prewarm.prewarm(opened, shop.made)
+    ahead(shop, opened)
     assert len(searches) == tiny.ITEMS // 10
     monkeypatch.setattr(prewarm, "LONGEST_S", -1.0)
-    prewarm.prewarm(opened, shop.made)
+    ahead(shop, opened)
     assert len(searches) == tiny.ITEMS // 10
-    assert prewarm.prewarm(opened, replace(shop.made, id="0123456789ab")) is None, "it is not loaded"
+    monkeypatch.setattr(prewarm, "LONGEST_S", 10.0)
+    monkeypatch.setattr(VectorIndex, "search", lambda *given, **named: 1 / 0)
+    assert ahead(shop, opened) is None, "whatever happens"
     opened.close()
+
+
+def test_a_switch_reads_nothing_ahead(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(prewarm, "prewarm", lambda _, bundle, *given: asked.append(bundle))
+    publish.activate(shop.recipe, shop.made.id)
+    replica = Retriever(shop.recipe.store)
+    recipe = tiny.make(tiny.config(Path(shop.recipe.store), seed=3))
+    replica.passing(publish.run(recipe)["bundle"], np.arange(3), Filters())
+    assert asked == [shop.made.id]
+    replica._connections.close()

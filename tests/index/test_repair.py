@@ -1,10 +1,12 @@
 """A damaged table of vectors is rebuilt from the bundle's files, under the searches of running servers."""
 
+import logging
 import shutil
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +133,96 @@ def test_searches_go_on_until_the_switch_and_after_it(shop: Shop, monkeypatch: p
         build(*given)
         raise KeyboardInterrupt
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    with monkeypatch.context() as patch:
-        patch.setattr(vector_table, "build", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            shop.run("repair")
-    assert shop.execute(f"SELECT count(*) FROM items_{shop.first}") == [(159,)]
-    assert shop.execute("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_'") == [(1,)]
-    assert len(shop.run("repair")["repaired"]) == 1
-    seen = answered[0]
-    while answered[0] == seen and not failures:
-        pass
-    over.set()
-    asking.join()
-    opened.close()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(vector_table, "build", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                shop.run("repair")
+        assert shop.execute(f"SELECT count(*) FROM items_{shop.first}") == [(159,)]
+        assert shop.execute("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname ~ '^items_'") == [(1,)]
+        assert len(shop.run("repair")["repaired"]) == 1
+        seen, until = answered[0], time.monotonic() + 60
+        while answered[0] == seen and not failures and time.monotonic() < until:
+            time.sleep(0.01)
+        assert answered[0] > seen or failures, "nothing is answered any more"
+    finally:
+        over.set()
+        asking.join(60)
+        opened.close()
     assert failures == []
+
+
+def test_a_switch_waits_for_whoever_reads_the_old_table_and_what_was_built_stays(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For longer than a try, and others read the old table between the tries."""
+    caplog.set_level(logging.INFO, "rec")
+    monkeypatch.setattr(repair, "TRY_MS", 100)
+    shop.execute(f"DELETE FROM items_{shop.first} WHERE row = 159")
+    built: list[int] = []
+    build = vector_table.build
+    monkeypatch.setattr(vector_table, "build", lambda *given: (built.append(1), build(*given)))
+    rename, tries = repair._rename, [0]
+
+    def tried(*given: Any) -> None:
+        tries[0] += 1
+        if tries[0] == 3:
+            reader.rollback()
+        rename(*given)
+
+    monkeypatch.setattr(repair, "_rename", tried)
+    with psycopg.connect(shop.url) as reader:
+        reader.execute(f"SELECT count(*) FROM items_{shop.first}")
+        assert len(shop.run("repair")["repaired"]) == 1
+    assert (len(built), tries) == (1, [3])
+    assert caplog.text.count("others are at the old table") == 1
+    assert check.check(shop.url, shop.read(shop.first)) is not None
+
+    monkeypatch.setattr(repair, "SWITCH_S", 0.3)
+    tries[0] = 3
+    shop.execute(f"DELETE FROM items_{shop.first} WHERE row = 159")
+    with psycopg.connect(shop.url) as reader:
+        reader.execute(f"SELECT count(*) FROM items_{shop.first}")
+        with pytest.raises(ArtifactError, match=r"others were at the old table .* for 0.3 s, so nothing was repaired"):
+            shop.run("repair")
+    assert len(shop.run("repair")["repaired"]) == 1
+
+
+def test_a_table_of_which_postgres_says_no_more_is_repaired_and_other_refusals_are_not_its_fault(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.execute(f"ALTER TABLE items_{shop.first} DROP COLUMN product_id")
+    shop.execute(f"ALTER TABLE items_{shop.first} ADD COLUMN product_id_2 text")
+    shop.execute(f"CREATE UNIQUE INDEX ON items_{shop.first} (product_id_2)")
+    with pytest.raises(ArtifactError, match=r'Postgres cannot read them: column "product_id" does not exist.*repair'):
+        shop.run("verify")
+    assert len(shop.run("repair")["repaired"]) == 1
+
+    def cancelled(*given: Any) -> None:
+        raise psycopg.errors.QueryCanceled("canceling statement due to user request")
+
+    monkeypatch.setattr(check, "_check_rows", cancelled)
+    with pytest.raises(DatabaseError, match="QueryCanceled"):
+        repair.repair(shop.url, shop.recipe.store, shop.read(shop.first), shop.recipe.index)
+
+
+def test_what_was_repaired_is_said_where_something_else_went_wrong(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.execute(f"DELETE FROM items_{shop.first} WHERE row = 159")
+    tune = publish.tune
+
+    def refused(*given: Any) -> None:
+        raise DatabaseError("no connection")
+
+    monkeypatch.setattr(publish, "tune", refused)
+    with pytest.raises(ArtifactError, match=rf"{shop.first} are repaired, but no connection; repaired: {shop.first}"):
+        shop.run("repair")
+    shop.execute(f"DELETE FROM items_{shop.first} WHERE row = 159")
+    monkeypatch.setattr(publish, "tune", lambda *given: replace(tune(*given), recall=0.5))
+    with pytest.raises(ArtifactError, match=rf"finds 0\.5000 of .*min_recall.*; repaired: {shop.first}"):
+        shop.run("repair")
+    assert shop.run("repair") == {"repaired": []}
 
 
 def extension(shop: Shop, base: Bundle) -> Bundle:

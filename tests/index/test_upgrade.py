@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from jobs import database as job
-from rec import bundles, postgres, publish, upgrade
+from rec import artifact, bundles, postgres, publish, upgrade
 from rec.config import Config
 from rec.errors import ConfigError, DatabaseError
 from tests.bundle import tiny
@@ -77,6 +77,8 @@ def test_one_command_upgrades_wherever_it_was_killed_before(new_store: Callable[
     assert postgres.embedded_major(store) != OLD, "the last one had switched"
     with psycopg.connect(postgres.url(store)) as connection:
         connection.execute("CREATE TABLE later (row integer)")
+    done = run(recipe, "upgrade")
+    assert (done["upgraded"], done["kept"]) == (True, str(store.resolve() / f"postgres-{OLD}")), "nobody was told yet"
     assert run(recipe, "upgrade") == {"upgraded": False, "version": postgres.embedded_major(store)}
     assert folders(store) == {"postgres", f"postgres-{OLD}"}
     assert answers(postgres.url(store), recipe.store, name) == before
@@ -118,7 +120,7 @@ def test_an_upgrade_says_what_it_did_and_refuses_while_others_are_connected(new_
             run(recipe, "upgrade")
     assert postgres.embedded_major(store) == OLD
     assert "read_only" not in (store / "postgres" / postgres.SETTINGS_FILE).read_text()
-    assert [path.name for path in (store / postgres.UPGRADING).iterdir()] == [".lock"], "the failed copy is no more"
+    assert list((store / postgres.UPGRADING).iterdir()) == [], "the failed copy is no more"
 
     done = run(recipe, "upgrade")
     kept = str(store.resolve() / f"postgres-{OLD}-2")
@@ -147,7 +149,9 @@ def test_nothing_is_upgraded_where_it_cannot_be(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(postgres, "shipped", lambda: ((12, 13), 12))
     with pytest.raises(DatabaseError, match="made by Postgres 13, which is newer than the installed Postgres 12"):
         run(recipe, "upgrade")
-    assert [path.name for path in tmp_path.iterdir()] == ["postgres"]
+    assert {path.name for path in tmp_path.iterdir()} == {"postgres", upgrade.LOCK}
+    with artifact.alone(tmp_path, upgrade.LOCK), pytest.raises(artifact.Busy):
+        run(recipe, "upgrade")
     monkeypatch.setenv(postgres.URL_VARIABLE, "postgresql://shop@127.0.0.1:1/shop")
     with pytest.raises(ConfigError, match="`upgrade` is for the embedded server"):
         run(recipe, "upgrade")
@@ -156,7 +160,9 @@ def test_nothing_is_upgraded_where_it_cannot_be(tmp_path: Path, monkeypatch: pyt
 def test_no_empty_database_takes_the_place_of_one_that_is_being_switched(tmp_path: Path) -> None:
     work = tmp_path / postgres.UPGRADING
     work.mkdir()
-    (work / postgres.READY).write_text("{}", encoding="utf-8")
+    (work / postgres.READY).write_text('{"new": "new-1"}', encoding="utf-8")
+    assert not postgres.half_upgraded(tmp_path), "the new folder was in its place, and is moved away"
+    (work / "new-1").mkdir()
     for create in (True, False):
         with pytest.raises(DatabaseError, match=r"an upgrade was killed .*`python jobs/database.py upgrade`"):
             postgres.url(tmp_path, create=create)
