@@ -104,7 +104,7 @@ def _active(config: Config) -> Bundle:
 def _take_over(config: Config, url: str, seen: pa.Table, rejects: Rejects, *, force: bool) -> Changed:
     refused = ""
     if len(rejects):
-        place = config.at(FOLDER) / "rejected.parquet"
+        place = config.at(FOLDER) / dataset.REFUSED
         place.parent.mkdir(parents=True, exist_ok=True)
         rejects.save(place)
         refused = f"; {len(rejects)} rows of it are refused, the first one because {rejects.first_reason}: see {place}"

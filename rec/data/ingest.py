@@ -201,5 +201,5 @@ def _write(
         logger.info("%s: %d rows, %d refused", name, manifest.facts["rows"], manifest.facts["rejected"])
     for name in facts:
         if rejects[name].values_left_out:
-            place = config.at(name) / "rejected.parquet"
+            place = config.at(name) / dataset.REFUSED
             logger.warning("%s: %d values are not used: %s says why", name, rejects[name].values_left_out, place)

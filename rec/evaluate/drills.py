@@ -105,7 +105,7 @@ def _killer(store: Path, title: str) -> Callable[[], None]:
 
 def _postgres_dies(store: Path) -> None:
     """SIGKILL its first process; what comes up again recovers from its log."""
-    pid = int((store / "postgres" / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+    pid = int((postgres.folder_in(store) / "postmaster.pid").read_text(encoding="utf-8").split()[0])
     server = psutil.Process(pid)
     server.send_signal(signal.SIGKILL)
     server.wait(LONG_S)

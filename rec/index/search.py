@@ -76,10 +76,11 @@ class VectorIndex:
         self._connections = connections
         with connections.use() as connection:
             found = tables.entry(connection, bundle)
-            self._sample = Sample(connection, found.table, found.catalogue, found.items)
+            self._exact = index.exact_up_to(found.items)
+            all_compared = found.items <= self._exact
+            self._sample = None if all_compared else Sample(connection, found.table, found.catalogue, found.items)
         self._queries = cache(lambda *given: _Queries.of(found.table, _condition(*given)))
         self._catalogue, self._items, self._width = found.catalogue, found.items, found.width
-        self._exact = index.exact_up_to(found.items)
         self.ef_search = found.ef_search or index.ef_search
         """Candidates that a walk through the index looks at."""
         self._value = tables.embedding(found.kind)
@@ -90,7 +91,9 @@ class VectorIndex:
         queries = self._queries(*filters.given)
 
         def search(connection: Connection[Any]) -> Found:
-            share = 1.0 if self._items <= self._exact else self._sample.share(connection, **_values(filters))
+            if self._sample is None:
+                return _compared(connection, queries.exact, parameters)
+            share = self._sample.share(connection, **_values(filters))
             passing = round(share * self._items)
             in_vain = share * parameters["walk"] < parameters["visit"] and passing <= MOST_COMPARED
             if passing <= self._exact or in_vain:
