@@ -34,12 +34,16 @@ class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
     aside = frozenset({"compile"})
-    late = frozenset({"text", "chunk_size", "same_category", "shared_keys"})
+    late = frozenset({"text", "chunk_size", "same_category", "shared_keys", "start"})
 
     inputs: list[Literal["std", "re", "title"]] = Field(default=["std", "re", "title"], min_length=1)
     """Inputs in use; leaving one out is the ablation."""
     shared_keys: bool = True
     """RE tokens and STD values of one key share its embedding; without, RE keys have their own: the ablation."""
+    start: Literal["texts", "choices"] = "texts"
+    """Directions of the catalogue's texts that the tower starts in: those in which products differ most, or those in
+    which products that the same users chose are alike (`behaviour.window`, `behaviour.damping`). It reads content only
+    either way."""
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
     heads: int = Field(default=4, ge=1)
@@ -73,12 +77,17 @@ class ItemTower(Branch):
     def identity(self) -> dict[str, Any]:
         """See `Branch`. Options of a mode or stage that is not in use change nothing."""
         unused = {"frozen": {"text_layers", "text_learning_rate"}, "top": set(), "full": {"text_layers"}}[self.text]
-        unused |= set() if self.behaviour.epochs else {"behaviour"}
+        unused |= set() if self.reads_choices else {"behaviour"}
         return {name: value for name, value in super().identity().items() if name not in unused}
 
     def complete(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """See `Branch`. An identity without the behaviour stage is one of a tower that had none."""
         return super().complete({"behaviour": {"epochs": 0}, **identity})
+
+    @property
+    def reads_choices(self) -> bool:
+        """Whether pairs of products that the same users chose are drawn, for the start or for a stage of their own."""
+        return self.start == "choices" or self.behaviour.epochs > 0
 
     @property
     def layers_above_states(self) -> int:

@@ -35,7 +35,7 @@ def loop(config: dict[str, Any]) -> None:
     ddp.load_checkpoint(Path(config["start"]), tower)
     if options.compile:
         tower.compile_parts()
-    train(tower, items, copurchase.load(Path(config["pairs"])), options, config["seed"], tensors)
+    train(tower, items, copurchase.load(Path(config["inputs"])), options, config["seed"], tensors)
 
 
 def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, seed: int, tensors: Path) -> None:

@@ -2,7 +2,8 @@
 
 The tower starts from the texts of the products (`rec.train.text_start`). Two views of each product, made by hiding
 whole keys in STD and in RE and single title tokens, should find each other among the views of all other products of
-the batch. Content only: no event is read, so a product that arrived this morning is as well placed as any. With
+the batch. Content only: a product that arrived this morning is as well placed as any, and no event is read but for the
+directions in which texts are told apart, where `item_tower.start` says so. With
 `item_tower.behaviour` a second run goes on from there with pairs of products that users chose
 (`rec.train.behaviour`); what the tower reads stays content.
 """
@@ -62,16 +63,18 @@ def run(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     folder = ddp.inputs_folder(storage, name)
     shape = shape_of(config, _text_layers(config, folder))
-    pairs = _write_pairs(config, ddp.inputs_folder(storage, second)) if config.item_tower.behaviour.epochs else 0
+    pairs = _write_pairs(config, folder) if config.item_tower.reads_choices else 0
     runtime.start(config.cpus)
     loop_config = inputs_of_loop(config, shape, folder)
     checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
     history, metrics = ddp.history_of(checkpoint), ddp.metrics_of(checkpoint)
-    if pairs:
-        loop_config |= {"start": str(checkpoint), "pairs": str(ddp.inputs_folder(storage, second))}
+    if config.item_tower.behaviour.epochs:
+        loop_config |= {"start": str(checkpoint)}
         checkpoint = ddp.fit(behaviour.loop, config.item_tower.train, second, loop_config, storage)
         history += ddp.history_of(checkpoint)
-        metrics |= {"pairs": pairs, **ddp.metrics_of(checkpoint)}
+        metrics |= ddp.metrics_of(checkpoint)
+    if pairs:
+        metrics |= {"pairs": pairs}
     tower = ItemTower(shape)
     ddp.load_checkpoint(checkpoint, tower)
     facts = {
@@ -91,7 +94,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _input_hashes(config: Config) -> dict[str, str]:
     events = {}
-    if config.item_tower.behaviour.epochs:
+    if config.item_tower.reads_choices:
         events["events"] = dataset.read_manifest(config.at("events"), INTERACTIONS).content_hash
     return {
         **events,
@@ -106,7 +109,7 @@ def _write_pairs(config: Config, folder: Path) -> int:
     options = config.item_tower.behaviour
     groups = dataset.read(config.at("tensors"), TENSORS, ["group"])["group"].to_numpy().astype(np.int64)
     pairs = copurchase.find(histories.load(config.root), groups, window=options.window, damping=options.damping)
-    if len(pairs) < options.batch_size:
+    if options.epochs and len(pairs) < options.batch_size:
         raise ConfigError(
             f"{config.at('events')} holds {len(pairs)} pairs of products that one user chose within "
             f"item_tower.behaviour.window={options.window} training events, which fill no batch of "
@@ -173,7 +176,8 @@ def loop(config: dict[str, Any]) -> None:
     probe = None
     if ddp.rank() == 0:
         if ddp.fresh():
-            text_start.apply(tower, items, get_device())  # the other workers get its weights
+            choices = copurchase.load(Path(config["inputs"])) if options.start == "choices" else None
+            text_start.apply(tower, items, get_device(), choices)  # the other workers get its weights
         probe = Probe(items, categories, options, config["seed"])
     train(tower, items, categories, options, config["seed"], Path(config["tensors"]), probe)
 

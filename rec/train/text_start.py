@@ -2,12 +2,19 @@
 
 A text's vector is the mean of its token states. Whitening turns the vectors of a catalogue into ones without the
 directions that all of them share, so that their inner products tell them apart (Su, Cao, Liu, Ou, "Whitening Sentence
-Representations for Better Semantics and Faster Retrieval", 2021, arXiv 2103.15316), and keeps the d of most variance:
+Representations for Better Semantics and Faster Retrieval", 2021, arXiv 2103.15316):
 
-    y = (t / |t| - mean) U (eigenvalues + their sum / n)^(-1/2)
+    y = (t / |t| - mean) U (eigenvalues + their sum / n)^(-1/2) V
 
 What is added is the noise that n products leave in a direction: few products, whitened without it, would each be as
-far from every other as they can be. To the drawn row of an id the mean y of the products that carry it is added, the
+far from every other as they can be. V keeps d directions of y: those of most variance, or, where pairs of products that
+the same users chose are given, those in which partners are most alike. They are the first eigenvectors of
+
+    (m E[y_i y_j'] + PRIOR diag(eigenvalues / the largest)) / (m + PRIOR)
+
+over m pairs (i, j): canonical correlation of both sides, which have one covariance by symmetry, drawn to the directions
+of most variance the fewer the pairs are. It is a map of texts and learns nothing of single products, so it holds for
+those that nobody chose yet. To the drawn row of an id the mean y of the products that carry it is added, the
 less of it the fewer they are; what was drawn tells ids apart whose products are alike.
 """
 
@@ -17,10 +24,14 @@ from numpy.typing import NDArray
 
 from rec.models.item_inputs import IntArray, ItemInputs
 from rec.models.item_tower import ItemTower, present_mean
+from rec.train.copurchase import Pairs
 
 SAMPLE = 50_000
 """Products, evenly spread over the catalogue, whose texts give the covariance."""
 BLOCK = 256
+PRIOR = 10_000
+"""Pairs that texts' variance counts as."""
+PAIRS_AT_ONCE = 65_536
 RARE = 10
 """Of an id with n products, n / (n + RARE) of their mean is added to its row."""
 
@@ -28,10 +39,11 @@ Floats = NDArray[np.float32]
 
 
 @torch.no_grad()
-def apply(tower: ItemTower, items: ItemInputs, device: torch.device) -> None:
+def apply(tower: ItemTower, items: ItemInputs, device: torch.device, pairs: Pairs | None = None) -> None:
     """Let the tables and the title's projection of an untrained tower on the CPU start from the texts of `items`.
 
-    A tower that reads no titles stays as it was drawn, and so does one whose texts all say the same, or nothing.
+    With `pairs` in the directions in which products that the same users chose are alike. A tower that reads no titles
+    stays as it was drawn, and so does one whose texts all say the same, or nothing.
     `device` is where layers of the text encoder that the tower holds are run.
     """
     if "title" not in tower.shape.inputs:
@@ -44,10 +56,13 @@ def apply(tower: ItemTower, items: ItemInputs, device: torch.device) -> None:
         return
     sample = carriers[np.linspace(0, len(carriers) - 1, min(SAMPLE, len(carriers))).astype(np.int64)]
     vectors /= np.maximum(lengths, 1e-12)[:, None]  # in place: large catalogues have a gibibyte here
-    found = whitening(vectors[items.text_of_item[sample]], tower.shape.width)
+    width = tower.shape.width
+    found = whitening(vectors[items.text_of_item[sample]], width if pairs is None else items.text_width)
     if found is None:
         return
     centre, weight = found
+    if pairs is not None:
+        weight = weight @ _chosen(vectors, items, pairs, found, width)
     placed = (vectors @ weight - centre @ weight) * said[:, None].astype(np.float32)  # float32[D, d]
     length = float(lengths[items.text_of_item[sample]].mean())
     tower.title.weight.copy_(torch.from_numpy(weight.T / length))
@@ -74,6 +89,28 @@ def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
     weight = np.zeros((vectors.shape[1], width), dtype=np.float32)
     weight[:, : len(kept)] = directions / np.sqrt(np.maximum(values, 0.0) + noise)
     return centre.astype(np.float32), weight
+
+
+def _chosen(vectors: Floats, items: ItemInputs, pairs: Pairs, found: tuple[Floats, Floats], width: int) -> Floats:
+    """V float32[w, width] for texts `vectors` float32[D, w] and what whitens them whole; see the module."""
+    centre, weight = found
+    sides = [items.text_of_item[side] for side in (pairs.first, pairs.second)]  # int64[P] texts
+    said = np.flatnonzero(vectors[sides[0]].any(1) & vectors[sides[1]].any(1))
+    share = (pairs.share[said] / max(pairs.share[said].sum(), 1e-12) * len(said)).astype(np.float32)
+    spread = np.zeros((len(centre),) * 2)
+    for start in range(0, len(said), PAIRS_AT_ONCE):
+        part = said[start : start + PAIRS_AT_ONCE]
+        first, second = (vectors[side[part]] - centre for side in sides)
+        spread += (first * share[start : start + PAIRS_AT_ONCE, None]).T @ second
+    together = weight.T @ (spread + spread.T) @ weight / 2
+    lengths = (weight.astype(np.float64) ** 2).sum(0)  # 1 / eigenvalue; 0 where none was told
+    variance = np.where(lengths > 0, lengths[0] / np.maximum(lengths, lengths[0]), 0.0)
+    values, directions = np.linalg.eigh((together + PRIOR * np.diag(variance)) / (len(said) + PRIOR))  # ascending
+    kept = np.argsort(-values, kind="stable")[:width]
+    directions = directions[:, kept]
+    chosen = np.zeros((len(centre), width), np.float32)
+    chosen[:, : len(kept)] = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(len(kept))])
+    return chosen
 
 
 def _added(means: Floats, carried: IntArray) -> torch.Tensor:

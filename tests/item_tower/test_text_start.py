@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rec.models.item_inputs import ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
 from rec.train import text_start
+from rec.train.copurchase import Pairs
 
 TEXT_WIDTH = 12
 RNG = np.random.default_rng(7)
@@ -38,10 +39,10 @@ def _texts(count: int, tokens: int = 3) -> list[np.ndarray]:
     return [shared + scale * RNG.standard_normal(TEXT_WIDTH) + np.zeros((tokens, 1)) for _ in range(count)]
 
 
-def _started(shape: Shape, items: ItemInputs) -> ItemTower:
+def _started(shape: Shape, items: ItemInputs, pairs: Pairs | None = None) -> ItemTower:
     torch.manual_seed(0)
     tower = ItemTower(shape).eval()
-    text_start.apply(tower, items, torch.device("cpu"))
+    text_start.apply(tower, items, torch.device("cpu"), pairs)
     return tower
 
 
@@ -164,3 +165,50 @@ def test_a_tower_without_titles_stays_as_it_was_drawn(shape: Shape) -> None:
     drawn = ItemTower(shape).state_dict()
     for name, weight in _started(shape, _items(_texts(50), [[2]] * 50, [[3]] * 50)).state_dict().items():
         assert torch.equal(weight, drawn[name]), name
+
+
+def _partners(count: int, kinds: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """`count` pairs of products of one of the `kinds`, int64[N]."""
+    first = rng.integers(0, len(kinds), count)
+    second = np.array([rng.choice(np.flatnonzero(kinds == kinds[row])) for row in first])
+    apart = first != second
+    low, high = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
+    return Pairs(low, high, np.full(len(low), 1 / len(low)))
+
+
+def test_a_start_by_choices_finds_what_partners_share_even_where_texts_differ_little_in_it(shape: Shape) -> None:
+    """And for products that are in no pair."""
+    rng = np.random.default_rng(3)
+    texts, kinds = _texts(600), rng.integers(0, 2, 600)
+    for text, kind in zip(texts, kinds, strict=True):
+        text[:, -1] = 0.2 * (2 * kind - 1)  # the direction of least variance
+    items = _items(texts, [[]] * 600, [[]] * 600)
+    shape = replace(shape, width=8)
+    pairs = _partners(60_000, kinds[:300], rng)
+
+    def same_kind(tower: ItemTower) -> float:
+        vectors = _vectors(tower, items)[300:]
+        nearest = np.argsort(-(vectors @ vectors.T), axis=1)[:, 1:6]
+        return float((kinds[300:][nearest] == kinds[300:, None]).mean())
+
+    assert same_kind(_started(shape, items)) < 0.6
+    assert same_kind(_started(shape, items, pairs)) > 0.8
+
+
+def test_without_pairs_a_start_by_choices_is_that_by_texts(shape: Shape) -> None:
+    items = _items([*_texts(50), np.zeros((0, TEXT_WIDTH))], [[3]] * 51, [[4]] * 51)
+    shape = replace(shape, width=8)
+    none = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    blank = Pairs(np.array([0]), np.array([50]), np.ones(1))  # a product that says nothing has no direction
+    expected = _vectors(_started(shape, items), items)
+    for pairs in (none, blank):
+        found = _vectors(_started(shape, items, pairs), items)
+        assert _alike(found, expected) > 0.99
+
+
+@pytest.mark.parametrize("width", [8, 12, 32])
+@pytest.mark.parametrize("count", [1, 40])
+def test_few_pairs_of_few_products_give_finite_vectors(shape: Shape, count: int, width: int) -> None:
+    items = _items(_texts(9), [[1]] * 9, [[]] * 9)
+    pairs = _partners(count, np.zeros(9, np.int64), np.random.default_rng(width))
+    assert np.isfinite(_vectors(_started(replace(shape, width=width), items, pairs), items)).all()

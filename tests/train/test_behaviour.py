@@ -148,6 +148,26 @@ def test_off_it_changes_no_fingerprint() -> None:
     assert on["behaviour"]["epochs"] == 1
 
 
+def test_a_start_by_choices_reads_events_and_is_another_tower(tmp_path: Path) -> None:
+    tree = catalogue.shop(tmp_path, 32)
+    short = tree.item_tower.train.model_copy(update={"epochs": 1})
+    options = tree.item_tower.model_copy(update={"start": "choices", "train": short})
+    chosen = tree.model_copy(update={"item_tower": options})
+    with in_process(item.loop):
+        made = item.run(chosen)
+    found = artifact.peek(chosen.at(item_tower.KIND))
+    assert found is not None
+    assert "events" in found.inputs
+    assert made["pairs"] > 0
+    assert options.identity()["behaviour"]["window"] == 5
+    with in_process(item.loop):
+        item.run(tree.model_copy(update={"item_tower": options.model_copy(update={"start": "texts"})}))
+    other = artifact.peek(tree.at(item_tower.KIND))
+    assert other is not None
+    assert "events" not in other.inputs
+    assert other.content_hash != found.content_hash
+
+
 @pytest.mark.slow
 def test_too_few_pairs_are_refused_before_any_training(tmp_path: Path) -> None:
     tree = catalogue.shop(tmp_path, 16)
