@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from rec.bundle import Bundle
+from rec.bundle import COMPACT, Bundle
 from rec.vocab.std import UNKNOWN
 
 CARDS = 16_384
@@ -19,7 +19,7 @@ class Shelf:
     """Display data of one bundle in item-row order."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._table = bundle.products().combine_chunks()
+        self._table = bundle.products(schema=COMPACT).combine_chunks()
         self.product_ids: list[str] = self._table["product_id"].to_pylist()
         """Id of each item row."""
         self.categories: list[str] = sorted(set(pc.list_flatten(self._table["category"]).to_pylist()) - {UNKNOWN})
@@ -46,6 +46,12 @@ class Shelf:
     def product_id(self, row: int) -> str:
         """The id of an item row."""
         return self.product_ids[row]
+
+    def evidence(self, row: int) -> list[dict[str, Any]]:
+        """The attributes of an item row, STD before RE, each with where it comes from; not of the cards, which are kept
+        in memory and nearly never asked for it."""
+        attributes = self._table.slice(int(row), 1).select(["std", "re"]).to_pylist()[0]
+        return [{"kind": kind, **attribute} for kind in ("std", "re") for attribute in attributes[kind]]
 
     def _card(self, row: int) -> dict[str, Any]:
         shown: dict[str, Any] = self._table.slice(int(row), 1).to_pylist()[0]
