@@ -137,6 +137,7 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
     page.fill("#find", "no such thing at all")
     page.wait_for_selector("#found-note:has-text('Nothing in the catalogue')")
     page.fill("#find", "")
+    page.wait_for_selector("#found-note:empty", state="attached")
 
     # the cart: what is in it counts at once, reasons name it, and it has a sum
     added = page.locator("#items .card >> nth=0 >> h3").inner_text()
@@ -288,6 +289,7 @@ def test_a_product_that_is_gone_leaves_the_cart(fresh: Shop, browser: "sync_api.
         route.fulfill(json=answer)
 
     shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/products?*", gone))
+    shop.page.fill("#find", "red")
     title = shop.page.inner_text("#found .row >> nth=0 >> .t")
     shop.page.click("#found .add >> nth=0")
     shop.page.wait_for_selector(f"#error:has-text('No longer in this catalogue: {title}')")
