@@ -187,8 +187,8 @@ def display(config: Config) -> pa.Table:
                 **{name: product[name] for name in shown},
                 "category": [a["value"] for a in found["std"] if a["key"] == "category"],
                 "colour": [a["value"] for a in found["std"] if a["key"] == "colour"],
-                "std": [{"key": a["key"], "value": a["value"]} for a in found["std"]],
-                "re": [{"key": a["key"], "value": a["value"]} for a in found["re"]],
+                "std": found["std"],
+                "re": found["re"],
                 "snippet": _snippet(product["description"] or product["html"] or ""),
             }
             for product, found in pairs

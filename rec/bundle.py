@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,10 +49,24 @@ PARTS = ("vocabulary", "item_tower", "user_tower", "sources", "features", "ranke
 FIT_HEAD = "fit_head"
 """The one that a bundle may have besides."""
 
-_ATTRIBUTES = pa.list_(
-    pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string(), nullable=False)])
-)
 _NAMES = pa.list_(pa.string())
+_WORD = pa.dictionary(pa.int32(), pa.string())
+
+
+def _attributes(word: pa.DataType) -> pa.DataType:
+    """Those of rec.schema; `source` and `evidence` are null in bundles of before."""
+    return pa.list_(
+        pa.struct(
+            [
+                pa.field("key", word, nullable=False),
+                pa.field("value", word, nullable=False),
+                pa.field("source", word),
+                pa.field("evidence", word),
+            ]
+        )
+    )
+
+
 DISPLAY = pa.schema(
     [
         pa.field("product_id", pa.string(), nullable=False),
@@ -62,13 +76,20 @@ DISPLAY = pa.schema(
         pa.field("brand", pa.string()),
         pa.field("category", _NAMES, nullable=False),  # STD names
         pa.field("colour", _NAMES, nullable=False),  # STD names
-        pa.field("std", _ATTRIBUTES, nullable=False),
-        pa.field("re", _ATTRIBUTES, nullable=False),
+        pa.field("std", _attributes(pa.string()), nullable=False),
+        pa.field("re", _attributes(pa.string()), nullable=False),
         pa.field("snippet", pa.string(), nullable=False),  # first words of the description, plain text
         pa.field("available", pa.bool_(), nullable=False),
         pa.field("group_id", pa.string()),  # same style in another size or colour; null as well in bundles of before
     ]
 )
+COMPACT = pa.schema(
+    [
+        pa.field(field.name, _attributes(_WORD), nullable=False) if field.name in ("std", "re") else field
+        for field in DISPLAY
+    ]
+)
+"""The same with each word of the attributes once, for who keeps it: catalogues repeat them, and it takes a third."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +151,9 @@ class Bundle:
         """SHA-256 of one file."""
         return str(self.files[name]["sha256"])
 
-    def products(self) -> pa.Table:
-        """The display table in item-row order, under the schema DISPLAY."""
-        return pq.read_table(self.path / "products.parquet", schema=DISPLAY)
+    def products(self, columns: Sequence[str] | None = None, schema: pa.Schema = DISPLAY) -> pa.Table:
+        """The display table in item-row order, or `columns` of it, under the schema DISPLAY or COMPACT."""
+        return pq.read_table(self.path / "products.parquet", columns=columns, schema=schema)
 
     def product_ids(self) -> list[str]:
         """Product id of each item row."""

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rec.bundle import DISPLAY, Bundle
 from rec.features.spec import Spec
@@ -44,7 +45,7 @@ def _products(one: Bundle, other: Bundle) -> dict[str, Any]:
     columns: dict[str, int] = {}
     changed: set[int] = set()
     for name in DISPLAY.names:
-        before, after = left[name].take(here).to_pylist(), right[name].take(there).to_pylist()
+        before, after = _values(left[name].take(here)), _values(right[name].take(there))
         unlike = [row for row, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
         if unlike:
             columns[name] = len(unlike)
@@ -55,6 +56,14 @@ def _products(one: Bundle, other: Bundle) -> dict[str, Any]:
         "changed_columns": columns,
         "changed_first": [ids[0][here[row]] for row in sorted(changed)[:SHOWN]],
     }
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column's values; of attributes key and value alone, as bundles of before do not say where they come from."""
+    values: list[Any] = column.to_pylist()
+    if column.type in (DISPLAY.field("std").type, DISPLAY.field("re").type):
+        return [[(each["key"], each["value"]) for each in attributes] for attributes in values]
+    return values
 
 
 def _rows_of_both(ids: Sequence[Sequence[str]]) -> tuple[list[int], list[int]]:

@@ -54,9 +54,9 @@ class Answering:
         """
         return await self._asking.answer(self._recommend(front, request, arm, patience, whole))
 
-    async def similar(self, front: BackedFront, row: int, k: int) -> dict[str, Any]:
+    async def similar(self, front: BackedFront, row: int, k: int, *, evidence: bool) -> dict[str, Any]:
         """The nearest available products of an item row."""
-        return await self._asking.answer(self._similar(front, row, k))
+        return await self._asking.answer(self._similar(front, row, k, evidence))
 
     async def explain(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
         """Why a product is or is not in the list."""
@@ -70,7 +70,8 @@ class Answering:
         passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
         with watch.lap("explanation"):
             items = await listed(front, stages, passage)
-        metrics().answer(watch.milliseconds(), passage.candidates.sources, ladder.codes)
+        funnel = asdict(passage.funnel(len(front.shelf)))
+        metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
         exposure_id = new_id()
         if not whole and not request.without:  # a probe is no shopper, and nobody shops by half a list
             scores = passage.candidates.scores
@@ -97,15 +98,18 @@ class Answering:
             "degraded": ladder.codes,
             "underfilled": underfilled,
             "rules": None if ruling is None else {"version": ruling.number, "left_out": passage.left_out()},
+            "funnel": funnel,
             "milliseconds": watch.milliseconds(),
         }
 
-    async def _similar(self, front: BackedFront, row: int, k: int) -> dict[str, Any]:
+    async def _similar(self, front: BackedFront, row: int, k: int, evidence: bool) -> dict[str, Any]:
         ladder = Ladder()
         stages = Fallible(self._asking, front, ladder, STAGE_S)
         found = await stages.similar(row, k, standing(front.rules.ruling, datetime.now(UTC)).exclude)
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
+        if evidence:
+            front.cite([product, *items])
         await stages.freshen([product, *items])
         metrics().degraded(ladder.codes)
         return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}

@@ -58,12 +58,15 @@ DEMO_USERS = 12
 
 ProductId = Annotated[str, PathParameter(examples=["S0003"])]
 UserId = Annotated[api.Id, PathParameter(examples=["U0042"])]
+WithEvidence = Annotated[bool, Query(description="Whether products say where each of their attributes comes from.")]
 ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
 
 app = FastAPI(
     title="shop-rec",
     summary="Recommendations that understand what a garment is.",
     version="1",
+    docs_url=None,  # FastAPI's pages load scripts from other hosts
+    redoc_url=None,
     # Serve traces, and without paths, which hold ids of users
     telemetry={"tracing": False, "metrics": False, "logs": False},
 )
@@ -169,13 +172,16 @@ class Recommender:
         **described(examples.NEIGHBOURS, 404),
     )
     async def similar(
-        self, product_id: ProductId, k: Annotated[int, Query(ge=1, le=MAX_K, examples=[8])] = 10
+        self,
+        product_id: ProductId,
+        k: Annotated[int, Query(ge=1, le=MAX_K, examples=[8])] = 10,
+        evidence: WithEvidence = False,
     ) -> dict[str, Any]:
         """The nearest available products."""
         front = next((each for each in self._trial.fronts(self._front) if each.shelf.known(product_id)), None)
         if front is None:
             raise UnknownProducts([product_id])
-        return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k)
+        return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k, evidence=evidence)
 
     @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, 408, 413))
     async def explain(
@@ -243,12 +249,15 @@ class Recommender:
         self,
         query: Annotated[str, Query(max_length=200, pattern="^[^\\x00]*$", examples=["red dress"])] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_K, examples=[3])] = 24,
+        evidence: WithEvidence = False,
     ) -> dict[str, Any]:
         """Products whose title, brand or category holds every word of `query`."""
         front = self._front
         found = await asyncio.to_thread(front.catalogue.find, query, limit)
         rows = front.shelf.rows([product_id for product_id in found if front.shelf.known(product_id)])
         items = [shown(front.shelf.card(row)) for row in rows.tolist()]
+        if evidence:
+            front.cite(items)
         await asyncio.to_thread(front.freshen, items)
         return {"items": items, "bundle": front.bundle.id}
 

@@ -23,6 +23,12 @@ PRODUCT: Mapping[str, Any] = {
     "snippet": "A loose dress of washed linen for warm days.",
     "attributes": {"category": ["dress"], "colour": ["beige"], "season": ["summer"]},
     "details": {"fabric": ["washed linen"]},
+    "evidence": [
+        {"kind": "std", "key": "category", "value": "dress", "source": "given", "evidence": "Dress"},
+        {"kind": "std", "key": "colour", "value": "beige", "source": "rule", "evidence": "sand"},
+        {"kind": "std", "key": "season", "value": "summer", "source": "llm", "evidence": "for warm days"},
+        {"kind": "re", "key": "fabric", "value": "washed linen", "source": "llm", "evidence": "washed linen"},
+    ],
 }
 MATCHED = [{"kind": "std", "key": "category", "value": "dress"}]
 RECOMMENDED: Mapping[str, Any] = {
@@ -40,6 +46,8 @@ MILLISECONDS = {
     "state": 2.0, "user_tower": 4.1, "retrieval": 3.7, "ranking": 3.1, "rules": 0.0, "explanation": 0.6, "total": 13.5,
 }  # fmt: skip
 
+FUNNEL = {"catalogue": 400, "candidates": 100, "ranked": 100, "shown": 1}
+
 RECOMMEND: Examples = {
     "new": {"summary": "A shopper never seen", "value": {}},
     "wish": {
@@ -49,6 +57,7 @@ RECOMMEND: Examples = {
             "context": "a linen dress for a beach wedding",
             "filters": {"category": ["dress"], "price_max": 120},
             "k": 5,
+            "evidence": True,
         },
     },
     "known": {
@@ -70,6 +79,7 @@ RECOMMENDATIONS: Examples = {
     "degraded": [],
     "underfilled": False,
     "rules": {"version": 4, "left_out": [{"product_id": "S0030", "reason": "filtered"}]},
+    "funnel": FUNNEL,
     "milliseconds": MILLISECONDS,
 }
 NEIGHBOURS: Examples = {

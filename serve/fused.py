@@ -8,6 +8,7 @@ else that the graph does: no stages of their own, no degradation, no switch of b
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 import torch
@@ -38,7 +39,7 @@ def create() -> FastAPI:
         yield
         pool.close()
 
-    app = FastAPI(title="shop-rec in one process", lifespan=closing)
+    app = FastAPI(title="shop-rec in one process", lifespan=closing, docs_url=None, redoc_url=None)
     install(app)
 
     @app.post("/v1/recommend", response_model=api.Recommendations)
@@ -55,6 +56,7 @@ def create() -> FastAPI:
                 "degraded": [],
                 "underfilled": answer.underfilled,
                 "rules": None if applied is None else {"version": applied.version, "left_out": applied.left_out},
+                "funnel": asdict(answer.funnel),
                 "milliseconds": answer.milliseconds,
             }
         )

@@ -18,6 +18,9 @@ SCORES = [step / 10 for step in range(1, 11)]
 HISTORIES = [(20, "20+"), (5, "5-19"), (2, "2-4"), (1, "1"), (0, "0")]
 """Fewest events of a shopper, and the label of these and more."""
 
+FUNNEL = ("candidates", "ranked", "shown")
+"""Steps of rec.recommend.request.Funnel that are counted; the catalogue is the same for every answer."""
+
 
 class Metrics:
     """The counters of this process."""
@@ -28,6 +31,7 @@ class Metrics:
         self._shoppers = Counter("rec_shoppers", "Answers by how many events were known of the shopper.", ("events",))
         self._nearest = Histogram("rec_nearest", "Inner product of shopper and nearest candidate.", SCORES, ())
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
+        self._funnel = Counter("rec_funnel", "Products of answers by how far they came.", ("step",))
         self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
         self._unknown = Counter("rec_unknown", "What answers passed over as the bundle lacks it, by kind.", ("what",))
@@ -41,14 +45,20 @@ class Metrics:
         """A request was answered."""
         self._requests.inc(tags={"route": route, "status": f"{status // 100}xx"})
 
-    def answer(self, milliseconds: Mapping[str, float], sources: np.ndarray, degraded: Iterable[str]) -> None:
-        """A recommendation took so long by stage, had candidates of `sources` int64[K] and did without `degraded`."""
+    def answer(
+        self, milliseconds: Mapping[str, float], sources: np.ndarray, funnel: Mapping[str, int], degraded: Iterable[str]
+    ) -> None:
+        """A recommendation took so long by stage, had candidates of `sources` int64[K], so many products by step of its
+        `funnel`, and did without `degraded`."""
         for stage, spent in milliseconds.items():
             self._stages.observe(spent, tags={"stage": stage})
         for place, source in enumerate(SOURCES):
             count = int((sources >> place & 1).sum())
             if count:
                 self._candidates.inc(count, tags={"source": source})
+        for step in FUNNEL:
+            if funnel[step]:
+                self._funnel.inc(funnel[step], tags={"step": step})
         self.degraded(degraded)
 
     def shopper(self, events: int, nearest: float | None) -> None:

@@ -118,7 +118,7 @@ def questions(bundle: Bundle, vectors: Floats, k: int, seed: int) -> list[Asked]
     nearest products, at most a tenth of all, so that the search has to get past them.
     """
     rng = np.random.default_rng(seed)
-    table, items = bundle.products(), bundle.item_vectors()
+    table, items = bundle.products(["category", "price"]), bundle.item_vectors()
     categories = [names for names in table["category"].to_pylist() if names]
     prices = table["price"].drop_null().to_numpy()
     prices = prices[np.isfinite(prices)]

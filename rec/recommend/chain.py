@@ -53,7 +53,8 @@ class Chain:
         began, applied = passage.began, None
         if began.ruling is not None:
             applied = Applied(began.ruling.number, passage.left_out(), passage.arranged.moved_by)
-        return Answer(items, self.bundle.id, began.at, len(items) < request.k, applied, watch.milliseconds())
+        funnel = passage.funnel(len(self.shelf))
+        return Answer(items, self.bundle.id, began.at, len(items) < request.k, applied, funnel, watch.milliseconds())
 
     def explain(
         self, request: Request, product_id: str, ruling: Ruling | None, clock: datetime | None = None

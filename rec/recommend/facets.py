@@ -19,7 +19,7 @@ class Facets:
     """Brand, group and STD values of a bundle's products, in item-row order."""
 
     def __init__(self, bundle: Bundle) -> None:
-        table = bundle.products().combine_chunks()
+        table = bundle.products([*COLUMNS, "std"]).combine_chunks()
         std = table["std"].combine_chunks()
         parents = np.asarray(pc.list_parent_indices(std), np.int64)
         pairs = std.flatten()

@@ -70,7 +70,15 @@ class Front:
         for item, codes in zip(items, arranged.codes, strict=True):
             item["reasons"] += codes
         self.fitter.add(items, began.request, began.known)
+        if began.request.evidence:
+            self.cite(items)
         return items
+
+    def cite(self, items: list[dict[str, Any]]) -> None:
+        """Put where each attribute comes from into item dictionaries, in place."""
+        for item in items:
+            (row,) = self.shelf.rows([item["product_id"]]).tolist()
+            item["evidence"] = self.shelf.evidence(row)
 
     def freshen(self, items: list[dict[str, Any]]) -> None:
         """Put the database's price into item dictionaries, in place."""

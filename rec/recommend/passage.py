@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rec.index.catalogue import Known
-from rec.recommend.request import Encoded, LeftOut, Ranked, Request
+from rec.recommend.request import Encoded, Funnel, LeftOut, Ranked, Request
 from rec.recommend.ruling import Arranged, InForce, Ruling
 from rec.recommend.shelf import Shelf
 from rec.retrieval import Candidates
@@ -48,6 +48,11 @@ class Passage:
     def left_out(self) -> list[LeftOut]:
         """Pinned products that the list does not have."""
         return self.began.rules.left_out(self.ranked.rows, self.began.exclude, self.began.request.k)
+
+    def funnel(self, catalogue: int) -> Funnel:
+        """How many of so many products were left after each stage."""
+        ranked = len(self.ranked.rows) if self.ranked.by_ranker else 0
+        return Funnel(catalogue, len(self.candidates.rows), ranked, len(self.arranged.ranked.rows))
 
 
 Outcome = Literal[

@@ -50,6 +50,8 @@ class Request:
     """Whether the merchandiser's rules apply."""
     without: frozenset[Spared] = frozenset()
     """Stages that are left out, to see what they give."""
+    evidence: bool = False
+    """Whether products say where each of their attributes comes from."""
 
     @property
     def named(self) -> bool:
@@ -104,6 +106,18 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Funnel:
+    """How many products were left after each stage."""
+
+    catalogue: int
+    candidates: int
+    """That retrieval found, and pins of rules that nothing else found."""
+    ranked: int
+    """Candidates that the ranker ordered; 0: it was left out, or did not answer."""
+    shown: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The answer to a request."""
 
@@ -115,5 +129,6 @@ class Answer:
     """Fewer than k products pass the filters."""
     rules: Applied | None
     """None: no rules apply."""
+    funnel: Funnel
     milliseconds: Mapping[str, float]
     """By stage."""

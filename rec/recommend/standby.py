@@ -23,7 +23,7 @@ class Standby:
 
     def __init__(self, bundle: Bundle, vectors: np.ndarray) -> None:
         """`vectors` are the bundle's float32[N, d] unit rows."""
-        table = bundle.products().combine_chunks()
+        table = bundle.products(["available", "price", "category"]).combine_chunks()
         self._vectors = vectors
         self._quotas = bundle.config.ranker.quotas
         self._segments = tables.load_segments(bundle.folder("sources"))

@@ -150,4 +150,5 @@ def shown(card: dict[str, Any]) -> dict[str, Any]:
         "snippet": card["snippet"],
         "attributes": card["std"],
         "details": card["re"],
+        "evidence": None,  # `Front.cite`
     }

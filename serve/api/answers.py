@@ -25,6 +25,19 @@ class Cause(BaseModel):
     matched: list[Matched]
 
 
+class Evidence(BaseModel):
+    """An attribute of a product and where it comes from."""
+
+    kind: Literal["std", "re"]
+    key: str
+    value: str
+    source: Literal["human", "given", "rule", "llm", "tagger"] | None
+    """Who said so: a person's correction, the shop, a rule that read its text, the language model, a tagger. null: the
+    bundle was made before this was kept."""
+    evidence: str | None
+    """The words of the product that say so; `image:` and hashes where it was read from pictures; null: unknown."""
+
+
 class Product(BaseModel):
     """A product as shown."""
 
@@ -38,6 +51,8 @@ class Product(BaseModel):
     """STD values by key."""
     details: dict[str, list[str]]
     """RE values by key."""
+    evidence: list[Evidence] | None
+    """STD before RE; null unless asked for."""
 
 
 class Fitted(BaseModel):
@@ -94,6 +109,17 @@ class Arm(BaseModel):
     arm: Literal["control", "treatment"]
 
 
+class Funnel(BaseModel):
+    """How many products were left after each stage."""
+
+    catalogue: int
+    candidates: int
+    """That retrieval found, and pins of rules that nothing else found."""
+    ranked: int
+    """Candidates that the ranker ordered; 0: it was left out, or did not answer."""
+    shown: int
+
+
 class Recommendations(BaseModel):
     """The answer to POST /v1/recommend."""
 
@@ -111,6 +137,7 @@ class Recommendations(BaseModel):
     """Fewer than k products pass the filters."""
     rules: AppliedRules | None
     """None: there are none, or the request declined them."""
+    funnel: Funnel
     milliseconds: dict[str, float]
 
 

@@ -94,6 +94,8 @@ class RecommendBody(Body):
     without: list[Spared] = Field(default=[], max_length=len(get_args(Spared)))
     """Stages to leave out, to see what they give: what is popular instead of the user tower's, the order of retrieval
     instead of the ranker's. Such a list is not logged."""
+    evidence: bool = False
+    """Whether products say where each of their attributes comes from."""
 
     def request(self) -> Request:
         """The request as the recommender takes it."""
@@ -110,6 +112,7 @@ class RecommendBody(Body):
             exclude=tuple(self.exclude),
             rules=self.rules,
             without=frozenset(self.without),
+            evidence=self.evidence,
         )
 
 

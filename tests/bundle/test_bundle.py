@@ -9,16 +9,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rec import artifact, assemble, bundle
+from rec import artifact, assemble, bundle, bundle_diff, dataset
 from rec.bundle import Bundle
 from rec.config import Config, Text
 from rec.errors import ArtifactError
 from rec.models import fused, item_tower, text_layers
 from rec.models.item_tower import ItemTower
+from rec.recommend.shelf import Shelf
+from rec.schema import ENRICHED
 from tests.bundle import tiny
 from tests.item_tower import encoders
 
@@ -99,6 +102,32 @@ def test_products_are_shown_without_markup(made: Bundle) -> None:
     row = made.products().slice(0, 1).to_pylist()[0]
     assert row["category"] == [tiny.category(0)]
     assert row["colour"] == [tiny.colour(0)]
+
+
+def test_attributes_say_where_they_come_from(recipe: Config, made: Bundle) -> None:
+    enriched = dataset.read(recipe.at("enriched"), ENRICHED, columns=["std", "re"]).to_pylist()
+    assert made.products(["std", "re"]).to_pylist() == enriched
+    shelf = Shelf(made)
+    for row in (0, tiny.ITEMS - 1):
+        expected = [{"kind": kind, **each} for kind in ("std", "re") for each in enriched[row][kind]]
+        assert {each["source"] for each in expected} == {"given", "llm"}
+        assert shelf.evidence(row) == expected
+
+
+def test_a_bundle_of_before_has_attributes_without_evidence(made: Bundle, copy: Path) -> None:
+    whole = made.products().to_pylist()
+    pairs = pa.list_(pa.struct([pa.field(name, pa.string(), nullable=False) for name in ("key", "value")]))
+    before = pa.schema([f.with_type(pairs) if f.name in ("std", "re") else f for f in bundle.DISPLAY])
+    rows = [
+        {**row, **{kind: [{"key": a["key"], "value": a["value"]} for a in row[kind]] for kind in ("std", "re")}}
+        for row in whole
+    ]
+    old = replace(made, path=copy / "bundles" / made.id)
+    pq.write_table(pa.Table.from_pylist(rows, schema=before), old.path / "products.parquet")
+    assert Shelf(old).card(3) == Shelf(made).card(3)
+    assert Shelf(old).evidence(3) == [{**each, "source": None, "evidence": None} for each in Shelf(made).evidence(3)]
+    assert bundle_diff.diff(old, made)["products"]["changed"] == 0
+    assert pa.concat_tables([old.products(), made.products()]).num_rows == 2 * tiny.ITEMS, "as `additions` makes one"
 
 
 def test_a_secret_never_enters_a_bundle(recipe: Config, made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

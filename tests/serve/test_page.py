@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.bundle import tiny
 from tests.serve.conftest import Shop, published_in, starting
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -22,7 +23,7 @@ WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 FIRST_PAINT_MS = 1_000
 NOTING = """
 const TOUCHED = "button, input, select, textarea, summary, a";
-const inside = (node) => `${node.parentElement.parentElement.className} ${node.tagName.toLowerCase()}`;
+const inside = (node) => `${node.parentElement.closest("[class]").className} ${node.tagName.toLowerCase()}`;
 const name = (node) => node.id || node.className || inside(node);
 window.used = new Set();
 for (const kind of ["click", "input", "change"])
@@ -58,6 +59,10 @@ class Visit:
         self.settled()
         return self.page.locator("#items h3").all_inner_texts()
 
+    def painted_ms(self) -> float:
+        """When the first of the page was seen, after it was asked for."""
+        return float(self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+
     def overflows(self) -> bool:
         """Whether the page is wider than its window."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
@@ -77,14 +82,20 @@ def browser() -> Iterator["sync_api.Browser"]:
         opened.close()
 
 
-def visit(browser: "sync_api.Browser", url: str, window: dict[str, int]) -> Visit:
-    """Open the shop."""
+def visit(
+    browser: "sync_api.Browser",
+    url: str,
+    window: dict[str, int],
+    prepare: Callable[["sync_api.Page"], None] = lambda page: None,
+) -> Visit:
+    """Open the shop in a page that `prepare` has seen before."""
     page = browser.new_page(viewport=window)
     seen = Visit(page)
     page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("request", seen.hear)
     page.add_init_script(NOTING)
+    prepare(page)
     page.goto(url)
     seen.settled()
     return seen
@@ -93,65 +104,115 @@ def visit(browser: "sync_api.Browser", url: str, window: dict[str, int]) -> Visi
 def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_api.Browser", tmp_path: Path) -> None:
     shop = visit(browser, fresh.url, WIDE)
     page = shop.page
-    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert painted < FIRST_PAINT_MS
+    assert shop.painted_ms() < FIRST_PAINT_MS
     first = shop.products()
     assert len(first) == 12
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the first stop of the keyboard leads to the list
     assert page.evaluate("document.activeElement.id") == "picks"
 
-    # products are found by words, added, and taken away again
+    # nobody has said anything: products have attributes all the same, with where they come from
+    assert "shared" not in page.inner_text("#items")
+    chips = page.locator("#items .card >> nth=0 >> .tags li")
+    assert {"std", "re"} == set(chips.evaluate_all("all => all.map(one => one.className)"))
+    assert "found by the language model: “" in chips.last.get_attribute("title")
+    page.click("#items .card >> nth=0 >> .evidence summary")
+    evidence = page.inner_text("#items .card >> nth=0 >> .evidence dl")
+    assert "said by the shop" in evidence
+    assert re.search(r"fabric: (\w+) feel LLM\s+found by the language model: “\1”", evidence)
+    page.click("#items .card >> nth=0 >> .facts summary")
+    assert "Found by" in page.inner_text("#items .card >> nth=0 >> .facts dl")
+
+    # products are found by their words, put into the cart, and taken out again
     title = first[0]
     page.fill("#find", title)
     page.wait_for_selector("#found-note:has-text('found')")
-    page.click("#found .row >> nth=0")
-    page.wait_for_selector("#history .row")
+    page.click("#found .add >> nth=0")
     assert shop.products() != first
-    assert "Choose" not in page.inner_text("#history")
-    page.click("#history .away")
+    (chosen,) = shop.bodies[-1]["history"]
+    assert chosen["event"] == "cart"
+    page.click("#found .add >> nth=0")
     assert shop.products() == first
+    assert shop.bodies[-1]["history"] == []
     page.fill("#find", "no such thing at all")
     page.wait_for_selector("#found-note:has-text('Nothing in the catalogue')")
     page.fill("#find", "")
+    page.wait_for_selector("#found-note:empty", state="attached")
 
-    # a choice counts at once, and reasons name it
-    chosen = page.inner_text("#items .card >> nth=0 >> h3")
-    page.click("#items .card >> nth=0 >> .acts .main")
+    # the cart: what is in it counts at once, reasons name it, and it has a sum
+    added = page.locator("#items .card >> nth=0 >> h3").inner_text()
+    price = page.locator("#items .card >> nth=0 >> .meta b").inner_text()
+    page.click("#items .card >> nth=0 >> .main")
     after = shop.products()
     assert after != first
-    assert page.locator("#history .row").count() == 1
-    assert chosen in " ".join(page.locator("#items .why").all_inner_texts())
-    page.click("#items .card >> nth=0 >> summary")
-    assert "Found by" in page.inner_text("#items .card >> nth=0 >> dl")
+    assert added in " ".join(page.locator("#items .why").all_inner_texts())
+    shared = page.locator("#items .tags li.both")
+    assert shared.count() >= 1
+    assert shared.first.inner_text().startswith("shared ")
+    page.click("#items .card >> nth=2 >> .main")
+    shop.settled()
+    prices = page.locator("#cart .price").all_inner_texts()
+    assert prices[0] == price
+    assert page.inner_text("#sum").split() == ["2", "products", f"€{sum(float(each[1:]) for each in prices):,.2f}"]
+    page.click("#cart .away >> nth=1")
+    assert page.inner_text("#sum").split() == ["1", "product", price]
+    assert shop.products() == after
 
-    # what is similar, in a dialog that keeps the keyboard
-    page.click("#items .card >> nth=1 >> .acts button:not(.main)")
-    page.wait_for_selector("#similar[open] .card")
+    # a closer look, in a dialog that keeps the keyboard; it is no choice, and it counts
+    seen = page.locator("#items .card >> nth=1 >> h3").inner_text()
+    page.click("#items .card >> nth=1 >> .view")
+    page.wait_for_selector("#look[open] #similar-items .card")
     assert "% alike" in page.inner_text("#similar-items")
+    assert "said by the shop" in page.inner_text("#look-product .evidence dl"), "open at once"
     assert page.evaluate("document.activeElement.id") == "close"
+    page.click("#look-product .main")
+    assert page.inner_text("#look-product .main").startswith("In the cart")
+    page.click("#look-product .main")
     page.click("#close")
-    assert not page.is_visible("#similar")
+    assert not page.is_visible("#look")
+    assert shop.products() != after
+    assert page.inner_text("#viewed").strip() == seen
+    assert page.locator("#cart .t").all_inner_texts() == [added]
+    page.click("#viewed .open")
+    page.wait_for_selector("#look[open] #similar-items .card")
+    page.click("#close")
+    visitor = shop.bodies[-1]["client_id"]
+    page.click("#forget")
+    assert shop.products() == after
+    assert shop.bodies[-1]["client_id"] != visitor
+    assert not page.is_visible("#viewed")
     page.click("#clear")
     assert page.is_visible("#nothing")
+    assert not page.is_visible("#sum")
 
-    # words, examples, measurements, and numbers that are none
+    # a wish is read for its meaning: typed, an example, at once by Enter
     page.fill("#context", "a warm coat for winter")
-    shop.settled()
+    wished = shop.products()
     assert shop.bodies[-1]["context"] == "a warm coat for winter"
     page.click("#ideas button >> nth=0")
     shop.settled()
     assert shop.bodies[-1]["context"] == page.inner_text("#ideas button >> nth=0")
-    for name, value in (("height_cm", "181"), ("weight_kg", "74"), ("birth_year", "1990")):
-        page.fill(f"#{name}", value)
-    shop.settled()
-    assert page.inner_text("#body-note") == ""
-    assert shop.bodies[-1]["profile"] == {"height_cm": 181, "weight_kg": 74, "birth_year": 1990}
-    page.fill("#height_cm", "9")
-    shop.settled()
-    assert "Height must be a number between" in page.inner_text("#body-note")
-    assert shop.bodies[-1]["profile"] == {"weight_kg": 74, "birth_year": 1990}
+    page.fill("#context", "a warm coat for winter")
+    page.press("#context", "Enter")
+    assert shop.products() == wished
+
+    # measurements: by the mouse's and the keyboard's slider, and unset
+    assert page.locator("#weight_kg").is_hidden(), "no model of this recipe reads it"
+    assert page.inner_text("#height_cm-said") == page.get_attribute("#height_cm", "aria-valuetext") == "not set"
+    assert shop.bodies[-1]["profile"] == {}
     page.fill("#height_cm", "181")
+    page.focus("#birth_year")
+    page.keyboard.press("ArrowRight")
+    shop.settled()
+    assert shop.bodies[-1]["profile"] == {"height_cm": 181, "birth_year": 1991}
+    assert page.get_attribute("#height_cm", "aria-valuetext") == page.inner_text("#height_cm-said") == "181 cm"
+    assert (page.get_attribute("#height_cm", "min"), page.get_attribute("#height_cm", "max")) == ("50", "250")
+    page.click("#birth_year-unset")
+    assert page.evaluate("document.activeElement.id") == "birth_year"
+    page.click("#height_cm-unset")
+    shop.settled()
+    assert shop.bodies[-1]["profile"] == {}
+    assert page.inner_text("#birth_year-said") == "not set"
 
     # filters
     page.select_option("#category", index=1)
@@ -172,15 +233,21 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
         page.select_option("#without", stage)
         shop.settled()
         assert ("are among the first" in page.inner_text("#status")) == bool(stage)
+        steps = page.locator("#funnel b").all_inner_texts()
+        assert (steps[0], steps[3]) == (f"{tiny.ITEMS}", "12")
+        assert (steps[2] == "0") == (stage in ("ranking", "user_tower"))
+        assert page.locator("#funnel .idle").count() == (stage in ("ranking", "user_tower"))
+    stages = page.locator("#funnel ul li").all_inner_texts()
+    assert [re.sub(r"\s[\d.]+\sms$", "", stage) for stage in stages] == [
+        *("shopper", "user tower", "retrieval", "ranking", "rules", "reasons")
+    ]
     page.select_option("#user", index=1)
     shop.settled()
     assert shop.bodies[-1]["user_id"] == page.input_value("#user")
-    assert "stored events" in page.inner_text("#stored")
+    assert "stored event" in page.inner_text("#stored")
     assert page.locator("#recent .row").count() >= 1
-    stages = page.locator("#timing li").all_inner_texts()
-    assert [re.sub(r" \d+ ms$", "", stage) for stage in stages] == [
-        *("shopper", "user tower", "retrieval", "ranking", "rules", "reasons", "in all")
-    ]
+    assert page.inner_text("#height_cm-said").endswith(" cm, as stored")
+    assert shop.bodies[-1]["profile"] == {}, "the shop knows it"
 
     # a shop that is away, and one that is back
     page.route("**/v1/recommend", lambda route: route.abort())
@@ -193,23 +260,62 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
 
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     assert not shop.overflows()
-    unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]")) - {"user-id", "jump"}
-    assert unused == set(), "where shoppers are real there is `user-id` in place of a list; `jump` is a telephone's"
+    unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]"))
+    assert unused == {"user-id", "jump", "weight_kg", "weight_kg-unset"}, "the first two are of the tests below"
     assert shop.complaints == away
     assert {url for url in shop.asked if not url.startswith((fresh.url, "data:", "blob:"))} == set()
     page.close()
 
 
+def test_shoppers_of_a_real_shop_are_not_listed(fresh: Shop, browser: "sync_api.Browser") -> None:
+    def without_users(route: "sync_api.Route") -> None:
+        route.fulfill(json={**route.fetch().json(), "users": []})
+
+    shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/shop", without_users))
+    assert shop.page.locator("#user").is_hidden()
+    assert "user_id" not in shop.bodies[-1]
+    anyone = shop.products()
+    shop.page.fill("#user-id", " u04 ")
+    assert shop.products() != anyone
+    assert shop.bodies[-1]["user_id"] == "u04"
+    assert shop.complaints == []
+    shop.page.close()
+
+
+def test_a_product_that_is_gone_leaves_the_cart(fresh: Shop, browser: "sync_api.Browser") -> None:
+    def gone(route: "sync_api.Route") -> None:
+        answer = {**route.fetch().json()}
+        answer["items"][0]["product_id"] = "P9999"
+        route.fulfill(json=answer)
+
+    shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/products?*", gone))
+    shop.page.fill("#find", "red")
+    title = shop.page.inner_text("#found .row >> nth=0 >> .t")
+    shop.page.click("#found .add >> nth=0")
+    shop.page.wait_for_selector(f"#error:has-text('No longer in this catalogue: {title}')")
+    shop.page.click("#error button")
+    assert len(shop.products()) == 12
+    assert shop.page.is_visible("#nothing")
+    shop.page.close()
+
+
 def test_the_shop_on_a_telephone(fresh: Shop, browser: "sync_api.Browser", tmp_path: Path) -> None:
     shop = visit(browser, fresh.url, NARROW)
+    assert shop.painted_ms() < FIRST_PAINT_MS
     assert len(shop.products()) == 12
     assert not shop.overflows()
-    assert shop.page.inner_text("#jump") == "See the picks"
+    assert shop.page.inner_text("#jump") == "Cart and shopper"
+    shop.page.click("#items .main >> nth=0")
     shop.page.click("#jump")
-    shop.page.wait_for_selector("#jump:has-text('Change the shopper')")
+    shop.page.wait_for_selector("#jump:has-text('See the picks')")
+    assert shop.page.locator("#cart .row").is_visible()
+    shop.page.fill("#height_cm", "181")
+    shop.settled()
+    shop.page.click("#jump")
+    shop.page.wait_for_selector("#jump:has-text('Cart and shopper')")
     assert shop.page.locator("#items .card >> nth=0").is_visible()
-    shop.page.click("#items .card >> nth=0 >> .acts button:not(.main)")
-    shop.page.wait_for_selector("#similar[open] .card")
+    shop.page.click("#items .card >> nth=0 >> .view")
+    shop.page.wait_for_selector("#look[open] #similar-items .card")
     assert not shop.overflows()
     shop.page.screenshot(path=tmp_path / "narrow.png")
     assert shop.complaints == []

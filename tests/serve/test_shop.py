@@ -96,6 +96,31 @@ def test_the_served_answer_is_the_chain_s(shop: Shop, chain: Chain, body: dict[s
     assert served["bundle"] == local.bundle
 
 
+def test_products_say_where_attributes_come_from_when_asked(shop: Shop) -> None:
+    (item,) = shop.recommend(k=1, evidence=True)["items"]
+    expected = [
+        *({"kind": "std", "key": key, "value": value, "source": "given", "evidence": None}
+          for key, values in item["attributes"].items() for value in values),
+        *({"kind": "re", "key": key, "value": value, "source": "llm", "evidence": value.removesuffix(" feel")}
+          for key, values in item["details"].items() for value in values),
+    ]  # fmt: skip
+    assert item["evidence"] == expected
+    similar, found = f"/v1/products/{item['product_id']}/similar", "/v1/products"
+    for asked in (True, False):
+        answers = [shop.client.get(path, params={"evidence": asked}).json() for path in (similar, found)]
+        products = [answers[0]["product"], *(product for answer in answers for product in answer["items"])]
+        assert {product["evidence"] is not None for product in products} == {asked}
+        assert answers[0]["product"]["evidence"] == (expected if asked else None)
+    assert shop.recommend(k=1)["items"][0]["evidence"] is None
+
+
+def test_the_funnel_counts_what_each_stage_left(shop: Shop) -> None:
+    whole, unranked = (shop.recommend(k=5, without=left)["funnel"] for left in ([], ["ranking"]))
+    assert whole == {"catalogue": tiny.ITEMS, "candidates": whole["ranked"], "ranked": whole["ranked"], "shown": 5}
+    assert 5 < whole["ranked"] <= tiny.ITEMS
+    assert unranked == {**whole, "ranked": 0}
+
+
 def test_one_process_answers_what_the_graph_answers(
     shop: Shop, published: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +394,6 @@ def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "innerHTML" not in page.text
-    assert not [part for part in page.text.split("http")[1:] if not part.startswith("://www.w3.org/2000/svg")]
     facts = shop.client.get("/v1/shop").json()
     assert facts["categories"] == sorted(tiny.CATEGORIES)
     assert facts["users"][0]["recent"]
@@ -379,6 +403,10 @@ def test_the_page_is_whole_and_asks_nobody_else(shop: Shop) -> None:
     assert len(found) == 3
     assert all("원피스" in product["title"] for product in found)
     assert shop.client.get("/openapi.json").status_code == 200
+    for path in ("/", "/openapi.json", "/v1/shop", "/v1/products", "/docs", "/redoc", "/docs/oauth2-redirect"):
+        answer = shop.client.get(path)
+        assert answer.is_success != ("doc" in path), "FastAPI's own pages load scripts from other hosts"
+        assert set(re.findall(r"\w+://[^\"'\s)]+", answer.text)) <= {"http://www.w3.org/2000/svg"}, path
 
 
 def test_a_second_shop_and_a_taken_port_are_refused(shop: Shop) -> None:
@@ -627,6 +655,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_requests_total{.*route="/v1/users/{user_id:path}".*status="4xx"',
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
+        *(f'ray_rec_funnel_total{{.*step="{step}"' for step in ("candidates", "ranked", "shown")),
         'ray_rec_shoppers_total{.*events="(1|2-4|5-19)"',
         "ray_rec_nearest_bucket{",
         'ray_rec_events_total{.*outcome="repeated"',
