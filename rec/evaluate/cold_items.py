@@ -27,6 +27,7 @@ A run that was killed goes on: what a tower of the same options learned is not l
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +123,8 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     if APART in towers:
         figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
     if speed:
-        figures |= tower_speed.training(config, quick=quick) | tower_speed.exporting(config, towers["full"])
+        figures |= tower_speed.training(config, quick=quick) | tower_speed.encoding(config, quick=quick)
+        figures |= tower_speed.exporting(config, towers["full"])
     return figures
 
 
@@ -142,7 +144,7 @@ def without_answers(config: Config) -> Config:
         hidden.link(config, part, name)
     source = dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash
     products = dataset.read_manifest(config.at("products"), PRODUCTS).content_hash
-    work = {"inputs": {"enriched": source, "products": products}, "config": {"without": f"re of {LLM}"}}
+    work: dict[str, Any] = {"inputs": {"enriched": source, "products": products}, "config": {"without": f"re of {LLM}"}}
     if artifact.finished(part.at("enriched"), kind=ENRICHED.kind, version=ENRICHED.version, **work) is None:
         ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
         rows = dataset.read(config.at("enriched"), ENRICHED)

@@ -76,7 +76,7 @@ def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: 
 
 def _told(config: Config, tokenizer: TextTokenizer) -> Iterator[tuple[int, str]]:
     """(row, text with a phrase in its title) of products in an order drawn by seed, where all of the phrase is read."""
-    fields = list(config.text.fields)
+    fields: list[str] = list(config.text.fields)
     until = fields.index("title") + 1
     products = dataset.read(config.at("products"), PRODUCTS, fields)
     rng = np.random.default_rng(config.seed)

@@ -8,6 +8,7 @@ the batch. Content only: no event is read, so a product that arrived this mornin
 """
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,12 @@ def train(
     seed: int,
     tensors: Path,
     probe: Probe | None,
+    made: Callable[..., Iterator[contrast.Drawn]] = ahead.made,
 ) -> None:
     """All epochs that are still to do, on the worker that calls it.
 
-    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors; `probe` measures each epoch.
+    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors; `probe` measures each epoch;
+    `made` makes the batches.
     """
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
@@ -224,7 +227,7 @@ def train(
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             return contrast.draw(items, steps[step], tower.shape.num_keys, options, rng).to(device)
 
-        batches = ahead.made(drawn, range(len(steps)), device)
+        batches = made(drawn, range(len(steps)), device)
         for step, batch in enumerate(epoch.progress(batches, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)

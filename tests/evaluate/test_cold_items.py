@@ -1,11 +1,13 @@
 """Cold items: what is hidden stays hidden, and both measures against worlds whose truth is known."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import benchmark
 from rec import config, dataset, encode, histories
 from rec.config import Config, UserTower, UserTrain
 from rec.errors import ArtifactError
@@ -146,6 +148,19 @@ def test_raw_text_is_the_whole_encoders_where_the_tower_has_its_last_layers(tmp_
     assert np.abs(below - found).max() > 1e-2
 
 
+@pytest.mark.parametrize(("alone", "asked"), [(False, ["hm", "beauty"]), (True, ["hm"])])
+def test_a_recipe_is_measured_with_beauty_or_alone(
+    alone: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[str] = []
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
+    monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
+    monkeypatch.setattr(cold_items, "measure", lambda config, **_: met.append(config.name) or {})
+    options = argparse.Namespace(recipe="hm", overrides=[], quick=False, alone=alone)
+    assert benchmark.cold(options) == {}
+    assert met == asked
+
+
 def test_whole_groups_are_hidden_by_seed() -> None:
     groups = np.repeat(np.arange(40), 3)
     drawn = hidden.draw(groups, 0.1, 3)
@@ -220,12 +235,15 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     lessened = [hidden.part(tree, "without-answers"), hidden.part(hidden.part(tree, "without-answers"), "no-llm-re")]
     assert [dataset.read_manifest(part.at("tensors"), TENSORS).facts["rows"] for part in lessened] == [60, 54]
     assert 0 < figures["noise.catalogue.full.overlap10"]["value"] <= 1
-    assert 0 < figures["train.busy"]["value"] < 1
+    shares = {name: figures[f"train.{name}"]["value"] for name in ("busy", "step", "around")}
+    assert all(0 < share < 1 for share in shares.values())
+    assert shares["step"] + shares["around"] == pytest.approx(shares["busy"], abs=2e-4)
+    assert 0 < figures["encode.products_per_s"]["value"] < figures["encode.encoder.products_per_s"]["value"]
     assert figures["train.over.torch"]["value"] < 2
     assert 0 < figures["embed.products_per_s"]["value"] < figures["embed.tower.products_per_s"]["value"]
     assert {"keys.shared.mass", "keys.apart.mass", "keys.shared.minus.apart.beyond"} <= set(figures)
     assert figures["noise.catalogue.n"]["value"] > 0
-    assert not hidden.part(tree, "exported").root.exists()
+    assert not any(hidden.part(tree, name).root.exists() for name in ("exported", "encoded"))
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
     with pytest.MonkeyPatch.context() as patch:  # a second run learns nothing anew
