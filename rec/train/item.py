@@ -22,7 +22,7 @@ from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.errors import ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
+from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
@@ -44,14 +44,16 @@ def run(config: Config) -> dict[str, Any]:
     """Train the item tower; returns where it is, its loss and how well views find each other."""
     target = config.at(KIND)
     inputs = _input_hashes(config)
+    files = text_encoder.files(config.text, text_states_manifest(config.at(TEXT_STATES)))
     check_texts(
         config.at("tensors"),
         config.at(TEXT_STATES),
         encoder=config.text.encoder,
         layers_above=config.item_tower.layers_above_states,
         reader=f"item_tower.text={config.item_tower.text!r}",
+        files=files.get(ENCODER_FILES),
     )
-    made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
+    made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed, **files}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
     second = ddp.run_name(**{**work, "kind": behaviour.KIND})

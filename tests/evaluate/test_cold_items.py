@@ -247,7 +247,7 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
     with pytest.MonkeyPatch.context() as patch:  # a second run learns nothing anew
-        patch.setattr(ddp, "fit", lambda *_: pytest.fail("a tower is trained again"))
+        patch.setattr(ddp, "fit", lambda *_, **__: pytest.fail("a tower is trained again"))
         again = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=False)
     assert again.items() <= figures.items()
     users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))
