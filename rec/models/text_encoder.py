@@ -190,7 +190,7 @@ def files(text: Text, earlier: Manifest | None = None) -> dict[str, str]:
     """What a manifest says of the files of an encoder in a folder: their SHA-256 under ENCODER_FILES; else nothing.
 
     Where the folder is not on this machine, what an `earlier` manifest says of one of that name stays good: what was
-    made is used without the encoder.
+    made is used without the encoder. Raises ConfigError where a file cannot be read.
     """
     folder = Path(text.encoder)
     if text.encoder == MINILM:
@@ -200,9 +200,12 @@ def files(text: Text, earlier: Manifest | None = None) -> dict[str, str]:
         known = said.get("encoder") == text.encoder and ENCODER_FILES in said
         return {ENCODER_FILES: said[ENCODER_FILES]} if known else {}
     digest = hashlib.sha256()
-    for path in [folder / name for name in FILES if (folder / name).is_file()]:
-        stat = path.stat()
-        digest.update(f"{path.name}\0{_hash(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    try:
+        for path in [folder / name for name in FILES if (folder / name).is_file()]:
+            stat = path.stat()
+            digest.update(f"{path.name}\0{_hash(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    except OSError as error:
+        raise ConfigError(f"text.encoder {text.encoder!r} cannot be read ({error}): let this user read it") from error
     return {ENCODER_FILES: digest.hexdigest()}
 
 
