@@ -12,8 +12,9 @@ enrichment   what the enrichment stage adds to the bare engine, how fast it is w
              asks again after SIGKILLs, what hostile texts get out of it, and how wrong --dry-run is; in temporary
              stores, with H&M articles where they lie in source.folder
 item-tower   cold items: products hidden from all training, of the recipe and of Beauty (recipe beauty), by the recipe's
-             tower, by towers of one input, raw text and random vectors; what RE and shared keys add where a language
-             model answered; marketing phrases in titles; Ray Train over a bare loop, the export over the bare tower
+             tower, by towers of one input, raw text and random vectors; what RE, RE of answers alone and shared keys
+             add where a language model answered; marketing phrases in titles; Ray Train over a bare loop, the exports
+             over the bare models; a run that was killed goes on after its last tower
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
@@ -115,9 +116,9 @@ def another(config: Config) -> str:
 
 
 def cold(options: argparse.Namespace) -> benchmark.Figures:
-    """Cold items of the recipe and of Beauty, each with the options of the command line."""
+    """Cold items of the recipe and, unless told otherwise, of Beauty, each with the options of the command line."""
     figures: benchmark.Figures = {}
-    for recipe in dict.fromkeys((options.recipe, "beauty")):
+    for recipe in dict.fromkeys((options.recipe, *([] if options.alone else ["beauty"]))):
         chosen = load(recipe, options.overrides)
         if recipe != options.recipe and not amazon.lies_in(Path(chosen.source.folder)):
             log.warning("Beauty's files lie not in source.folder %r: cold.beauty is left out", chosen.source.folder)
@@ -300,6 +301,7 @@ if __name__ == "__main__":
         default=0,
         help="retrieval --towers: trainings of each tower beside the recipe's (default: as many)",
     )
+    arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
     arguments.add_argument(
         "--rate", type=float, default=20.0, help="drills: requests a second, half of it on the graph (default 20)"

@@ -26,7 +26,7 @@ from rec import artifact, dataset, log, runtime
 from rec.config import Config, Text
 from rec.errors import ArtifactError, ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
+from rec.models.item_inputs import ENCODER_FILES, LAYERS_ABOVE, TEXT_STATES, TEXT_STATES_VERSION, IntArray, Ragged
 from rec.models.text_encoder import TextEncoder
 from rec.schema import TENSORS
 
@@ -64,7 +64,8 @@ def run(config: Config) -> dict[str, Any]:
     _check_tokenizer(tensors, config)
     inputs = {"tensors": tensors.content_hash}
     layers_above = config.item_tower.layers_above_states
-    made_by = {"encoder": config.text.encoder} | ({LAYERS_ABOVE: layers_above} if layers_above else {})
+    files = text_encoder.files(config.text, artifact.peek(target))
+    made_by = {"encoder": config.text.encoder, **files} | ({LAYERS_ABOVE: layers_above} if layers_above else {})
     work: dict[str, Any] = {"kind": TEXT_STATES, "version": TEXT_STATES_VERSION, "inputs": inputs, "config": made_by}
     done = artifact.finished(target, **work)
     if done is not None:
@@ -108,11 +109,16 @@ def _batches(titles: Ragged, first: IntArray, batch_size: int) -> list[pa.Table]
 
 def _check_tokenizer(tensors: artifact.Manifest, config: Config) -> None:
     """Token ids of another tokenizer would be encoded into nonsense."""
-    made_with = tensors.config["text"]["encoder"]
-    if made_with != config.text.encoder:
+    made_with = tensors.config["text"]
+    if made_with["encoder"] != config.text.encoder:
         raise ArtifactError(
-            f"the titles in {config.at('tensors')} were cut into tokens for text.encoder {made_with!r}, not "
+            f"the titles in {config.at('tensors')} were cut into tokens for text.encoder {made_with['encoder']!r}, not "
             f"{config.text.encoder!r}: run `{TENSORS.made_by}` again with the option as it is now"
+        )
+    if made_with.get(ENCODER_FILES) != text_encoder.files(config.text, tensors).get(ENCODER_FILES):
+        raise ArtifactError(
+            f"the titles in {config.at('tensors')} were cut into tokens by other files than the folder text.encoder "
+            f"{config.text.encoder!r} now has: run `{TENSORS.made_by}` again"
         )
 
 

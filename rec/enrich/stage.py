@@ -61,9 +61,12 @@ def run(config: Config) -> dict[str, Any]:
         "prompt_version": engine.form(config.enrich).version,
         "vocabulary": hashlib.sha256(std.shipped().encode()).hexdigest(),
     }
-    if config.enrich.tagger.enabled:
-        branch |= {"encoder": config.text.encoder, "labels": LABELS}
     target = config.at("enriched")
+    if config.enrich.tagger.enabled:
+        from rec.models import text_encoder  # loads torch
+
+        branch |= {"encoder": config.text.encoder, "labels": LABELS}
+        branch |= text_encoder.files(config.text, artifact.peek(target))
     done = artifact.finished(target, kind=ENRICHED.kind, version=ENRICHED.version, inputs=inputs, config=branch)
     # Calls that failed are made again, and images that could not be had are tried again.
     if done is not None and "refused" not in done.facts["status"] and not _waiting(done.facts):

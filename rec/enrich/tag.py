@@ -32,7 +32,7 @@ from rec.enrich.attributes import Report, from_rules, from_shop
 from rec.enrich.prompt import Body
 from rec.enrich.text import Canonical, given, shown
 from rec.enrich.workers import BATCH_ROWS, Origin
-from rec.models import tagger
+from rec.models import tagger, text_encoder
 from rec.models.tagger import Reading
 from rec.train import tagger as training
 from rec.train.tagger import Example
@@ -173,8 +173,9 @@ def _trained(config: Config, examples: list[Example]) -> str:
     """Make the tagger's artifact unless it is there, in a task. Returns its content hash."""
     told = json.dumps([asdict(example) for example in examples], sort_keys=True, ensure_ascii=False)
     inputs = {"examples": hashlib.sha256(told.encode()).hexdigest()}
-    branch = {"encoder": config.text.encoder, "epochs": config.enrich.tagger.epochs}
     target = config.at(TAGGER)
+    files = text_encoder.files(config.text, artifact.peek(target))
+    branch = {"encoder": config.text.encoder, "epochs": config.enrich.tagger.epochs, **files}
     done = artifact.finished(target, kind=tagger.KIND, version=tagger.VERSION, inputs=inputs, config=branch)
     if done is None:
         log.info("tagger: learns from %d answers", len(examples))

@@ -1,9 +1,14 @@
 """Do shared keys align attention? What a STD value takes from the RE tokens of its own key.
 
-Of all that the cross-attention of a STD value takes from a product's RE tokens, the share that falls on the tokens of
-its key, less the share that they would have by their number; over STD values of products that have RE tokens of their
-key and of others, mean by product, with intervals over content groups. The tower with one embedding for a key is
-compared with one that has a second for RE, trained alike by one seed.
+Over STD values of products that have RE tokens of their key and of others, mean by product, with intervals over content
+groups:
+
+    keys.TOWER.mass     of all that the cross-attention of the value takes (title and blank included), the part that it
+                        takes from RE tokens of its key
+    keys.TOWER.beyond   of what it takes from RE tokens, the share of those of its key, less the share that they would
+                        have by their number: 0 where a key is nothing to attention
+
+`shared` is the tower with one embedding for a key, `apart` one that has a second for RE, trained alike by one seed.
 """
 
 from pathlib import Path
@@ -21,30 +26,35 @@ from rec.models.item_tower import ItemTower
 
 BLOCK_ROWS = 512
 SAMPLE = 10_000
+MEASURES = ("mass", "beyond")
 
 Floats = NDArray[np.float64]
 
 
 def measure(config: Config, shared: Path, apart: Path) -> Figures:
-    """Figures of the tower at `shared` (`full`) and of that at `apart`, and the difference (goal 0)."""
-    towers = {"full": item_tower.load(shared), "apart": item_tower.load(apart)}
-    ids = towers["full"].shape.reads_ids
+    """Both measures of the towers at `shared` and at `apart`, and the differences (goal 0)."""
+    towers = {"shared": item_tower.load(shared), "apart": item_tower.load(apart)}
+    ids = towers["shared"].shape.reads_ids
     items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=ids)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(items))[:SAMPLE])
-    taken = np.stack([own_key(tower, items, rows) for tower in towers.values()], axis=1)
-    chosen = ~np.isnan(taken).any(axis=1)
+    taken = np.stack([own_key(tower, items, rows) for tower in towers.values()], axis=2)  # [rows, MEASURES, towers]
+    chosen = ~np.isnan(taken).any(axis=(1, 2))
     if not chosen.any():
         return {}
     _, cluster = np.unique(items.groups[rows[chosen]], return_inverse=True)
-    return compared(
-        "keys.{}.own", list(towers), taken[chosen], cluster, config.evaluate.bootstrap, config.seed, ours="full"
-    )
+    figures: Figures = {}
+    for number, name in enumerate(MEASURES):
+        values, options = taken[chosen, number], config.evaluate
+        figures |= compared(
+            f"keys.{{}}.{name}", list(towers), values, cluster, options.bootstrap, config.seed, ours="shared"
+        )
+    return figures
 
 
 @torch.inference_mode()
 def own_key(tower: ItemTower, items: ItemInputs, rows: NDArray[np.int64]) -> Floats:
-    """float64[len(rows)] attention to RE tokens of the own key beyond their number, NaN where there is no choice."""
-    made = [np.empty(0)]
+    """float64[len(rows), 2], MEASURES of attention to RE tokens of the own key; NaN where there is no choice."""
+    made = [np.empty((0, len(MEASURES)))]
     for start in range(0, len(rows), BLOCK_ROWS):
         batch = items.batch(rows[start : start + BLOCK_ROWS])
         tokens = batch.re_id.shape[1]
@@ -53,7 +63,8 @@ def own_key(tower: ItemTower, items: ItemInputs, rows: NDArray[np.int64]) -> Flo
         own = (batch.std_key.unsqueeze(2) == batch.re_key.unsqueeze(1)) & there  # bool[B, STD, RE]
         number, others = own.sum(2), there.sum(2) - own.sum(2)  # int64[B, STD]
         choice = (batch.std_id != 0) & (number > 0) & (others > 0)
-        share = (taken * own).sum(2) / (taken * there).sum(2).clamp(min=1e-12)
-        beyond = torch.where(choice, share - number / (number + others).clamp(min=1), 0.0)
-        made.append((beyond.sum(1) / choice.sum(1)).numpy())  # 0 / 0 is NaN
+        mass = (taken * own).sum(2)
+        beyond = mass / (taken * there).sum(2).clamp(min=1e-12) - number / (number + others).clamp(min=1)
+        sums = torch.stack([torch.where(choice, each, 0.0).sum(1) for each in (mass, beyond)], dim=1)
+        made.append((sums / choice.sum(1, keepdim=True)).numpy())  # 0 / 0 is NaN
     return np.concatenate(made)

@@ -24,10 +24,10 @@ from rec.config import Config, UserTower
 from rec.evaluate import hidden, metrics, ranking
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
-from rec.evaluate.cold_items import K, World, next_ranks, product_vectors, seen_of, world_of
+from rec.evaluate.cold_items import K, World, next_ranks, product_vectors, seen_of, text_vectors, world_of
 from rec.evaluate.paired import compared
 from rec.models import latent_semantics, user_tower
-from rec.models.item_inputs import ItemInputs, unit
+from rec.models.item_inputs import unit
 from rec.models.user_vectors import UserVectors
 from rec.train import item, user
 
@@ -54,7 +54,7 @@ def measure(config: Config) -> Figures:
     alone = {"adapter": 0, "semantics": 0, "delta_norm": bound}
     towers = {TOWER: config.user_tower, DELTA: config.user_tower.model_copy(update=alone)}
     ranks = {name: _ranks(config, items, name, options, world, placed) for name, options in towers.items()}
-    text = ItemInputs.load(config.at("tensors"), config.at("text_states")).text_vectors()
+    text = text_vectors(config)
     every = np.arange(len(world.cases))
     ranks |= {
         name: next_ranks(vectors, world.cases, every)

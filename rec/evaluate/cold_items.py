@@ -13,15 +13,21 @@ input alone, beside the mean states of the frozen text encoder as they are (`raw
 Intervals of the first are over content groups, whose products share their text, those of the second over users;
 differences are paired.
 
-`rec.evaluate.noise` says how far marketing phrases in titles move products. Where a language model answered, two more
-towers are trained: without RE, and without what keys share (`rec.evaluate.alignment`).
+`rec.evaluate.noise` says how far marketing phrases in titles move products. Where a language model answered, three more
+towers are trained: without the RE of its answers, without any RE, and without what keys share
+(`rec.evaluate.alignment`).
 
-`re.lift.n10` is what RE adds to NDCG@10 of the second ranking, for all users whose last choice has an answer of a
-language model and among such products only: the recipe's tower minus one without RE.
+    re.lift.n10       what RE of answers adds to NDCG@10 of the second ranking, for all users whose last choice has an
+                      answer and among such products only: the recipe's tower minus one whose tensors, in training and
+                      here, lack these values. STD of answers and the vocabulary are in both
+    re.all.lift.n10   the same of all RE, that of the shop and of rules included: minus a tower that reads none
+
+A run that was killed goes on: what a tower of the same options learned is not learned again.
 """
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +35,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from rec import dataset, encode, histories
+from rec import artifact, dataset, encode, histories
 from rec.config import Config, ItemTower
+from rec.enrich.answers import TAGGER
 from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
 from rec.evaluate.benchmark import Figures, figure
@@ -38,19 +45,24 @@ from rec.evaluate.cases import Cases
 from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
-from rec.models.item_inputs import ItemInputs, unit
+from rec.models.item_inputs import TEXT_STATES, ItemInputs, unit
 from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
-from rec.schema import ENRICHED, PRODUCTS, TENSORS
+from rec.schema import ATTRIBUTES, ENRICHED, PRODUCTS, TENSORS
 from rec.sources import cooccurrence
 from rec.train import item
+from rec.vocab import tensorize
 
 SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
 NOISED = ("full", "title")
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
-NO_RE, APART = "no-re", "apart"
+NO_LLM_RE, NO_RE, APART = "no-llm-re", "no-re", "apart"
+LIFTS = {NO_LLM_RE: "re", NO_RE: "re.all"}
+"""Towers that lack RE, and the name of what the recipe's has more."""
+LLM = "llm"
+"""The source of a value that a language model gave."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -81,33 +93,38 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     """
     prefix = f"cold.{config.name.removesuffix('-quick')}"
     config = _shortened(config) if quick else config
-    world, items = world_of(config), ItemInputs.load(config.at("tensors"), config.at("text_states"))
+    world = world_of(config)
     seen = seen_of(config, world)
     vectors, towers = {}, {}
     for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
-        trained = seen.model_copy(update={"name": name, "item_tower": options})
-        for part in hidden.DATASETS:
-            hidden.link(seen, trained, part)
+        whole, part = config, seen
+        if name == NO_LLM_RE:
+            whole = without_answers(config)
+            part = seen_of(whole, world)
+        trained = part.model_copy(update={"name": name, "item_tower": options})
+        for made in hidden.DATASETS:
+            hidden.link(part, trained, made)
         log.info("tower %s", name)
         item.run(trained)
-        towers[name], vectors[name] = trained, product_vectors(trained, config)
-    text = items.text_vectors()
+        towers[name], vectors[name] = trained, product_vectors(trained, whole)
+    text = text_vectors(config)
     vectors["rawtext"] = text
     vectors["centred"] = unit(text - text.mean(0))
-    drawn = np.random.default_rng(config.seed).standard_normal((len(items), config.item_tower.width))
+    drawn = np.random.default_rng(config.seed).standard_normal((len(text), config.item_tower.width))
     vectors["random"] = unit(drawn.astype(np.float32))
-    without_re = vectors.pop(NO_RE, None)
+    lessened = {name: vectors.pop(name) for name in LIFTS if name in vectors}
     vectors.pop(APART, None)
     figures = cold(prefix, world, vectors, config)
     figures |= noise.measure(
         f"noise.{prefix.removeprefix('cold.')}", config, {n: towers[n] for n in NOISED if n in towers}, vectors
     )
-    if without_re is not None:
-        figures |= lift(world, vectors["full"], without_re, config)
+    if lessened:
+        figures |= lift(world, vectors["full"], lessened, config)
     if APART in towers:
         figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
     if speed:
-        figures |= tower_speed.training(config, quick=quick) | tower_speed.exporting(config, towers["full"])
+        figures |= tower_speed.training(config, quick=quick) | tower_speed.encoding(config, quick=quick)
+        figures |= tower_speed.exporting(config, towers["full"])
     return figures
 
 
@@ -118,6 +135,34 @@ def seen_of(config: Config, world: World) -> Config:
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     hidden.check(seen, ids.filter(pa.array(world.hidden)).combine_chunks())
     return seen
+
+
+def without_answers(config: Config) -> Config:
+    """The recipe on a store whose tensors, cut by the same vocabulary, lack the RE values of answers."""
+    part = hidden.part(config, "without-answers")
+    for name in ("products", *hidden.AS_THEY_ARE, "events", TEXT_STATES):
+        hidden.link(config, part, name)
+    source = dataset.read_manifest(config.at("enriched"), ENRICHED).content_hash
+    products = dataset.read_manifest(config.at("products"), PRODUCTS).content_hash
+    work: dict[str, Any] = {"inputs": {"enriched": source, "products": products}, "config": {"without": f"re of {LLM}"}}
+    if artifact.finished(part.at("enriched"), kind=ENRICHED.kind, version=ENRICHED.version, **work) is None:
+        ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
+        rows = dataset.read(config.at("enriched"), ENRICHED)
+        rows = rows.filter(pc.is_in(rows["product_id"], value_set=ids.combine_chunks()))  # a quick run has some only
+        at = rows.column_names.index("re")
+        dataset.write(part.at("enriched"), ENRICHED, [rows.set_column(at, "re", _not_of(rows["re"], LLM))], **work)
+    tensorize.place(part, config.at("vocabulary"))
+    return part
+
+
+def _not_of(column: pa.ChunkedArray, source: str) -> pa.Array:
+    """The lists of an ATTRIBUTES column without the values of one source."""
+    lists = column.combine_chunks()
+    values = lists.flatten()
+    kept = pc.not_equal(pc.struct_field(values, "source"), source)
+    owners = pc.list_parent_indices(lists).filter(kept).to_numpy()
+    ends = np.cumsum(np.bincount(owners, minlength=len(lists)))
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), values.filter(kept), type=ATTRIBUTES)
 
 
 def _shortened(config: Config) -> Config:
@@ -142,8 +187,10 @@ def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
     if not options.behaviour.epochs:
         del towers["simcse"]
     inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
-    if lift and "re" in options.inputs and len(options.inputs) > 1:
-        inputs[NO_RE] = [name for name in options.inputs if name != "re"]
+    if lift and "re" in options.inputs:
+        towers[NO_LLM_RE] = options
+        if len(options.inputs) > 1:
+            inputs[NO_RE] = [name for name in options.inputs if name != "re"]
     towers |= {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
     if lift and {"std", "re"} <= {*options.inputs}:
         towers[APART] = options.model_copy(update={"shared_keys": False})
@@ -154,7 +201,8 @@ def world_of(config: Config) -> World:
     """The products of a recipe that went through tensorize, a tenth of them drawn to be hidden."""
     h, groups = histories.load(config.root), _groups(config)
     made = dataset.read(config.at("enriched"), ENRICHED, ["product_id", "model"])
-    answered = made.filter(pc.is_valid(made["model"]))["product_id"].combine_chunks()
+    by_model = pc.fill_null(pc.not_equal(made["model"], TAGGER), False)
+    answered = made.filter(by_model)["product_id"].combine_chunks()
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
     cases = test_cases.of_recipe(config, h, max_users=None)
     return World(
@@ -175,6 +223,17 @@ def product_vectors(trained: Config, whole: Config) -> Vectors:
     return item_vectors(tower, items)
 
 
+def text_vectors(config: Config) -> Vectors:
+    """float32[N, w] of all products by the whole text encoder, also where the tower has its last layers."""
+    states = config
+    if config.item_tower.layers_above_states:
+        frozen = config.item_tower.model_copy(update={"text": "frozen"})
+        states = hidden.part(config, "final-states").model_copy(update={"item_tower": frozen})
+        hidden.link(config, states, "tensors")
+        encode.run(states)
+    return ItemInputs.load(config.at("tensors"), states.at(TEXT_STATES)).text_vectors()
+
+
 def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config) -> Figures:
     """Both measures of every system of `vectors`, and what `full` has more than each other."""
     rows, chosen = chosen_with(world)
@@ -193,23 +252,19 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     )
 
 
-def lift(world: World, full: Vectors, without: Vectors, config: Config) -> Figures:
-    """`re.lift.n10`: NDCG@10 of `full` minus that of `without`, among answered products only; goal 0."""
+def lift(world: World, full: Vectors, lessened: dict[str, Vectors], config: Config) -> Figures:
+    """`re.lift.n10` and so on (`LIFTS`): NDCG@10 of `full` minus that of others, among answered products; goal 0."""
     place = np.where(world.answered, np.cumsum(world.answered) - 1, -1)
     users = np.flatnonzero(world.answered[world.cases.targets])
-    gains = [metrics.ndcg(next_ranks(made, world.cases, users, place), K) for made in (full, without)]
-    values = np.stack([gains[0] - gains[1], *gains], axis=1)
+    own, *others = [metrics.ndcg(next_ranks(made, world.cases, users, place), K) for made in (full, *lessened.values())]
+    labels: list[tuple[str, str, float | None]] = [(f"re.with.n{K}", "ratio", None)]
+    labels += [(f"{LIFTS[name]}.without.n{K}", "ratio", None) for name in lessened]
+    labels += [(f"{LIFTS[name]}.lift.n{K}", "difference", 0.0) for name in lessened]
+    values = np.stack([own, *others, *(own - other for other in others)], axis=1)
+    found = means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed)
     return {
-        name: figure(value, unit, bounds, goal)
-        for (name, unit, goal), (value, bounds) in zip(
-            (
-                (f"re.lift.n{K}", "difference", 0.0),
-                (f"re.with.n{K}", "ratio", None),
-                (f"re.without.n{K}", "ratio", None),
-            ),
-            means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed),
-            strict=True,
-        )
+        label: figure(value, unit, bounds, goal)
+        for (label, unit, goal), (value, bounds) in zip(labels, found, strict=True)
     }
 
 

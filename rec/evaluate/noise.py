@@ -1,27 +1,30 @@
 """How far marketing phrases in titles move products: their nearest neighbours before and after.
 
-Some products get a phrase at the end of their title, if all of the text still fits into `text.max_tokens`, and are
-placed anew among all others, which stay. The phrases
-name no attribute, so that attributes stay what they are; a tower that reads these, too, should be moved less than one
-of titles alone or the text embedding.
+Some products get a phrase at the end of their title, and are placed anew among all others, which stay. They are drawn
+among those whose title has room for all of it within `text.max_tokens`; a description behind the title is cut that much
+sooner, as it would be in a shop. The phrases name no attribute, so that attributes stay what they are; a tower that
+reads these, too, should be moved less than one of titles alone or the text embedding.
 
+    n                  products
     SYSTEM.overlap10   share of a product's 10 nearest products that are the same before and after, mean over products,
                        with intervals over content groups
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rec import dataset
 from rec.config import Config
-from rec.evaluate.benchmark import Figures
+from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.paired import compared
 from rec.models import item_tower, text_encoder
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_vectors import item_vectors
+from rec.models.text_encoder import TextTokenizer
 from rec.retrieval import search
 from rec.schema import PRODUCTS
 from rec.vocab.rows import joined
@@ -49,30 +52,46 @@ def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: 
     """
     if "title" not in config.text.fields:
         return {}
-    products = dataset.read(config.at("products"), PRODUCTS, list(config.text.fields))
-    titled = np.array([bool(title and title.strip()) for title in products["title"].to_pylist()])
-    rng = np.random.default_rng(config.seed)
-    rows = np.sort(rng.permutation(np.flatnonzero(titled))[:SAMPLE])
-    chosen = products.take(rows).to_pylist()
-    for product, phrase in zip(chosen, rng.choice(PHRASES, len(rows)), strict=True):
-        product["title"] += f" {phrase}"
-    told = [joined(product[field] for field in config.text.fields) for product in chosen]
-    encoder = text_encoder.load(config.text, config.item_tower.layers_above_states)
-    cut = encoder.tokenize(told, config.text.max_tokens + 1)
-    whole = np.array([len(row) <= config.text.max_tokens for row in cut], dtype=np.bool_)
-    log.info("%d of %d texts have room for a phrase", whole.sum(), len(rows))
-    if not whole.any():
+    encoder = text_encoder.load(config.text)
+    told = dict(islice(_told(config, encoder), SAMPLE))
+    log.info("%d products get a phrase", len(told))
+    if not told:
         return {}
-    rows, ids = rows[whole], [row for row, fits in zip(cut, whole, strict=True) if fits]
-    states = encoder.token_states(ids, config.text.batch_size)
+    rows = np.sort(np.fromiter(told, np.int64))
+    ids = encoder.tokenize([told[row] for row in rows.tolist()], config.text.max_tokens)
+    states = final = encoder.token_states(ids, config.text.batch_size)
+    if config.item_tower.layers_above_states:
+        below = text_encoder.load(config.text, config.item_tower.layers_above_states)
+        states = below.token_states(ids, config.text.batch_size)
     items = _items(config, None)
     _, cluster = np.unique(items.groups[rows], return_inverse=True)
-    moved = {"rawtext": items.retold(rows, ids, states).text_vectors()}
+    moved = {"rawtext": items.retold(rows, ids, final).text_vectors()}
     moved |= {name: _placed(tower, config, rows, ids, states) for name, tower in towers.items()}
     kept = np.stack([_overlap(vectors[name], made, rows) for name, made in moved.items()], axis=1)
-    return compared(
+    figures = {f"{prefix}.n": figure(len(rows), "products")}
+    return figures | compared(
         f"{prefix}.{{}}.overlap{K}", list(moved), kept, cluster, config.evaluate.bootstrap, config.seed, ours="full"
     )
+
+
+def _told(config: Config, tokenizer: TextTokenizer) -> Iterator[tuple[int, str]]:
+    """(row, text with a phrase in its title) of products in an order drawn by seed, where all of the phrase is read."""
+    fields: list[str] = list(config.text.fields)
+    until = fields.index("title") + 1
+    products = dataset.read(config.at("products"), PRODUCTS, fields)
+    rng = np.random.default_rng(config.seed)
+    order = rng.permutation(len(products))
+    for start in range(0, len(order), SAMPLE):
+        rows = order[start : start + SAMPLE]
+        chosen = products.take(rows).to_pylist()
+        titled = [bool(product["title"].strip()) for product in chosen]
+        for product, phrase in zip(chosen, rng.choice(PHRASES, len(rows)), strict=True):
+            product["title"] += f" {phrase}"
+        begun = [joined(product[field] for field in fields[:until]) for product in chosen]
+        lengths = map(len, tokenizer.tokenize(begun, config.text.max_tokens + 1))
+        for row, product, named, length in zip(rows.tolist(), chosen, titled, lengths, strict=True):
+            if named and length <= config.text.max_tokens:
+                yield row, joined(product[field] for field in fields)
 
 
 def _items(config: Config, tower: item_tower.ItemTower | None) -> ItemInputs:

@@ -1,36 +1,68 @@
-"""What Ray adds to the item tower's work: Ray Train over a torch loop, the loader's share, the export over the tower.
+"""What Ray adds to the item tower's work: Ray Train over a torch loop, the loader's share, exports over bare models.
 
-train.over.torch     products/s of `rec.train.item.train` on one Ray Train worker over those of a bare loop of the
-                     same steps in this process, medians of ROUNDS runs in turn
-train.busy           share of the bare loop's time that is not spent on waiting for batches
-embed.products_per_s the stage embed on all products, from an empty store
-embed.over.tower     over the bare tower on the same blocks
+train.over.torch      products/s of `rec.train.item.train` on one Ray Train worker over those of a bare loop of the
+                      same steps in this process, medians of ROUNDS runs in turn
+train.busy            share of the time of Ray's run that is not spent on waiting for batches. On a GPU, which works on
+                      while the process waits, no less than that
+train.step            share of that time within steps: forward, backward and update
+train.around          share of that time around all steps: optimizer, order, and the checkpoint with its report
+encode.products_per_s the stage encode on the first ENCODED products, each distinct text once, from an empty store
+encode.over.encoder   over the bare text encoder on the same batches
+embed.products_per_s  the stage embed on all products, from an empty store
+embed.over.tower      over the bare tower on the same blocks
 """
 
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rec import embed, histories, runtime
+from rec import dataset, embed, encode, histories, runtime
 from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.evaluate import hidden
 from rec.evaluate.benchmark import Figures, figure
-from rec.models import item_tower
-from rec.models.item_inputs import ItemInputs
+from rec.models import item_tower, text_encoder
+from rec.models.item_inputs import ItemInputs, Ragged
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import item_vectors
+from rec.schema import TENSORS
 from rec.train import ahead, contrast, ddp, item
 
 PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
+ENCODED = 40_000
+"""Products of which there are more batches of texts than `rec.encode` has in its own process."""
 ROUNDS, QUICK_ROUNDS = 5, 1
 TRAIN_GOAL, BUSY_GOAL = 0.98, 0.95
 SECONDS = "seconds.json"
+
+
+class Watched:
+    """`ahead.made`, watched."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        """Seconds until a batch was there, of all batches."""
+        self.stepped = 0.0
+        """Seconds between a batch and the question for the next one."""
+
+    def __call__(
+        self, make: Callable[[int], contrast.Drawn], given: Iterable[int], device: torch.device
+    ) -> Iterator[contrast.Drawn]:
+        """See `ahead.made`."""
+        batches = ahead.made(make, given, device)
+        asked = time.perf_counter()
+        for batch in batches:
+            got = time.perf_counter()
+            self.waited += got - asked
+            yield batch
+            asked = time.perf_counter()
+            self.stepped += asked - got
 
 
 def training(config: Config, *, quick: bool) -> Figures:
@@ -46,20 +78,24 @@ def training(config: Config, *, quick: bool) -> Figures:
     folder.mkdir(parents=True, exist_ok=True)
     work = item.inputs_of_loop(part, item.shape_of(part, None), folder)
     runtime.start(config.cpus)
-    inside, bare, waits = [], [], []
+    inside, bare = [], []
     for number in range(QUICK_ROUNDS if quick else ROUNDS):
         name = f"speed-{number}"
         shutil.rmtree(folder / name, ignore_errors=True)
         ddp.fit(timed, once, name, work, folder)
-        inside.append(float(json.loads((folder / SECONDS).read_text(encoding="utf-8"))))
-        seconds, waited = _bare(work)
-        bare.append(seconds)
-        waits.append(waited)
+        inside.append(json.loads((folder / SECONDS).read_text(encoding="utf-8")))
+        bare.append(_bare(work))
     shutil.rmtree(folder)
+    spent = np.array(inside)  # float64[rounds, 3]: in all, waiting, within steps
+    seconds = float(np.median(spent[:, 0]))
+    waited, stepped = np.median(spent[:, 1:] / spent[:, :1], axis=0).tolist()
+    around = float(np.median(1 - spent[:, 1:].sum(axis=1) / spent[:, 0]))
     return {
-        "train.products_per_s": figure(round(float(kept.sum() / np.median(inside)), 1), "products/s"),
-        "train.over.torch": figure(round(float(np.median(bare) / np.median(inside)), 4), "times", goal=TRAIN_GOAL),
-        "train.busy": figure(round(1 - float(np.median(waits) / np.median(bare)), 4), "ratio", goal=BUSY_GOAL),
+        "train.products_per_s": figure(round(float(kept.sum()) / seconds, 1), "products/s"),
+        "train.over.torch": figure(round(float(np.median(bare)) / seconds, 4), "times", goal=TRAIN_GOAL),
+        "train.busy": figure(round(1 - waited, 4), "ratio", goal=BUSY_GOAL),
+        "train.step": figure(round(stepped, 4), "ratio"),
+        "train.around": figure(round(around, 4), "ratio"),
     }
 
 
@@ -68,9 +104,10 @@ def timed(config: dict[str, Any]) -> None:
     tower, items, options = item.drawn(config)
     categories = items.first_std(config["category"])
     _warm(tower, items, options)
-    started = time.perf_counter()
-    item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None)
-    (Path(config["inputs"]) / SECONDS).write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
+    watched, started = Watched(), time.perf_counter()
+    item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None, watched)
+    spent = [time.perf_counter() - started, watched.waited, watched.stepped]
+    (Path(config["inputs"]) / SECONDS).write_text(json.dumps(spent), encoding="utf-8")
 
 
 def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
@@ -82,8 +119,8 @@ def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
     tower.zero_grad()
 
 
-def _bare(config: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of as many steps in a loop of a few lines, and of waiting for its batches."""
+def _bare(config: dict[str, Any]) -> float:
+    """Seconds of as many steps in a loop of a few lines."""
     tower, items, options = item.drawn(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.train.cpus_per_worker)
@@ -97,14 +134,8 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
         rng = np.random.default_rng(step)
         return contrast.draw(items, batches[step], tower.shape.num_keys, options, rng).to(device)
 
-    started, waited = time.perf_counter(), 0.0
-    made = ahead.made(drawn, range(count), device)
-    while True:
-        asked = time.perf_counter()
-        batch = next(made, None)
-        waited += time.perf_counter() - asked
-        if batch is None:
-            break
+    started = time.perf_counter()
+    for batch in ahead.made(drawn, range(count), device):
         optimizer.zero_grad()
         contrast.step(tower, batch, options)
         optimizer.step()
@@ -112,7 +143,36 @@ def _bare(config: dict[str, Any]) -> tuple[float, float]:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     torch.set_num_threads(threads)
-    return seconds, waited
+    return seconds
+
+
+def encoding(config: Config, *, quick: bool) -> Figures:
+    """`encode.*` of the first products of a recipe that went through tensorize."""
+    part = hidden.part(config, "encoded")
+    shutil.rmtree(part.root, ignore_errors=True)
+    rows = dataset.read(config.at("tensors"), TENSORS).slice(0, QUICK_PRODUCTS if quick else ENCODED)
+    source = dataset.read_manifest(config.at("tensors"), TENSORS)
+    dataset.write(part.at("tensors"), TENSORS, [rows], inputs={"whole": source.content_hash}, config=source.config)
+    runtime.start(config.cpus)
+    started = time.perf_counter()
+    encode.run(part)
+    inside = time.perf_counter() - started
+    shutil.rmtree(part.root)
+    first, _ = encode.distinct(Ragged.of(rows["title_id"]))
+    ids = rows["title_id"].take(first).to_pylist()
+    device = torch.device("cuda" if config.text.use_gpu else "cpu")
+    encoder = text_encoder.load(config.text, config.item_tower.layers_above_states).to(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.text.cpus_per_actor)
+    started = time.perf_counter()
+    encoder.token_states(ids, config.text.batch_size)
+    bare = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    return {
+        "encode.products_per_s": figure(round(len(rows) / inside, 1), "products/s"),
+        "encode.encoder.products_per_s": figure(round(len(rows) / bare, 1), "products/s"),
+        "encode.over.encoder": figure(round(bare / inside, 4), "times"),
+    }
 
 
 def exporting(config: Config, trained: Config) -> Figures:

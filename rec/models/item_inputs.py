@@ -22,6 +22,8 @@ from rec.schema import TENSORS
 
 TEXT_STATES = "text_states"
 TEXT_STATES_VERSION = 1
+ENCODER_FILES = "encoder_files"
+"""What a manifest calls the digest of the files of an encoder in a folder; left out where it is none."""
 LAYERS_ABOVE = "layers_above"
 """What a manifest calls the layers of the encoder that its states have not gone through; left out where none."""
 
@@ -36,16 +38,19 @@ def text_states_manifest(folder: Path) -> artifact.Manifest:
     return artifact.read(folder, kind=TEXT_STATES, version=TEXT_STATES_VERSION, made_by="python jobs/encode.py")
 
 
-def check_texts(tensors: Path, text_states: Path, *, encoder: str, layers_above: int, reader: str) -> None:
+def check_texts(
+    tensors: Path, text_states: Path, *, encoder: str, layers_above: int, reader: str, files: str | None = None
+) -> None:
     """Raise ArtifactError when token ids or states are not those of `encoder`, without its last `layers_above` layers.
 
-    `reader` is who needs them so, for the error.
+    `files` is the digest of its folder's files that `reader` wants, None where it has no folder or none is known;
+    `reader` is who needs all that so, for the error.
     """
-    cut_for = dataset.read_manifest(tensors, TENSORS).config["text"]["encoder"]
-    if cut_for != encoder:
+    cut_for = dataset.read_manifest(tensors, TENSORS).config["text"]
+    if cut_for["encoder"] != encoder:
         raise ArtifactError(
-            f"the titles in {tensors} were cut into tokens for text.encoder {cut_for!r}, but {reader} reads those of "
-            f"{encoder!r}: run `{TENSORS.made_by}` and what follows again, all with the same options"
+            f"the titles in {tensors} were cut into tokens for text.encoder {cut_for['encoder']!r}, but {reader} reads "
+            f"those of {encoder!r}: run `{TENSORS.made_by}` and what follows again, all with the same options"
         )
     states = text_states_manifest(text_states)
     found = states.config["encoder"], states.config.get(LAYERS_ABOVE, 0)
@@ -54,6 +59,14 @@ def check_texts(tensors: Path, text_states: Path, *, encoder: str, layers_above:
             f"{text_states} holds {_said(*found)}, but {reader} reads {_said(encoder, layers_above)}: run "
             "`python jobs/encode.py` and `python jobs/pretrain.py` again, both with the same options"
         )
+    said = {name: made.get(ENCODER_FILES) for name, made in ((tensors, cut_for), (text_states, states.config))}
+    wanted = said[tensors] if files is None else files
+    for name, digest in said.items():
+        if digest != wanted:
+            raise ArtifactError(
+                f"{name} was made with other files in the folder text.encoder {encoder!r} than {reader} reads: run "
+                f"`{TENSORS.made_by}` and what follows again"
+            )
 
 
 def _said(encoder: str, layers_above: int) -> str:

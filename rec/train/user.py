@@ -227,7 +227,7 @@ def run(config: Config) -> dict[str, Any]:
     inputs = {name: manifest.content_hash for name, manifest in manifests.items()}
     made_by = {"user_tower": options.identity(), "seed": config.seed}
     if "context" in options.inputs:
-        made_by["text"] = config.text.identity()
+        made_by["text"] = config.text.identity() | text_encoder.files(config.text, artifact.peek(target))
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
     storage, name = config.at("runs"), ddp.run_name(**work)
     done = artifact.finished(target, **work)

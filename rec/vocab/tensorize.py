@@ -126,7 +126,8 @@ def _read(config: Config) -> tuple[dict[str, str], Files]:
 
 
 def _tensors_config(config: Config) -> dict[str, Any]:
-    return {"max_re_tokens": config.vocab.max_re_tokens, "text": config.text.identity()}
+    files = text_encoder.files(config.text, artifact.peek(config.at("tensors")))
+    return {"max_re_tokens": config.vocab.max_re_tokens, "text": config.text.identity() | files}
 
 
 def _start(config: Config) -> None:

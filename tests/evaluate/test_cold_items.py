@@ -1,20 +1,25 @@
 """Cold items: what is hidden stays hidden, and both measures against worlds whose truth is known."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import benchmark
 from rec import config, dataset, encode, histories
-from rec.config import UserTower, UserTrain
+from rec.config import Config, UserTower, UserTrain
 from rec.errors import ArtifactError
 from rec.evaluate import cases, cold_and_warm, cold_items, hidden, tower_speed
 from rec.evaluate.cold_items import World
-from rec.models import user_tower
+from rec.models import text_encoder, user_tower
+from rec.models.item_inputs import ItemInputs, unit
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
-from rec.train import behaviour, item, user
-from tests.item_tower import catalogue
+from rec.train import behaviour, ddp, item, user
+from rec.vocab.re import ReVocabulary
+from rec.vocab.std import StdVocabulary
+from tests.item_tower import catalogue, encoders
 from tests.train import test_copurchase as pairs
 from tests.train.in_process import data_in_process, in_process
 
@@ -81,9 +86,79 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
 
 def test_the_lift_is_of_answered_products_only() -> None:
     made = world([[0, 1, 2], [0, 2, 1], [6, 7, 11]], hide=[])
-    figures = cold_items.lift(made, two_shelves(), -two_shelves(), CONFIG)
-    assert figures["re.with.n10"]["value"] == 1.0
-    assert figures["re.lift.n10"]["value"] == pytest.approx(1 - figures["re.without.n10"]["value"], abs=1e-4)
+    alternating = two_shelves()[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]
+    lessened = {cold_items.NO_LLM_RE: two_shelves(), cold_items.NO_RE: alternating}
+    figures = cold_items.lift(made, two_shelves(), lessened, CONFIG)
+    assert figures["re.with.n10"]["value"] == figures["re.without.n10"]["value"] == 1.0
+    assert figures["re.lift.n10"] == {"value": 0.0, "ci95": [0.0, 0.0], "goal": 0.0, "unit": "difference"}
+    assert figures["re.all.without.n10"]["value"] < 1
+    assert figures["re.all.lift.n10"]["value"] == pytest.approx(1 - figures["re.all.without.n10"]["value"], abs=1e-4)
+
+
+def value(key: str, said: str, source: str) -> dict[str, str | None]:
+    """An attribute as `enriched` has it."""
+    return {"key": key, "value": said, "source": source, "evidence": None}
+
+
+def enriched(tree: Config, re: list[list[dict[str, str | None]]]) -> None:
+    """Write `enriched` of a catalogue: RE values as given, a colour by an answer, every second product answered."""
+    facts = {"status": "ok", "tokens_in": 0, "tokens_out": 0, "content_hash": ""}
+    facts |= {"vocab_version": StdVocabulary.load().version}
+    std = [value("colour", "red", "llm")]
+    rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "std": std, "re": said, **facts}
+            for i, said in enumerate(re)]  # fmt: skip
+    catalogue.put(tree, ENRICHED, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_without_answers_only_their_re_values_are_gone(tmp_path: Path) -> None:
+    """Values of rules stay, in their order, under the ids of the one vocabulary, and so does STD of answers."""
+    tree = catalogue.shop(tmp_path, 4)
+    rule, soft, warm = value("fibre", "ribbed", "rule"), value("colour", "soft", "llm"), value("fibre", "warm", "llm")
+    enriched(tree, [[rule, soft], [soft, warm], [], [warm, rule]])
+    vocabulary = StdVocabulary.load()
+    words = ReVocabulary.load(tree.at("vocabulary") / "re.json")
+    whole = cold_items.without_answers(tree)
+    rows = dataset.read(whole.at("tensors"), TENSORS).to_pylist()
+    ribbed = words.ids("fibre", "ribbed")
+    assert [list(zip(row["re_key"], row["re_id"], strict=True)) for row in rows] == [ribbed, [], [], ribbed]
+    assert [row["std_id"] for row in rows] == [[vocabulary.id_of("colour", "red")]] * 4
+    assert [row["title_id"] for row in rows] == dataset.read(tree.at("tensors"), TENSORS)["title_id"].to_pylist()
+    assert whole.at("vocabulary").resolve() == tree.at("vocabulary").resolve()
+    before = dataset.read_manifest(whole.at("tensors"), TENSORS)
+    cold_items.without_answers(tree)
+    assert dataset.read_manifest(whole.at("tensors"), TENSORS) == before
+
+
+@pytest.mark.slow
+def test_raw_text_is_the_whole_encoders_where_the_tower_has_its_last_layers(tmp_path: Path) -> None:
+    words = [word for text in catalogue.PEOPLE for word in text.split()]
+    folder = encoders.write(tmp_path / "encoder", list(dict.fromkeys(words)))
+    tree = catalogue.write(tmp_path, 16, overrides=[f"text.encoder={folder}", "item_tower.text=top"])
+    with data_in_process():
+        encode.run(tree)
+        found = cold_items.text_vectors(tree)
+    encoder = text_encoder.load(tree.text)
+    ids = dataset.read(tree.at("tensors"), TENSORS, ["title_id"])["title_id"].to_pylist()
+    states = [state.astype(np.float32) for state in encoder.token_states(ids, 4)]
+    told = np.stack([state.mean(0) if len(state) else np.zeros(encoder.width, np.float32) for state in states])
+    np.testing.assert_allclose(found, unit(told), atol=1e-3)
+    below = ItemInputs.load(tree.at("tensors"), tree.at("text_states")).text_vectors()
+    assert np.abs(below - found).max() > 1e-2
+
+
+@pytest.mark.parametrize(("alone", "asked"), [(False, ["hm", "beauty"]), (True, ["hm"])])
+def test_a_recipe_is_measured_with_beauty_or_alone(
+    alone: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[str] = []
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
+    monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
+    monkeypatch.setattr(cold_items, "measure", lambda config, **_: met.append(config.name) or {})
+    options = argparse.Namespace(recipe="hm", overrides=[], quick=False, alone=alone)
+    assert benchmark.cold(options) == {}
+    assert met == asked
 
 
 def test_whole_groups_are_hidden_by_seed() -> None:
@@ -136,14 +211,14 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     tree = catalogue.shop(tmp_path, 60)
     with data_in_process():
         encode.run(tree)
-    asked = {"status": "ok", "std": [], "re": [], "vocab_version": "", "tokens_in": 0, "tokens_out": 0}
-    rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "content_hash": "", **asked} for i in range(60)]
-    catalogue.put(tree, ENRICHED, rows)
+    told = [value("fibre", "ribbed", "rule"), value("fibre", "warm", "llm")]
+    enriched(tree, [told[: 1 + i % 2] for i in range(60)])
     second = tree.item_tower.behaviour.model_copy(update={"epochs": 1, "batch_size": 16})
     train = tree.item_tower.train.model_copy(update={"epochs": 1})
     tower = tree.item_tower.model_copy(update={"behaviour": second, "train": train})
     some = {
         "full": tower,
+        cold_items.NO_LLM_RE: tower,
         cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
         cold_items.APART: tower.model_copy(update={"shared_keys": False}),
     }
@@ -156,15 +231,25 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
             assert 0 <= low <= figures[f"cold.catalogue.{system}.{measure}"]["value"] <= high <= 1
         assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
-    assert figures["re.lift.n10"]["unit"] == "difference"
+    assert {figures[f"re.{part}lift.n10"]["unit"] for part in ("", "all.")} == {"difference"}
+    lessened = [hidden.part(tree, "without-answers"), hidden.part(hidden.part(tree, "without-answers"), "no-llm-re")]
+    assert [dataset.read_manifest(part.at("tensors"), TENSORS).facts["rows"] for part in lessened] == [60, 54]
     assert 0 < figures["noise.catalogue.full.overlap10"]["value"] <= 1
-    assert 0 < figures["train.busy"]["value"] < 1
+    shares = {name: figures[f"train.{name}"]["value"] for name in ("busy", "step", "around")}
+    assert all(0 < share < 1 for share in shares.values())
+    assert shares["step"] + shares["around"] == pytest.approx(shares["busy"], abs=2e-4)
+    assert 0 < figures["encode.products_per_s"]["value"] < figures["encode.encoder.products_per_s"]["value"]
     assert figures["train.over.torch"]["value"] < 2
     assert 0 < figures["embed.products_per_s"]["value"] < figures["embed.tower.products_per_s"]["value"]
-    assert "keys.full.minus.apart.own" in figures
-    assert not hidden.part(tree, "exported").root.exists()
+    assert {"keys.shared.mass", "keys.apart.mass", "keys.shared.minus.apart.beyond"} <= set(figures)
+    assert figures["noise.catalogue.n"]["value"] > 0
+    assert not any(hidden.part(tree, name).root.exists() for name in ("exported", "encoded"))
     trained = dataset.read_manifest(hidden.part(tree, "full").at("tensors"), TENSORS)
     assert trained.facts["rows"] == 54, "a tenth is hidden"
+    with pytest.MonkeyPatch.context() as patch:  # a second run learns nothing anew
+        patch.setattr(ddp, "fit", lambda *_, **__: pytest.fail("a tower is trained again"))
+        again = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=False)
+    assert again.items() <= figures.items()
     users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))
     with in_process(item.loop, behaviour.loop, user.loop), data_in_process():
         figures = cold_and_warm.measure(tree.model_copy(update={"item_tower": tower, "user_tower": users}))

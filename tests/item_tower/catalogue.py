@@ -56,7 +56,7 @@ def write(folder: Path, products: int, *, seed: int = 0, overrides: Sequence[str
         (draft.path / "std.toml").write_text(std.shipped(), encoding="utf-8")
         tokens.save(draft.path / "re.json")
     rows, _ = _rows(vocabulary, tokens, tree, products, seed)
-    made_by = {"text": {"encoder": tree.text.encoder}, "seed": seed}
+    made_by = {"text": {"encoder": tree.text.encoder, **text_encoder.files(tree.text)}, "seed": seed}
     dataset.write(tree.at("tensors"), TENSORS, [rows], inputs={}, config=made_by)
     return tree
 

@@ -43,11 +43,26 @@ def _by_key(shape: Shape, seed: int = 0) -> ItemTower:
 def test_values_attend_to_tokens_of_their_key_where_the_key_is_shared(shape: Shape) -> None:
     shape = replace(shape, heads=1, width=32)
     found = alignment.own_key(_by_key(shape), _items(), np.arange(4))
-    assert found[0] == pytest.approx(0.5, abs=0.05)  # all of it: 1 - 1/3 for key 1, 1 - 2/3 for key 2
+    assert found[0].tolist() == pytest.approx([1.0, 0.5], abs=0.05)  # all; 1 - 1/3 for key 1, 1 - 2/3 for key 2
     assert np.isnan(found[1:]).all()  # no token of an own key, none at all, none of another key
     other = replace(shape, shared_keys=False)
     apart = [alignment.own_key(_by_key(other, seed), _items(), np.arange(4))[0] for seed in range(16)]
-    assert abs(np.mean(apart)) < 0.25  # by chance: anything from -0.5 to 0.5
+    mass, beyond = np.mean(apart, axis=0)
+    assert mass < 0.75  # by chance: anything from 0 to 1
+    assert abs(beyond) < 0.25  # by chance: anything from -0.5 to 0.5
+
+
+def test_mass_is_of_all_that_is_taken_and_beyond_of_re_tokens_alone(shape: Shape) -> None:
+    """Where every position of the context is taken alike, an own key has what it has by number, and no more."""
+    tower = ItemTower(shape).eval()
+    with torch.no_grad():
+        tower.cross_attention.query.weight.zero_()
+        tower.cross_attention.query.bias.zero_()
+    mass, beyond = alignment.own_key(tower, _items(), np.arange(1))[0]
+    assert mass == pytest.approx(
+        (1 / 5 + 2 / 5) / 2
+    )  # of blank, title and three RE tokens, one is key 1's, two key 2's
+    assert beyond == pytest.approx(0.0, abs=1e-6)
 
 
 def test_weights_are_what_attention_takes(shape: Shape) -> None:

@@ -1,13 +1,14 @@
-"""A text encoder trained with the item tower: encode, pretrain and embed on a small DistilBERT."""
+"""An encoder in a folder, frozen or trained with the item tower: encode, pretrain and embed on a small DistilBERT."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rec import artifact, config, dataset, embed, encode
 from rec.config import Config
@@ -25,7 +26,7 @@ STEP = 0.01
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 
-@pytest.fixture(scope="module", params=["top", "full"])
+@pytest.fixture(scope="module", params=["frozen", "top", "full"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Config:
     """A catalogue that went through all three stages, and whose encoder is no longer where it was."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -49,6 +50,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def taken(tree: Config) -> dict[str, torch.Tensor]:
     """What the tower took of the encoder, as it was."""
+    if tree.item_tower.text == "frozen":
+        return {}
     text = tree.text.model_copy(update={"encoder": str(Path(tree.text.encoder).with_name("elsewhere"))})
     return text_encoder.load_layers(text, 1 if tree.item_tower.text == "top" else None).state_dict()
 
@@ -74,7 +77,7 @@ def test_all_that_the_tower_holds_of_the_encoder_was_trained_and_nothing_below(m
     before = taken(made)
     assert {name for name in weights if name.startswith("text.")} == {f"text.{name}" for name in before}
     numbers = {name.split(".layer.")[1][0] for name in before if ".layer." in name}
-    assert len(numbers) == (1 if made.item_tower.text == "top" else encoders.LAYERS)
+    assert len(numbers) == {"frozen": 0, "top": 1, "full": encoders.LAYERS}[made.item_tower.text]
     assert any("word_embeddings" in name for name in before) == (made.item_tower.text == "full")
     steps = 2 * PRODUCTS / 12
     for name, weight in before.items():
@@ -99,12 +102,41 @@ def test_other_states_and_encoders_are_refused_with_the_difference(made: Config,
     text = made.text.model_copy(update={"encoder": "minilm"})
     with pytest.raises(ArtifactError, match=r"cut into tokens for text\.encoder '.*encoder', but .* of 'minilm'"):
         item.run(made.model_copy(update={"text": text}))
-    longer = made.item_tower.train.model_copy(update={"epochs": 3})
-    again = made.model_copy(update={"item_tower": made.item_tower.model_copy(update={"train": longer})})
-    with pytest.raises(
-        ConfigError, match=r"text\.encoder '.*encoder' cannot be loaded .*: give 'minilm', a local fold"
-    ):
-        item.run(again)
+    if made.item_tower.text != "frozen":
+        longer = made.item_tower.train.model_copy(update={"epochs": 3})
+        again = made.model_copy(update={"item_tower": made.item_tower.model_copy(update={"train": longer})})
+        with pytest.raises(
+            ConfigError, match=r"text\.encoder '.*encoder' cannot be loaded .*: give 'minilm', a local fold"
+        ):
+            item.run(again)
+
+
+def test_other_weights_in_the_same_folder_are_another_encoder(tmp_path: Path) -> None:
+    """Stages refuse what the earlier weights made until the stages before them ran again, and none says skipped."""
+    encoder = encoders.write(tmp_path / "encoder", ["warm", "coat"])
+    overrides = [f"text.encoder={encoder}", "item_tower.train.epochs=1", "item_tower.train.batch_size=12"]
+    tree = catalogue.write(tmp_path, PRODUCTS, overrides=overrides)
+    with in_process(item.loop), data_in_process():
+        assert "skipped" not in encode.run(tree) | item.run(tree) | embed.run(tree)
+        before = states(tree)
+        weights = load_file(encoder / "model.safetensors")
+        weights["transformer.layer.2.output_layer_norm.bias"] += 1
+        save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            ArtifactError, match=r"tensors was made with other files in the folder .*run `python jobs/t"
+        ):
+            item.run(tree)
+        with pytest.raises(ArtifactError, match=r"cut into tokens by other files .* now has: run `python jobs/tensor"):
+            encode.run(tree)
+        shutil.rmtree(tree.at("tensors"))
+        catalogue.write(tmp_path, PRODUCTS, overrides=overrides)
+        with pytest.raises(ArtifactError, match=r"text_states was made with other files in the folder text\.encoder"):
+            item.run(tree)
+        assert "skipped" not in encode.run(tree)
+        with pytest.raises(ArtifactError, match=r"made with other files .* than the item tower in .*item_tower reads"):
+            embed.run(tree)
+        assert "skipped" not in item.run(tree) | embed.run(tree)
+    np.testing.assert_allclose(states(tree).astype(np.float32), before.astype(np.float32) + 1, atol=1e-2)
 
 
 def test_a_tower_of_other_states_is_not_embedded(made: Config, tmp_path: Path) -> None:
