@@ -18,7 +18,7 @@ item-tower   cold items: products hidden from all training, of the recipe and of
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
-             beside it
+             beside it; with --switches what each of Ray Serve's own gives the graph
 gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
@@ -62,6 +62,7 @@ from rec.evaluate import (
     ranker_study,
     scale,
     serving_speed,
+    serving_switches,
     tagging,
     towers,
     user_speed,
@@ -222,9 +223,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "serving":
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "publish")
-        figures = serving_speed.measure(
-            chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick
-        )
+        measure = serving_switches.measure if options.switches else serving_speed.measure
+        figures = measure(chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick)
     elif options.name == "gpu":
         figures = gpu_speed.measure(gpu_speed.FULL, gpu_speed.ON_CPU, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
@@ -291,6 +291,9 @@ if __name__ == "__main__":
     )
     arguments.add_argument(
         "--towers", action="store_true", help="retrieval: the user tower alone, beside towers that lack a part of it"
+    )
+    arguments.add_argument(
+        "--switches", action="store_true", help="serving: what each of Ray Serve's switches gives the graph"
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"

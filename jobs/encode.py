@@ -2,7 +2,8 @@
 """Encode the distinct product texts with the frozen part of the text encoder, through Ray Data.
 
 Reads `tensors`, writes `text_states`. The longest stage of a large catalogue: some 150 to 250 texts of 24
-tokens a second and core. Options: text.*, item_tower.text
+tokens a second and core. Only texts that the last run did not encode are new work (`encoded`, `kept`), and a killed
+run goes on after its last batch. Options: text.*, item_tower.text
 
     python jobs/encode.py --recipe hm --set text.num_actors=2 --set text.cpus_per_actor=1
 """

@@ -5,8 +5,6 @@ refers to an item row stays right, and the database keeps one table of vectors f
 """
 
 import itertools
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch.nn import functional as F
 
-from rec import assemble, bundle, dataset
+from rec import artifact, assemble, bundle, dataset
 from rec.bundle import FIT_HEAD, Bundle
 from rec.config import Config
 from rec.embed import Embed
@@ -85,7 +83,7 @@ def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str,
         fit_head.save(folder(FIT_HEAD), head, fit_head.extended(items, added))
     for name in base.files:
         if not (staging / name).exists():
-            _link(base.path / name, staging / name)
+            artifact.link(base.path / name, staging / name)
     said = base.said()
     products = dataset.read_manifest(new.at("products"), PRODUCTS).content_hash
     return {
@@ -95,14 +93,6 @@ def _fill(staging: Path, base: Bundle, new: Config, seen: pa.Table) -> dict[str,
         "root": base.root,
         "inputs": {**said["inputs"], "added": products},
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a filesystem without links
-        shutil.copyfile(source, target)
 
 
 def _places(shown: pa.Table, seen: pa.Table) -> NDArray[np.int64]:

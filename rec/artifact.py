@@ -168,6 +168,15 @@ def _replace(staging: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a finished file another name, in a folder that is made where it is missing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without links
+        shutil.copyfile(source, target)
+
+
 def _set_aside(target: Path) -> list[Path]:
     """What a writer moved out of the way of `target` and did not remove."""
     return sorted(target.parent.glob(f".{target.name}.*.old"))

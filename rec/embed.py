@@ -9,7 +9,6 @@ the row of such an id depends on all products that carry it. Finished blocks lie
 """
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +21,18 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from rec import artifact, dataset, log, runtime
+from rec import artifact, dataset, log, partial_array, runtime
 from rec.config import Config, Train
 from rec.errors import ArtifactError
 from rec.models import item_tower, token_map
 from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import BLOCK_ROWS, item_vectors
+from rec.partial_array import PartialArray
 from rec.schema import DIGEST_BYTES, TENSORS, Contract, vectors
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
-VECTORS, DONE, KEPT = "vectors.npy", "done.npy", "kept.npy"
-"""Files of a run: float32[N, d] vectors; bool[blocks] which are there; bool[N] which products keep their vector."""
 _READ = ("std_key", "std_id", "re_key", "re_id", "title_id")
 """Columns of TENSORS that the tower reads of a product."""
 
@@ -75,8 +73,9 @@ def run(config: Config) -> dict[str, Any]:
         "item_tower": item_tower.manifest(config.at(item_tower.KIND)).content_hash,
     }
     _check_texts(config)
-    work: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
-    done = artifact.finished(target, kind=contract.kind, version=contract.version, **work)
+    identity: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
+    work: dict[str, Any] = {"kind": contract.kind, "version": contract.version, **identity}
+    done = artifact.finished(target, **work)
     if done is not None:
         return {"vectors": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
@@ -85,20 +84,20 @@ def run(config: Config) -> dict[str, Any]:
     runtime.require_gpus("item_tower.train.use_gpu", train.use_gpu * train.num_workers)
     read = dataset.read(config.at("tensors"), TENSORS, ["product_id", *_READ])
     digests = _digests(read)
-    name = f"vectors-{artifact.fingerprint(kind=contract.kind, version=contract.version, **work)[:16]}"
-    storage = config.at("runs") / name
-    for other in set(storage.parent.glob("vectors-*")) - {storage}:  # of killed runs of other inputs
-        shutil.rmtree(other)
-    if not (storage / KEPT).exists():  # written last: else a killed run of the same work left all this
-        _prepare(storage, target, contract, config, read, digests)
-    vectors_made = _embed(config, storage)
-    kept = int(np.load(storage / KEPT, allow_pickle=False).sum())
+    storage = partial_array.folder(config.at("runs"), work)
+    if not partial_array.begun(storage):
+        good = _still_good(target, contract, config.at(item_tower.KIND), read, digests)
+        partial_array.begin(storage, (len(digests), width), np.float32, len(digests), good)
+    made = PartialArray(storage)
+    _embed_all(config, made)
+    kept = int(made.kept.sum())
     rows = (
-        pa.table({"product_id": ids, "vector": _fixed(vectors_made[rows]), "inputs": digests.take(rows)})
+        pa.table({"product_id": ids, "vector": _fixed(made.values[rows]), "inputs": digests.take(rows)})
         for ids, rows in _blocks(read["product_id"])
     )
-    manifest = dataset.write(target, contract, rows, **work, facts={"embedded": len(digests) - kept, "kept": kept})
-    shutil.rmtree(storage)
+    facts = {"embedded": len(digests) - kept, "kept": kept}
+    manifest = dataset.write(target, contract, rows, **identity, facts=facts)
+    made.remove()
     return {"vectors": str(target), **manifest.facts, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -137,27 +136,10 @@ def _digests(read: pa.Table) -> pa.Array:
     return pa.array(made, pa.binary(DIGEST_BYTES))
 
 
-def _prepare(
-    storage: Path, target: Path, contract: Contract, config: Config, read: pa.Table, digests: pa.Array
-) -> None:
-    """Make the files of a run, with the vectors that the dataset at `target` has and that are still good."""
-    storage.mkdir(parents=True, exist_ok=True)
-    kept = np.zeros(len(digests), dtype=np.bool_)
-    shape = (len(digests), config.item_tower.width)
-    made = np.lib.format.open_memmap(storage / VECTORS, mode="w+", dtype=np.float32, shape=shape)
-    for rows, values in _still_good(target, contract, config.at(item_tower.KIND), read, digests):
-        made[rows] = values
-        kept[rows] = True
-    np.save(storage / DONE, np.zeros(-(-int((~kept).sum()) // BLOCK_ROWS), dtype=np.bool_), allow_pickle=False)
-    with (storage / f"{KEPT}.tmp").open("wb") as file:
-        np.save(file, kept, allow_pickle=False)
-    (storage / f"{KEPT}.tmp").replace(storage / KEPT)
-
-
 def _still_good(
     target: Path, contract: Contract, tower: Path, read: pa.Table, digests: pa.Array
-) -> Iterator[tuple[IntArray, FloatArray]]:
-    """(rows, their vectors) that the dataset at `target` has for products of which the same tower reads the same."""
+) -> Iterator[partial_array.Piece]:
+    """The vectors that the dataset at `target` has for products of which the same tower reads the same."""
     older = artifact.peek(target)
     if older is None or (older.kind, older.version) != (contract.kind, contract.version):
         return
@@ -169,7 +151,7 @@ def _still_good(
     same = pc.fill_null(pc.equal(before, digests), False).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(same & ~_newer(read, item_tower.read_shape(tower)))
     values: FloatArray = found["vector"].combine_chunks().flatten().to_numpy()
-    yield rows, values.reshape(len(found), -1)[place.to_numpy(zero_copy_only=False)[rows].astype(np.int64)]
+    yield rows, rows, values.reshape(len(found), -1)[place.to_numpy(zero_copy_only=False)[rows].astype(np.int64)]
 
 
 def _newer(read: pa.Table, shape: item_tower.Shape) -> NDArray[np.bool_]:
@@ -193,25 +175,16 @@ def _fixed(block: FloatArray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(np.ascontiguousarray(block).reshape(-1), block.shape[1])
 
 
-def _embed(config: Config, storage: Path) -> FloatArray:
-    """float32[N, d] of all products, in a file; blocks that a killed run finished are not made again.
-
-    A block's vectors are written before it is marked as done, in file mappings that the kernel keeps when the process
-    is killed; what the blocks are depends on what was kept alone, so a killed run ends with the same bytes.
-    """
-    made = np.load(storage / VECTORS, mmap_mode="r+", allow_pickle=False)
-    done = np.load(storage / DONE, mmap_mode="r+", allow_pickle=False)
-    rows = np.flatnonzero(~np.load(storage / KEPT, allow_pickle=False))
-    blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
-    waiting = np.flatnonzero(~done).tolist()
+def _embed_all(config: Config, made: PartialArray) -> None:
+    """Fill `made` with the vectors of all products, block by block, in whatever order the actors finish them."""
+    new = np.flatnonzero(~made.kept)
+    blocks = [new[start : start + BLOCK_ROWS] for start in range(0, len(new), BLOCK_ROWS)]
+    waiting = made.waiting(blocks)
     with log.bar(total=sum(len(blocks[number]) for number in waiting), what="embed", unit="product") as bar:
         for number, vectors_of_block in _embedded(config, blocks, waiting):
-            assert not done[number], f"block {number} was embedded twice"
-            made[blocks[number]] = vectors_of_block
-            done[number] = True
+            made.put(blocks[number], blocks[number], vectors_of_block)
             bar.update(len(vectors_of_block))
-    assert done.all(), f"{(~done).sum()} blocks were not embedded"
-    return made
+    assert not made.waiting(blocks), f"blocks {made.waiting(blocks)} were not embedded"
 
 
 def _embedded(config: Config, blocks: list[IntArray], waiting: list[int]) -> Iterator[tuple[int, FloatArray]]:

@@ -90,6 +90,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _line(result: Mapping[str, Any], seconds: float) -> str:
-    counts = [f"{name} {result[name]:,}" for name in ("rows", "rejected") if name in result]
+    counts = [
+        f"{name} {result[name]:,}" for name in ("rows", "rejected", "encoded", "embedded", "kept") if name in result
+    ]
     state = "was there already" if result.get("skipped") else f"done in {seconds:.1f} s"
     return ", ".join([state, *counts])

@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def measure(config: Config, shop: Path, arguments: Sequence[str], *, quick: bool
         "": running(shop, arguments),
     }
     for prefix, server in servers.items():
-        with server as url, _fused(config, shop.parent.parent) as beside:
+        with server as url, fused(config, shop.parent.parent) as beside:
             levels = _levels({prefix: url, FUSED: beside}, bodies, quick=quick)
         for name, found in levels.items():
             figures |= _figures(name, found)  # of the process beside, in the end as it was beside the shop
@@ -123,24 +124,26 @@ def _figures(prefix: str, levels: Mapping[int, Answers]) -> Figures:
 
 
 @contextmanager
-def running(job: Path, arguments: Sequence[str], *how: str) -> Iterator[str]:
-    """The shop, started and stopped by jobs/shop.py."""
+def running(
+    job: Path, arguments: Sequence[str], *how: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """The shop, started and stopped by jobs/shop.py; `environment`: what it is started with beside this process's."""
     port = str(free())
-    _run([sys.executable, str(job), "start", *arguments, "--port", port, *how])
+    _run([sys.executable, str(job), "start", *arguments, "--port", port, *how], environment)
     try:
         yield f"http://127.0.0.1:{port}/v1/recommend"
     finally:
         _run([sys.executable, str(job), "stop", *arguments])
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise RecError(f"{' '.join(command[1:3])} failed: {done.stderr.strip()[-1_000:]}")
 
 
 @contextmanager
-def _fused(config: Config, checkout: Path) -> Iterator[str]:
+def fused(config: Config, checkout: Path) -> Iterator[str]:
     """`serve.fused` under uvicorn."""
     port = free()
     command = [sys.executable, "-m", "uvicorn", "--factory", "serve.fused:create", "--port", str(port)]

@@ -15,6 +15,7 @@ GROUND = {
     "config",
     "schema",
     "artifact",
+    "partial_array",
     "dataset",
     "log",
     "state",
