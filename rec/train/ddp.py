@@ -17,7 +17,6 @@ Checkpoints are safetensors and JSON.
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -32,9 +31,7 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.torch import TorchConfig, get_device
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rec import artifact
 from rec.config import Train
 from rec.errors import ConfigError, TrainingError
-from rec.train import failures
+from rec.train import failures, trainers
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -87,7 +84,7 @@ def fit(
     _drop_torn(run)
     resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
     made = partial(
-        _LocalTrainer if _local() else _Trainer,
+        trainers.kind(),
         partial(_work, loop, train.cpus_per_worker, room),
         train=train,
         train_loop_config=loop_config,
@@ -114,7 +111,7 @@ def fit(
     return Path(result.checkpoint.path)
 
 
-def _fitted(made: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
+def _fitted(made: Callable[[], trainers.Trainer], max_failures: int) -> ray.train.Result:
     """The result of a trainer; another one goes on with the run where the node of Ray Train's own actors was lost."""
     for left in range(max_failures, 0, -1):
         try:
@@ -139,49 +136,6 @@ def sweep(storage: Path, kind: str, keep: str | None = None) -> None:
     kept = set() if keep is None else {storage / keep, inputs_folder(storage, keep)}
     for folder in set(storage.glob(f"{kind}-*")) - kept:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Trainer(TorchTrainer):
-    """With our policy of failures, and without Ray Train's manager of data sets, a process of its own for every start:
-    our loops read artifacts."""
-
-    def __init__(self, *arguments: Any, train: Train, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._train = train
-
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        usual = given["failure_policy"].failure_config
-        policy = failures.Policy(usual, 60 * self._train.wait_minutes, failures.asked(self._train))
-        return super()._initialize_and_run_controller(**{**given, "failure_policy": policy})  # type: ignore[misc]
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return self._without(DatasetsCallback)
-
-    def _without(self, *unwanted: type) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
-        return [callback for callback in callbacks if not isinstance(callback, unwanted)]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to Python: Ray Train's handler stays after the run, swallows it, and keeps the run's process."""
-
-
-class _LocalTrainer(_Trainer):
-    """For a Ray that `rec.runtime` started: without its dashboard two watchers of Ray Train fail, one every second.
-
-    They tidy up after a lost node or driver, which a Ray on one machine does not outlive.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # also the wait for each report; usually 2
-        super().__init__(*arguments, **options)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return self._without(DatasetsCallback, PlacementGroupCleanerCallback)
-
-
-def _local() -> bool:
-    return not os.environ.get("RAY_ADDRESS")
 
 
 def _work(loop: Loop, threads: int, room: str, config: dict[str, Any]) -> None:
@@ -336,7 +290,7 @@ def _check_finite(module: nn.Module, epoch: Epoch) -> None:
         name = list(named)[int(finite.argmin())]
         raise epoch.failed(
             f"epoch {epoch.number + 1} of {epoch.total} left weights that are no numbers, first in {name}, though its "
-            "losses were: the gradient of its last step overflowed"
+            "losses were: a gradient overflowed"
         )
 
 
