@@ -2,7 +2,8 @@
 """Train the item tower by SimCSE on Ray Train, then with item_tower.behaviour on products that users chose together.
 
 Reads `tensors`, `vocabulary` and `text_states`, with the latter `events` too; writes `item_tower`. A run that was
-killed goes on after its last finished epoch and ends with the same weights. Options: item_tower.*
+killed goes on after its last finished epoch and ends with the same weights. The result line names the page with the
+learning curves.
 
     python jobs/pretrain.py --recipe demo
     python jobs/pretrain.py --recipe demo --set item_tower.behaviour.epochs=2
@@ -13,4 +14,4 @@ from rec.cli import main, parser
 from rec.train.item import run
 
 if __name__ == "__main__":
-    main(lambda config, _: run(config), parser(__doc__ or ""), writes=True)
+    main(lambda config, _: run(config), parser(__doc__ or "", "item_tower"), writes=True)

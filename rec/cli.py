@@ -3,22 +3,23 @@
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from rec import artifact, log
-from rec.config import Config, load, recipes
+from rec.config import Config, explained, load, recipes
 from rec.errors import RecError
 
 Run = Callable[[Config, argparse.Namespace], Mapping[str, Any]]
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the options every job has."""
+def parser(description: str, branch: str | None = None) -> argparse.ArgumentParser:
+    """An argument parser with the options every job has; its help tells those of the `branch` for --set, too."""
     made = argparse.ArgumentParser(
         description=description,
-        epilog=f"shipped recipes: {', '.join(recipes())}",
+        epilog=_options(branch) + f"shipped recipes: {', '.join(recipes())}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -33,6 +34,17 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="override one option, e.g. --set item_tower.train.epochs=3; may be repeated",
     )
     return made
+
+
+def _options(branch: str | None) -> str:
+    """The options of a branch with their defaults and meanings."""
+    if branch is None:
+        return ""
+    said = ["options for --set, with their defaults; a recipe may set others:\n"]
+    for name, default, meaning in explained(branch):
+        said.append(f"  {name}{' (not set)' if default is None else f'={default}'}\n")
+        said += [f"      {line}\n" for line in textwrap.wrap(meaning, 90)]
+    return "".join(said) + "\n"
 
 
 def main(run: Run, arguments: argparse.ArgumentParser, *, writes: bool = False) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ from rec.models import item_tower, token_map
 from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import BLOCK_ROWS, item_vectors
+from rec.models.known_ids import KnownIds
 from rec.partial_array import PartialArray
 from rec.schema import DIGEST_BYTES, TENSORS, Contract, vectors
 from rec.vocab.re import ReVocabulary
@@ -59,8 +60,7 @@ class Embed:
 
 def _tower(folder: Path, vocabulary: Path, items: ItemInputs) -> ItemTower:
     """The trained tower, with rows for what the vocabulary got since."""
-    std, re = StdVocabulary.load(vocabulary / "std.toml"), ReVocabulary.load(vocabulary / "re.json")
-    return token_map.grown(item_tower.restore(folder), std, re, items)
+    return token_map.grown(item_tower.restore(folder), *_vocabularies(vocabulary), items)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def run(config: Config) -> dict[str, Any]:
         "item_tower": item_tower.manifest(config.at(item_tower.KIND)).content_hash,
     }
     _check_texts(config)
+    _check_ids(config)
     identity: dict[str, Any] = {"inputs": inputs, "config": {"width": width}}
     work: dict[str, Any] = {"kind": contract.kind, "version": contract.version, **identity}
     done = artifact.finished(target, **work)
@@ -82,6 +83,8 @@ def run(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     train = config.item_tower.train
     runtime.require_gpus("item_tower.train.use_gpu", train.use_gpu * train.num_workers)
+    cpus = train.num_workers * train.cpus_per_worker
+    runtime.require_cpus("item_tower.train.num_workers", "item_tower.train.cpus_per_worker", cpus)
     read = dataset.read(config.at("tensors"), TENSORS, ["product_id", *_READ])
     digests = _digests(read)
     storage = partial_array.folder(config.at("runs"), work)
@@ -118,6 +121,18 @@ def _check_texts(config: Config) -> None:
             f"item_tower.width is {config.item_tower.width}: run `python jobs/pretrain.py` again, or give the option "
             "that it was trained with"
         )
+
+
+def _check_ids(config: Config) -> None:
+    """Nor would the ids of another vocabulary show. A tower that does not say what its ids mean is taken as it is."""
+    tower, vocabulary = config.at(item_tower.KIND), config.at("vocabulary")
+    known = KnownIds.load(tower)
+    if known is not None:
+        known.check(KnownIds.of(*_vocabularies(vocabulary)), tower, vocabulary)
+
+
+def _vocabularies(folder: Path) -> tuple[StdVocabulary, ReVocabulary]:
+    return StdVocabulary.load(folder / "std.toml"), ReVocabulary.load(folder / "re.json")
 
 
 def _digests(read: pa.Table) -> pa.Array:

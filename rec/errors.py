@@ -5,7 +5,7 @@
     ├── InputError           a file or a column the user gave
     ├── ArtifactError        a stage's output is missing, damaged or of another version
     ├── DriftError           products have drifted from the vocabulary further than the recipe allows
-    ├── TrainingError        a training went wrong: its loss is no number
+    ├── TrainingError        a training cannot go on: no numbers, room or memory, or dead workers
     ├── DatabaseError        Postgres or pgvector
     └── EngineError          the LLM that answers enrichment prompts
         └── EndpointError    it answers no prompt at all

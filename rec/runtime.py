@@ -56,6 +56,16 @@ def require_gpus(option: str, count: int) -> None:
     logging.getLogger(__name__).warning("%s: this waits until the cluster has as many", said)
 
 
+def require_cpus(processes: str, each: str, count: int) -> None:
+    """See that `count` CPUs can be had at once, the product of the options named; Ray must have been started.
+
+    Raises ConfigError where Ray runs on this machine alone and has fewer: it never grows, and would be waited for.
+    """
+    have = int(ray.cluster_resources().get("CPU", 0))
+    if count > have and not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(f"{processes} x {each} is {count}, but Ray was started with {have}: lower one, or raise cpus")
+
+
 def available_memory() -> int:
     """Bytes that new work can take: of the machine, or of the container where that has a limit."""
     return min(psutil.virtual_memory().available, estimate_available_memory())

@@ -8,7 +8,7 @@ from rec.config.branch import Branch
 from rec.config.enrich import EMBEDDED_MODELS, Enrich, Images, Tagger, Vllm
 from rec.config.operate import Evaluate, Feedback, Index
 from rec.config.ranker import Fit, Quotas, Ranker
-from rec.config.recipes import load, recipes
+from rec.config.recipes import explained, load, recipes
 from rec.config.source import Columns, Source
 from rec.config.text import Text, Vocab
 from rec.config.towers import Behaviour, ItemTower, UserTower
@@ -41,6 +41,7 @@ __all__ = [
     "UserTrain",
     "Vllm",
     "Vocab",
+    "explained",
     "load",
     "recipes",
 ]

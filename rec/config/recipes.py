@@ -1,13 +1,15 @@
 """Recipes: shipped ones and TOML files, with overrides of the command line."""
 
 import difflib
+import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from rec.config.tree import Config
 from rec.errors import ConfigError
@@ -81,10 +83,35 @@ def _nearest(where: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def explained(branch: str) -> Iterator[tuple[str, str | None, str]]:
+    """(name, default as --set takes it or None where there is none, meaning) of each option under a branch."""
+    model: type[BaseModel] = Config
+    for part in branch.split("."):
+        found = _model(model.model_fields[part])
+        assert found is not None, f"{branch} is an option"
+        model = found
+    for name, field in model.model_fields.items():
+        default = field.get_default()
+        if _model(field) is not None:
+            yield from explained(f"{branch}.{name}")
+        else:
+            said = default if isinstance(default, str | None) else json.dumps(default)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            one_of = f" One of: {', '.join(choices)}." if choices else ""
+            yield f"{branch}.{name}", said, " ".join((field.description or "").split()) + one_of
+
+
+def _model(field: FieldInfo) -> type[BaseModel] | None:
+    """The branch that a field is, if it is one."""
+    found = field.annotation
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
 def _keys(branch: type[BaseModel], prefix: str = "") -> Mapping[str, None]:
     keys: dict[str, None] = {}
     for name, field in branch.model_fields.items():
         keys[prefix + name] = None
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys.update(_keys(field.annotation, f"{prefix}{name}."))
+        part = _model(field)
+        if part is not None:
+            keys.update(_keys(part, f"{prefix}{name}."))
     return keys

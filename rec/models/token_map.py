@@ -68,6 +68,7 @@ def fit(vectors: FloatArray, rows: FloatArray) -> TokenMap:
 def grown(tower: ItemTower, std: StdVocabulary, re: ReVocabulary, items: ItemInputs) -> ItemTower:
     """`tower`, or where the vocabularies have grown since its training, one with rows for what came, in eval mode.
 
+    That they have only grown is for the caller to know (`rec.models.known_ids`); here they are counted.
     A new RE token has the row mapped from the texts of the `items` that carry it, a new STD value the row of its
     key's unknown. All else is as it was.
     """

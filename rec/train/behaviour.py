@@ -55,10 +55,14 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
     )
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=chosen.epochs, seed=seed):
+    remedy = (
+        f"lower item_tower.behaviour.learning_rate={chosen.learning_rate:g} or raise item_tower.behaviour.temperature="
+        f"{chosen.temperature:g}"
+    )
+    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=chosen.epochs, seed=seed, remedy=remedy):
         drawn = sides[:, pairs.draw(epoch.rng)]
         steps = ddp.batches(len(pairs), chosen.batch_size, epoch.rng)
-        watch = Watch(epoch.number, tensors)
+        watch = Watch(epoch, tensors)
 
         def seen_of(
             step: int, epoch: ddp.Epoch = epoch, drawn: IntArray = drawn, steps: list[IntArray] = steps

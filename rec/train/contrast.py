@@ -113,19 +113,22 @@ def parameter_groups(tower: ItemTower, options: Options) -> list[dict[str, Any]]
 def order(categories: IntArray, share: float, rng: np.random.Generator) -> IntArray:
     """A shuffled order int64[N] of all products, of which `share` stand in runs of one category.
 
-    Runs of RUN products are spread evenly, so that every batch has its share of them: a product's nearest neighbours
-    are of its category, and those of another content group are its hard negatives. `categories` int64[N].
+    Runs of at most RUN products are spread evenly, so that every batch has its share of them: a product's nearest
+    neighbours are of its category, and those of another content group are its hard negatives. `categories` int64[N], 0
+    for none, of which products stand in no run.
     """
     shuffled = rng.permutation(len(categories))
-    kin, others = np.split(shuffled, [round(share * len(shuffled))])
+    kin = shuffled[categories[shuffled] != 0][: round(share * len(shuffled))]
     if len(kin) == 0:
         return shuffled
+    others = shuffled[~np.isin(shuffled, kin)]
     kin = kin[np.argsort(categories[kin], kind="stable")]
-    runs = np.array_split(kin, -(-len(kin) // RUN))
-    between = np.array_split(others, len(runs))
-    return np.concatenate(
-        [part for run, rest in zip(rng.permutation(len(runs)), between, strict=True) for part in (runs[run], rest)]
-    )
+    alike = np.split(kin, np.flatnonzero(np.diff(categories[kin])) + 1)
+    runs = [run for part in alike for run in np.array_split(part, -(-len(part) // RUN))]
+    runs = [runs[number] for number in rng.permutation(len(runs))]
+    ends = np.cumsum([len(run) for run in runs]) * len(others) // len(kin)
+    between = np.split(others, ends[:-1])
+    return np.concatenate([part for both in zip(runs, between, strict=True) for part in both])
 
 
 def two_views(batch: ItemBatch, num_keys: int, options: Options, rng: np.random.Generator) -> ItemBatch:

@@ -17,7 +17,6 @@ Checkpoints are safetensors and JSON.
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -32,16 +31,15 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.torch import TorchConfig, get_device
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rec import artifact, runtime
+from rec import artifact
 from rec.config import Train
-from rec.errors import ConfigError, RecError
+from rec.errors import ConfigError, TrainingError
+from rec.train import failures, trainers
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -60,20 +58,35 @@ def run_name(kind: str, *, version: int, inputs: Mapping[str, str], config: Mapp
     return f"{kind}-{artifact.fingerprint(kind=kind, version=version, inputs=inputs, config=config)[:16]}"
 
 
-def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storage: Path) -> Path:
+def fit(
+    loop: Loop,
+    train: Train,
+    name: str,
+    loop_config: dict[str, Any],
+    storage: Path,
+    *,
+    options: str = "train",
+    room: str | None = None,
+) -> Path:
     """Run `loop` on `train.num_workers` workers; returns the folder of the last checkpoint.
 
     `name` is that of `run_name`; when `storage` holds a run of that name it goes on after its last epoch.
     `loop_config` is plain data with absolute paths. Ray must have been started (`rec.runtime.start`).
-    Raises ConfigError when a Ray of this process has too few CPUs or GPUs, ray.train.TrainingFailedError
-    when workers failed more than `train.max_failures` times.
+    `options` is the name of the branch `train` in messages, `room` of what to lower where memory is out.
+
+    Raises ConfigError when a Ray of this process has too few CPUs or GPUs, TrainingError when workers died more than
+    `train.max_failures` times or could not be had, and at once what a worker raises that a user can mend (RecError);
+    ray.train.TrainingFailedError for all else.
     """
-    _check_resources(train)
-    _drop_torn(storage / name)
+    room = room or f"{options}.batch_size"
+    failures.check_room(train, options)
+    run = storage / name
+    _drop_torn(run)
     resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
     made = partial(
-        _LocalTrainer if _local() else _Trainer,
-        partial(_work, loop, train.cpus_per_worker),
+        trainers.kind(),
+        partial(_work, loop, train.cpus_per_worker, room),
+        train=train,
         train_loop_config=loop_config,
         scaling_config=ScalingConfig(
             num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
@@ -89,21 +102,23 @@ def fit(loop: Loop, train: Train, name: str, loop_config: dict[str, Any], storag
     )
     try:
         result = _fitted(made, train.max_failures)
-    except ray.train.WorkerGroupError as failure:
-        for error in failure.worker_failures.values():
-            if isinstance(error.__cause__ or error, RecError):
-                raise (error.__cause__ or error) from failure
-        raise
+    except ray.train.TrainingFailedError as failure:
+        told = failures.sentence(failure, train, options, room, _epochs_done(run))
+        if told is None:
+            raise
+        raise told from failure
     assert result.checkpoint is not None, f"training run {name} reported no checkpoint"
     return Path(result.checkpoint.path)
 
 
-def _fitted(made: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
+def _fitted(made: Callable[[], trainers.Trainer], max_failures: int) -> ray.train.Result:
     """The result of a trainer; another one goes on with the run where the node of Ray Train's own actors was lost."""
     for left in range(max_failures, 0, -1):
         try:
             return made().fit()
         except ray.train.ControllerError as error:
+            if failures.never_started(error):
+                raise
             logger.warning("Ray Train's controller failed (%s): the run goes on, %d times more", error, left)
     return made().fit()
 
@@ -123,59 +138,26 @@ def sweep(storage: Path, kind: str, keep: str | None = None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Trainer(TorchTrainer):
-    """Without Ray Train's manager of data sets, a process of its own for every start: our loops read artifacts."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return self._without(DatasetsCallback)
-
-    def _without(self, *unwanted: type) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train V1
-        return [callback for callback in callbacks if not isinstance(callback, unwanted)]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to Python: Ray Train's handler stays after the run, swallows it, and keeps the run's process."""
-
-
-class _LocalTrainer(_Trainer):
-    """For a Ray that `rec.runtime` started: without its dashboard two watchers of Ray Train fail, one every second.
-
-    They tidy up after a lost node or driver, which a Ray on one machine does not outlive.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # also the wait for each report; usually 2
-        super().__init__(*arguments, **options)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return self._without(DatasetsCallback, PlacementGroupCleanerCallback)
-
-
-def _local() -> bool:
-    return not os.environ.get("RAY_ADDRESS")
-
-
-def _work(loop: Loop, threads: int, config: dict[str, Any]) -> None:
+def _work(loop: Loop, threads: int, room: str, config: dict[str, Any]) -> None:
     """One worker: the loop with our log lines shown and as many torch threads as the worker has CPUs."""
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train set up the handler, and reports at INFO what we do too
     logging.getLogger("rec").setLevel(logging.INFO)
     torch.set_num_threads(threads)
-    loop(config)
+    try:
+        loop(config)
+    except Exception as error:
+        told = failures.out_of_memory(error, room)
+        if told is None:
+            raise
+        raise told from error
 
 
-def _check_resources(train: Train) -> None:
-    """A Ray of our own never grows: without this check a run too large for it would wait for ever."""
-    runtime.require_gpus("train.use_gpu", train.use_gpu * train.num_workers)
-    if not _local():
-        return
-    have: dict[str, float] = ray.cluster_resources()
-    cpus = train.num_workers * train.cpus_per_worker
-    if cpus > have.get("CPU", 0):
-        raise ConfigError(
-            f"training asks for {train.num_workers} workers x {train.cpus_per_worker} CPUs = {cpus}, but Ray was "
-            f"started with {have.get('CPU', 0):.0f}: lower train.num_workers or train.cpus_per_worker, or raise cpus"
-        )
+def _epochs_done(run: Path) -> int:
+    """Epochs after which the run would go on."""
+    if not (run / SNAPSHOT).exists():
+        return 0
+    last = json.loads((run / SNAPSHOT).read_text(encoding="utf-8"))["latest_checkpoint_result"]
+    return 0 if last is None else len(history_of(run / last["checkpoint_dir_name"]))
 
 
 def _drop_torn(run: Path) -> None:
@@ -239,6 +221,12 @@ class Epoch:
     """What the loop measured; reported with the checkpoint."""
     earlier: list[dict[str, float]] = field(default_factory=list)
     """The metrics of the epochs before."""
+    remedy: str = ""
+    """What a user may do where the numbers of the training went wrong."""
+
+    def failed(self, said: str) -> TrainingError:
+        """The end of a training in this epoch, of which nothing is kept: what went wrong, and what helps."""
+        return TrainingError(f"{said}: {self.remedy}; {failures.going_on(self.number)}")
 
     def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[T]:
         """Yield `steps`; worker 0 logs how far it is, every ten seconds."""
@@ -248,24 +236,30 @@ class Epoch:
             now = time.monotonic()
             if shown and now - last >= PROGRESS_S:
                 last = now
-                left = (now - started) / done * (count - done) if done else float("nan")
+                each = (now - started) / done if done else float("nan")
                 logger.info(
-                    "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch",
+                    "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch, %.0f s in the training",
                     what,
                     self.number + 1,
                     self.total,
                     done,
                     count,
-                    left,
+                    each * (count - done),
+                    each * (count * (self.total - self.number) - done),
                 )
             yield step
 
 
-def checkpointed_epochs(module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> Iterator[Epoch]:
+def checkpointed_epochs(
+    module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int, remedy: str
+) -> Iterator[Epoch]:
     """Yield the epochs still to do, after restoring `module` and `optimizer` from the run's last checkpoint.
 
     Before each epoch torch is seeded by (seed, epoch, rank); after it, module, optimizer, position and
     `epoch.metrics` (those of worker 0) are saved. Every worker must go through all epochs.
+
+    Raises TrainingError with the `remedy` where an epoch left a weight that is no finite number: its losses may all
+    have been finite, for the last gradient shows in none. The checkpoint before stays.
     """
     first = 0
     history: list[dict[str, float]] = []
@@ -278,11 +272,26 @@ def checkpointed_epochs(module: nn.Module, optimizer: torch.optim.Optimizer, epo
             logger.info("going on after epoch %d of %d", first, epochs)
     for number in range(first, epochs):
         torch.manual_seed(_seed(seed, number, rank()))
-        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]), earlier=list(history))
+        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]), earlier=list(history), remedy=remedy)
         started = time.monotonic()
         yield epoch
+        _check_finite(module, epoch)
         _report(module, optimizer, epoch, time.monotonic() - started)
         history.append(epoch.metrics)
+
+
+def _check_finite(module: nn.Module, epoch: Epoch) -> None:
+    """The same decision on every worker, so that none waits for another one's report."""
+    named = dict(plain(module).named_parameters())
+    finite = torch.stack([value.detach().isfinite().all() for value in named.values()]).to(torch.int32)
+    if world_size() > 1:
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+    if not finite.all():
+        name = list(named)[int(finite.argmin())]
+        raise epoch.failed(
+            f"epoch {epoch.number + 1} of {epoch.total} left weights that are no numbers, first in {name}, though its "
+            "losses were: a gradient overflowed"
+        )
 
 
 def _seed(*parts: int) -> int:

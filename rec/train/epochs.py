@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rec.config import Train
-from rec.errors import TrainingError
 from rec.train import ddp, schedule
 from rec.train.contest import Contest
 from rec.train.ddp import Epoch
@@ -35,18 +34,18 @@ def contested(
     `loss_of` takes the module, data-parallel or not, and a batch of the `rows` row numbers; `measure` gives an epoch's
     metrics and how good it is, None where there is nothing to measure by: the last epoch is the best then.
 
-    Raises TrainingError with the `remedy` when the mean loss of an epoch is no number.
+    Raises TrainingError with the `remedy` when the mean loss of an epoch is no number, or a weight after it.
     """
     contest = Contest(module)
     wrapped = ddp.distribute(contest)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed):
+    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed, remedy=remedy):
         if contest.stale(epoch.number, patience):
             break
         module.train()
-        _steps(epoch, optimizer, rows, lambda batch: loss_of(wrapped, batch), train, what, remedy)
+        _steps(epoch, optimizer, rows, lambda batch: loss_of(wrapped, batch), train, what)
         module.eval()
         found, worth = measure() or ({}, float(epoch.number))
         epoch.metrics |= found
@@ -60,7 +59,6 @@ def _steps(
     loss_of: Callable[[NDArray[np.int64]], Tensor],
     train: Train,
     what: str,
-    remedy: str,
 ) -> None:
     """Take all steps of an epoch and put the mean of their losses into `epoch.metrics["loss"]`."""
     steps = ddp.batches(rows, train.batch_size, epoch.rng)
@@ -75,7 +73,4 @@ def _steps(
         total += loss.detach()
     epoch.metrics["loss"] = float(total) / len(steps)
     if not math.isfinite(epoch.metrics["loss"]):
-        raise TrainingError(
-            f"the {what}'s loss in epoch {epoch.number + 1} is no number: {remedy}; the checkpoint of the epoch before "
-            "stays"
-        )
+        raise epoch.failed(f"the {what}'s loss in epoch {epoch.number + 1} is no number")

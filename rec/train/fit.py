@@ -281,7 +281,7 @@ def run(config: Config) -> dict[str, Any]:
         )
     runtime.start(config.cpus)
     loop_config = {"root": str(config.root), "fit": options.model_dump(mode="json"), "seed": config.seed}
-    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage)
+    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage, options="fit.train")
     module, asked, parts = _prepare(loop_config, options)
     contest = Contest(module)
     ddp.load_checkpoint(checkpoint, contest)

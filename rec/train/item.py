@@ -25,6 +25,7 @@ from rec.errors import ConfigError
 from rec.models import text_encoder
 from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
+from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
 from rec.train import ahead, behaviour, contrast, copurchase, curves, ddp, schedule, text_start
@@ -35,6 +36,7 @@ from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
 CATEGORY = "category"
+OPTIONS = "item_tower.train"
 WARMUP = 0.1
 """Share of all steps over which the learning rate rises."""
 TEXT_LAYERS = "text_layers.safetensors"
@@ -62,18 +64,22 @@ def run(config: Config) -> dict[str, Any]:
     for kind, run in ((KIND, name), (behaviour.KIND, second)):
         ddp.sweep(storage, kind, keep=None if done else run)
     if done is not None:
-        return {"item_tower": str(target), **done.facts, "skipped": True}
+        return {"item_tower": str(target), **done.facts, "learning": str(target / curves.PAGE), "skipped": True}
     started = time.monotonic()
     folder = ddp.inputs_folder(storage, name)
     shape = shape_of(config, _text_layers(config, folder))
+    known = KnownIds.of(*_vocabularies(config))
     pairs = _write_pairs(config, folder) if config.item_tower.reads_choices else 0
     runtime.start(config.cpus)
     loop_config = inputs_of_loop(config, shape, folder)
-    checkpoint = ddp.fit(loop, config.item_tower.train, name, loop_config, storage)
+    train = config.item_tower.train
+    room = "item_tower.chunk_size or item_tower.train.batch_size"
+    checkpoint = ddp.fit(loop, train, name, loop_config, storage, options=OPTIONS, room=room)
     history, metrics = ddp.history_of(checkpoint), ddp.metrics_of(checkpoint)
     if config.item_tower.behaviour.epochs:
         loop_config |= {"start": str(checkpoint)}
-        checkpoint = ddp.fit(behaviour.loop, config.item_tower.train, second, loop_config, storage)
+        room = "item_tower.behaviour.batch_size"
+        checkpoint = ddp.fit(behaviour.loop, train, second, loop_config, storage, options=OPTIONS, room=room)
         history += ddp.history_of(checkpoint)
         metrics |= ddp.metrics_of(checkpoint)
     if pairs:
@@ -88,11 +94,13 @@ def run(config: Config) -> dict[str, Any]:
     }
     with artifact.write(target, **work) as draft:
         tower.save(draft.path)
+        known.save(draft.path)
         curves.write(draft.path, f"the item tower of {config.name}", history)
         draft.note(**facts)
     ddp.sweep(storage, KIND)
     ddp.sweep(storage, behaviour.KIND)
-    return {"item_tower": str(target), **facts, "seconds": round(time.monotonic() - started, 1)}
+    seconds = round(time.monotonic() - started, 1)
+    return {"item_tower": str(target), **facts, "learning": str(target / curves.PAGE), "seconds": seconds}
 
 
 def _input_hashes(config: Config) -> dict[str, str]:
@@ -136,13 +144,12 @@ def _text_layers(config: Config, folder: Path) -> TextShape | None:
 
 def shape_of(config: Config, text: TextShape | None) -> Shape:
     """Sizes of the tower's tables, from the artifacts that its inputs come from."""
-    vocabulary = config.at("vocabulary")
-    std = StdVocabulary.load(vocabulary / "std.toml")
+    std, re = _vocabularies(config)
     states = text_states_manifest(config.at(TEXT_STATES))
     return Shape(
         num_keys=std.num_keys,
         num_std_ids=std.num_ids,
-        num_re_tokens=ReVocabulary.load(vocabulary / "re.json").num_tokens,
+        num_re_tokens=re.num_tokens,
         text_width=states.facts["width"],
         text_encoder=states.config["encoder"],
         width=config.item_tower.width,
@@ -154,9 +161,14 @@ def shape_of(config: Config, text: TextShape | None) -> Shape:
     )
 
 
+def _vocabularies(config: Config) -> tuple[StdVocabulary, ReVocabulary]:
+    folder = config.at("vocabulary")
+    return StdVocabulary.load(folder / "std.toml"), ReVocabulary.load(folder / "re.json")
+
+
 def _category_key(config: Config) -> int:
     """Id of the key whose values are the kinds of products."""
-    return StdVocabulary.load(config.at("vocabulary") / "std.toml").key_id(CATEGORY)
+    return _vocabularies(config)[0].key_id(CATEGORY)
 
 
 def inputs_of_loop(config: Config, shape: Shape, folder: Path) -> dict[str, Any]:
@@ -224,10 +236,14 @@ def train(
     bases = [group["lr"] for group in optimizer.param_groups]
     model.train()
     device = next(model.parameters()).device
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed):
+    remedy = (
+        f"lower item_tower.train.learning_rate={options.train.learning_rate:g} or raise item_tower.temperature="
+        f"{options.temperature:g}"
+    )
+    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed, remedy=remedy):
         order = contrast.order(categories, options.same_category, epoch.rng)
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng, order)
-        watch = Watch(epoch.number, tensors)
+        watch = Watch(epoch, tensors)
 
         def drawn(step: int, epoch: ddp.Epoch = epoch, steps: list[IntArray] = steps) -> contrast.Drawn:
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])

@@ -26,7 +26,7 @@ from torch import nn
 
 from rec import artifact, dataset, histories, runtime, samples
 from rec.config import Config, Ranker
-from rec.errors import ArtifactError, TrainingError
+from rec.errors import ArtifactError
 from rec.evaluate.metrics import ndcg
 from rec.features import items as item_features
 from rec.features import requests
@@ -93,7 +93,7 @@ def run(config: Config) -> dict[str, Any]:
     reports, facts = prepare(folder, config, h, items)
     runtime.start(config.cpus)
     loop_config = {"folder": str(folder), "ranker": config.ranker.model_dump(mode="json"), "seed": config.seed}
-    last = ddp.fit(loop, config.ranker.train, name, loop_config, storage)
+    last = ddp.fit(loop, config.ranker.train, name, loop_config, storage, options="ranker.train")
     data = requests.open_requests(folder)
     contest = Contest(_training(folder, config.ranker, data))
     ddp.load_checkpoint(last, contest)
@@ -272,7 +272,8 @@ def loop(config: dict[str, Any]) -> None:
     wrapped = ddp.distribute(contest)
     optimizer = contest.current.optimizer(options.train.learning_rate, options.train.weight_decay)
     size = requests_per_step(data, options)
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=options.train.epochs, seed=config["seed"]):
+    remedy = f"lower ranker.train.learning_rate={options.train.learning_rate}"
+    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, options.train.epochs, config["seed"], remedy):
         if contest.stale(epoch.number, options.patience):
             break
         if epoch.number == 0:
@@ -290,10 +291,7 @@ def loop(config: dict[str, Any]) -> None:
         contest.eval()
         epoch.metrics["loss"] = float(total) / len(steps)
         if not math.isfinite(epoch.metrics["loss"]):
-            raise TrainingError(
-                f"the ranker's loss in epoch {epoch.number + 1} is no number: lower ranker.train.learning_rate="
-                f"{options.train.learning_rate}; the checkpoint of the epoch before stays"
-            )
+            raise epoch.failed(f"the ranker's loss in epoch {epoch.number + 1} is no number")
         epoch.metrics["ndcg10"] = ddp.from_first(evaluate(model, data, held))
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rec.errors import ArtifactError
 from rec.models.item_inputs import IntArray, ItemInputs
 from rec.models.item_tower import ItemTower, present_mean
 from rec.train.copurchase import Pairs
@@ -44,12 +45,19 @@ def apply(tower: ItemTower, items: ItemInputs, device: torch.device, pairs: Pair
 
     With `pairs` in the directions in which products that the same users chose are alike. A tower that reads no titles
     stays as it was drawn, and so does one whose texts all say the same, or nothing.
-    `device` is where layers of the text encoder that the tower holds are run.
+    `device` is where layers of the text encoder that the tower holds are run. Raises ArtifactError where what the
+    encoder says of a text is no finite number: each product that shares an id with it would start from none.
     """
     if "title" not in tower.shape.inputs:
         return
     vectors = _final_means(tower, items, device)  # float32[D, w]
     lengths = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(lengths).all():
+        row = int(np.flatnonzero(~np.isfinite(lengths[items.text_of_item]))[0])
+        raise ArtifactError(
+            f"the text states of product {row} of tensors, counted from 0, hold numbers that are not finite: look at "
+            "its text, or encode with another text.encoder (`python jobs/encode.py`)"
+        )
     said = lengths > 0
     carriers = np.flatnonzero(said[items.text_of_item])
     if len(carriers) == 0:

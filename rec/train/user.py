@@ -259,7 +259,7 @@ def run(config: Config) -> dict[str, Any]:
         "text_encoder": config.text.encoder if "context" in options.inputs else "",
         "seed": config.seed,
     }
-    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage)
+    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage, options="user_tower.train")
     model, data, _ = _prepare(loop_config, options)
     contest = Contest(model)
     ddp.load_checkpoint(checkpoint, contest)

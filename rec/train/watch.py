@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from rec import dataset
-from rec.errors import TrainingError
 from rec.models.item_inputs import IntArray
 from rec.schema import TENSORS
+from rec.train.ddp import Epoch
 
 CHECK_STEPS = 20
 NAMED = 5
@@ -22,8 +22,8 @@ class Watch:
     checkpoint of the one before stays.
     """
 
-    def __init__(self, epoch: int, tensors: Path) -> None:
-        """`epoch` is 0-based; `tensors` is the dataset whose products the rows are."""
+    def __init__(self, epoch: Epoch, tensors: Path) -> None:
+        """`tensors` is the dataset whose products the rows are."""
         self._epoch = epoch
         self._tensors = tensors
         self._steps = 0
@@ -49,15 +49,13 @@ class Watch:
         for (rows, _), loss in zip(self._waiting, told[:, 0].tolist(), strict=True):
             self._steps += 1
             if not math.isfinite(loss):
-                raise TrainingError(self._message(rows, loss))
+                raise self._epoch.failed(self._said(rows, loss))
         self._sums += told.sum(0)
         self._waiting = []
 
-    def _message(self, rows: IntArray, loss: float) -> str:
+    def _said(self, rows: IntArray, loss: float) -> str:
         ids = dataset.read(self._tensors, TENSORS, ["product_id"])["product_id"].take(rows[:NAMED]).to_pylist()
-        kept = f"the checkpoint after epoch {self._epoch} is kept" if self._epoch else "no epoch was finished"
         return (
-            f"the loss of epoch {self._epoch + 1}, step {self._steps} is {loss}, on the {len(rows)} products "
-            f"{', '.join(ids)}, ...: lower item_tower.train.learning_rate or raise item_tower.temperature, and look at "
-            f"these products' text; {kept}"
+            f"the loss of epoch {self._epoch.number + 1}, step {self._steps} is {loss}, on the {len(rows)} products "
+            f"{', '.join(ids)}, ..., whose texts may be at fault"
         )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from rec.config import Config, load, recipes
+from rec.config import Config, ItemTower, explained, load, recipes
 from rec.errors import ConfigError
 
 
@@ -165,3 +165,13 @@ def test_the_identity_of_a_tower_without_the_behaviour_stage_is_told_from_one_wi
     assert tuned.complete(tuned.identity())["behaviour"]["epochs"] == 2
     with pytest.raises(ConfigError, match=r"item_tower.chunk_size cuts the batches of SimCSE and not those"):
         load("hm", ["item_tower.behaviour.epochs=2", "item_tower.chunk_size=32"])
+
+
+def test_options_are_explained_by_what_the_tree_says_of_them() -> None:
+    told = {name: (default, meaning) for name, default, meaning in explained("item_tower")}
+    assert told["item_tower.train.learning_rate"][0] == "0.0003", "the default of its own training"
+    assert told["item_tower.chunk_size"][0] is None
+    assert told["item_tower.text"][1].endswith("or all of it. One of: frozen, top, full.")
+    assert all(meaning for _, meaning in told.values())
+    given = [f"{name}={default}" for name, (default, _) in told.items() if default is not None]
+    assert load("demo", given).item_tower == ItemTower(), "--set takes them as they are shown"

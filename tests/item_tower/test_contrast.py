@@ -137,3 +137,13 @@ def test_a_share_of_every_batch_is_of_few_categories() -> None:
         return [float((found[:, None] == found[None, :]).mean()) for found in batches]
 
     assert min(mates(kin)) > 1.5 * float(np.mean(mates(mixed))), "in every batch, not in some"
+
+
+def test_runs_are_of_one_category_and_none_is_no_category() -> None:
+    categories = np.random.default_rng(0).permutation(np.repeat([0, *range(1, 11)], [1600, *[160] * 10]))
+    found = categories[contrast.order(categories, 0.7, np.random.default_rng(1))].reshape(100, 2, contrast.RUN)
+    assert (found[:, 0] == found[:, 0, :1]).all(), "all that have a category stand in whole runs of it"
+    assert found[:, 0].min() > 0
+    assert (found[:, 1] == 0).all(), "and as many others after each"
+    few = np.array([1, 1, 2, 3, 0, 0])
+    assert sorted(contrast.order(few, 1.0, np.random.default_rng(0)).tolist()) == list(range(6))

@@ -173,4 +173,8 @@ def test_two_workers_take_the_step_of_one(tmp_path: Path) -> None:
         assert max(value for name, value in found.items() if name != f"{mode}.loss") > 1e-2
     assert one["top.text.model.transformer.layer.0.attention.q_lin.weight"].abs().max().item() > 0
     for name, value in one.items():
-        assert (two[name] - value).abs().max().item() <= 1e-5, name
+        largest = value.abs().max().item()
+        if name.endswith("k_lin.bias"):
+            assert largest < 1e-9, "a softmax over keys does not see what is added to all: this is rounding alone"
+        else:
+            assert (two[name] - value).abs().max().item() <= 1e-5 * largest, name

@@ -1,6 +1,8 @@
 """The map from words to rows of the RE table: its ridge against the plain formula, and what it does with little."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from rec.errors import ArtifactError
 from rec.models import token_map
 from rec.models.item_inputs import ItemInputs, Ragged
 from rec.models.item_tower import ItemTower, Shape
+from rec.models.known_ids import KnownIds
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
 
@@ -81,6 +84,37 @@ def test_a_tower_meets_tokens_and_values_that_came_after_its_training(shape: Sha
     assert token_map.grown(made, std, ReVocabulary(std.keys, [*new.tokens, "grey"]), items).shape.num_re_tokens == 11
     with pytest.raises(ArtifactError, match=r"of another vocabulary, run `python jobs/pretrain\.py` again"):
         token_map.grown(made, std, old, items)
+
+
+def test_names_of_ids_may_grow_and_change_in_nothing_else(tmp_path: Path) -> None:
+    std, tokens = StdVocabulary.load(), ["wool", "cotton", "red"]
+    trained = KnownIds.of(std, ReVocabulary(std.keys, tokens))
+    trained.save(tmp_path)
+    assert KnownIds.load(tmp_path) == trained
+    assert KnownIds.load(tmp_path / "of an earlier program") is None
+    assert len(trained.std) == std.num_ids - 1
+    assert trained.std[std.id_of("colour", "black") - 1] == "colour=black"
+    of = partial(trained.check, tower=Path("tower"), vocabulary=Path("words"))
+    of(trained)
+    of(replace(trained, re=[*tokens, "navy"], std=[*trained.std, "colour=puce"]))
+    other = list(trained.std)
+    other[4], other[5] = other[5], other[4]
+    for now, said in (
+        (
+            replace(trained, re=["wool", "linen", "red"]),
+            r"RE token 'cotton' .* in tower was trained on is 'linen' in words",
+        ),
+        (replace(trained, re=["wool", "linen", "red", "navy"]), r"RE token 'cotton' .* is 'linen' in words"),
+        (
+            replace(trained, re=tokens[:2]),
+            r"RE token 'red' .* is gone in words: .*run `python jobs/pretrain\.py` again",
+        ),
+        (replace(trained, std=other), f"STD value '{other[5]}' .* is '{other[4]}' in words"),
+        (replace(trained, keys=[*trained.keys, "heel"]), r"key 'heel' in words came after the training"),
+        (replace(trained, keys=["heel", *trained.keys[1:]]), f"key '{trained.keys[0]}' .* is 'heel' in words"),
+    ):
+        with pytest.raises(ArtifactError, match=said):
+            of(now)
 
 
 def test_the_texts_of_a_token_are_those_of_the_items_that_carry_it() -> None:

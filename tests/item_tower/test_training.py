@@ -14,6 +14,7 @@ from rec.errors import TrainingError
 from rec.models.item_tower import ItemTower, Shape
 from rec.schema import TENSORS
 from rec.train import curves
+from rec.train.ddp import Epoch
 from rec.train.probe import Probe
 from rec.train.watch import Watch
 from tests.item_tower.products import Product, inputs
@@ -75,7 +76,7 @@ def watch(folder: Path, epoch: int = 0) -> Watch:
     blank = {name: [[]] * 200 for name in TENSORS.schema.names}
     rows = pa.table({**blank, "product_id": [f"p{i}" for i in range(200)], "group": list(range(200))})
     dataset.write(folder, TENSORS, [rows.cast(TENSORS.schema)], inputs={}, config={})
-    return Watch(epoch, folder)
+    return Watch(Epoch(epoch, 9, np.random.default_rng(0), remedy="lower the rate"), folder)
 
 
 @pytest.mark.parametrize(("bad", "shown"), [(float("nan"), "nan"), (float("inf"), "inf")])
@@ -88,7 +89,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_its_batch(tmp_path
         told.means()
     said = str(failed.value)
     assert f"the loss of epoch 3, step 44 is {shown}, on the 4 products p172, p173, p174, p175" in said
-    assert "the checkpoint after epoch 2 is kept" in said
+    assert "lower the rate; run again with the same options it goes on after epoch 2, with others it" in said
 
 
 def test_means_are_those_of_all_steps(tmp_path: Path) -> None:

@@ -53,3 +53,11 @@ def test_job_prints_its_help(job: Path, helps: Mapping[str, tuple[object, str]])
     assert code == 0
     assert "usage:" in text
     assert "--recipe" in text
+
+
+@pytest.mark.slow
+def test_the_help_of_pretrain_tells_its_options(helps: Mapping[str, tuple[object, str]]) -> None:
+    _, text = helps["jobs/pretrain.py"]
+    assert "  item_tower.train.epochs=20\n      Passes over the training rows." in text
+    assert "  item_tower.behaviour.epochs=0\n" in text
+    assert "  item_tower.chunk_size (not set)\n" in text

@@ -323,7 +323,7 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
     other = _elsewhere(dlrm, tmp_path)
     samples.run(other)
 
-    def stopped(loop: Any, train: Any, name: str, loop_config: dict[str, Any], storage: Path) -> Path:
+    def stopped(loop: Any, train: Any, name: str, loop_config: dict[str, Any], storage: Path, **_: Any) -> Path:
         options = loop_config["ranker"]
         short = {**loop_config, "ranker": {**options, "train": {**options["train"], "epochs": 2}}}
         fit(loop, train, name, short, storage)

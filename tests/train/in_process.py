@@ -52,9 +52,10 @@ def _fit(
     name: str,
     loop_config: dict[str, Any],
     storage: Path,
+    **told: Any,
 ) -> Path:
     if loop not in here:
-        return elsewhere(loop, train, name, loop_config, storage)
+        return elsewhere(loop, train, name, loop_config, storage, **told)
     run = storage / name
 
     def report(metrics: dict[str, float], checkpoint: Checkpoint | None = None) -> None:

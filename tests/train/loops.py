@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from rec.errors import ArtifactError
 from rec.models.item_inputs import ItemBatch
-from rec.train import behaviour, contrast, ddp
+from rec.train import contrast, ddp, item
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def loop(config: dict[str, Any]) -> None:
     model = ddp.distribute(nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.1), nn.GELU(), nn.Linear(16, 1)))
     inputs = torch.randn(64, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=config["epochs"], seed=3):
+    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=config["epochs"], seed=3, remedy="try again"):
         steps = ddp.batches(len(inputs), 16, epoch.rng)
         for step, rows in enumerate(epoch.progress(steps, what="line", count=len(steps))):
             if config["kill"] and epoch.number == 2 and step == 2 and ddp.rank() == ddp.world_size() - 1:
@@ -31,11 +32,11 @@ def loop(config: dict[str, Any]) -> None:
             epoch.metrics["loss"] = loss.item()
 
 
-class BehaviourKilledOnce:
-    """The item tower's behaviour stage, whose last worker kills itself at its step `step` when `flag` is not there."""
+class KilledOnce:
+    """A loop of the item tower, whose last worker kills itself at its step `step` when `flag` is not there."""
 
-    def __init__(self, flag: Path, step: int) -> None:
-        self._flag, self._step = flag, step
+    def __init__(self, loop: ddp.Loop, flag: Path, step: int) -> None:
+        self._loop, self._flag, self._step = loop, flag, step
 
     def __call__(self, config: dict[str, Any]) -> None:
         views, made = contrast.views, 0
@@ -48,7 +49,35 @@ class BehaviourKilledOnce:
             return views(*arguments, **options)
 
         contrast.views = counted
-        behaviour.loop(config)
+        self._loop(config)
+
+
+class Poisoned:
+    """The item tower's SimCSE, which meets a number that is none on its last worker at its step `step`: `what` is
+    the loss, or the gradient on one weight. Every start adds a line to the file `starts`."""
+
+    def __init__(self, what: str, step: int, starts: Path) -> None:
+        self._what, self._step, self._starts = what, step, starts
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        step, made = contrast.step, 0
+        if ddp.rank() == 0:
+            with self._starts.open("a") as starts:
+                starts.write("started\n")
+
+        def poisoned(model: nn.Module, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal made
+            made += 1
+            loss, hits = step(model, *given)
+            if made != self._step or ddp.rank() != ddp.world_size() - 1:
+                return loss, hits
+            if self._what == "loss":
+                return loss * torch.nan, hits
+            ddp.plain(model).anchor.grad[3] = torch.nan
+            return loss, hits
+
+        contrast.step = poisoned
+        item.loop(config)
 
 
 def _kill_once(flag: Path) -> None:
@@ -59,4 +88,17 @@ def _kill_once(flag: Path) -> None:
 
 def refuse(config: dict[str, Any]) -> None:
     """A worker meets input that a user can mend."""
-    raise ArtifactError(f"{config['what']} is missing: run its job")
+    with Path(config["starts"]).open("a") as starts:
+        starts.write("started\n")
+    raise ArtifactError("text_states is missing: run its job")
+
+
+def too_large(config: dict[str, Any]) -> None:
+    """A worker asks for more memory than there is."""
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def killed(config: dict[str, Any]) -> None:
+    """A worker is killed soon after every start."""
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -29,7 +29,7 @@ COUNT = KINDS * EACH
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's surroundings without Ray: one worker, no checkpoints."""
 
-    def epochs(module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> Iterator[ddp.Epoch]:
+    def epochs(_: nn.Module, __: torch.optim.Optimizer, *, epochs: int, seed: int, remedy: str) -> Iterator[ddp.Epoch]:
         for number in range(epochs):
             torch.manual_seed(number)
             yield ddp.Epoch(number, epochs, np.random.default_rng([seed, number]))
@@ -130,7 +130,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -
     assert not list(calm.at("runs").iterdir())
     flag = tmp_path / "killed"
     with in_process(item.loop), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(behaviour, "loop", loops.BehaviourKilledOnce(flag, made["pairs"] // 32 + 3))
+        patch.setattr(behaviour, "loop", loops.KilledOnce(behaviour.loop, flag, made["pairs"] // 32 + 3))
         item.run(with_behaviour(shaken))
     assert flag.exists(), "no worker was killed"
     hashes = [artifact.peek(tree.at(item_tower.KIND)) for tree in (calm, shaken)]

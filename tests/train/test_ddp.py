@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rec.config import Train
-from rec.errors import ArtifactError, ConfigError
+from rec.errors import ArtifactError, ConfigError, TrainingError
 from rec.train import ddp
 from tests.train import loops
 
@@ -42,10 +42,21 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_what_a_user_can_mend_reaches_the_user(tmp_path: Path) -> None:
-    train = Train(num_workers=1, cpus_per_worker=1, max_failures=0)
+    train = Train(num_workers=1, cpus_per_worker=1, max_failures=1)
     with pytest.raises(ArtifactError, match="text_states is missing: run its job"):
-        ddp.fit(loops.refuse, train, "refuse", {"what": "text_states"}, tmp_path)
-    with pytest.raises(ConfigError, match=r"9 workers x 2 CPUs = 18, but Ray was started with 4: lower train"):
+        ddp.fit(loops.refuse, train, "refuse", {"starts": str(tmp_path / "starts")}, tmp_path)
+    assert (tmp_path / "starts").read_text() == "started\n", "it would only be met again"
+    with pytest.raises(
+        TrainingError, match=r"out of memory \(.*can't allocate memory.*\): lower tower\.batch_size, with which"
+    ):
+        ddp.fit(loops.too_large, train, "large", {}, tmp_path, options="tower")
+    with pytest.raises(
+        TrainingError, match=r"died 2 times, .*Where memory ran out, .* lower rooms; no epoch was finished"
+    ):
+        ddp.fit(loops.killed, train, "killed", {}, tmp_path, room="rooms")
+    with pytest.raises(
+        ConfigError, match=r"train\.num_workers x train\.cpus_per_worker is 18, but Ray was started with 4: lower"
+    ):
         ddp.fit(loops.loop, Train(num_workers=9), "large", {}, tmp_path)
     with pytest.raises(ConfigError, match=r"train\.use_gpu=false"):
         ddp.fit(loops.loop, Train(num_workers=4, cpus_per_worker=1, use_gpu=True), "gpu", {}, tmp_path)

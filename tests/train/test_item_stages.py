@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from rec import artifact, config, dataset, embed, encode
 from rec.config import Config
 from rec.errors import ArtifactError, ConfigError
-from rec.models import item_tower, text_encoder
+from rec.models import item_tower, known_ids, text_encoder
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
 from rec.train import contrast, item
+from rec.vocab.re import ReVocabulary
 from tests.item_tower import catalogue
 from tests.train.in_process import data_in_process, in_process
 
@@ -165,6 +166,20 @@ def test_another_tower_keeps_no_vector(made: Config, tmp_path: Path) -> None:
         assert embed.run(tree)["kept"] == 0
 
 
+def test_other_words_under_the_same_ids_are_refused(made: Config, tmp_path: Path) -> None:
+    tree = copy_of(made, tmp_path)
+    shutil.rmtree(tree.at("vectors"))
+    words = ReVocabulary.load(tree.at("vocabulary") / "re.json")
+    ReVocabulary(words.keys, words.tokens[::-1]).save(tree.at("vocabulary") / "re.json")
+    with pytest.raises(
+        ArtifactError, match=f"RE token '{words.tokens[0]}' that the item .* is '{words.tokens[-1]}' in"
+    ):
+        embed.run(tree)
+    (tree.at("item_tower") / known_ids.FILE).unlink()
+    with data_in_process():
+        assert embed.run(tree)["rows"] == PRODUCTS, "a tower of an earlier program does not say what it knows"
+
+
 def test_products_with_an_id_newer_than_the_tower_keep_no_vector(made: Config) -> None:
     rows = dataset.read(made.at("tensors"), TENSORS)
     shape = item_tower.read_shape(made.at("item_tower"))
@@ -227,10 +242,32 @@ def _twins_first(tower: ItemTower, items: ItemInputs, tree: Config) -> float:
     return sum(shares) / len(shares)
 
 
+def test_two_actors_embed_what_one_does(made: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "BLOCK_ROWS", 20)
+    tree = copy_of(made, tmp_path)
+    shutil.rmtree(tree.at("vectors"))
+    train = tree.item_tower.train.model_copy(update={"num_workers": 2})
+    two = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"train": train})})
+    assert embed.run(two)["embedded"] == PRODUCTS
+    hashes = [
+        dataset.read_manifest(at.at("vectors"), vectors(made.item_tower.width)).content_hash for at in (made, two)
+    ]
+    assert hashes[0] == hashes[1]
+
+
 def test_titles_of_another_tokenizer_are_refused(made: Config, tmp_path: Path) -> None:
     other = made.model_copy(update={"text": made.text.model_copy(update={"encoder": "distilbert-base-uncased"})})
     with pytest.raises(ArtifactError, match=r"for text\.encoder 'minilm', not 'distilbert-base-uncased': run `python"):
         encode.run(other)
+
+
+def test_more_actors_than_ray_has_cpus_for_are_refused(made: Config, tmp_path: Path) -> None:
+    tree = copy_of(made, tmp_path)
+    shutil.rmtree(tree.at("vectors"))
+    train = tree.item_tower.train.model_copy(update={"num_workers": 9})
+    many = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"train": train})})
+    with pytest.raises(ConfigError, match=r"train\.num_workers x .*cpus_per_worker is 9, but Ray was started with 4"):
+        embed.run(many)
 
 
 def test_missing_inputs_and_resources_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
