@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str
     options = ["--set", f"store={recipe.store}", "--set", f"name={recipe.name}"]
     command = [sys.executable, "jobs/shop.py", *arguments, *options]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def frozen(store: str, *, postmaster: bool) -> Iterator[None]:
+    """Meanwhile no process of the embedded Postgres runs; without `postmaster`, new ones for new connections do."""
+    pid = int((Path(store) / "postgres" / "postmaster.pid").read_text(encoding="ascii").split()[0])
+    found = psutil.Process(pid)
+    processes = [*([found] if postmaster else []), *found.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def published_in(store: Path) -> Config:
