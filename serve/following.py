@@ -1,7 +1,7 @@
 """What a replica answers with: the active bundle, the experiment and the rules, as the database has them.
 
 It begins once a real answer has passed through every stage: for the active bundle or, where that one cannot be served,
-for the one that was active before it. A bundle that is promoted later is loaded beside the one that answers and takes
+for one that was active before it. A bundle that is promoted later is loaded beside the one that answers and takes
 over after it has answered. One that cannot changes nothing else: rules and experiments go on being followed, each in
 a task of its own, for the bundle that answers.
 """

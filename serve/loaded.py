@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 KEPT = 2
 """Bundles in memory at once."""
+STAND_INS = 2
+"""Bundles that are tried at a start where the active one cannot be served."""
 FOLLOW_S = 2.0
 """How often a replica looks for the active bundle."""
 AGAIN_S, SELDOM_S = 2.0, 300.0
@@ -43,10 +45,9 @@ def active(pool: Connections) -> str:
 
 
 def startable(pool: Connections) -> list[str]:
-    """Ids of the active bundle and of the one that was active before it: what a replica may start with, in order."""
+    """Ids of the active bundle and of its next stand-ins: what a replica may start with, in this order."""
     with pool.use() as connection:
-        found = promote.active(connection), promote.before(connection)
-    return [name for name in found if name is not None]
+        return [promote.active(connection), *promote.stand_ins(connection)[:STAND_INS]]
 
 
 def told(name: str, error: Exception) -> str:
@@ -57,7 +58,7 @@ def told(name: str, error: Exception) -> str:
 
 def unstartable(said: Sequence[str]) -> ArtifactError:
     """The error that the bundles of `startable` cannot be had, each for its reason."""
-    also = "none was active before it" if len(said) == 1 else "neither can the one that was active before it"
+    also = "none was active before it" if len(said) == 1 else "neither can those that were active before it"
     return ArtifactError(f"the active bundle cannot be served, and {also}: {'; '.join(said)}")
 
 
@@ -131,9 +132,9 @@ class Loaded(Generic[T]):
         return found
 
     def start(self, pool: Connections) -> T:
-        """The part of the active bundle; where it cannot be loaded, that of the one that was active before it.
+        """The part of the active bundle; where it cannot be loaded, that of one that was active before it.
 
-        Raises ArtifactError that names both.
+        Raises ArtifactError that names them.
         """
         said = []
         for name in startable(pool):

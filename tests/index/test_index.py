@@ -793,6 +793,23 @@ class TestPromotion:
             promote.rollback(url, "tiny", ids[0])
         assert self.active() == ids[2]
 
+    def test_who_stands_in_was_active_before_and_not_rolled_back(self, recipe: Config, tmp_path: Path) -> None:
+        def stand_ins() -> list[str]:
+            with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
+                return promote.stand_ins(connection)
+
+        first, second = (publish.run(tiny.make(tiny.config(tmp_path, seed=seed)))["bundle"] for seed in (1, 2))
+        assert stand_ins() == [first]
+        later = tiny.make(tiny.config(tmp_path, seed=3))
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:  # as if it were of the same training
+            connection.execute("UPDATE bundles SET root = %s WHERE id = %s", (assemble.create(later).id, second))
+        publish.run(later)
+        assert stand_ins() == [second, first]
+        assert publish.rollback(recipe) == {"bundle": first}
+        assert stand_ins() == []
+        publish.run(tiny.make(tiny.config(tmp_path, seed=4)))
+        assert stand_ins() == [first], "the third was rolled back, and the second with it"
+
     def test_a_rollback_stays_within_the_recipe(self, recipe: Config, tmp_path: Path) -> None:
         mine = publish.run(recipe)["bundle"]
         other = tiny.make(tiny.config(tmp_path, name="other"))

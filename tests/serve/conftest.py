@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from rec import bundle, ports, postgres, publish
+from rec.bundle import Bundle
 from rec.config import Config
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
@@ -75,6 +76,20 @@ def frozen(store: str, *, postmaster: bool) -> Iterator[None]:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+@contextmanager
+def damaged(found: Bundle) -> Iterator[str]:
+    """Meanwhile one byte of a file, whose name this is, is another one."""
+    name = next(name for name in found.files if name.startswith("ranker/") and name.endswith(".safetensors"))
+    path = found.path / name
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        yield name
+    finally:
+        path.write_bytes(content)
 
 
 def published_in(store: Path) -> Config:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rec import bundle, postgres, publish
-from rec.bundle import Bundle
 from rec.config import Config
 from rec.errors import ArtifactError
 from rec.index import promote, rule_versions
@@ -26,7 +25,7 @@ from serve.following import Following
 from serve.loaded import Loaded
 from serve.stages import Ranker
 from tests.bundle import tiny
-from tests.serve.conftest import published_in
+from tests.serve.conftest import damaged, published_in
 
 RULE = "[[exclude]]\nproducts = ['P0001']\n"
 
@@ -116,20 +115,6 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.02)
-
-
-@contextmanager
-def damaged(found: Bundle) -> Iterator[str]:
-    """Meanwhile one byte of a file, whose name this is, is another one."""
-    name = next(name for name in found.files if name.startswith("ranker/") and name.endswith(".safetensors"))
-    path = found.path / name
-    content = path.read_bytes()
-    path.chmod(0o644)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    try:
-        yield name
-    finally:
-        path.write_bytes(content)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
