@@ -27,14 +27,14 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 
-DEADLINE_S = 4.0
+DEADLINE_S = 5.0
 """Longest time for an answer. What is not there by then is done without: Serve would say 408 after `request_timeout_s`.
-It is more than the database alone takes away where it is frozen, LOOK_UP_S twice and STAGE_S."""
-LOOK_UP_S = 1.0
+It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another."""
+LOOK_UP_S = 0.75
 """Longest wait for what is looked up by id, the shopper and prices; the answer then does without, as with the next."""
 STAGE_S = 2.0
 """Longest wait for the user tower or retrieval."""
-RANKER_S = 2.0
+RANKER_S = 1.5
 """Longest wait for the ranker; the answer is then in retrieval order."""
 
 

@@ -36,7 +36,7 @@ from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Reques
 from rec.schema import EVENTS
 from rec.sources import tables as sources
 from serve import api, fused
-from serve.fallible import DEADLINE_S
+from serve.fallible import DEADLINE_S, STAGE_S
 from serve.problems import RETRY_S
 from tests.bundle import tiny
 from tests.serve.conftest import Shop, damaged, frozen, shop_job
@@ -435,7 +435,7 @@ def test_stages_that_fail_are_done_without(shop: Shop, chain: Chain) -> None:
     with ThreadPoolExecutor() as callers, ExitStack() as meanwhile:
         with stopped(retriever):
             first = callers.submit(shop.recommend, history=["P0003"], k=60)
-            time.sleep(3)  # it has a user vector by now, and waits for candidates
+            time.sleep(STAGE_S / 2)  # it has a user vector by now, and waits for candidates
             meanwhile.enter_context(stopped(tower))
             second = callers.submit(shop.recommend, **unseen)
             answer = first.result()
