@@ -1,5 +1,6 @@
 """From a request to the body of its answer, with what is noted of it: metrics, the log of lists, the trace."""
 
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +19,7 @@ from rec.recommend.why import shown
 from serve.asking import Asking
 from serve.degrade import Ladder
 from serve.exposures import Arm, ExposureLog
-from serve.fallible import STAGE_S, BackedFront, Fallible
+from serve.fallible import DEADLINE_S, BackedFront, Fallible
 from serve.metrics import metrics
 
 
@@ -45,28 +46,30 @@ class Answering:
         request: Request,
         arm: Arm | None = None,
         *,
-        patience: float = STAGE_S,
+        patience: float = DEADLINE_S,
         whole: bool = False,
     ) -> dict[str, Any]:
         """The recommendations, logged as shown to a shopper of an experiment's `arm`.
 
-        `whole`: shown to nobody, or what a stage failed with, waiting `patience` seconds for each.
+        `whole`: shown to nobody, or what a stage failed with. Due in `patience` seconds, from now on: to wait for a
+        thread takes of them, too.
         """
-        return await self._asking.answer(self._recommend(front, request, arm, patience, whole))
+        until = time.monotonic() + patience
+        return await self._asking.answer(self._recommend(front, request, arm, until, whole))
 
     async def similar(self, front: BackedFront, row: int, k: int, *, evidence: bool) -> dict[str, Any]:
         """The nearest available products of an item row."""
-        return await self._asking.answer(self._similar(front, row, k, evidence))
+        return await self._asking.answer(self._similar(front, row, k, time.monotonic() + DEADLINE_S, evidence))
 
     async def explain(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
         """Why a product is or is not in the list."""
-        return await self._asking.answer(self._explain(front, request, product_id))
+        return await self._asking.answer(self._explain(front, request, product_id, time.monotonic() + DEADLINE_S))
 
     async def _recommend(
-        self, front: BackedFront, request: Request, arm: Arm | None, patience: float, whole: bool
+        self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool
     ) -> dict[str, Any]:
         watch, ladder = Stopwatch(), Ladder(whole=whole)
-        stages = Fallible(self._asking, front, ladder, patience)
+        stages = Fallible(self._asking, front, ladder, until)
         passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
         with watch.lap("explanation"):
             items = await listed(front, stages, passage)
@@ -102,9 +105,9 @@ class Answering:
             "milliseconds": watch.milliseconds(),
         }
 
-    async def _similar(self, front: BackedFront, row: int, k: int, evidence: bool) -> dict[str, Any]:
+    async def _similar(self, front: BackedFront, row: int, k: int, until: float, evidence: bool) -> dict[str, Any]:
         ladder = Ladder()
-        stages = Fallible(self._asking, front, ladder, STAGE_S)
+        stages = Fallible(self._asking, front, ladder, until)
         found = await stages.similar(row, k, standing(front.rules.ruling, datetime.now(UTC)).exclude)
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
@@ -114,9 +117,9 @@ class Answering:
         metrics().degraded(ladder.codes)
         return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
 
-    async def _explain(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
+    async def _explain(self, front: BackedFront, request: Request, product_id: str, until: float) -> dict[str, Any]:
         ladder = Ladder()
-        stages = Fallible(self._asking, front, ladder, STAGE_S)
+        stages = Fallible(self._asking, front, ladder, until)
         found = await explained(front, stages, request, product_id, front.rules.ruling, datetime.now(UTC))
         metrics().degraded(ladder.codes)
         return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}

@@ -3,20 +3,20 @@
     serve run serve.app:graph    each of them a deployment, with processes of its own: they scale apart
     serve run serve.app:whole    all stages in the ingress's process: a request leaves it for Postgres only
 
-The ingress chooses the bundle once per request and every stage answers for that one. It follows the active bundle: a
-promoted one is loaded beside the old one and takes over after it has answered a request. It follows the rules of the
-merchandiser as well. REC_STORE names the store (default `.rec`), REC_DATABASE_URL the Postgres (default: the embedded
-one of the store). Importing opens nothing.
+The ingress chooses the bundle once per request and every stage answers for that one. It follows the active bundle and
+the rules of the merchandiser (`serve/following.py`): a promoted bundle is loaded beside the old one and takes over
+after it has answered a request. REC_STORE names the store (default `.rec`), REC_DATABASE_URL the Postgres (default: the
+embedded one of the store). Importing opens nothing.
 """
 
 import asyncio
-import logging
 import os
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Body, FastAPI, HTTPException, Query, Response
 from fastapi import Path as PathParameter
@@ -27,7 +27,6 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from rec import api_keys, postgres
-from rec.errors import RecError
 from rec.haproxy import ANYWHERE
 from rec.index import exposures, forget, live_events
 from rec.index.connections import Connections
@@ -37,23 +36,26 @@ from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
 from serve import api, examples
 from serve.answering import Answering, exported, written
-from serve.asking import Apart, Together
-from serve.degrade import Unavailable
+from serve.asking import Apart, Together, timely
 from serve.examples import described
 from serve.exposures import ExposureLog
 from serve.fallible import BackedFront
+from serve.following import Following
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
-from serve.loaded import FOLLOW_S, Loaded, active, connections, experiment, states, store_folder
+from serve.loaded import Loaded, connections, states, store_folder
 from serve.metrics import metrics
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
+from serve.searching import Searching
 from serve.stages import STAGES
-from serve.trial import Trial
 
-log = logging.getLogger("ray.serve")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LOADING_S = 300.0
-"""Longest wait for a stage that loads a promoted bundle."""
+"""Longest wait for the first answer of a bundle: stages may have to load it."""
+OTHERS_S = 12.0
+"""Longest wait for the database where there is no answer without it."""
 DEMO_USERS = 12
 
 ProductId = Annotated[str, PathParameter(examples=["S0003"])]
@@ -92,6 +94,11 @@ def _checked(front: Front, body: api.RecommendBody) -> Request:
     return body.request()
 
 
+def _forgotten(forgetting: Callable[[str, str, str], T], store: str, recipe: str, name: str) -> T:
+    """What `forgetting` does to whoever has the id `name`, over a connection of its own."""
+    return forgetting(postgres.url(store, create=False), recipe, name)
+
+
 ROUTING = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # type: ignore[arg-type]
 """A caller whose replicas are full looks again this soon. Two look at a time, one request each: with Serve's half a
 second, more than `max_ongoing_requests` at once leave four requests a second, and a queue for as long as more come."""
@@ -108,8 +115,13 @@ second, more than `max_ongoing_requests` at once leave four requests a second, a
 class Recommender:
     """HTTP in, HTTP out; holds the products and what is known of users."""
 
-    def __init__(self, store: str, *stages: DeploymentHandle[Any]) -> None:
-        """`stages` are user tower, retriever and ranker; without them they live here."""
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, store: str, *stages: DeploymentHandle[Any]
+    ) -> None:
+        """`stages` are user tower, retriever and ranker; without them they live here.
+
+        Returns after a real answer has passed through them: until then Serve sends this replica no request.
+        """
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
         anywhere = os.environ.get(ANYWHERE) == "1"  # HAProxy listens elsewhere than Serve was told
@@ -120,41 +132,36 @@ class Recommender:
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
-        self._fronts = Loaded(store, lambda bundle: BackedFront(bundle, self._connections))
-        self._front = self._fronts.get(active(self._connections))
-        self._trial = Trial(self._fronts, self._try)
+        self._searching = Searching()
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
         self._probe: asyncio.Task[dict[str, Any]] | None = None
-        self._following = asyncio.get_running_loop().create_task(self._follow())
+        fronts = Loaded(store, lambda bundle: BackedFront(bundle, self._connections))
+        self._following = Following(self._connections, fronts, self._try)
+        await self._following.begin()
+        self._trial = self._following.trial
 
     def __del__(self) -> None:
         """What Serve calls when the replica ends."""
         self._exposures.close()
 
-    async def _follow(self) -> None:
-        """Take over new rules, and a newly promoted bundle once every stage has answered for it."""
-        while True:
-            await asyncio.sleep(FOLLOW_S)
-            try:
-                name = await asyncio.to_thread(active, self._connections)
-                front = self._front
-                if name != front.bundle.id:
-                    front = await asyncio.to_thread(self._fronts.get, name)
-                await asyncio.to_thread(front.rules.refresh)
-                metrics().rules(0 if front.rules.ruling is None else front.rules.ruling.number)
-                if front is not self._front:
-                    await self._try(front)
-                    log.info("bundle %s takes over from %s", name, self._front.bundle.id)
-                    self._front = front
-                await self._trial.follow(await asyncio.to_thread(experiment, self._connections), self._front)
-            except (RecError, Unavailable) as error:
-                log.warning("staying with bundle %s: %s", self._front.bundle.id, error)
-            except Exception:  # whatever it is, the next round may go well; a task that ended would never say so
-                log.exception("staying with bundle %s", self._front.bundle.id)
+    @property
+    def _front(self) -> BackedFront:
+        return self._following.front
 
     async def _try(self, front: BackedFront) -> None:
         """Have every stage answer for a bundle; raises what one of them failed with."""
         await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
+
+    async def _asked(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """What `work` returns, in a thread that no answer needs. Raises DatabaseError beyond OTHERS_S."""
+        return await timely(None, OTHERS_S, work, *given, **named)
+
+    def _refused(self) -> dict[str, str] | None:
+        """The active bundle while another one answers, and why; without the store's path, as anybody may read it."""
+        refused = self._following.refused
+        if refused is None:
+            return None
+        return {"bundle": refused.bundle, "error": refused.error.replace(f"{self._store}{os.sep}", "")}
 
     @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
     async def recommend(
@@ -210,7 +217,7 @@ class Recommender:
         if missing:
             raise UnknownEventProducts(missing)
         told = body.live(datetime.now(UTC))
-        taken = await asyncio.to_thread(live_events.store, self._connections, front.bundle.recipe, told)
+        taken = await self._asked(live_events.store, self._connections, front.bundle.recipe, told)
         metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
         return taken
 
@@ -218,7 +225,7 @@ class Recommender:
     async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
         # written in the thread: on the event loop no other request would move meanwhile
-        found = await asyncio.to_thread(exported, self._front.catalogue, user_id)
+        found = await self._asked(exported, self._front.catalogue, user_id)
         if found is None:
             raise HTTPException(404, "nothing is stored of this user")
         return found
@@ -226,8 +233,7 @@ class Recommender:
     @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
         """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
-        url = await asyncio.to_thread(postgres.url, self._store, create=False)
-        return await asyncio.to_thread(forget.forget, url, self._front.bundle.recipe, user_id)
+        return await self._asked(_forgotten, forget.forget, self._store, self._front.bundle.recipe, user_id)
 
     @app.delete(
         "/v1/clients/{client_id:path}",
@@ -236,13 +242,13 @@ class Recommender:
     )
     async def forget_client(self, client_id: ClientId) -> forget.ForgottenClient:
         """Delete events and lists of a shopper who had not signed in; those that come later are stored."""
-        url = await asyncio.to_thread(postgres.url, self._store, create=False)
-        return await asyncio.to_thread(forget.forget_client, url, self._front.bundle.recipe, client_id)
+        return await self._asked(_forgotten, forget.forget_client, self._store, self._front.bundle.recipe, client_id)
 
     @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
     async def bundles(self) -> dict[str, Any]:
         """The active bundle, the one before it, and all that the database has."""
-        return {"serving": self._front.bundle.id, **await asyncio.to_thread(states, self._connections)}
+        said = await self._asked(states, self._connections)
+        return {"serving": self._front.bundle.id, "refused": self._refused(), **said}
 
     @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS))
     async def products(
@@ -253,12 +259,7 @@ class Recommender:
     ) -> dict[str, Any]:
         """Products whose title, brand or category holds every word of `query`."""
         front = self._front
-        found = await asyncio.to_thread(front.catalogue.find, query, limit)
-        rows = front.shelf.rows([product_id for product_id in found if front.shelf.known(product_id)])
-        items = [shown(front.shelf.card(row)) for row in rows.tolist()]
-        if evidence:
-            front.cite(items)
-        await asyncio.to_thread(front.freshen, items)
+        items = await self._searching.find(front, query, limit, evidence=evidence)
         return {"items": items, "bundle": front.bundle.id}
 
     @app.get("/v1/shop", response_model=api.ShopFacts, **described(examples.SHOP))
@@ -267,7 +268,7 @@ class Recommender:
         front = self._front
         users = []
         if front.bundle.config.source.kind == "sample":
-            users = await asyncio.to_thread(front.catalogue.shoppers, DEMO_USERS)
+            users = await self._asked(front.catalogue.shoppers, DEMO_USERS)
             for user in users:
                 recent = [product_id for product_id in user["recent"] if front.shelf.known(product_id)]
                 user["recent"] = [shown(front.shelf.card(row)) for row in front.shelf.rows(recent).tolist()]
@@ -301,6 +302,7 @@ class Recommender:
             "bundle": answer["bundle"],
             "milliseconds": answer["milliseconds"],
             "rules": self._front.rules.state(),
+            "refused": self._refused(),
         }
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -1,18 +1,25 @@
 """How the ingress asks its stages: across processes, or in its own.
 
-What an answer takes is written once, as a coroutine that awaits `ask` for each stage and `blocking` for its own work
-that waits. `Apart` hands stages to their deployments and the rest to threads. `Together` does everything where it is
-asked, and the whole coroutine in one thread: nothing in it ever waits for the event loop.
+What an answer takes is written once, as a coroutine that awaits `ask` for each stage, `look_up` for the database and
+`blocking` for its own work that takes long. `Apart` hands stages to their deployments and the rest to threads.
+`Together` does everything where it is asked, and the whole coroutine in one thread: nothing in it ever waits for the
+event loop. Threads that may wait for a database are kept from each other: those of answers, those of other routes
+(`timely`), and those of what an answer does without it.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from rec.errors import DatabaseError
+from rec.index.connections import within
 from rec.recommend.walk import finish
 from serve.degrade import Unavailable
 from serve.stages import STAGES
@@ -32,11 +39,29 @@ class Asking(Protocol):
     ) -> T:
         """What the method of a stage answers. Raises Unavailable when it fails, refuses or takes too long."""
 
+    async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """What `work` returns, which asks the database. Raises DatabaseError when that fails or takes too long."""
+
     async def blocking(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """What `work` returns, which waits for the database or takes long."""
+        """What `work` returns, which takes long and asks nobody."""
 
     async def answer(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that awaits nothing but these."""
+
+
+async def timely(
+    executor: Executor | None, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs
+) -> T:
+    """What `work` returns, in a thread of `executor` (None: the loop's). Raises DatabaseError after `seconds`.
+
+    It is left to itself then, and ends soon: what it asks of Connections is bounded by the same time.
+    """
+    with within(seconds):
+        called = partial(copy_context().run, work, *given, **named)
+    try:
+        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, called), seconds)
+    except TimeoutError:
+        raise DatabaseError(f"the database did not answer within {seconds:.2g} s") from None
 
 
 class Apart:
@@ -44,6 +69,8 @@ class Apart:
 
     def __init__(self, handles: Mapping[type, DeploymentHandle[Any]]) -> None:
         self._handles = handles
+        self._looking_up = ThreadPoolExecutor(thread_name_prefix="look-up")
+        self._working = ThreadPoolExecutor(thread_name_prefix="work")
 
     async def ask(
         self, seconds: float, stage: type[S], method: Method[S, P, T], *given: P.args, **named: P.kwargs
@@ -58,9 +85,14 @@ class Apart:
             raise Unavailable(f"{stage.__name__}: {str(error).splitlines()[-1]}") from error
         return answer
 
+    async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """In a thread for that."""
+        return await timely(self._looking_up, seconds, work, *given, **named)
+
     async def blocking(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """In a thread."""
-        return await asyncio.to_thread(work, *given, **named)
+        """In a thread of others, which never wait for the database."""
+        called = partial(copy_context().run, work, *given, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._working, called)
 
     async def answer(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """On the event loop."""
@@ -68,24 +100,32 @@ class Apart:
 
 
 class Together:
-    """Stages in this process, which are waited for: what bounds them is the database's own timeouts."""
+    """Stages in this process. What waits in them waits for the database, and that is bounded."""
 
     def __init__(self, store: str) -> None:
         self._stages: dict[type, Any] = {stage: stage(store) for stage in STAGES}
+        self._answering = ThreadPoolExecutor(thread_name_prefix="answer")
 
     async def ask(
         self, seconds: float, stage: type[S], method: Method[S, P, T], *given: P.args, **named: P.kwargs
     ) -> T:
-        """Call it; `seconds` pass unnoticed, as nothing here could go on meanwhile."""
+        """Call it; `seconds` are for what it asks the database."""
         try:
-            return method(self._stages[stage], *given, **named)
+            with within(seconds):
+                return method(self._stages[stage], *given, **named)
         except Exception as error:  # whatever it is: behind a handle it would be Ray's
             raise Unavailable(f"{stage.__name__}: {error}") from error
 
-    async def blocking(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """Here: the coroutine is in a thread."""
+        with within(seconds):
+            return work(*given, **named)
+
+    async def blocking(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Here."""
         return work(*given, **named)
 
     async def answer(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """In a thread from its first step to its last."""
-        return await asyncio.to_thread(finish, coroutine)
+        finishing = partial(copy_context().run, finish, coroutine)
+        return await asyncio.get_running_loop().run_in_executor(self._answering, finishing)

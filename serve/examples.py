@@ -189,6 +189,7 @@ FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1, "exposures
 FORGOTTEN_CLIENT: Examples = {"live_events": 3, "exposures": 2}
 BUNDLES: Examples = {
     "serving": BUNDLE,
+    "refused": None,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
     "experiment": {
@@ -224,6 +225,7 @@ READY: Examples = {
     "bundle": BUNDLE,
     "milliseconds": MILLISECONDS,
     "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
+    "refused": None,
 }
 
 PROBLEMS: Mapping[int, tuple[str, Examples]] = {

@@ -1,7 +1,8 @@
 """The stages for one request, and what takes the place of those that do not answer."""
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,9 +23,18 @@ from serve.degrade import Ladder, Unavailable
 from serve.exposures import Shop
 from serve.stages import Ranker, Retriever, UserTower
 
-STAGE_S = 8.0
-"""Longest wait for the user tower or retrieval; the answer then does without."""
-RANKER_S = 2.0
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+DEADLINE_S = 5.0
+"""Longest time for an answer. What is not there by then is done without: Serve would say 408 after `request_timeout_s`.
+It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another."""
+LOOK_UP_S = 0.75
+"""Longest wait for what is looked up by id, the shopper and prices; the answer then does without, as with the next."""
+STAGE_S = 2.0
+"""Longest wait for the user tower or retrieval."""
+RANKER_S = 1.5
 """Longest wait for the ranker; the answer is then in retrieval order."""
 
 
@@ -40,10 +50,34 @@ class BackedFront(Front):
 class Fallible:
     """The stages and the database for one request, and what takes the place of those that do not answer."""
 
-    def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, patience: float) -> None:
-        self._ask, self.blocking = asking.ask, asking.blocking
-        self._front, self._ladder, self._patience = front, ladder, patience
+    def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, until: float) -> None:
+        """`until`: when the answer is due, monotonic seconds. Where it must be whole, a stage may take all of that."""
+        self._asking, self.blocking = asking, asking.blocking
+        self._front, self._ladder, self._until = front, ladder, until
         self._bundle = front.bundle.id
+
+    def _left(self, longest: float) -> float:
+        left = self._until - time.monotonic()
+        return left if self._ladder.whole else min(longest, left)
+
+    async def _ask(
+        self,
+        longest: float,
+        stage: type[S],
+        method: Callable[Concatenate[S, P], T],
+        *given: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        left = self._left(longest)
+        if left <= 0:
+            raise Unavailable(f"{stage.__name__}: no time is left for it")
+        return await self._asking.ask(left, stage, method, *given, **named)
+
+    async def _look_up(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        left = self._left(LOOK_UP_S)
+        if left <= 0:
+            raise DatabaseError("no time was left to ask Postgres")
+        return await self._asking.look_up(left, work, *given, **named)
 
     @property
     def degraded(self) -> Sequence[str]:
@@ -53,7 +87,7 @@ class Fallible:
     async def known(self, request: Request) -> Known:
         """What the database knows of whoever asks, else nothing."""
         try:
-            return await self.blocking(self._front.known, request)
+            return await self._look_up(self._front.known, request)
         except DatabaseError as error:
             self._ladder.down("history_unavailable", error)
         return NOBODY
@@ -61,7 +95,7 @@ class Fallible:
     async def encode(self, began: Opening) -> Encoded | None:
         """The user vector, else None."""
         try:
-            return await self._ask(self._patience, UserTower, UserTower.encode, self._bundle, began.state)
+            return await self._ask(STAGE_S, UserTower, UserTower.encode, self._bundle, began.state)
         except Unavailable as error:
             self._ladder.down("user_tower_unavailable", error)
         return None
@@ -74,8 +108,8 @@ class Fallible:
         standby = self._front.standby
         try:
             if encoded is None:
-                return await self._ask(self._patience, Retriever, Retriever.popular, *what)
-            return await self._ask(self._patience, Retriever, Retriever.retrieve, *what, encoded.vector)
+                return await self._ask(STAGE_S, Retriever, Retriever.popular, *what)
+            return await self._ask(STAGE_S, Retriever, Retriever.retrieve, *what, encoded.vector)
         except Unavailable as error:
             self._ladder.down("ann_unavailable", error)
         if encoded is None:
@@ -86,10 +120,10 @@ class Fallible:
 
     async def rank(self, began: Opening, candidates: Candidates) -> Ranked:
         """All candidates in the ranker's order, else in that of retrieval."""
-        count, longest = len(candidates.rows), self._patience if self._ladder.whole else RANKER_S
+        count = len(candidates.rows)
         what = (self._bundle, began.state, candidates, count, microseconds(began.at))
         try:
-            return await self._ask(longest, Ranker, Ranker.rank, *what)
+            return await self._ask(RANKER_S, Ranker, Ranker.rank, *what)
         except Unavailable as error:
             self._ladder.down("ranker_unavailable", error)
         return retrieval_order(candidates, count)
@@ -97,7 +131,7 @@ class Fallible:
     async def prices(self, rows: np.ndarray) -> np.ndarray:
         """float32[n] prices of item rows, else those of the bundle."""
         try:
-            return await self.blocking(self._front.prices, rows)
+            return await self._look_up(self._front.prices, rows)
         except DatabaseError as error:
             self._ladder.down("prices_unavailable", error)
         return self._front.published_prices(rows)
@@ -105,7 +139,7 @@ class Fallible:
     async def passing(self, row: np.ndarray, filters: Filters) -> bool:
         """Whether the product of item row int64[1] is in stock and passes `filters`, else whether it did."""
         try:
-            found = await self._ask(self._patience, Retriever, Retriever.passing, self._bundle, row, filters)
+            found = await self._ask(STAGE_S, Retriever, Retriever.passing, self._bundle, row, filters)
         except Unavailable as error:
             self._ladder.down("ann_unavailable", error)
             found = self._front.standby.passing(row, filters)
@@ -115,7 +149,7 @@ class Fallible:
         """The k nearest products to an item row without the rows `exclude`, else those of this process."""
         what = (row, k, exclude)
         try:
-            return await self._ask(self._patience, Retriever, Retriever.similar, self._bundle, *what)
+            return await self._ask(STAGE_S, Retriever, Retriever.similar, self._bundle, *what)
         except Unavailable as error:
             self._ladder.down("ann_unavailable", error)
         return await self.blocking(self._front.standby.similar, *what)
@@ -123,6 +157,6 @@ class Fallible:
     async def freshen(self, items: list[dict[str, Any]]) -> None:
         """Put live prices into items; those of the bundle stay where Postgres does not answer."""
         try:
-            await self.blocking(self._front.freshen, items)
+            await self._look_up(self._front.freshen, items)
         except DatabaseError as error:
             self._ladder.down("prices_unavailable", error)

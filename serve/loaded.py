@@ -5,24 +5,32 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rec import bundle, postgres
 from rec.bundle import Bundle
-from rec.errors import RecError
+from rec.errors import ArtifactError, DatabaseError, RecError
 from rec.index import experiments, promote
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
 
 log = logging.getLogger("ray.serve")
 
+A = TypeVar("A")
+R = TypeVar("R")
 T = TypeVar("T")
 
 KEPT = 2
 """Bundles in memory at once."""
+STAND_INS = 2
+"""Bundles that are tried at a start where the active one cannot be served."""
 FOLLOW_S = 2.0
 """How often a replica looks for the active bundle."""
+AGAIN_S, SELDOM_S = 2.0, 300.0
+"""A bundle that could not be loaded is tried again after AGAIN_S, and then after twice as long each time, up to
+SELDOM_S; at once where its files are others. To try is to hash all of it."""
 
 
 def connections(store: str, *, size: int) -> Connections:
@@ -34,6 +42,24 @@ def active(pool: Connections) -> str:
     """Id of the active bundle."""
     with pool.use() as connection:
         return promote.active(connection)
+
+
+def startable(pool: Connections) -> list[str]:
+    """Ids of the active bundle and of its next stand-ins: what a replica may start with, in this order."""
+    with pool.use() as connection:
+        return [promote.active(connection), *promote.stand_ins(connection)[:STAND_INS]]
+
+
+def told(name: str, error: Exception) -> str:
+    """Why bundle `name` is not used, in one line."""
+    first = next(iter(str(error).splitlines()), "")
+    return first if isinstance(error, RecError) else f"bundle {name}: {type(error).__name__}: {first}"
+
+
+def unstartable(said: Sequence[str]) -> ArtifactError:
+    """The error that the bundles of `startable` cannot be had, each for its reason."""
+    also = "none was active before it" if len(said) == 1 else "neither can those that were active before it"
+    return ArtifactError(f"the active bundle cannot be served, and {also}: {'; '.join(said)}")
 
 
 def serving(pool: Connections) -> list[str]:
@@ -62,6 +88,18 @@ def states(pool: Connections) -> dict[str, Any]:
     }
 
 
+class _Refusal(NamedTuple):
+    """Why a bundle could not be loaded."""
+
+    error: str
+    files: object
+    """What its files looked like (`_files`)."""
+    until: float
+    """Monotonic seconds; it is not tried before that."""
+    wait: float
+    """How long that was to wait, seconds."""
+
+
 class Loaded(Generic[T]):
     """What `build` makes of a bundle, by bundle id; beyond KEPT the one last used longest ago goes.
 
@@ -72,24 +110,69 @@ class Loaded(Generic[T]):
         self._store = store
         self._build = build
         self._parts: OrderedDict[str, T] = OrderedDict()
+        self._refused: dict[str, _Refusal] = {}  # of those that cannot be loaded; changed while loading only
         self._loading = threading.Lock()  # held for as long as a bundle loads
         self._order = threading.Lock()  # held for a moment only: an answer never waits for the next bundle
 
     def get(self, name: str) -> T:
-        """The part of bundle `name`, loaded and verified if need be. Raises ArtifactError when it cannot be."""
+        """The part of bundle `name`, loaded and verified if need be. Raises ArtifactError when it cannot be.
+
+        Whoever asks again soon gets the same error, without another try.
+        """
         found = self._use(name)
         if found is None:
             with self._loading:
                 found = self._use(name)
                 if found is None:
-                    opened = bundle.read(self._store, name)
-                    bundle.verify(opened)
-                    found = self._build(opened)
+                    found = self._load(name)
                     with self._order:
                         self._parts[name] = found
                         while len(self._parts) > KEPT:
                             self._parts.popitem(last=False)
         return found
+
+    def start(self, pool: Connections) -> T:
+        """The part of the active bundle; where it cannot be loaded, that of one that was active before it.
+
+        Raises ArtifactError that names them.
+        """
+        said = []
+        for name in startable(pool):
+            try:
+                return self.get(name)
+            except DatabaseError:
+                raise
+            except Exception as error:
+                log.exception("not starting with bundle %s", name)
+                said.append(told(name, error))
+        raise unstartable(said)
+
+    def _load(self, name: str) -> T:
+        bundle.check_id(name)
+        files, refusal = self._files(name), self._refused.get(name)
+        if refusal is not None and refusal.files == files and time.monotonic() < refusal.until:
+            raise ArtifactError(refusal.error)
+        try:
+            opened = bundle.read(self._store, name)
+            bundle.verify(opened)
+            found = self._build(opened)
+        except DatabaseError:  # not the bundle's fault
+            raise
+        except Exception as error:
+            wait = AGAIN_S if refusal is None else min(2 * refusal.wait, SELDOM_S)
+            self._refused[name] = _Refusal(told(name, error), files, time.monotonic() + wait, wait)
+            raise
+        self._refused.pop(name, None)
+        return found
+
+    def _files(self, name: str) -> object:
+        """What tells the files of a bundle from those that take their place, and is cheap to look at."""
+        folder = Path(self._store, "bundles", name)
+        try:
+            stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
+        except OSError:  # they change now
+            return None
+        return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
     def follow(self, pool: Connections) -> None:
         """From now on load each bundle that becomes active, or is tried beside it, in a thread of its own.
@@ -102,13 +185,17 @@ class Loaded(Generic[T]):
     def _follow(self, pool: Connections) -> None:
         while True:
             time.sleep(FOLLOW_S)
-            try:
-                for name in serving(pool):
-                    self.get(name)
-            except RecError:  # the ingress, which looks as often, says so
-                continue
-            except Exception:  # the next round may go well; a thread that ended would never say so
-                log.exception("cannot load the bundles that answer")
+            for name in self._looked(serving, pool) or []:
+                self._looked(self.get, name)
+
+    def _looked(self, look: Callable[[A], R], at: A) -> R | None:
+        try:
+            return look(at)
+        except RecError:  # the ingress, which looks as often, says so
+            return None
+        except Exception:  # the next round may go well; a thread that ended would never say so
+            log.exception("cannot load the bundles that answer")
+            return None
 
     def _use(self, name: str) -> T | None:
         """The part of bundle `name`, now the last used one; None when it is not loaded."""

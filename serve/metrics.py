@@ -40,6 +40,7 @@ class Metrics:
             "rec_index_recall", "Recall of sampled answers of the HNSW index, by class of filter.", RECALLS, ("filter",)
         )
         self._rules = Gauge("rec_rules_version", "Version of the rules in force, 0 for none.")
+        self._refused = Gauge("rec_bundle_refused", "1 while the active bundle cannot be served, else 0.")
 
     def request(self, route: str, status: int) -> None:
         """A request was answered."""
@@ -96,6 +97,10 @@ class Metrics:
     def rules(self, version: int) -> None:
         """These rules are in force."""
         self._rules.set(version)
+
+    def refused(self, refused: bool) -> None:
+        """Whether another bundle than the active one answers, as that one cannot."""
+        self._refused.set(refused)
 
 
 @cache

@@ -12,7 +12,7 @@ from rec.recommend.score import Scorer, Unranked
 from rec.retrieval import Candidates
 from rec.state import UserState
 from serve.combining import Combining
-from serve.loaded import Loaded, active, connections
+from serve.loaded import Loaded, connections
 from serve.metrics import metrics
 from serve.sampler import RecallSampler
 
@@ -38,7 +38,7 @@ class UserTower:
     def __init__(self, store: str) -> None:
         self._encoders = Loaded(store, _Encoding)
         pool = connections(store, size=1)
-        self._encoders.get(active(pool))
+        self._encoders.start(pool)
         self._encoders.follow(pool)
 
     def encode(self, bundle: str, state: UserState) -> Encoded:
@@ -53,7 +53,7 @@ class Retriever:
         self._connections = connections(store, size=CONNECTIONS)
         self._sampler = RecallSampler(lambda: connections(store, size=1), metrics().recall)
         self._retrievers = Loaded(store, self._retriever)
-        first = self._retrievers.get(active(self._connections))
+        first = self._retrievers.start(self._connections)
         first.read_ahead(self._connections)  # not at switches: what was just loaded is in memory, and shoppers wait
         self._retrievers.follow(self._connections)
 
@@ -96,7 +96,7 @@ class Ranker:
     def __init__(self, store: str) -> None:
         self._scorers = Loaded(store, lambda bundle: Combining(Scorer(bundle).rank))
         pool = connections(store, size=1)
-        self._scorers.get(active(pool))
+        self._scorers.start(pool)
         self._scorers.follow(pool)
 
     def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:

@@ -10,6 +10,9 @@ from psycopg.rows import dict_row
 from rec.index import exposures
 from rec.index.connections import Connections
 
+FIND_MS = 1_500
+"""Longest time for `find`, which reads every product: Postgres ends it, and the connection lives on."""
+
 
 @dataclass(frozen=True, slots=True)
 class PastEvent:
@@ -61,9 +64,13 @@ class Catalogue:
         return {name: dict(zip(("price", "currency", "available"), facts, strict=True)) for name, *facts in found}
 
     def find(self, query: str, limit: int) -> list[str]:
-        """Ids of products whose title, brand or category holds every word of `query`, available ones first."""
+        """Ids of products whose title, brand or category holds every word of `query`, available ones first.
+
+        Raises DatabaseError where that takes longer than FIND_MS.
+        """
         words = [f"%{_escape(word)}%" for word in query.split()]
         with self._connections.use() as connection:
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(FIND_MS),))
             rows = connection.execute(
                 "SELECT product_id FROM products WHERE catalogue = %(name)s AND NOT EXISTS ("
                 " SELECT 1 FROM unnest(%(words)s::text[]) word"

@@ -1,13 +1,23 @@
-"""Connections of a server: pooled, set for vector search, and failing with a DatabaseError."""
+"""Connections of a server: pooled, set for vector search, and failing with a DatabaseError.
 
+Nobody waits for ever, whatever becomes of Postgres. `statement_timeout` ends a statement that is slow, but it is the
+server that counts: one that is frozen, or beyond a cut network, does not. So the client counts as well, and closes a
+connection on which it has waited too long.
+"""
+
+import logging
+import math
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import Connection
+from psycopg.abc import PQGen
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from rec import postgres, tracing
@@ -16,15 +26,23 @@ from rec.index import migrations
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 WAIT_S = 5.0
 """Longest wait for a free connection."""
 SOON_S = 0.1
 """The same while the last wait was in vain: requests do without the database instead of queueing for it."""
+IN_VAIN_S = 0.5
+"""A shorter wait in vain says nothing of the database: who waited had no more time."""
 RECONNECT_S = 2.0
 """How long the pool tries by itself to replace a connection. Its waits double, so after an outage it would find the
 server back as late as the outage was long; having given up, it tries at once when somebody asks."""
 STATEMENT_MS = 8_000
 """Longest time for one statement: nobody waits for the answer any longer, and others wait for the connection."""
+SILENT_S = 10.0
+"""Longest wait for a word of the server, which has to end a statement sooner."""
+LAST_S = 0.1
+"""The same for whoever has no time left: the end of a transaction that has begun costs no connection."""
 ROUTE = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -43,9 +61,57 @@ SETTINGS = {
     "hnsw.max_scan_tuples": str(2**31 - 1),
     "hnsw.scan_mem_multiplier": "40",
     "statement_timeout": str(STATEMENT_MS),
+    "client_connection_check_interval": "1000",  # a statement whose caller has closed the connection ends
     "plan_cache_mode": "force_custom_plan",  # a plan made for other filters can be slower by far
 }
 """What every connection runs with; what differs between bundles is set where it is searched."""
+
+
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is asked of Connections meanwhile takes no longer than that, all together; it is a DatabaseError beyond.
+
+    An outer limit that ends sooner holds. It goes with the context: `asyncio.to_thread` takes it along.
+    """
+    token = _until.set(min(_until.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+class Silent(psycopg.OperationalError):
+    """The server said nothing for too long; the connection is closed."""
+
+
+class Watched(Connection[Any]):
+    """A connection that is closed when its server is silent for SILENT_S, or beyond `within`."""
+
+    def wait(self, gen: PQGen[T], *given: Any, **named: Any) -> T:
+        """What psycopg's does, which looks at `gen` ten times a second while nothing comes. Raises Silent."""
+        longest = min(SILENT_S, max(_until.get() - time.monotonic(), LAST_S))
+        try:
+            return super().wait(_bounded(gen, longest), *given, **named)
+        except Silent:
+            self.pgconn.finish()  # what is left of the statement would be taken for the next one's
+            raise
+
+
+def _bounded(gen: PQGen[T], seconds: float) -> PQGen[T]:
+    until = time.monotonic() + seconds
+    try:
+        state = next(gen)
+        while True:
+            ready = yield state
+            if not ready and time.monotonic() > until:
+                raise Silent(f"no word of the server within {seconds:.1f} s")
+            state = gen.send(ready)
+    except StopIteration as done:
+        found: T = done.value
+        return found
 
 
 class Connections:
@@ -58,8 +124,9 @@ class Connections:
         with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
             self._prepare(connection)
             migrations.require(connection)
-        self._pool: ConnectionPool[Connection[Any]] = ConnectionPool(
+        self._pool: ConnectionPool[Watched] = ConnectionPool(
             database_url,
+            connection_class=Watched,
             min_size=1,
             max_size=size,
             configure=self._prepare,
@@ -80,8 +147,8 @@ class Connections:
             with self._connection() as connection:
                 try:
                     return work(connection)
-                except psycopg.OperationalError:
-                    if not connection.closed:
+                except psycopg.OperationalError as error:
+                    if not connection.closed or isinstance(error, Silent):
                         raise
             self._pool.check()  # the others went the same way
             with self._connection() as connection:
@@ -108,16 +175,30 @@ class Connections:
             tuned[name] = value
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection[Any]]:
-        with self._pool.connection(timeout=SOON_S if self._down else WAIT_S) as connection:
-            self._down = False
-            yield connection
+    def _connection(self) -> Iterator[Watched]:
+        left = _until.get() - time.monotonic()
+        if left <= 0:
+            raise DatabaseError("no time was left to ask Postgres")
+        longest = min(SOON_S if self._down else WAIT_S, left)
+        try:
+            with self._pool.connection(timeout=longest) as connection:
+                self._down = False
+                yield connection
+        except PoolTimeout:
+            self._down = self._down or longest >= IN_VAIN_S
+            if self._refused is not None:
+                raise self._refused from None
+            raise DatabaseError(f"no connection to Postgres within {longest:.2g} s: it is down or overloaded") from None
 
     @contextmanager
-    def _answering(self) -> Iterator[Connection[Any]]:
+    def _answering(self) -> Iterator[Watched]:
         with self._connection() as connection:
-            with suppress(psycopg.OperationalError):
+            try:
                 self._pool.check_connection(connection)
+            except Silent:
+                raise
+            except psycopg.OperationalError:
+                log.info("a connection to Postgres is gone, and replaced")
             if not connection.closed:
                 yield connection
                 return
@@ -130,11 +211,6 @@ class Connections:
         try:
             with tracing.span("postgres", kind=tracing.CLIENT, told={"db.system.name": "postgresql"}):
                 yield
-        except PoolTimeout:
-            waited, self._down = SOON_S if self._down else WAIT_S, True
-            if self._refused is not None:
-                raise self._refused from None
-            raise DatabaseError(f"no connection to Postgres within {waited:g} s: it is down or overloaded") from None
         except psycopg.Error as error:
             raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
 

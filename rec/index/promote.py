@@ -181,6 +181,22 @@ def before(connection: Connection[Any]) -> str | None:
     return rows[1][1] if len(rows) > 1 else None
 
 
+def stand_ins(connection: Connection[Any]) -> list[str]:
+    """Ids of bundles that may answer where the active one cannot be served, the last one first.
+
+    They were active before it and nobody rolled them back: those that it took the place of, as being of the same
+    training, and those that can be rolled back to.
+    """
+    rows = connection.execute(
+        "WITH current AS (SELECT p.number, p.promoted_at FROM promotions p JOIN active_bundle a ON a.bundle = p.bundle"
+        "  WHERE p.retracted_at IS NULL ORDER BY p.number DESC LIMIT 1)"
+        " SELECT p.bundle FROM promotions p JOIN current c ON p.number < c.number AND p.bundle <> ("
+        "  SELECT bundle FROM active_bundle) WHERE p.retracted_at IS NULL OR p.retracted_at = c.promoted_at"
+        " GROUP BY p.bundle ORDER BY max(p.number) DESC"
+    )
+    return [name for (name,) in rows]
+
+
 def known(connection: Connection[Any]) -> list[dict[str, Any]]:
     """Bundles whose vectors are loaded, newest first: `bundle`, `recipe`, `items` and `loaded_at`."""
     rows = connection.execute("SELECT id, catalogue, items, loaded_at FROM bundles ORDER BY loaded_at DESC, id")

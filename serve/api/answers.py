@@ -227,11 +227,20 @@ class RunningExperiment(BaseModel):
     started_at: datetime
 
 
+class RefusedBundle(BaseModel):
+    """The active bundle, while another one answers."""
+
+    bundle: str
+    error: str
+    """Why it cannot be served."""
+
+
 class Bundles(BaseModel):
     """The answer to GET /v1/bundles."""
 
     serving: str
     """The bundle that this replica answers for; it follows `active` within seconds."""
+    refused: RefusedBundle | None
     active: str | None
     previous: str | None
     """The one that was active before, of whatever recipe."""
@@ -271,6 +280,8 @@ class Readiness(BaseModel):
     bundle: str
     milliseconds: dict[str, float]
     rules: RulesState
+    refused: RefusedBundle | None
+    """Null: the active bundle answers, or is being loaded."""
 
 
 class Problem(BaseModel):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ from rec.errors import ArtifactError, DatabaseError
 from rec.evaluate import vector_sets
 from rec.index import load, promote, recall, sample, search, tables, trial, vector_table
 from rec.index.catalogue import Catalogue
-from rec.index.connections import SETTINGS, Connections
+from rec.index.connections import SETTINGS, Connections, within
 from rec.index.promote import Promoted
 from rec.index.recall import Tuned
 from rec.index.sample import Sample
@@ -411,6 +412,81 @@ def test_a_statement_that_nobody_waits_for_is_ended(database_url: str, monkeypat
     opened.close()
 
 
+def test_a_server_that_says_nothing_is_not_waited_for(database_url: str) -> None:
+    opened = Connections(database_url, size=1)
+    with opened.use() as connection:
+        frozen = psutil.Process(connection.info.backend_pid)
+    for ask in (
+        lambda: opened.run(lambda connection: connection.execute("SELECT 1")),
+        lambda: _in_a_transaction(opened),
+    ):
+        frozen.suspend()
+        try:
+            began = time.monotonic()
+            with pytest.raises(DatabaseError, match="Silent: no word"), within(0.3):
+                ask()
+            assert 0.3 <= time.monotonic() - began < 2, "once: another try would take as long"
+        finally:
+            frozen.resume()
+        with opened.use() as connection:
+            frozen = psutil.Process(connection.info.backend_pid)
+    opened.close()
+
+
+def _in_a_transaction(connections: Connections) -> None:
+    with connections.use() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_who_has_no_time_left_ends_a_transaction_and_keeps_the_connection(database_url: str) -> None:
+    opened = Connections(database_url, size=1)
+    pids = set()
+    for seconds in (9, 0.5, 9):
+        with within(seconds), opened.use() as connection:
+            pids.add(connection.info.backend_pid)
+            time.sleep(0.6)
+            connection.execute("SELECT 1")
+    assert len(pids) == 1
+    with pytest.raises(DatabaseError, match="no time"), within(-1), within(9):
+        opened.run(lambda connection: connection.execute("SELECT 1"))
+    opened.close()
+
+
+def test_a_statement_whose_caller_is_gone_ends(database_url: str) -> None:
+    opened = Connections(database_url, size=1)
+    with pytest.raises(DatabaseError, match="Silent"), within(0.2):
+        opened.run(lambda connection: connection.execute("SELECT pg_sleep(7) AS abandoned"))
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND right(query, 9) = 'abandoned' AND pid <> %s"
+    )
+    with postgres.connect(database_url, autocommit=True) as other:
+        own = (other.info.backend_pid,)
+        assert other.execute(query, own).fetchone() == (1,)
+        began = time.monotonic()
+        _until(lambda: other.execute(query, own).fetchone() == (0,))
+    assert time.monotonic() - began < 4, "long before statement_timeout"
+    opened.close()
+
+
+def test_a_search_for_words_is_ended_by_postgres(
+    made: Bundle, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.index.catalogue.FIND_MS", 200)
+    opened = Connections(database_url, size=1)
+    catalogue = Catalogue(opened, "tiny")
+    with opened.use() as connection:
+        pid = connection.info.backend_pid
+    with postgres.connect(database_url) as other:
+        other.execute("LOCK TABLE products")
+        with pytest.raises(DatabaseError, match="QueryCanceled"):
+            catalogue.find("dress", 3)
+    assert len(catalogue.find("dress", 3)) == 3
+    with opened.use() as connection:
+        assert connection.info.backend_pid == pid, "the connection lives on"
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("8s",)
+    opened.close()
+
+
 def test_a_connection_that_is_gone_is_replaced_within_the_request(
     made: Bundle, database_url: str, index: VectorIndex
 ) -> None:
@@ -716,6 +792,23 @@ class TestPromotion:
         with pytest.raises(DatabaseError, match=f"is now {ids[1]}, no longer {ids[0]}, so nothing was done"):
             promote.rollback(url, "tiny", ids[0])
         assert self.active() == ids[2]
+
+    def test_who_stands_in_was_active_before_and_not_rolled_back(self, recipe: Config, tmp_path: Path) -> None:
+        def stand_ins() -> list[str]:
+            with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:
+                return promote.stand_ins(connection)
+
+        first, second = (publish.run(tiny.make(tiny.config(tmp_path, seed=seed)))["bundle"] for seed in (1, 2))
+        assert stand_ins() == [first]
+        later = tiny.make(tiny.config(tmp_path, seed=3))
+        with postgres.connect(os.environ["REC_DATABASE_URL"]) as connection:  # as if it were of the same training
+            connection.execute("UPDATE bundles SET root = %s WHERE id = %s", (assemble.create(later).id, second))
+        publish.run(later)
+        assert stand_ins() == [second, first]
+        assert publish.rollback(recipe) == {"bundle": first}
+        assert stand_ins() == []
+        publish.run(tiny.make(tiny.config(tmp_path, seed=4)))
+        assert stand_ins() == [first], "the third was rolled back, and the second with it"
 
     def test_a_rollback_stays_within_the_recipe(self, recipe: Config, tmp_path: Path) -> None:
         mine = publish.run(recipe)["bundle"]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from rec import bundle, ports, postgres, publish
+from rec.bundle import Bundle
 from rec.config import Config
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
@@ -58,6 +60,36 @@ def shop_job(recipe: Config, *arguments: str) -> subprocess.CompletedProcess[str
     options = ["--set", f"store={recipe.store}", "--set", f"name={recipe.name}"]
     command = [sys.executable, "jobs/shop.py", *arguments, *options]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def frozen(store: str, *, postmaster: bool) -> Iterator[None]:
+    """Meanwhile no process of the embedded Postgres runs; without `postmaster`, new ones for new connections do."""
+    pid = int((Path(store) / "postgres" / "postmaster.pid").read_text(encoding="ascii").split()[0])
+    found = psutil.Process(pid)
+    processes = [*([found] if postmaster else []), *found.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@contextmanager
+def damaged(found: Bundle) -> Iterator[str]:
+    """Meanwhile one byte of a file, whose name this is, is another one."""
+    name = next(name for name in found.files if name.startswith("ranker/") and name.endswith(".safetensors"))
+    path = found.path / name
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        yield name
+    finally:
+        path.write_bytes(content)
 
 
 def published_in(store: Path) -> Config:

@@ -1,18 +1,17 @@
-"""What a replica keeps of bundles, and how the ingress follows the active one."""
+"""What a replica keeps of bundles, and when it tries again to load one."""
 
-import asyncio
-import logging
+import itertools
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from rec import assemble
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
-from serve import app, loaded
+from serve import loaded
 from serve.loaded import KEPT, Loaded
 from tests.bundle import tiny
 
@@ -64,47 +63,49 @@ def test_a_stage_loads_what_becomes_active_before_it_is_asked(
     assert "away" not in caplog.text
 
 
-def test_following_goes_on_after_what_nobody_foresaw(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_bundle_that_cannot_be_loaded_is_hashed_ever_more_seldom_until_its_files_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    following = app.Recommender.func_or_class._follow  # type: ignore[attr-defined]  # with globals of its own
-    looks = iter([KeyError("unforeseen"), "new"])
+    made = assemble.create(tiny.make(tiny.config(tmp_path)))
+    now, tried = [1_000.0], list[float]()
+    monkeypatch.setattr(loaded, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
 
-    def active(_: object) -> Any:
-        found = next(looks, "new")
-        if isinstance(found, Exception):
+    def build(opened: Bundle) -> str:
+        tried.append(now[0])
+        if len(tried) < 12:
+            raise KeyError("no such part")
+        return opened.id
+
+    parts = Loaded(str(tmp_path), build)
+    with pytest.raises(KeyError):
+        parts.get(made.id)
+    while now[0] < 2_000:
+        now[0] += 1
+        with pytest.raises((ArtifactError, KeyError), match="no such part"):
+            parts.get(made.id)
+    waits = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300]
+    (made.path / "config.json").touch()
+    with pytest.raises(KeyError):
+        parts.get(made.id)
+    assert tried[-1] == now[0], "at once"
+    (made.path / "config.json").touch()
+    assert parts.get(made.id) == made.id
+    assert parts.get(made.id) == made.id
+    assert len(tried) == 12, "kept"
+
+
+def test_a_database_that_is_away_is_not_held_against_a_bundle(tmp_path: Path) -> None:
+    made = assemble.create(tiny.make(tiny.config(tmp_path))).id
+    fails = iter([DatabaseError("away"), None])
+
+    def build(opened: Bundle) -> str:
+        found = next(fails)
+        if found is not None:
             raise found
-        return found
+        return opened.id
 
-    async def answer(*_: object, **__: object) -> None:
-        return None
-
-    def front(name: str) -> SimpleNamespace:
-        return SimpleNamespace(
-            bundle=SimpleNamespace(id=name), rules=SimpleNamespace(refresh=lambda: None, ruling=None)
-        )
-
-    async def follow() -> str:
-        replica: Any = SimpleNamespace(
-            _connections=None,
-            _front=front("old"),
-            _fronts=SimpleNamespace(get=front),
-            _try=answer,
-            _trial=SimpleNamespace(follow=answer),
-        )
-        task = asyncio.create_task(following(replica))
-        for _ in range(500):
-            if replica._front.bundle.id == "new" or task.done():
-                break
-            await asyncio.sleep(0.01)
-        task.cancel()
-        return str(replica._front.bundle.id)
-
-    monkeypatch.setitem(following.__globals__, "FOLLOW_S", 0.001)
-    monkeypatch.setitem(following.__globals__, "active", active)
-    monkeypatch.setitem(following.__globals__, "experiment", lambda _: None)
-    monkeypatch.setattr(app.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
-    with caplog.at_level(logging.ERROR, logger="ray.serve"):
-        assert asyncio.run(follow()) == "new"
-    assert "staying with bundle old" in caplog.text
-    assert "unforeseen" in caplog.text
+    parts = Loaded(str(tmp_path), build)
+    with pytest.raises(DatabaseError):
+        parts.get(made)
+    assert parts.get(made) == made

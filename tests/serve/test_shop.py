@@ -23,10 +23,11 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from rec import bundle, ports, postgres, publish
+from rec import assemble, bundle, ports, postgres, publish
 from rec.config import Config
 from rec.evaluate import load
-from rec.index import experiments, live_events, rule_versions
+from rec.index import experiments, live_events, promote, rule_versions
+from rec.index import load as vectors_and_products
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent
 from rec.index.search import Filters
@@ -35,8 +36,10 @@ from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Reques
 from rec.schema import EVENTS
 from rec.sources import tables as sources
 from serve import api, fused
+from serve.fallible import DEADLINE_S, STAGE_S
+from serve.problems import RETRY_S
 from tests.bundle import tiny
-from tests.serve.conftest import Shop, shop_job
+from tests.serve.conftest import Shop, damaged, frozen, shop_job
 
 pytestmark = pytest.mark.slow
 
@@ -460,7 +463,7 @@ def test_stages_that_fail_are_done_without(shop: Shop, chain: Chain) -> None:
     with ThreadPoolExecutor() as callers, ExitStack() as meanwhile:
         with stopped(retriever):
             first = callers.submit(shop.recommend, history=["P0003"], k=60)
-            time.sleep(3)  # it has a user vector by now, and waits for candidates
+            time.sleep(STAGE_S / 2)  # it has a user vector by now, and waits for candidates
             meanwhile.enter_context(stopped(tower))
             second = callers.submit(shop.recommend, **unseen)
             answer = first.result()
@@ -501,6 +504,24 @@ def test_a_stopped_postgres_is_done_without(shop: Shop, connections: Connections
     whole_again(shop)
     with connections.use() as connection:
         connection.execute("SELECT 1")
+
+
+def test_a_frozen_postgres_is_done_without_in_time(shop: Shop) -> None:
+    def timed(number: int) -> tuple[dict[str, Any], float]:
+        began = time.monotonic()
+        return shop.recommend(user_id=f"u0{number % 10}", k=5), time.monotonic() - began
+
+    with frozen(shop.recipe.store, postmaster=True), ThreadPoolExecutor(16) as callers:
+        for _ in range(2):
+            found = list(callers.map(timed, range(16)))
+            assert {len(answer["items"]) for answer, _ in found} == {5}
+            degraded = [set(answer["degraded"]) for answer, _ in found]
+            assert all({"history_unavailable", "ann_unavailable"} <= codes for codes in degraded)
+            assert max(seconds for _, seconds in found) < DEADLINE_S + 2, "the second is for the proxy's queue"
+        refused = list(callers.map(shop.client.get, ["/v1/users/u04", "/v1/products", "/v1/bundles"]))
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in refused] == [(503, str(RETRY_S))] * 3
+    whole_again(shop)
+    assert shop.client.get("/v1/users/u04").status_code == 200
 
 
 def test_a_promoted_bundle_takes_over_without_a_failed_request(shop: Shop) -> None:
@@ -590,6 +611,36 @@ def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
         time.sleep(0.2)
 
 
+def test_a_damaged_bundle_is_said_and_rules_go_on(shop: Shop) -> None:
+    database, old = postgres.url(shop.recipe.store), shop.recommend()["bundle"]
+    later = tiny.make(tiny.config(shop.recipe.root.parent, seed=29))
+    made = assemble.create(later)
+    vectors_and_products.vectors(database, made, later.index)
+    with damaged(made) as file:
+        promote.promote(database, made, later.root, force=True)
+        deadline = time.monotonic() + 60
+        while (ready := shop.client.get("/readyz")).json()["refused"] is None:
+            assert time.monotonic() < deadline, "nobody says so"
+            time.sleep(0.2)
+        assert (ready.status_code, ready.json()["bundle"], ready.json()["refused"]["bundle"]) == (200, old, made.id)
+        assert file in ready.json()["refused"]["error"]
+        assert shop.recipe.store not in ready.text, "anybody may ask"
+        listed = shop.client.get("/v1/bundles").json()
+        assert (listed["serving"], listed["active"], listed["refused"]) == (old, made.id, ready.json()["refused"])
+        rule_versions.apply(database, shop.recipe.name, "[[exclude]]\nproducts = ['P0012']\n")
+        while shop.recommend(k=1)["rules"] is None:
+            assert time.monotonic() < deadline, "the shop does not follow"
+            time.sleep(0.2)
+        rule_versions.apply(database, shop.recipe.name, "")
+        while not re.search(r"^ray_rec_bundle_refused{.*} 1", exported(shop), re.MULTILINE):
+            assert time.monotonic() < deadline, "the gauge does not say so"
+            time.sleep(0.5)
+    assert _bundles_until(shop, made.id) <= {old, made.id}
+    publish.rollback(shop.recipe)
+    assert _bundles_until(shop, old) <= {old, made.id}
+    assert shop.client.get("/v1/bundles").json()["refused"] is None
+
+
 @pytest.mark.parametrize("without", [["user_tower"], ["ranking"]])
 def test_a_stage_can_be_left_out_and_nobody_learns_of_such_a_list(
     shop: Shop, chain: Chain, connections: Connections, without: list[str]
@@ -663,6 +714,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_unknown_total{.*what="event"',
         'ray_rec_index_recall_bucket{.*filter="stock"',
         "ray_rec_rules_version{",
+        "ray_rec_bundle_refused{",
         *(
             f'ray_rec_degraded_total{{.*reason="{reason}_unavailable"'
             for reason in ("ranker", "user_tower", "ann", "history", "prices")
