@@ -21,7 +21,7 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from rec import processors
+from rec import certificates, processors
 from rec.errors import DatabaseError
 
 MIN_POSTGRES = 16
@@ -210,9 +210,26 @@ def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connectio
     try:
         connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
-        raise DatabaseError(f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}") from None
+        raise _refused(error) or DatabaseError(
+            f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}"
+        ) from None
     _check_versions(connection)
     return connection
+
+
+def _refused(error: psycopg.Error) -> DatabaseError | None:
+    """What is said where the server's certificate is why there is no connection; None where it is not."""
+    tried = error.pgconn
+    if tried is None or "certificate verify failed" not in str(error):
+        return None
+    options = {option.keyword: option.val.decode() for option in tried.info if option.val}
+    host, port = options.get(b"hostaddr") or options.get(b"host", ""), int(options.get(b"port", "5432"))
+    trusted = options.get(b"sslrootcert", str(Path.home() / ".postgresql" / "root.crt"))
+    reason = certificates.fault_of_postgres(host, port, trusted) or "OpenSSL gives no reason"
+    return DatabaseError(
+        f"the certificate of Postgres at {options.get(b'host', host)}:{port} is not accepted ({reason}): renew it, or "
+        f"name in {URL_VARIABLE} the authority that signed it, as sslrootcert=/path/ca.pem"
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ GROUND = {
     "dataset",
     "log",
     "state",
+    "certificates",
     "cli",
     "runtime",
     "memory",
