@@ -32,7 +32,10 @@ def start(cpus: int) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        remedy = f"check that the cluster at RAY_ADDRESS={address} can be reached and runs Ray {ray.__version__}"
+        remedy = (
+            f"check that the cluster at RAY_ADDRESS={address} can be reached and runs Ray {ray.__version__}, and "
+            "compare the token (RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token) with its own"
+        )
         _init(remedy)
         return
     remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
