@@ -8,6 +8,7 @@ import psutil
 import ray
 import ray.data
 from ray._private.utils import estimate_available_memory
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from rec.errors import ConfigError
 
@@ -57,6 +58,17 @@ def require_gpus(option: str, count: int) -> None:
             f"{said}: set {option}=false or lower the number of processes, or set RAY_ADDRESS to a cluster with GPUs"
         )
     logging.getLogger(__name__).warning("%s: this waits until the cluster has as many", said)
+
+
+def full_store(error: BaseException) -> ConfigError | None:
+    """What is said in the place of Ray's error where neither its object store nor its disk takes one more object."""
+    if not isinstance(error, ObjectStoreFullError | OutOfDiskError):
+        return None
+    return ConfigError(
+        f"Ray's object store is full and its disk takes no more of it ({type(error).__name__}): free space on the disk "
+        "of Ray's --temp-dir (/tmp by default) on every node, give Ray more --object-store-memory, or end what else "
+        "runs on the cluster, and run again: finished work is kept"
+    )
 
 
 def available_memory() -> int:
