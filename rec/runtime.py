@@ -62,10 +62,11 @@ def require_gpus(option: str, count: int) -> None:
 
 def full_store(error: BaseException) -> ConfigError | None:
     """What is said in the place of Ray's error where neither its object store nor its disk takes one more object."""
-    if not isinstance(error, ObjectStoreFullError | OutOfDiskError):
+    kind = next((each for each in (ObjectStoreFullError, OutOfDiskError) if isinstance(error, each)), None)
+    if kind is None:
         return None
     return ConfigError(
-        f"Ray's object store is full and its disk takes no more of it ({type(error).__name__}): free space on the disk "
+        f"Ray's object store is full and its disk takes no more of it ({kind.__name__}): free space on the disk "
         "of Ray's --temp-dir (/tmp by default) on every node, give Ray more --object-store-memory, or end what else "
         "runs on the cluster, and run again: finished work is kept"
     )

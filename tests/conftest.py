@@ -23,7 +23,6 @@ LONGEST = [
     "train/test_item_stages.py",
     "index/test_crashes.py",
     "pipeline/test_ray_jobs.py",
-    "pipeline/test_full_store.py",
     "evaluate/test_nodes.py",
     "serve/test_proxied.py",
     "serve/test_shop.py",

@@ -123,11 +123,12 @@ class Nodes:
             time.sleep(0.1)
         time.sleep(1.0)  # in the middle of its work
         self.lose(actor)
+        self.add()
         if running.stage != stage:
             raise RecError(f"{stage} was over when its node was killed: take a recipe with more work")
 
     def lose(self, actor: str) -> None:
-        """SIGKILL a node on which such an actor lives, with all that runs on it, and bring another.
+        """SIGKILL a node on which such an actor lives, with all that runs on it.
 
         Raises RecError where there is none.
         """
@@ -136,7 +137,6 @@ class Nodes:
             raise RecError(f"no node has a living {actor}, so none was killed: take a recipe with more work")
         (node,) = [each for each in self._cluster.worker_nodes if each.node_id == node_id]
         self._cluster.remove_node(node, allow_graceful=False)
-        self.add()
 
     def busy(self, actor: str) -> list[str]:
         """Ids of the nodes, the head aside, with living actors whose class begins with `actor`."""

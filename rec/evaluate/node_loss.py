@@ -76,6 +76,7 @@ def _struck(nodes: Nodes, url: str, recover: Callable[[], None], seconds: float)
     time.sleep(seconds / 4)
     began = time.monotonic()
     nodes.lose("ServeReplica")
+    nodes.add()
     recover()
     recovered = time.monotonic() - began
     asked.join()

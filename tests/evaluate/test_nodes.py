@@ -1,4 +1,4 @@
-"""The drill on nodes: what it reads of a running job, and a training on nodes that die, and on nodes that come and go.
+"""The drill on nodes: what it reads of a running job, and a training on nodes of which one dies.
 
 The whole drill takes minutes: `jobs/benchmark.py nodes`.
 """
@@ -14,7 +14,7 @@ import pytest
 from rec import artifact, encode
 from rec.config import load
 from rec.errors import RecError
-from rec.evaluate import autoscaling, nodes
+from rec.evaluate import nodes
 from rec.evaluate.local_nodes import Job, Nodes, Running
 from rec.train import item
 from tests.item_tower import catalogue
@@ -124,11 +124,11 @@ def _made_on_nodes(prepared: Path, store: Path) -> Path:
     return prepared / "catalogue.toml"
 
 
-def _undisturbed(prepared: Path, store: Path, *overrides: str) -> str:
+def _undisturbed(prepared: Path, store: Path) -> str:
     """Content hash of the tower that is trained in this process, on a store of its own."""
     recipe = _made_on_nodes(prepared, store)
     with in_process(item.loop):
-        item.run(load(str(recipe), [f"store={store}", *overrides]))
+        item.run(load(str(recipe), [f"store={store}"]))
     return _hash(store)
 
 
@@ -147,13 +147,3 @@ def test_a_training_goes_on_where_its_node_died(prepared: Path, tmp_path: Path, 
     assert done.returncode == 0, done.stderr[-3_000:]
     assert "going on after epoch" in (lost / "pretrain.py.log").read_text(encoding="utf-8")
     assert _hash(lost) == _undisturbed(prepared, tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_nodes_come_for_a_training_and_go_after_it(prepared: Path, tmp_path: Path, repository: Path) -> None:
-    grown = tmp_path / "grown"
-    recipe = _made_on_nodes(prepared, grown)
-    found = autoscaling.scaled(Job(repository / "jobs", str(recipe), []), grown)
-    assert found["autoscaler.peak"]["value"] >= 1
-    assert found["autoscaler.left"]["value"] == 0
-    assert _hash(grown) == _undisturbed(prepared, tmp_path / "alone", "item_tower.train.epochs=10")

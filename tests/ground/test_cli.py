@@ -10,7 +10,7 @@ import pytest
 
 IN_A_WORKER = """
 import ray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from rec import runtime
 from rec.cli import main, parser
 from rec.errors import InputError
@@ -23,15 +23,12 @@ class Worker:
     def __call__(self, batch):
         raise InputError("file 'x.csv' does not exist: check source.products")
 
-def full(error):
-    raise error("no more")
-
 def run(config, options):
     if options.how == "store":
-        full(ObjectStoreFullError)
-    runtime.start(2)
+        raise ObjectStoreFullError("no more")
     if options.how == "disk":
-        ray.get(ray.remote(full).remote(OutOfDiskError))
+        raise RayTaskError("work", "where it was", OutOfDiskError("no more")).as_instanceof_cause()
+    runtime.start(2)
     if options.how == "task":
         ray.get(ray.remote(lambda: Worker(False)({})).remote())
     pool = ray.data.ActorPoolStrategy(size=1)
@@ -132,26 +129,13 @@ def test_wherever_it_is_found_on_a_ray_that_runs(
 FULL = "error: Ray's object store is full and its disk takes no more of it "
 
 
-def test_a_full_object_store_is_one_sentence(tmp_path: Path) -> None:
-    done = _job(tmp_path, "store", code=IN_A_WORKER)
+@pytest.mark.parametrize(("how", "kind"), [("store", "ObjectStoreFullError"), ("disk", "OutOfDiskError")])
+def test_a_full_object_store_is_one_sentence(tmp_path: Path, how: str, kind: str) -> None:
+    """Also where a worker found it."""
+    done = _job(tmp_path, how, code=IN_A_WORKER)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"{FULL}(ObjectStoreFullError): free space on the disk")
+    assert done.stderr.startswith(f"{FULL}({kind}): free space on the disk")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_a_full_disk_of_a_worker_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = tmp_path / "job.py"
-    script.write_text(IN_A_WORKER)
-    monkeypatch.setattr(sys, "argv", [str(script), "disk"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(script), run_name="__main__")
-    assert ended.value.code == 2
-    (said,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert said.startswith(FULL)
 
 
 def test_a_bug_is_a_traceback(tmp_path: Path) -> None:

@@ -2,17 +2,78 @@
 
 import json
 import os
+import secrets
 import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Mapping
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from rec import artifact, encode
 from tests.item_tower import catalogue
-from tests.pipeline.heads import head
 from tests.train.in_process import data_in_process
+
+START_S = 90
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[dict[str, str], str]]:
+    """A Ray head started in `folder`; yields the environment in which `ray job submit` finds it, and its own address.
+
+    Only its own `--block` process is signalled at the end, which takes its cluster with it.
+    """
+    port, dashboard, agent, client, metrics = _free_ports(5)
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: Ray puts Unix sockets into it
+    within = {
+        **environment,
+        "PYTHONPATH": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    command = [
+        "ray", "start", "--head", "--block", "--num-cpus=3", f"--object-store-memory={200 * 2**20}",
+        f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+        f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}", f"--temp-dir={temporary}",
+        "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = (folder / "head.log").open("w")
+    head = subprocess.Popen(command, cwd=folder, env=within, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(f"{address}/api/jobs/", within["RAY_AUTH_TOKEN"], head, folder)
+        yield {**within, "RAY_API_SERVER_ADDRESS": address}, f"127.0.0.1:{port}"
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+        log.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for(jobs: str, token: str, head: subprocess.Popen[bytes], folder: Path) -> None:
+    """Until the job API answers; `ray job list` takes as long to start as the head does."""
+    until = time.monotonic() + START_S
+    asked = urllib.request.Request(jobs, headers={"Authorization": f"Bearer {token}"})
+    while time.monotonic() < until:
+        with suppress(OSError), urllib.request.urlopen(asked, timeout=10):
+            return
+        assert head.poll() is None, (folder / "head.log").read_text()
+        time.sleep(0.1)
+    pytest.fail(f"the Ray head did not answer within {START_S} s: {(folder / 'head.log').read_text()[-2_000:]}")
 
 
 def _ended_well(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:
@@ -52,7 +113,7 @@ def test_pretrain_runs_three_ways_with_the_same_result(
     output = _ended_well([*job, "--set", f"store={plain}"], checkout, alone)
     assert json.loads(output.splitlines()[-1])["item_tower"] == str(plain / "demo" / "item_tower")
 
-    with head(checkout, alone) as (cluster, _):
+    with _head(checkout, environment_of_jobs) as (cluster, _):
         options = ["--recipe", "demo", "--set", f"store={packed}"]
         _ended_well(["ray", "job", "submit", "--working-dir", ".", "--", *job, *options], checkout, cluster)
         _ended_well(["ray", "job", "submit", "jobs/pretrain.py"], checkout, cluster)
@@ -67,7 +128,7 @@ def test_a_wrong_token_is_said_before_any_work(
 ) -> None:
     store = tmp_path / "store"
     command = ["python", "jobs/pipeline.py", "--set", f"store={store}"]
-    with head(checkout, {**environment_of_jobs, "PYTHONPATH": str(checkout)}) as (cluster, address):
+    with _head(checkout, environment_of_jobs) as (cluster, address):
         environment = {**cluster, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN": "another" * 8}
         job = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     assert job.returncode == 2, job.stderr[-2_000:]
