@@ -70,7 +70,7 @@ def main(run: Run, arguments: argparse.ArgumentParser, *, writes: bool = False) 
 
 
 def _mistake(error: BaseException) -> RecError | None:
-    """The RecError that `error` is or comes from, nearest first.
+    """The RecError that `error` is or comes from, nearest first; one in the place of Ray's for a full object store.
 
     Ray hands on what a worker raised as an error of the same class whose message is a traceback; `cause` has the
     error itself. Of an actor that could not be made, only the arguments of its death have it.
@@ -83,6 +83,17 @@ def _mistake(error: BaseException) -> RecError | None:
         within = getattr(found, "cause", None)
         if isinstance(found, RecError) and not isinstance(within, BaseException):
             return found
+        if (full := _full_store(found)) is not None:
+            return full
         behind = (within, found.__cause__, *found.args, found.__context__)
         waiting += [one for one in behind if isinstance(one, BaseException) and id(one) not in seen]
     return None
+
+
+def _full_store(error: BaseException) -> RecError | None:
+    """`rec.runtime.full_store`, without importing Ray where no work has: that takes a second."""
+    if "ray" not in sys.modules:
+        return None
+    from rec import runtime
+
+    return runtime.full_store(error)

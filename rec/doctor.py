@@ -80,17 +80,20 @@ def run(config: Config, *, port: int) -> dict[str, Any]:
 
 
 def before_work(config: Config) -> None:
-    """What a chain of hours needs and can know before it begins: room, memory, the GPUs that the recipe asks for.
+    """What a chain of hours needs and can know before it begins: room, memory, the cluster and the database where they
+    are named, the GPUs that the recipe asks for.
 
-    What is scarce is said in the log. Raises ConfigError for what work cannot do without.
+    What is scarce is said in the log. Raises ConfigError, or DatabaseError, for what work cannot do without.
     """
     for finding in (disk(Path(config.store)), memory(runtime.available_memory()), shared_memory(SHARED_MEMORY)):
         if finding.state == "fail":
             raise ConfigError(f"{finding.check}: {finding.found}: {finding.remedy}")
         if finding.state == "warn":
             log.warning("%s: %s: %s", finding.check, finding.found, finding.remedy)
+    if address := postgres.given():
+        postgres.connect(address).close()
     wanted = gpus(config)
-    if wanted:
+    if wanted or os.environ.get("RAY_ADDRESS"):
         runtime.start(config.cpus)
     for option, count in wanted.items():
         runtime.require_gpus(option, count)

@@ -62,8 +62,9 @@ def run(config: Config) -> dict[str, Any]:
     """Run all stages of the recipe; returns the bundle, what of prices and stock changed meanwhile, the evaluation's
     headline, seconds by stage and peak memory.
 
-    Raises what a stage raises; the stages before it stay finished. Raises ConfigError before any work when there is too
-    little room or memory, or a GPU is asked for that there is not (`doctor.before_work`).
+    Raises what a stage raises; the stages before it stay finished. Raises ConfigError or DatabaseError before any work
+    when there is too little room or memory, a cluster or database that is named does not let this job in, or a GPU is
+    asked for that there is not (`doctor.before_work`).
     """
     doctor.before_work(config)
     results: dict[str, Mapping[str, Any]] = {}

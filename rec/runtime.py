@@ -8,6 +8,7 @@ import psutil
 import ray
 import ray.data
 from ray._private.utils import estimate_available_memory
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from rec.errors import ConfigError
 
@@ -32,7 +33,10 @@ def start(cpus: int) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        remedy = f"check that the cluster at RAY_ADDRESS={address} can be reached and runs Ray {ray.__version__}"
+        remedy = (
+            f"check that the cluster at RAY_ADDRESS={address} can be reached and runs Ray {ray.__version__}, and "
+            "compare the token (RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token) with its own"
+        )
         _init(remedy)
         return
     remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
@@ -64,6 +68,18 @@ def require_cpus(processes: str, each: str, count: int) -> None:
     have = int(ray.cluster_resources().get("CPU", 0))
     if count > have and not os.environ.get("RAY_ADDRESS"):
         raise ConfigError(f"{processes} x {each} is {count}, but Ray was started with {have}: lower one, or raise cpus")
+
+
+def full_store(error: BaseException) -> ConfigError | None:
+    """What is said in the place of Ray's error where neither its object store nor its disk takes one more object."""
+    kind = next((each for each in (ObjectStoreFullError, OutOfDiskError) if isinstance(error, each)), None)
+    if kind is None:
+        return None
+    return ConfigError(
+        f"Ray's object store is full and its disk takes no more of it ({kind.__name__}): free space on the disk "
+        "of Ray's --temp-dir (/tmp by default) on every node, give Ray more --object-store-memory, or end what else "
+        "runs on the cluster, and run again: finished work is kept"
+    )
 
 
 def available_memory() -> int:

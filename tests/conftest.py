@@ -23,6 +23,7 @@ LONGEST = [
     "train/test_item_stages.py",
     "index/test_crashes.py",
     "pipeline/test_ray_jobs.py",
+    "evaluate/test_nodes.py",
     "serve/test_proxied.py",
     "serve/test_shop.py",
     "enrich/test_stage.py",

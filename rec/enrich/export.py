@@ -21,7 +21,7 @@ def export(config: Config, path: Path, created_before: datetime | None = None) -
     created = dataset.read(config.at("products"), PRODUCTS, ["created_at"])["created_at"].to_pylist()
     now = backfill.edition(engine.form(config.enrich), StdVocabulary.load(None))
     keys = [now.key(h, config.enrich.model) for h in hashes]
-    with postgres.connect(postgres.url(config.store), autocommit=True) as connection:
+    with postgres.session(postgres.url(config.store), autocommit=True) as connection:
         cache.prepare(connection)
         found = cache.fetch(connection, keys, config.enrich.max_output_tokens)
     written = 0

@@ -90,7 +90,7 @@ def finish(
 
     A task and no actor: it starts in a process that is warm from the scan.
     """
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         finished = Finish(enrich, connection, origins, failures, corrections, unasked)
         for start in range(0, products.num_rows, BATCH_ROWS):
             yield finished(products.slice(start, BATCH_ROWS))

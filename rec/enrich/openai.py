@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonschema
 
+from rec import certificates
 from rec.config import Enrich
 from rec.enrich.completion import Completion
 from rec.enrich.pace import Pace
@@ -55,6 +56,25 @@ def _sdk() -> ModuleType:
         raise EngineError("the package openai is not installed: `pip install 'shop-rec[openai]'`") from error
 
 
+def _http_client(sdk: ModuleType, **options: Any) -> Any:
+    """The SDK's own client; its error for a certificate is one that the SDK does not know, and so does not repeat."""
+
+    class Client(sdk.DefaultHttpxClient):  # type: ignore[name-defined]
+        def send(self, request: Any, **more: Any) -> Any:
+            try:
+                return super().send(request, **more)
+            except Exception as error:
+                reason = certificates.fault(error)
+                if reason is None:
+                    raise
+                raise EndpointError(
+                    f"the certificate of the endpoint {request.url.host} is not accepted ({reason}): renew it, or name "
+                    "in SSL_CERT_FILE, on every node, a file with the authority that signed it"
+                ) from None
+
+    return Client(**options)
+
+
 class OpenAI:
     """A client of one endpoint and model. `complete` may be called by many threads."""
 
@@ -69,7 +89,7 @@ class OpenAI:
             base_url=enrich.base_url or None,
             max_retries=enrich.max_retries,
             timeout=enrich.timeout_s,
-            http_client=self._sdk.DefaultHttpxClient(timeout=enrich.timeout_s, event_hooks=hooks),
+            http_client=_http_client(self._sdk, timeout=enrich.timeout_s, event_hooks=hooks),
         )
         self._where = f"{self._client.base_url.host}, model {enrich.model!r}"
         self._failures = 0

@@ -75,7 +75,7 @@ def run(config: Config) -> dict[str, Any]:
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
     run_id = uuid.uuid4().hex
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
         plan = _plan(config, files, older, connection)
         pace = _pace(config.enrich, cache.spent(connection, plan.keys))
@@ -129,7 +129,7 @@ def estimate(config: Config) -> dict[str, Any]:
     config = catalogue.placed(config)
     runtime.start(config.cpus)
     database_url = postgres.url(config.store)
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         older = backfill.prepare(connection, config.enrich.model, engine.form(config.enrich), vocabulary)
         plan = _plan(config, files, older, connection)
         habit = cache.habit(connection, config.enrich.model, older.now.prompt_version) or engine.prior(config.enrich)

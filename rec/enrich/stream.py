@@ -54,7 +54,7 @@ def ask(
         )
 
     before = pace.refused() if pace else 0
-    with postgres.connect(database_url, autocommit=True) as connection, cache.alone(connection, f"vllm/{enrich.model}"):
+    with postgres.session(database_url, autocommit=True) as connection, cache.alone(connection, f"vllm/{enrich.model}"):
         answer = vllm.processor(enrich)
         repairs: list[Any] = []
         for committed in _tables(through(answer(through(waiting, Open)), Commit), enrich):
@@ -98,6 +98,7 @@ class _Worker:
 class Open(_Worker):
     """Makes questions of products. What needs no answer, and what there is no money for, goes no further."""
 
+    @postgres.refusals()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of QUESTION."""
         opened = (self._open(row) for row in batch.to_pylist())
@@ -123,6 +124,7 @@ class Open(_Worker):
 class Commit(_Worker):
     """Puts answers into the cache and calls into the ledger."""
 
+    @postgres.refusals()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of COMMITTED."""
         return pa.Table.from_pylist([self._commit(row) for row in batch.to_pylist()], schema=COMMITTED)

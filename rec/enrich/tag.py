@@ -85,7 +85,7 @@ def run(config: Config, sample: Sample, products: ray.data.Dataset, database_url
         )
         return None
     origin = Origin(TAGGER, _trained(config, examples))
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         cache.forget(connection, TAGGER, origin.prompt_version)
     cpus = max(1, min(config.text.cpus_per_actor, config.cpus - 1))
     labelled = products.map_batches(
@@ -115,7 +115,7 @@ def learn(sample: Sample, enrich: Enrich, database_url: str) -> list[Example]:
     """What the cached answers to the sample say, in words of each product's body; each text once."""
     vocabulary = StdVocabulary.load(None)
     rows = {(text := shown(row, enrich)).subject: (text, row) for row in sample.products.to_pylist()}
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         told = _told(connection, list(rows), sample.origins, vocabulary, enrich)
     made = []
     for subject, answer in sorted(told.items()):
@@ -220,6 +220,7 @@ class Label:
         self._vocabulary = StdVocabulary.load(None)
         self._connection = postgres.connect(database_url, autocommit=True)
 
+    @postgres.refusals()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Rows of UNSURE: texts that it read with too little confidence."""
         texts = self._open([shown(row, self._enrich) for row in batch.to_pylist()])

@@ -119,7 +119,7 @@ class Asking:
         self._pace = pace
         self._vocabulary = StdVocabulary.load(None)
         self._form = engine.form(enrich)
-        with postgres.connect(database_url, autocommit=True) as connection:
+        with postgres.session(database_url, autocommit=True) as connection:
             self._backfill = backfill.load(connection, enrich.model, self._form, self._vocabulary)
 
     def key(self, text: Canonical) -> str:
@@ -251,6 +251,7 @@ class Ask:
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
 
+    @postgres.refusals()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A row of ASKED for each product; `failure` is null where there is an answer now."""
         try:
@@ -304,7 +305,7 @@ def weigh(batch: pa.Table, enrich: Enrich, database_url: str) -> pa.Table:
     vocabulary, form = StdVocabulary.load(None), engine.form(enrich)
     rows = batch.to_pylist()
     texts = [shown(row, enrich) for row in rows]
-    with postgres.connect(database_url, autocommit=True) as connection:
+    with postgres.session(database_url, autocommit=True) as connection:
         older = backfill.load(connection, enrich.model, form, vocabulary)
         found = older.find(connection, [text.subject for text in texts], enrich.max_output_tokens)
     prompt_bytes, shares = [], []

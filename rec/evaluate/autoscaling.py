@@ -17,6 +17,7 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from rec import artifact
+from rec.errors import RecError
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.local_nodes import LONG_S, NODE_CPUS, STORE_BYTES, Job, ended, until
 from rec.ports import free
@@ -36,14 +37,21 @@ LISTS = (
 
 
 def scaled(job: Job, store: Path) -> Figures:
-    """Nodes while the item tower is trained once more, on a head without CPUs and Ray's autoscaler of local nodes."""
+    """Nodes while the item tower is trained once more, on a head without CPUs and Ray's autoscaler of local nodes.
+
+    Raises RecError where none came, as for a tower that was there already.
+    """
     with _autoscaled(store) as (session, environment):
         with job.started("pretrain.py", store, more=["item_tower.train.epochs=10"], **environment) as running:
             peak = 0
             while running.process.poll() is None:
                 peak = max(peak, _beside_head(session))
                 time.sleep(0.5)
-            running.result()
+            trained = running.result()
+        if not peak:
+            raise RecError(
+                f"no node came for a training, which said {trained}: take a recipe with other epochs than 10"
+            )
         deadline = time.monotonic() + LONG_S
         while _beside_head(session) and time.monotonic() < deadline:
             time.sleep(0.5)

@@ -30,10 +30,15 @@ class Running:
 
     def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
         self.process, self._path = process, path
-        self.stage = ""
-        """The one that began last."""
+        self.stages: list[str] = []
+        """Those that have begun, in order."""
         self._watcher = Thread(target=self._watch, daemon=True)
         self._watcher.start()
+
+    @property
+    def stage(self) -> str:
+        """The one that began last; empty before the first."""
+        return self.stages[-1] if self.stages else ""
 
     def result(self) -> dict[str, Any]:
         """What it printed last, once it has ended well."""
@@ -52,7 +57,7 @@ class Running:
                 kept.write(line)
                 kept.flush()
                 began = re.search(r"stage \d+/\d+ (\w+): start", line)
-                self.stage = began.group(1) if began else self.stage
+                self.stages += [began.group(1)] if began else []
 
 
 class Job:
@@ -106,26 +111,30 @@ class Nodes:
         """One more node."""
         self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=STORE_BYTES)
 
-    def kill(self, running: Running, stage: str, actor: str) -> int:
-        """Kill the node on which `stage` works as soon as it does, and bring another; returns how many were killed."""
-        deadline, begun = time.monotonic() + LONG_S, False
-        while time.monotonic() < deadline and running.process.poll() is None:
-            begun |= running.stage == stage
-            if begun and running.stage != stage:
-                return 0  # it was too short
-            if begun and self.busy(actor):
-                time.sleep(1.0)  # in the middle of its work
-                busy = self.busy(actor)
-                if not busy:
-                    return 0
-                self.lose(busy[0])
-                self.add()
-                return 1
-            time.sleep(0.1)
-        return 0
+    def kill(self, running: Running, stage: str, actor: str) -> None:
+        """Kill the node on which `stage` works as soon as it does, and bring another.
 
-    def lose(self, node_id: str) -> None:
-        """SIGKILL a node and all that runs on it."""
+        Raises RecError where the stage is over before, or the job ends without it: then nothing was drilled.
+        """
+        deadline = time.monotonic() + LONG_S
+        while running.stage != stage or not self.busy(actor):
+            if time.monotonic() > deadline or running.process.poll() is not None or stage in running.stages[:-1]:
+                raise RecError(f"no node was killed in {stage}, which was over too soon: take a recipe with more work")
+            time.sleep(0.1)
+        time.sleep(1.0)  # in the middle of its work
+        self.lose(actor)
+        self.add()
+        if running.stage != stage:
+            raise RecError(f"{stage} was over when its node was killed: take a recipe with more work")
+
+    def lose(self, actor: str) -> None:
+        """SIGKILL a node on which such an actor lives, with all that runs on it.
+
+        Raises RecError where there is none.
+        """
+        node_id = next(iter(self.busy(actor)), None)
+        if node_id is None:
+            raise RecError(f"no node has a living {actor}, so none was killed: take a recipe with more work")
         (node,) = [each for each in self._cluster.worker_nodes if each.node_id == node_id]
         self._cluster.remove_node(node, allow_graceful=False)
 

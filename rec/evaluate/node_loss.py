@@ -75,7 +75,7 @@ def _struck(nodes: Nodes, url: str, recover: Callable[[], None], seconds: float)
     asked.start()
     time.sleep(seconds / 4)
     began = time.monotonic()
-    nodes.lose(nodes.busy("ServeReplica")[0])
+    nodes.lose("ServeReplica")
     nodes.add()
     recover()
     recovered = time.monotonic() - began

@@ -181,8 +181,8 @@ def check_floor(bundle: Bundle, tuned: Tuned | None, index: Index, *, force: boo
         )
     raise ArtifactError(
         f"the index of bundle {bundle.id} finds {tuned.recall:.4f} of the {bundle.config.ranker.candidates} nearest "
-        f"products with ef_search = {tuned.ef_search}, less than index.min_recall = {index.min_recall:g}, and was not "
-        f"promoted: {remedy}, or promote it anyway with --force"
+        f"products with ef_search = {tuned.ef_search}, less than index.min_recall = {index.min_recall:g}, so it is "
+        f"not promoted, and stays active if it was: {remedy}, or promote it anyway with --force"
     )
 
 

@@ -18,10 +18,12 @@ def find(store: str | Path) -> str | None:
 
 
 def status(database_url: str) -> dict[str, Any]:
-    """Versions of Postgres, pgvector and the tables, bytes of the database, and the active bundle, if there is one."""
+    """Versions of Postgres, pgvector and the tables, bytes of the database, whether it takes no changes, and the active
+    bundle, if there is one."""
     with postgres.session(database_url) as connection:
         row = connection.execute(
-            "SELECT current_setting('server_version'), extversion, pg_database_size(current_database())"
+            "SELECT current_setting('server_version'), extversion, pg_database_size(current_database()),"
+            " current_setting('transaction_read_only')"
             " FROM pg_extension WHERE extname = 'vector'"
         ).fetchone()
         assert row is not None, "a session has pgvector"
@@ -31,6 +33,7 @@ def status(database_url: str) -> dict[str, Any]:
         "postgres": row[0],
         "pgvector": row[1],
         "bytes": row[2],
+        "read_only": row[3] == "on",
         "tables": version,
         "tables_of_program": migrations.LATEST,
         "active": active,

@@ -16,7 +16,7 @@ from rec import config, doctor, pipeline, ports, postgres, runtime
 from rec.config import Config
 from rec.config.recipes import _keys
 from rec.doctor import Finding
-from rec.errors import ConfigError
+from rec.errors import ConfigError, DatabaseError
 
 PASSWORD = "hunter2"
 
@@ -145,6 +145,15 @@ def test_a_chain_does_not_begin_without_the_gpus_that_it_asks_for(
 def test_a_chain_does_not_begin_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "available_memory", lambda: doctor.GIB // 2)
     with pytest.raises(ConfigError, match=r"memory: 0\.5 GiB available: end other programs"):
+        pipeline.run(recipe(f"store={tmp_path / 'store'}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_does_not_begin_without_the_database_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(postgres.URL_VARIABLE, "postgresql://shop:hunter2@127.0.0.1:1/shop")
+    with pytest.raises(DatabaseError, match=r"does not answer .* check REC_DATABASE_URL"):
         pipeline.run(recipe(f"store={tmp_path / 'store'}"))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,7 @@
 """A chat-completions endpoint over real HTTP that does what a test tells it to, and remembers what it was asked."""
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ class Endpoint:
 
 
 @contextmanager
-def serve(script: Script) -> Iterator[Endpoint]:
+def serve(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
     """An endpoint on a free loopback port."""
     endpoint = Endpoint(script)
 
@@ -92,6 +93,9 @@ def serve(script: Script) -> Iterator[Endpoint]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    if tls is not None:
+        endpoint.url = f"https://localhost:{server.server_address[1]}/v1"
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rec.enrich.images import Images
 from rec.enrich.picture import jpeg
 from rec.enrich.places import Choice, Lost, Taken, choose
 from rec.errors import ConfigError, InputError
+from tests.certificate import certificate
 from tests.enrich.gallery import Gallery, Page, colour_of, gallery, image, page, redirect
 
 ENDPOINT = ['enrich.engine="openai"', 'enrich.model="m"']
@@ -219,28 +219,6 @@ def test_the_connection_goes_to_the_address_that_was_checked(shop: Gallery, monk
     assert connected == [(PUBLIC, 80)]
     assert shop.headers[0]["host"] == "cdn.example"
     assert next(answers) == "127.0.0.1", "no second look-up"
-
-
-def certificate(name: str, folder: Path) -> tuple[Path, Path]:
-    """Files of a key and of the certificate that it signed for `name`."""
-    x509 = pytest.importorskip("cryptography.x509")
-    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
-    hashes = pytest.importorskip("cryptography.hazmat.primitives.hashes")
-    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = serialization.Encoding.PEM
-    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain))
-    (folder / "signed.pem").write_bytes(signed.public_bytes(pem))
-    return folder / "key.pem", folder / "signed.pem"
 
 
 @pytest.mark.parametrize("name", ["cdn.example", "other.example"])

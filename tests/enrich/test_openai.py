@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from rec.enrich import llamacpp, openai, stage
 from rec.enrich.openai import KEY_VARIABLE, MAX_FAILURES, OpenAI
 from rec.errors import ConfigError, EndpointError, EngineError
 from rec.schema import ENRICHED
+from tests.certificate import certificate
 from tests.enrich.conftest import COATS, write_products
 from tests.enrich.endpoint import Endpoint, Response, chat, sensible, serve
 
@@ -88,6 +90,33 @@ def test_an_endpoint_that_is_down_is_noticed() -> None:
         assert not isinstance(failed.value, EndpointError)
     with pytest.raises(EndpointError, match=f"no answer to {MAX_FAILURES} prompts in a row"):
         client.complete("?", SCHEMA, 10)
+
+
+def secured(folder: Path, *, days: int) -> tuple[ssl.SSLContext, list[str | None]]:
+    """A context with a certificate of localhost, which clients trust as long as it is valid; and whom it was asked."""
+    key, signed = certificate("localhost", folder, days=days)
+    context, asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+    context.load_cert_chain(signed, key)
+    context.sni_callback = lambda _, name, __: asked.append(name)
+    return context, asked
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_an_expired_certificate_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Neither the SDK's repetitions nor more prompts mend it."""
+    context, asked = secured(tmp_path, days=days)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "signed.pem"))
+    with serve(lambda *_: chat('{"a": 1}'), context) as endpoint:
+        if days > 0:
+            assert engine(endpoint).complete("?", SCHEMA, 10).text == '{"a": 1}'
+            return
+        with pytest.raises(EndpointError) as refused:
+            engine(endpoint).complete("?", SCHEMA, 10)
+    assert (asked, endpoint.asked) == (["localhost"], [])
+    assert str(refused.value) == (
+        "the certificate of the endpoint localhost is not accepted (certificate has expired): renew it, or name in "
+        "SSL_CERT_FILE, on every node, a file with the authority that signed it"
+    )
 
 
 def test_a_slow_endpoint_is_given_up() -> None:
@@ -232,6 +261,28 @@ def test_a_wrong_key_ends_the_job_and_what_was_answered_is_kept(
     assert not config.at("enriched").exists()
     with psycopg.connect(fresh) as connection:
         assert connection.execute("SELECT count(*) FROM llm_answers").fetchone() == (2,)
+
+
+@pytest.mark.slow
+def test_an_expired_certificate_ends_the_job(
+    ask: Callable[..., Config], fresh: str, tmp_path: Path, repository: Path
+) -> None:
+    context, asked = secured(tmp_path, days=-1)
+    with serve(sensible, context) as endpoint:
+        config = ask(endpoint, shirts(6))
+        overrides = [f"store={tmp_path}", "enrich.answers=[]", *options(endpoint, "enrich.num_actors=1")]
+        job = subprocess.run(
+            [sys.executable, "jobs/enrich.py", *[part for one in overrides for part in ("--set", one)]], cwd=repository,
+            env={**os.environ, "REC_DATABASE_URL": fresh, "SSL_CERT_FILE": str(tmp_path / "signed.pem")},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert job.returncode == 2, job.stderr[-2_000:]
+    assert job.stderr.splitlines()[-1].startswith(
+        "error: the certificate of the endpoint localhost is not accepted (certificate has expired): renew it"
+    )
+    assert KEY not in job.stderr
+    assert 1 <= len(asked) <= config.enrich.concurrency
+    assert not config.at("enriched").exists()
 
 
 @pytest.mark.slow

@@ -1,12 +1,24 @@
-"""The drill on nodes: what it reads of a running job. The drill itself takes minutes: `jobs/benchmark.py nodes`."""
+"""The drill on nodes: what it reads of a running job, and a training on nodes of which one dies.
 
+The whole drill takes minutes: `jobs/benchmark.py nodes`.
+"""
+
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from rec import artifact, encode
+from rec.config import load
 from rec.errors import RecError
-from rec.evaluate.local_nodes import Job
+from rec.evaluate import nodes
+from rec.evaluate.local_nodes import Job, Nodes, Running
+from rec.train import item
+from tests.item_tower import catalogue
+from tests.train.in_process import data_in_process, in_process
 
 PIPELINE = """\
 import json, sys, time
@@ -46,3 +58,92 @@ def test_a_job_is_ended_with_its_block(tmp_path: Path) -> None:
     with Job(tmp_path, "demo", []).started("pipeline.py", tmp_path) as running:
         assert running.process.poll() is None
     assert running.process.poll() is not None
+
+
+def _after(stages: list[str], folder: Path) -> Running:
+    """A job that goes on, in the last of `stages`."""
+    lines = "".join(f"stage {number}/9 {name}: start\n" for number, name in enumerate(stages))
+    told = f"import sys, time; sys.stderr.write({lines!r}); sys.stderr.flush(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", told], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running, until = Running(process, folder / "log"), time.monotonic() + 20
+    while running.stages != stages and time.monotonic() < until:
+        time.sleep(0.01)
+    return running
+
+
+class Cluster(Nodes):
+    """Nodes that have the work when they are first asked, and as often as said."""
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    def busy(self, actor: str) -> list[str]:
+        self._left -= 1
+        return ["n1"] if self._left >= 0 else []
+
+
+@pytest.mark.parametrize(
+    ("stages", "times", "said"),
+    [
+        (["enrich", "tensorize"], 9, "no node was killed in enrich, which was over too soon"),
+        (["enrich"], 1, "no node has a living MapWorker, so none was killed"),
+    ],
+)
+def test_a_drill_that_kills_nothing_fails(tmp_path: Path, stages: list[str], times: int, said: str) -> None:
+    running = _after(stages, tmp_path)
+    cluster = Cluster(times)
+    try:
+        with pytest.raises(RecError, match=said):
+            cluster.kill(running, "enrich", "MapWorker")
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def test_what_two_runs_made_is_compared_by_name_and_content() -> None:
+    one = {"tensors": "a", "vectors": "b", "evaluation": "c"}
+    found = nodes.compared(one, {"tensors": "a", "vectors": "x", "ranker": "d"})
+    assert {name: value["value"] for name, value in found.items()} == {
+        "artifacts.compared": 4,
+        "artifacts.differing": 3,
+    }
+    assert nodes.compared(one, dict(one))["artifacts.differing"]["value"] == 0
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, and a store in which all is there that a training of the item tower reads."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with data_in_process():
+        encode.run(catalogue.write(folder, 96))
+    return folder
+
+
+def _made_on_nodes(prepared: Path, store: Path) -> Path:
+    shutil.copytree(prepared / "catalogue", store / "catalogue")
+    return prepared / "catalogue.toml"
+
+
+def _undisturbed(prepared: Path, store: Path) -> str:
+    """Content hash of the tower that is trained in this process, on a store of its own."""
+    recipe = _made_on_nodes(prepared, store)
+    with in_process(item.loop):
+        item.run(load(str(recipe), [f"store={store}"]))
+    return _hash(store)
+
+
+def _hash(store: Path) -> str:
+    manifest = artifact.peek(store / "catalogue" / "item_tower")
+    assert manifest is not None, f"no tower in {store}"
+    return manifest.content_hash
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_where_its_node_died(prepared: Path, tmp_path: Path, repository: Path) -> None:
+    lost = tmp_path / "lost"
+    recipe = _made_on_nodes(prepared, lost)
+    command = [sys.executable, "-m", "tests.evaluate.loses_a_node", str(repository / "jobs"), str(recipe), str(lost)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert "going on after epoch" in (lost / "pretrain.py.log").read_text(encoding="utf-8")
+    assert _hash(lost) == _undisturbed(prepared, tmp_path / "alone")

@@ -10,6 +10,7 @@ import pytest
 
 IN_A_WORKER = """
 import ray
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from rec import runtime
 from rec.cli import main, parser
 from rec.errors import InputError
@@ -23,6 +24,10 @@ class Worker:
         raise InputError("file 'x.csv' does not exist: check source.products")
 
 def run(config, options):
+    if options.how == "store":
+        raise ObjectStoreFullError("no more")
+    if options.how == "disk":
+        raise RayTaskError("work", "where it was", OutOfDiskError("no more")).as_instanceof_cause()
     runtime.start(2)
     if options.how == "task":
         ray.get(ray.remote(lambda: Worker(False)({})).remote())
@@ -119,6 +124,18 @@ def test_wherever_it_is_found_on_a_ray_that_runs(
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 2
     assert FOUND in capfd.readouterr().err.splitlines()
+
+
+FULL = "error: Ray's object store is full and its disk takes no more of it "
+
+
+@pytest.mark.parametrize(("how", "kind"), [("store", "ObjectStoreFullError"), ("disk", "OutOfDiskError")])
+def test_a_full_object_store_is_one_sentence(tmp_path: Path, how: str, kind: str) -> None:
+    """Also where a worker found it."""
+    done = _job(tmp_path, how, code=IN_A_WORKER)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{FULL}({kind}): free space on the disk")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_bug_is_a_traceback(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Postgres: what is wrong is said in one sentence, without the password."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from psycopg import sql
 
 from rec import postgres
 from rec.errors import DatabaseError
+from rec.index import status
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,61 @@ def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new
     with postgres.session(postgres.url(store)) as connection:
         assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
     assert postgres.stop_embedded(store)
+
+
+def test_a_number_that_another_process_got_is_no_server(new_store: Callable[[], Path]) -> None:
+    """As after a restart of a container whose server was killed: its note is still there."""
+    store = new_store()
+    with postgres.session(postgres.url(store)) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+    noted = store / "postgres" / postgres.PID_FILE
+    lines = noted.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert postgres.stop_embedded(store)
+    noted.write_text("".join([f"{os.getpid()}\n", *lines[1:]]), encoding="utf-8")
+    noted.chmod(0o644)
+    assert postgres.running(store) is None
+    assert not postgres.stop_embedded(store)
+    with postgres.session(postgres.url(store)) as connection:
+        assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
+    assert postgres.running(store) is not None
+    assert postgres.stop_embedded(store)
+
+
+@pytest.mark.parametrize("how", ["asked to", "killed"])
+def test_a_server_that_ends_in_the_midst_of_work_is_told_from_one_that_refuses(
+    new_store: Callable[[], Path], how: str
+) -> None:
+    store = new_store()
+
+    def work() -> None:
+        with postgres.session(postgres.url(store)) as connection:
+            if how == "asked to":
+                postgres.stop_embedded(store)
+            else:
+                server = psutil.Process(int((store / "postgres" / postgres.PID_FILE).read_text("utf-8").split()[0]))
+                dying = [server, *server.children()]
+                for process in dying:
+                    process.kill()
+                psutil.wait_procs(dying, timeout=30)
+            connection.execute("SELECT 1")
+
+    with pytest.raises(
+        DatabaseError, match=r"went away in the midst of the work \(.*: see in its log .* run this again$"
+    ):
+        work()
+
+
+def test_a_server_that_takes_no_changes_says_so(database_url: str) -> None:
+    url = _database(database_url, "only_read")
+    assert status.status(url)["read_only"] is False
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER DATABASE only_read SET default_transaction_read_only = on")
+    assert status.status(url)["read_only"] is True
+    with (
+        pytest.raises(DatabaseError, match=r"takes no changes .*end an upgrade .*`python jobs/database.py upgrade`"),
+        postgres.session(url) as connection,
+    ):
+        connection.execute("CREATE TABLE never (row integer)")
 
 
 def test_the_embedded_server_has_memory_for_vectors_unless_somebody_says_otherwise(

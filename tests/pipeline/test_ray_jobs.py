@@ -1,4 +1,4 @@
-"""`jobs/pretrain.py` runs three ways with the same result: plain, as a packed Ray job, and literally."""
+"""`jobs/pretrain.py` runs three ways with the same result: plain, as a packed Ray job, and literally. And tokens."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A Ray head started in `folder`; yields the environment in which `ray job submit` finds it.
+def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[dict[str, str], str]]:
+    """A Ray head started in `folder`; yields the environment in which `ray job submit` finds it, and its own address.
 
     Only its own `--block` process is signalled at the end, which takes its cluster with it.
     """
@@ -56,7 +56,7 @@ def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, st
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for(f"{address}/api/jobs/", within["RAY_AUTH_TOKEN"], head, folder)
-        yield {**within, "RAY_API_SERVER_ADDRESS": address}
+        yield {**within, "RAY_API_SERVER_ADDRESS": address}, f"127.0.0.1:{port}"
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
@@ -113,10 +113,39 @@ def test_pretrain_runs_three_ways_with_the_same_result(
     output = _ended_well([*job, "--set", f"store={plain}"], checkout, alone)
     assert json.loads(output.splitlines()[-1])["item_tower"] == str(plain / "demo" / "item_tower")
 
-    with _head(checkout, environment_of_jobs) as cluster:
+    with _head(checkout, environment_of_jobs) as (cluster, _):
         options = ["--recipe", "demo", "--set", f"store={packed}"]
         _ended_well(["ray", "job", "submit", "--working-dir", ".", "--", *job, *options], checkout, cluster)
         _ended_well(["ray", "job", "submit", "jobs/pretrain.py"], checkout, cluster)
 
     assert len({_tower_hash(store) for store in (plain, packed, literal)}) == 1
     assert os.access(checkout / "jobs" / "pretrain.py", os.X_OK)
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_said_before_any_work(
+    checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
+) -> None:
+    store = tmp_path / "store"
+    command = ["python", "jobs/pipeline.py", "--set", f"store={store}"]
+    with _head(checkout, environment_of_jobs) as (cluster, address):
+        environment = {**cluster, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN": "another" * 8}
+        job = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert job.returncode == 2, job.stderr[-2_000:]
+    said = job.stderr.splitlines()[-1]
+    assert said.startswith("error: Ray does not start (Failed to connect to Ray cluster"), said
+    assert "compare the token (RAY_AUTH_TOKEN, " in said
+    assert "another" not in job.stderr + job.stdout
+    assert "stage 1/" not in job.stderr
+    assert [path.name for path in store.rglob("*") if path.is_file()] == [artifact.LOCK]
+
+
+@pytest.mark.slow
+def test_a_local_ray_needs_no_token(tmp_path: Path, checkout: Path, environment_of_jobs: dict[str, str]) -> None:
+    """And says nothing of one."""
+    given = {name: value for name, value in environment_of_jobs.items() if not name.startswith("RAY_AUTH")}
+    command = ["python", "-c", "from rec import runtime; runtime.start(1)"]
+    environment = {**given, "HOME": str(tmp_path), "PYTHONPATH": str(checkout)}
+    job = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr[-2_000:]
+    assert "token" not in (job.stdout + job.stderr).lower()

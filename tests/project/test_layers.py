@@ -19,6 +19,7 @@ GROUND = {
     "dataset",
     "log",
     "state",
+    "certificates",
     "cli",
     "runtime",
     "memory",
