@@ -55,6 +55,7 @@ from rec.evaluate import (
     drills,
     enrichment,
     gpu_speed,
+    growth,
     index_speed,
     nodes,
     other_splits,
@@ -229,7 +230,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
-        figures = scale.figures(grown, sizes)
+        figures = growth.figures(grown, sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0

@@ -68,7 +68,7 @@ def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, st
 
 
 def _exported(token: str) -> dict[str, str]:
-    """Variables that the operations guide exports before it submits; the one that it reads from the cluster is `token`."""
+    """Variables that the operations guide exports before it submits; what it reads from the cluster is `token`."""
     guide = (Path(__file__).resolve().parents[2] / "cluster" / "README.md").read_text(encoding="utf-8")
     (block,) = [text for text in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "export RAY_" in text]
     assert "ray job submit" in block.split("export RAY_")[-1]
