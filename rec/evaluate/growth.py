@@ -38,7 +38,7 @@ from rec.evaluate.benchmark import Figures, figure
 
 SERIAL = frozenset({"ingest", "candidates", "evaluate", "publish"})
 """Stages that one machine does, whatever the cluster: one process reads the shop's files, makes the tables of sources
-and evaluates, and one Postgres takes the vectors. (Ray Data shares out the samples of `candidates`, which do not grow.)"""
+and evaluates; a Postgres takes the vectors. (Ray Data shares out the samples of `candidates`; they do not grow.)"""
 NODES = 32
 FAR_TIMES = 100
 PEAK_GOAL_GIB = 20.0
