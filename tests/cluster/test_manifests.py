@@ -1,6 +1,6 @@
 """What is in cluster/ is what KubeRay 1.7, CloudNativePG, the Prometheus operator and Kubernetes accept.
 
-The files are checked as they are; overlays and components as kustomize renders them, where it or kubectl is installed.
+The files are checked as they are; overlays and components as kustomize renders them.
 """
 
 import copy
@@ -25,7 +25,6 @@ from tests.cluster.manifests import (
     Manifest,
     entrypoints,
     errors,
-    kustomize,
     one,
     pods,
     ray_jobs,
@@ -44,7 +43,6 @@ NOT_ON_A_CLUSTER = {
     "rules": "is given a file",
     "shop": "the server of one machine",
 }
-needs_kustomize = pytest.mark.skipif(kustomize() is None, reason="neither kustomize nor kubectl is installed")
 
 
 @pytest.mark.parametrize("file", RESOURCES)
@@ -75,7 +73,6 @@ def test_unknown_fields_wrong_types_and_unknown_kinds_are_refused() -> None:
         validator("apps/v1", "Deployment")
 
 
-@needs_kustomize
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     documents = rendered(overlay)
@@ -98,7 +95,6 @@ def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     assert ("use_gpu" in recipe) == (overlay.name == "gpu")
 
 
-@needs_kustomize
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda path: path.name)
 def test_every_component_goes_with_an_overlay(component: Path, tmp_path: Path) -> None:
     shutil.copytree(CLUSTER, tmp_path / "cluster")

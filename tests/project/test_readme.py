@@ -18,6 +18,7 @@ from rec.data import ingest
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
 from tests.bundle import tiny
 from tests.cluster.manifests import entrypoints
+from tests.project import test_supply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -113,10 +114,10 @@ def test_every_command_is_checked_or_marked() -> None:
                 assert any(method == known and route.fullmatch(path) for known, route in routes), line
             case ["serve", "run", "serve.app:graph" | "serve.app:whole"]:
                 pass
-            case ["serve", "run", name] | ["pipx", "run", *_, "--requirement", name, "--no-deps", "--disable-pip"]:
+            case ["serve", "run", name]:
                 assert (REPOSITORY / name).is_file(), line
-            case ["pipx", "run", "--spec", _, "cyclonedx-py", "environment" | "requirements", *_]:
-                pass
+            case ["pip-audit" | "cyclonedx-py", *_]:
+                assert line in test_supply.shown(), line
             case ["pip", "install", "-c", name, "-e", package]:
                 extras = re.fullmatch(r"\.\[([\w,]+)\]", package)
                 assert (REPOSITORY / name).is_file(), line
