@@ -77,7 +77,9 @@ def test_unknown_fields_wrong_types_and_unknown_kinds_are_refused() -> None:
 def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     documents = rendered(overlay)
     kinds = {each["kind"] for each in documents}
-    assert {"RayCluster", "RayService", "RayCronJob", "NetworkPolicy", "PodDisruptionBudget", "Cluster"} <= kinds
+    assert {"RayCluster", "RayService", "RayCronJob", "NetworkPolicy", "Cluster"} <= kinds
+    (group,) = one(documents, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert ("PodDisruptionBudget" in kinds) == (group["replicas"] > 1), "of one server it would block every drain"
     assert [problem for each in documents for problem in errors(each)] == []
     variant = "cuda" if overlay.name == "gpu" else "cpu"
     images = {
@@ -177,7 +179,7 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
         assert server["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "serve"}
         assert server["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "serve"}
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
-        budget = one(RESOURCES["base/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
+        budget = one(RESOURCES["components/replicated/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
         assert budget.items() <= group["template"]["metadata"]["labels"].items()
 
 

@@ -84,7 +84,7 @@ def _refused(options: Mapping[str, Any]) -> bool:
 
 @pytest.mark.slow
 def test_every_shown_job_takes_its_arguments(parse: Callable[[Sequence[Sequence[str]]], list[Any]]) -> None:
-    """Those that need a cluster, and those of the manifests, too: by the job's own parser, and what it asks beyond it."""
+    """Those that need a cluster and those of the manifests, too: by the job's own parser, and what it asks beyond."""
     lines = [line for document in (README, GUIDE, SECURITY) for line in _lines(document)] + [*entrypoints().values()]
     jobs = sorted({tuple(words) for words in map(_job, lines) if words})
     assert len(jobs) > 50
