@@ -179,8 +179,8 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
         assert server["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "serve"}
         assert server["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "serve"}
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
-        budget = one(RESOURCES["components/replicated/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
-        assert budget.items() <= group["template"]["metadata"]["labels"].items()
+        budget = one(RESOURCES["components/replicated/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]
+        assert budget["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
 
 
 def test_servers_read_as_a_role_that_owns_nothing_and_ask_for_keys() -> None:
