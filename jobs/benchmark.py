@@ -21,8 +21,9 @@ serving      how fast the shop answers a recipe's shoppers, by one client and by
 gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
-             and what the chain then takes for an answer; enrichment from the cache; in stores of their own in `store`,
-             which are removed at the end, and where it goes on when it was killed
+             what the chain then takes for an answer, and what a hundred million would take of 32 such machines,
+             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end, and
+             where it goes on when it was killed
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
              hnswlib (where they are installed), in a database of its own
