@@ -114,9 +114,8 @@ def test_who_is_too_big_for_a_size_is_told_so_and_cold_parts_work(trained: Confi
 
 
 @pytest.mark.slow
-def test_no_file_of_the_fit_head_and_its_runs_is_a_pickle(trained: Config) -> None:
-    for name in ("fit_head", "runs"):
-        assert pickles.found(trained.at(name)) == []
+def test_no_file_of_the_fit_head_is_a_pickle(trained: Config) -> None:
+    assert pickles.found(trained.at("fit_head")) == []
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
