@@ -3,6 +3,7 @@
 #   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
 #   make stop     end the shop and what it started
 #   make test     lint, types, tests
+#   make audit    PyPI's advisories on constraints.txt
 
 PORT ?= 8000
 RECIPE ?= demo
@@ -11,7 +12,7 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
 
-.PHONY: setup demo stop test lint format clean
+.PHONY: setup demo stop test lint format audit clean
 
 setup: .venv/complete
 
@@ -43,6 +44,9 @@ format: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+
+audit: setup
+	@$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,8 +22,9 @@ serving      how fast the shop answers a recipe's shoppers, by one client and by
 gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
-             and what the chain then takes for an answer; enrichment from the cache; in stores of their own in `store`,
-             which are removed at the end, and where it goes on when it was killed
+             what the chain then takes for an answer, and what a hundred million would take of 32 such machines,
+             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end, and
+             where it goes on when it was killed
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
              hnswlib (where they are installed), in a database of its own
@@ -56,6 +57,7 @@ from rec.evaluate import (
     drills,
     enrichment,
     gpu_speed,
+    growth,
     index_speed,
     nodes,
     other_splits,
@@ -230,7 +232,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
         grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
-        figures = scale.figures(grown, sizes)
+        figures = growth.figures(grown, sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0

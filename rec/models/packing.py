@@ -8,6 +8,9 @@ pads queries, keys and values.
 B texts of at most T tokens, P tokens in all, H heads of width d.
 """
 
+import logging
+import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import util
@@ -20,24 +23,37 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 ATTENTION = "rec_packed"
 """Under which transformers finds `attend`."""
 TOLERANCE = 1e-4
 """Largest difference of a state, which is of the order of 1."""
 
 _kernel: ModuleType | None = None
-"""`rec.models.packed_attention`, once layers were packed, where there is Triton (it comes with torch for GPUs) and no
-GPU too old for it."""
+"""`rec.models.packed_attention`, once layers were packed, where there is Triton (it comes with torch for GPUs), and no
+GPU too old for it or without a C compiler beside it."""
 
 
 def _load_kernel() -> None:
     global _kernel
     if not util.find_spec("triton"):
         return
+    if torch.cuda.is_available() and not _compiler():
+        log.warning(
+            "no C compiler, with which Triton builds kernels: texts are padded for attention; install gcc, or set CC"
+        )
+        return
     from rec.models import packed_attention
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= packed_attention.CAPABILITY:
         _kernel = packed_attention
+
+
+def _compiler() -> str | None:
+    """What Triton looks for when it builds a kernel's launcher, at run time."""
+    named = os.environ.get("CC")
+    return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
 
 
 def seen(mask: torch.Tensor) -> torch.Tensor:

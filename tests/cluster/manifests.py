@@ -1,9 +1,11 @@
-"""Kubernetes manifests: read from files, rendered by kustomize where it is installed, checked against schemas."""
+"""Kubernetes manifests: read from files, rendered by kustomize, checked against schemas."""
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -78,18 +80,16 @@ def resources() -> Mapping[Path, list[Manifest]]:
     }
 
 
-def kustomize() -> list[str] | None:
-    """The command that renders a folder; None where neither kustomize nor kubectl is installed."""
-    if shutil.which("kustomize"):
-        return ["kustomize", "build"]
-    return ["kubectl", "kustomize"] if shutil.which("kubectl") else None
+def tool(name: str) -> str:
+    """Where a command line tool is that a package of `dev` brings, beside this Python or on the PATH."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found is not None, f"{name} is not installed: make setup"
+    return found
 
 
 def rendered(folder: Path) -> list[Manifest]:
-    """What kustomize makes of a folder."""
-    command = kustomize()
-    assert command is not None
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
+    """What kustomize, which is a part of kubectl, makes of a folder."""
+    done = subprocess.run([tool("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -36,6 +36,7 @@ def test_the_job_names_a_database_that_is_down_and_fails_without_its_password(
 ) -> None:
     monkeypatch.setenv("REC_DATABASE_URL", f"postgresql://shop:{PASSWORD}@127.0.0.1:1/shop")
     monkeypatch.setenv("REC_LLM_API_KEY", PASSWORD)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", PASSWORD)
     monkeypatch.setattr(sys, "argv", ["doctor.py", "--set", f"store={tmp_path / 'none'}", "--port", "1"])
     with pytest.raises(SystemExit) as ended:
@@ -172,7 +173,10 @@ def test_scarce_memory_and_shared_memory_are_said_before_the_work(
 def test_tokens(tmp_path: Path) -> None:
     at = {"RAY_ADDRESS": "head:6379"}
     assert healthy(doctor.token({}, tmp_path)), "a local Ray makes its own"
-    assert healthy(doctor.token({"RAY_AUTH_TOKEN": PASSWORD, **at}, tmp_path))
+    assert healthy(doctor.token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": PASSWORD, **at}, tmp_path))
+    without_mode = doctor.token({"RAY_AUTH_TOKEN": PASSWORD, **at}, tmp_path)
+    assert (without_mode.state, without_mode.remedy) == ("warn", "set RAY_AUTH_MODE=token")
+    assert PASSWORD not in without_mode.found
     assert doctor.token(at, tmp_path).state == "fail"
     assert doctor.token({"RAY_AUTH_MODE": "disabled"}, tmp_path).state == "warn"
     assert doctor.token({"RAY_AUTH_MODE": "disabled", **at}, tmp_path).state == "fail"

@@ -1,14 +1,15 @@
-"""The properties of the container image that a linter and a reviewer would look for; it is not built here."""
+"""The Dockerfile by a linter, and the properties of the image that a reviewer would look for; it is not built here."""
 
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from rec import __version__
-from tests.cluster.manifests import CLUSTER, REPOSITORY
+from tests.cluster.manifests import CLUSTER, REPOSITORY, tool
 
 COMPILERS = re.compile(r"\b(build-essential|gcc|g\+\+|clang|make|cmake|python3-dev|apt-get|apk)\b")
 
@@ -51,6 +52,14 @@ def parse(path: Path) -> tuple[dict[str, str], list[Stage]]:
 def image() -> tuple[dict[str, str], list[Stage]]:
     """The project's Dockerfile."""
     return parse(CLUSTER / "Dockerfile")
+
+
+def test_a_linter_finds_nothing_in_any_dockerfile() -> None:
+    """What is to be ignored says so above its instruction, with the reason."""
+    files = sorted(CLUSTER.rglob("*Dockerfile"))
+    assert CLUSTER / "Dockerfile" in files
+    done = subprocess.run([tool("hadolint"), "--no-color", *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_base_is_one_exact_version_of_the_python_that_constraints_are_for(

@@ -1,6 +1,6 @@
 """What is in cluster/ is what KubeRay 1.7, CloudNativePG, the Prometheus operator and Kubernetes accept.
 
-The files are checked as they are; overlays and components as kustomize renders them, where it or kubectl is installed.
+The files are checked as they are; overlays and components as kustomize renders them.
 """
 
 import copy
@@ -25,7 +25,6 @@ from tests.cluster.manifests import (
     Manifest,
     entrypoints,
     errors,
-    kustomize,
     one,
     pods,
     ray_jobs,
@@ -44,7 +43,6 @@ NOT_ON_A_CLUSTER = {
     "rules": "is given a file",
     "shop": "the server of one machine",
 }
-needs_kustomize = pytest.mark.skipif(kustomize() is None, reason="neither kustomize nor kubectl is installed")
 
 
 @pytest.mark.parametrize("file", RESOURCES)
@@ -75,12 +73,13 @@ def test_unknown_fields_wrong_types_and_unknown_kinds_are_refused() -> None:
         validator("apps/v1", "Deployment")
 
 
-@needs_kustomize
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     documents = rendered(overlay)
     kinds = {each["kind"] for each in documents}
-    assert {"RayCluster", "RayService", "RayCronJob", "NetworkPolicy", "PodDisruptionBudget", "Cluster"} <= kinds
+    assert {"RayCluster", "RayService", "RayCronJob", "NetworkPolicy", "Cluster"} <= kinds
+    (group,) = one(documents, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert ("PodDisruptionBudget" in kinds) == (group["replicas"] > 1), "of one server it would block every drain"
     assert [problem for each in documents for problem in errors(each)] == []
     variant = "cuda" if overlay.name == "gpu" else "cpu"
     images = {
@@ -98,7 +97,6 @@ def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     assert ("use_gpu" in recipe) == (overlay.name == "gpu")
 
 
-@needs_kustomize
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda path: path.name)
 def test_every_component_goes_with_an_overlay(component: Path, tmp_path: Path) -> None:
     shutil.copytree(CLUSTER, tmp_path / "cluster")
@@ -181,8 +179,8 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
         assert server["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "serve"}
         assert server["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "serve"}
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
-        budget = one(RESOURCES["base/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
-        assert budget.items() <= group["template"]["metadata"]["labels"].items()
+        budget = one(RESOURCES["components/replicated/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]
+        assert budget["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
 
 
 def test_servers_read_as_a_role_that_owns_nothing_and_ask_for_keys() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark `scale`: its shop, its jobs on a small one, and its figures."""
+"""The benchmark `scale`: its shop, its jobs on a small one."""
 
 from collections import Counter
 from itertools import islice
@@ -13,7 +13,7 @@ from rec.data.sample.many import _events, many
 from rec.enrich.text import canonical
 from rec.errors import ArtifactError, ConfigError
 from rec.evaluate import chain_speed, scale
-from rec.evaluate.scale import Grown, Taken
+from rec.evaluate.growth import Taken
 
 
 def test_a_shop_of_any_size_has_distinct_texts_and_is_the_same_again() -> None:
@@ -43,35 +43,6 @@ def test_shoppers_of_a_large_shop_have_a_taste() -> None:
         shares.append(max(Counter(chosen).values()) / len(chosen))
     assert np.mean(shares) > 0.6, "of a shopper's events most are of one kind"
     assert len(set(events["product_id"].to_pylist())) > 700, "and the others are of all"
-
-
-def _grown(seconds: float | None, peak_gib: float = 1.0, total: float = 10.0) -> Grown:
-    taken = None if seconds is None else Taken(seconds, peak_gib)
-    return Grown({"enrich": taken}, {"total": total}, 0.5)
-
-
-def test_growth_is_the_time_of_a_further_product() -> None:
-    sizes = {"large": 100_000, "small": 1_000, "middle": 10_000}
-    figures = scale.figures({name: _grown(5 + rows / 50) for name, rows in sizes.items()}, sizes)
-    assert figures["enrich.marginal"]["value"] == pytest.approx(1)
-    assert figures["large.enrich.seconds"]["value"] == figures["large.seconds"]["value"] == 2_005
-    assert figures["enrich.products_per_s"]["value"] == 49.9
-    figures = scale.figures({name: _grown(5 + rows**2 / 50) for name, rows in sizes.items()}, sizes)
-    assert figures["enrich.marginal"]["value"] == pytest.approx(10)
-    figures = scale.figures({name: _grown(5 + rows / 1e6) for name, rows in sizes.items()}, sizes)
-    assert "enrich.marginal" not in figures, "of a time that does not grow there is no growth to tell"
-    figures = scale.figures({name: _grown(5, rows / 1_000, rows**0.5) for name, rows in sizes.items()}, sizes)
-    assert figures["enrich.peak_growth"]["value"] == pytest.approx(10)
-    assert figures["p50.growth_per_decade"]["value"] == pytest.approx(10**0.5, rel=1e-3)
-
-
-def test_what_is_not_known_is_left_out() -> None:
-    sizes = {"large": 100_000, "small": 1_000, "middle": 10_000}
-    figures = scale.figures(
-        {name: _grown(None if name == "middle" else rows / 50) for name, rows in sizes.items()}, sizes
-    )
-    assert {"large.enrich.seconds", "large.seconds", "p50.growth_per_decade"} < figures.keys()
-    assert {"middle.enrich.seconds", "middle.seconds", "enrich.marginal"}.isdisjoint(figures)
 
 
 @pytest.mark.parametrize("variable", ["REC_DATABASE_URL", "RAY_ADDRESS"])

@@ -18,6 +18,7 @@ from rec.index import exposures, forget, live_events, migrations
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent
 from rec.schema import EXPOSURES, INTERACTIONS, PRODUCTS, USERS, Contract
+from tests import pickles
 from tests.bundle import tiny
 from tests.index.test_exposures import made
 
@@ -102,6 +103,7 @@ def test_a_choice_stands_against_what_was_shown_and_not_chosen(shop: tuple[Confi
     assert (second["exposure_id"], second["rows"], second["label"]) == (later.exposure_id, [2, 1, 0], 0)
     assert (first["history"], first["history_events"], first["history_ages"]) == ([5], [1], [5.0])
     assert (first["retrieved"], first["best"], first["user_id"]) == (60, 1.0, None)
+    assert pickles.found(recipe.at("exposures")) == []
     assert samples.run(recipe)["skipped"]
     tell(opened, ("b", "P1", None))
     assert samples.run(recipe)["rows"] == 3

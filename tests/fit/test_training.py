@@ -16,6 +16,7 @@ from rec.evaluate.fit import macro_auc
 from rec.models import fit_head
 from rec.schema import INTERACTIONS
 from rec.train import curves, fit
+from tests import pickles
 from tests.fit import world
 
 OPTIONS = Fit(
@@ -110,6 +111,11 @@ def test_who_is_too_big_for_a_size_is_told_so_and_cold_parts_work(trained: Confi
     coats = set().union(*(offered[item] for item in range(1, world.NEVER, 2)))
     assert len(offered[world.NEVER]) > 4
     assert offered[world.NEVER] <= coats, "the sizes of its kind"
+
+
+@pytest.mark.slow
+def test_no_file_of_the_fit_head_is_a_pickle(trained: Config) -> None:
+    assert pickles.found(trained.at("fit_head")) == []
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

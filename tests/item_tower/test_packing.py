@@ -1,5 +1,9 @@
 """Packed texts: the states and gradients of padded ones, and nothing unseen goes through the layers."""
 
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +104,33 @@ def test_an_encoder_with_windows_stays_as_it_is() -> None:
     ).eval()
     assert packing.packed(model, reads_ids=True) is None
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("compiler", [None, "gcc", "clang", "CC"])
+def test_a_gpu_without_a_c_compiler_beside_it_pads_for_attention(
+    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton builds its launchers with one at run time, and fails in the middle of a step where there is none."""
+    kernel = ModuleType("rec.models.packed_attention")
+    kernel.CAPABILITY = (8, 0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    monkeypatch.setattr("rec.models.packed_attention", kernel, raising=False)
+    monkeypatch.setattr(packing, "_kernel", None)
+    monkeypatch.setattr(packing.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if compiler is not None:
+        program = tmp_path / ("other-cc" if compiler == "CC" else compiler)
+        program.touch(0o755)
+        if compiler == "CC":
+            monkeypatch.setenv("CC", program.name)
+    packing._load_kernel()
+    assert packing._kernel is (kernel if compiler else None)
+    assert ("no C compiler" in caplog.text) == (compiler is None)
+    if compiler == "gcc":
+        monkeypatch.setenv("CC", "not-there")
+        monkeypatch.setattr(packing, "_kernel", None)
+        packing._load_kernel()
+        assert packing._kernel is None, "Triton takes CC and looks no further"

@@ -3,33 +3,16 @@
 import io
 import json
 import pickle
-import pickletools
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.lib import format as npy
 
+from tests.pickles import runs_code
 from tests.pipeline.conftest import Finished
 
 SUFFIXES = {".json", ".parquet", ".safetensors", ".npy", ".html", ".toml", ".jsonl"}
-
-
-def runs_code(data: bytes) -> bool:
-    """Whether Python would find a pickle in it: bare, in torch's zip, or as objects of a numpy array."""
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        return True
-    if data.startswith(npy.MAGIC_PREFIX):
-        stream = io.BytesIO(data)
-        npy.read_magic(stream)
-        return npy.read_array_header_1_0(stream)[2].hasobject
-    try:
-        *_, (last, _, _) = pickletools.genops(data)  # reads opcodes, runs none
-    except Exception:  # what is no pickle fails in as many ways as there are files
-        return False
-    return last.name == "STOP"
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

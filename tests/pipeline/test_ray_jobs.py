@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -33,7 +35,8 @@ def _free_ports(count: int) -> list[int]:
 
 @contextmanager
 def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[dict[str, str], str]]:
-    """A Ray head started in `folder`; yields the environment in which `ray job submit` finds it, and its own address.
+    """A Ray head started in `folder`; yields the environment of who did what the guide says before `ray job submit`,
+    and the head's own address.
 
     Only its own `--block` process is signalled at the end, which takes its cluster with it.
     """
@@ -56,12 +59,24 @@ def _head(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[dict[s
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for(f"{address}/api/jobs/", within["RAY_AUTH_TOKEN"], head, folder)
-        yield {**within, "RAY_API_SERVER_ADDRESS": address}, f"127.0.0.1:{port}"
+        away = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
+        submitting = {**away, **_exported(within["RAY_AUTH_TOKEN"]), "RAY_API_SERVER_ADDRESS": address}
+        yield submitting, f"127.0.0.1:{port}"
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
         log.close()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exported(token: str) -> dict[str, str]:
+    """Variables that the operations guide exports before it submits; what it reads from the cluster is `token`."""
+    guide = (Path(__file__).resolve().parents[2] / "cluster" / "README.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "export RAY_" in text]
+    assert "ray job submit" in block.split("export RAY_")[-1]
+    lines = [line.partition("  #")[0] for line in block.splitlines() if line.startswith("export ")]
+    shown = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    return {name: token if value.startswith("$(kubectl") else value for name, value in shown.items()}
 
 
 def _wait_for(jobs: str, token: str, head: subprocess.Popen[bytes], folder: Path) -> None:

@@ -6,18 +6,21 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import bundles, database
 from rec import __version__, assemble, config, dataset
 from rec.data import ingest
 from rec.schema import INTERACTIONS, PRODUCTS, USERS
 from tests.bundle import tiny
 from tests.cluster.manifests import entrypoints
+from tests.project import test_supply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -60,18 +63,59 @@ def test_make_targets_exist(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _job(line: str) -> list[str]:
+    """The job of a command line, and its arguments; empty where it names none."""
+    words = shlex.split(line, comments=True)
+    return next((words[at:] for at, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word)), [])
+
+
+def _refused(options: Mapping[str, Any]) -> bool:
+    """Whether the job itself would ask for another number of arguments than its parser took."""
+    action, given = options.get("action"), options.get("argument")
+    if isinstance(given, list):
+        fewest, most = bundles.ARGUMENTS[action]
+        return not fewest <= len(given) <= (len(given) if most is None else most)
+    if "client" in options:
+        return (given is not None) != (action in database.NEEDS)
+    if "share" in options:
+        return (given is not None and options["share"] is not None) != (action == "start") and action != "report"
+    return action in ("check", "apply", "preview") and "file" in options and options["file"] is None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", sorted({c for c in _commands() if "jobs/" in c}))
-def test_job_commands_are_valid(command: str, helps: Mapping[str, tuple[object, str]]) -> None:
-    words = shlex.split(command)
-    start = next(i for i, word in enumerate(words) if word.startswith("jobs/"))
-    job, *options = words[start:]
-    assert job in helps, f"there is no {job}"
-    for option in options:
-        assert not option.startswith("--") or option in helps[job][1], f"{job} has no {option}"
-    recipe = options[options.index("--recipe") + 1] if "--recipe" in options else "demo"
-    if not recipe.endswith(".toml"):
-        config.load(recipe, [options[i + 1] for i, option in enumerate(options) if option == "--set"])
+def test_every_shown_job_takes_its_arguments(parse: Callable[[Sequence[Sequence[str]]], list[Any]]) -> None:
+    """Those that need a cluster and those of the manifests, too: by the job's own parser, and what it asks beyond."""
+    lines = [line for document in (README, GUIDE, SECURITY) for line in _lines(document)] + [*entrypoints().values()]
+    jobs = sorted({tuple(words) for words in map(_job, lines) if words})
+    assert len(jobs) > 50
+    for words, (options, said) in zip(jobs, parse(jobs), strict=True):
+        assert options is not None, f"{words}: {said}"
+        assert not _refused(options), f"{words}: too many or too few arguments"
+        if not options["recipe"].endswith(".toml"):
+            config.load(options["recipe"], options["overrides"])
+
+
+@pytest.mark.slow
+def test_a_wrong_command_would_be_seen(parse: Callable[[Sequence[Sequence[str]]], list[Any]]) -> None:
+    wrong = [
+        "bundles.py promte 1",
+        "bundles.py --dryrun gc",
+        "benchmark.py",
+        "shop.py start --port eight",
+        "doctor.py 1",
+    ]
+    for line, (options, said) in zip(wrong, parse([_job(f"python jobs/{line}") for line in wrong]), strict=True):
+        assert options is None, line
+        assert "error: " in said
+    short = [
+        "bundles.py promote",
+        "bundles.py gc 1",
+        "database.py grant",
+        "database.py stop now",
+        "experiment.py start 1",
+    ]
+    for line, (options, _) in zip(short, parse([_job(f"python jobs/{line}") for line in short]), strict=True):
+        assert _refused(options), line
 
 
 @pytest.mark.slow
@@ -113,10 +157,10 @@ def test_every_command_is_checked_or_marked() -> None:
                 assert any(method == known and route.fullmatch(path) for known, route in routes), line
             case ["serve", "run", "serve.app:graph" | "serve.app:whole"]:
                 pass
-            case ["serve", "run", name] | ["pipx", "run", *_, "--requirement", name, "--no-deps", "--disable-pip"]:
+            case ["serve", "run", name]:
                 assert (REPOSITORY / name).is_file(), line
-            case ["pipx", "run", "--spec", _, "cyclonedx-py", "environment" | "requirements", *_]:
-                pass
+            case ["pip-audit" | "cyclonedx-py", *_]:
+                assert line in test_supply.shown(), line
             case ["pip", "install", "-c", name, "-e", package]:
                 extras = re.fullmatch(r"\.\[([\w,]+)\]", package)
                 assert (REPOSITORY / name).is_file(), line
@@ -243,12 +287,3 @@ def test_what_the_guide_s_tables_name_exists() -> None:
         assert any((folder / word).exists() for folder in (REPOSITORY, REPOSITORY / "cluster")), word
     for name in re.findall(r"`(evaluate|enrich|text|index|vocab)\.(\w+)", GUIDE):
         assert name[1] in type(getattr(config.load("demo"), name[0])).model_fields, name
-
-
-@pytest.mark.slow
-def test_entrypoints_of_ray_jobs_have_options_that_jobs_know(helps: Mapping[str, tuple[object, str]]) -> None:
-    found = entrypoints()
-    assert "pipeline" in found
-    for name, line in found.items():
-        job, *options = shlex.split(line)
-        assert all(option in helps[job][1] for option in options if option.startswith("--")), name

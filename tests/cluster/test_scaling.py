@@ -1,0 +1,97 @@
+"""The guide's scaling table follows from its formula and measurements, and the manifests' limits from the table."""
+
+import math
+import re
+
+import pytest
+import yaml
+
+from tests.cluster.manifests import CLUSTER, Manifest, one, read
+
+GUIDE = (CLUSTER / "README.md").read_text(encoding="utf-8")
+RATE, RATE_MS = 33, 10.3
+"""Requests/s of two cores that client, server and Postgres share, and the answer's median at about that size."""
+SIZES = (10_000, 100_000, 1_000_000)
+BYTES_A_PRODUCT = 885
+
+
+def _row(start: str) -> list[str]:
+    (line,) = [line for line in GUIDE.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _measured_ms() -> dict[int, tuple[float, float]]:
+    """Products → medians of an answer and of its retrieval, of the guide's table of stages."""
+    cells = [cell.removesuffix(" ms").split("; ") for cell in _row("an answer, in process")[1:4]]
+    return {size: (float(whole), float(retrieval)) for size, (whole, retrieval) in zip(SIZES, cells, strict=True)}
+
+
+def _unique_gib() -> dict[int, float]:
+    told = re.search(r"have ([\d.]+), ([\d.]+) and ([\d.]+) GiB that they share with nobody", GUIDE)
+    assert told is not None
+    return dict(zip(SIZES, map(float, told.groups()), strict=True))
+
+
+def memory(unique_gib: float) -> int:
+    """A server's limit in GiB."""
+    return math.ceil(1.25 * (2 * unique_gib - 1.8))
+
+
+def test_the_scaling_table_is_what_its_formula_gives() -> None:
+    times, unique = _measured_ms(), _unique_gib()
+    table = re.findall(
+        r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) GiB \| (\d+) CPU, (\d+) GiB \| ([\d,]+) \|$", GUIDE, re.M
+    )
+    rows = [[int(cell.replace(",", "")) for cell in row] for row in table]
+    assert [row[:2] for row in rows] == [[size, rate] for size in SIZES for rate in (10, 100, 500)]
+    for products, rate, *told in rows:
+        whole, retrieval = times[products]
+        servers = math.ceil(rate / (RATE * RATE_MS / whole)) + 1
+        gib = memory(unique[products])
+        cpus, postgres_gib = math.ceil(rate * retrieval / 1e3 / 0.7), math.ceil(3 + BYTES_A_PRODUCT * products / 2**30)
+        month = 730 * (0.04 * (2 * servers + 2 * cpus) + 0.005 * (servers * gib + 2 * postgres_gib))
+        assert told == [servers, gib, cpus, postgres_gib, round(month)], (products, rate)
+
+
+def _servers(service: Manifest) -> Manifest:
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (server,) = group["template"]["spec"]["containers"]
+    return dict(server["resources"]["limits"])
+
+
+def test_limits_of_servers_hold_the_catalogues_that_the_guide_says() -> None:
+    """Between the two larger measured sizes by the line through them."""
+    unique = _unique_gib()
+    said = re.search(
+        r"rayservice\.yaml` \((\d+) GiB\) are enough for ([\d,]+) products, .* \((\d+) GiB\) for ([\d,]+)\.", GUIDE
+    )
+    assert said is not None
+    base = _servers(one(read(CLUSTER / "base" / "rayservice.yaml"), "RayService"))
+    assert base == {"cpu": "2", "memory": f"{said[1]}Gi"}
+    laptop = yaml.safe_load((CLUSTER / "overlays" / "laptop" / "kustomization.yaml").read_text(encoding="utf-8"))
+    (patch,) = [each["patch"] for each in laptop["patches"] if each["target"]["kind"] == "RayService"]
+    assert f'limits: {{cpu: "2", memory: {said[3]}Gi}}' in patch
+    slope = (unique[1_000_000] - unique[100_000]) / 900_000
+    for gib, products in ((said[1], said[2]), (said[3], said[4])):
+        held = unique[100_000] + slope * (int(products.replace(",", "")) - 100_000)
+        assert memory(held) <= int(gib)
+
+
+@pytest.mark.parametrize("size", ["100,000", "1,000,000"])
+def test_the_whole_of_the_table_of_stages_is_the_sum_of_its_parts(size: str) -> None:
+    """Seconds of a catalogue's stages; of the last column the hours."""
+    header = _row("stage |")
+    column = header.index(f"{size}")
+    start = GUIDE.index("| stage |")
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in GUIDE[start:].split("\n\n")[0].splitlines()[2:]
+    ]
+    stages = [cells for cells in lines if re.match(r"[\d,]+ s,", cells[column])]
+    assert len(stages) == 11
+    seconds = sum(int(cells[column].split(" s,")[0].replace(",", "")) for cells in stages)
+    told, unit = re.match(r"([\d.]+) (min|h)", _row("all |")[column]).groups()  # type: ignore[union-attr]
+    assert float(told) == pytest.approx(seconds / {"min": 60, "h": 3_600}[unit], abs=0.06)
+    hours = [float(cells[-1].removesuffix(" h")) for cells in stages]
+    alone = [hour for hour, cells in zip(hours, stages, strict=True) if cells[6].startswith("no")]
+    assert _row("all |")[-1] == f"{sum(hours):.0f} h, of it {sum(alone):.0f} on one machine"
