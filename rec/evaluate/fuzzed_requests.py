@@ -298,12 +298,10 @@ def _headers(content_type: str | None) -> SearchStrategy[dict[str, str]]:
             "traceparent": st.sampled_from(("00-" + "0" * 32 + "-" + "0" * 16 + "-01", "00-x", "ff-" + "1" * 32)),
         },
     )
-    types: SearchStrategy[dict[str, str]] = st.sampled_from(TYPES).map(lambda each: {"Content-Type": each}) | st.just(
-        {}
-    )
+    types = _weighed((8, st.sampled_from(TYPES).map(lambda each: {"Content-Type": each})), (1, st.just({})))
     right: SearchStrategy[dict[str, str]] = st.just({} if content_type is None else {"Content-Type": content_type})
     return st.builds(
-        lambda first, second: first | second, _mostly(right, types, of=15), _mostly(st.just({}), more, of=15)
+        lambda first, second: first | second, _mostly(right, types, of=10), _mostly(st.just({}), more, of=10)
     )
 
 
