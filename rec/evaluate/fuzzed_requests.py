@@ -74,7 +74,7 @@ class Known:
 
 
 def drawn(requests: SearchStrategy[Sent], count: int, number: int) -> list[Sent]:
-    """At most `count` requests, the same ones for the same seed `number`."""
+    """At most `count` requests, the same for a seed `number`, where the same modules are loaded."""
     made: list[Sent] = []
 
     @seed(number)

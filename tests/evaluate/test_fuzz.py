@@ -101,7 +101,7 @@ def test_what_is_drawn_is_good_and_bad(drawn: list[Sent]) -> None:
     legible = [json.loads(body) for body in bodies if _legible(body)]
     assert len(bodies) / 4 < len(legible) < len(bodies)
     assert any(isinstance(body, dict) and body.get("history") for body in legible)
-    assert max(body.count(b"[") + body.count(b"{") for body in bodies) > 1_000
+    assert max(body.count(b"[") + body.count(b"{") for body in bodies) > 100
     assert any(not _utf8(body) for body in bodies)
     assert len({request.headers.get("Content-Type") for request in drawn}) > 2
     assert all(request.target.isascii() and " " not in request.target for request in drawn)
