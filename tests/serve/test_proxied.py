@@ -32,6 +32,7 @@ WITHOUT = haproxy.binary() is None
 ON_LINUX = pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
 UNAVAILABLE = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
 CLIENTS = 6
+SLOW = 20
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +111,11 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
 @ON_LINUX
 def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting(proxied: Shop) -> None:
     head = b"POST /v1/recommend HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"
-    with ThreadPoolExecutor() as callers:
+    with ThreadPoolExecutor(2 * SLOW) as callers:
         slow = [
             callers.submit(dripped, proxied, begun, drop)
             for begun, drop in ((head, b"x: 1\r\n"), (head + b"content-length: 999\r\n\r\n", b" "))
-            for _ in range(20)
+            for _ in range(SLOW)
         ]
         while not all(each.done() for each in slow):
             assert proxied.recommend(user_id="u04", k=1)["items"]
