@@ -30,12 +30,16 @@ index        the pgvector index on a million generated vectors and on those of t
              hnswlib (where they are installed), in a database of its own
 drills       the shop under load while each of its parts is killed, while its bundles change, and for --minutes at a
              steady rate: which answers fail, how long it takes to recover, and whether memory or times grow
+fuzz         what the shop answers to a hundred thousand wrong requests, drawn by Schemathesis (`pip install
+             schemathesis`) and hypothesis: no answer of 500 or above, none missing, no replica lost; in a database of
+             its own. What fails is in `failures`, and with --html NAME.html in NAME.failures.jsonl, to be sent again
 nodes        the pipeline on three Ray nodes of this machine, of which one is killed in each of enrichment and training;
              the graph under load when a node with replicas dies; and Ray's autoscaler, which brings nodes for a
              training and takes them away after it
 """
 
 import argparse
+import json
 import logging
 import shutil
 from contextlib import suppress
@@ -56,6 +60,7 @@ from rec.evaluate import (
     coverage,
     drills,
     enrichment,
+    fuzz,
     gpu_speed,
     growth,
     index_speed,
@@ -248,6 +253,14 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             rates=drills.Rates(apart=options.rate / 2, whole=options.rate),
             minutes=min(options.minutes, 1.0) if options.quick else options.minutes,
         )
+    elif options.name == "fuzz":
+        prepare(config, "evaluate")
+        figures, lists["failures"] = fuzz.measure(
+            config,
+            Path(__file__).with_name("shop.py"),
+            _named(options, config),
+            requests=fuzz.QUICK_REQUESTS if options.quick else fuzz.REQUESTS,
+        )
     elif options.name == "index":
         figures = index_speed.measure(config, index_speed.QUICK if options.quick else index_speed.FULL)
     elif options.name == "enrichment":
@@ -265,6 +278,9 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     result = {**benchmark.envelope(options.name, figures, quick=options.quick), **lists}
     if page is not None:
         page.write_text(benchmark.page(result), encoding="utf-8")
+        if "failures" in lists:
+            lines = "".join(f"{json.dumps(each)}\n" for each in lists["failures"])
+            page.with_suffix(".failures.jsonl").write_text(lines, encoding="utf-8")
     if options.name == "scale":
         shutil.rmtree(_scale(config, options))
     return result
@@ -284,6 +300,7 @@ if __name__ == "__main__":
         "index",
         "nodes",
         "drills",
+        "fuzz",
     ]
     arguments.add_argument("name", choices=names, help="the benchmark")
     arguments.add_argument("--quick", action="store_true", help="the same code on less work, within ten minutes")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, get_args
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rec import profile
 from rec.histories import BODY
@@ -20,6 +20,17 @@ CLOCK_SKEW = timedelta(minutes=1)
 """How far the clock of whoever sends an event may be ahead; what is later is of the future."""
 FIRST_EVENT = datetime(1970, 1, 1, tzinfo=UTC)
 
+
+def _happened(at: datetime) -> datetime:
+    if at > datetime.now(UTC) + CLOCK_SKEW:
+        raise ValueError("at is in the future")
+    if at < FIRST_EVENT:
+        raise ValueError("at is before 1970")
+    return at
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_happened)]
+"""When something happened that is told of."""
 Text = StringConstraints(pattern="^[^\\x00]*$")  # Postgres stores no NUL
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\x00]*$")]
 ExposureId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
@@ -45,7 +56,7 @@ class Event(Body):
 
     product_id: Id
     event: Literal["view", "cart", "purchase", "rental", "rating"] = "view"
-    at: AwareDatetime | None = None
+    at: Moment | None = None
     """When it happened; leave out for "recently", after all that is stored of the user."""
     size: Size | None = None
     """What size it was in, as the shop writes it."""
@@ -145,7 +156,7 @@ class LiveEventBody(Body):
     user_id: Id | None = None
     client_id: Id | None = None
     """Of a shopper who has not signed in, as from a cookie; give this or `user_id`."""
-    at: AwareDatetime | None = None
+    at: Moment | None = None
     """When it happened; leave out for now."""
     context: Annotated[str, Text] | None = Field(default=None, max_length=MAX_CONTEXT_CHARS)
     """What the shopper was looking for; stored with the event."""
@@ -160,10 +171,6 @@ class LiveEventBody(Body):
     def _checked(self) -> "LiveEventBody":
         if (self.user_id is None) == (self.client_id is None):
             raise ValueError("give either user_id or client_id")
-        if self.at is not None and self.at > datetime.now(UTC) + CLOCK_SKEW:
-            raise ValueError("at is in the future")
-        if self.at is not None and self.at < FIRST_EVENT:
-            raise ValueError("at is before 1970")
         return self
 
 

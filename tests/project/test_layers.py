@@ -88,6 +88,7 @@ ONLY_IN = {
     "opentelemetry": ["rec.tracing"],
     "faiss": ["rec.evaluate.index_speed"],
     "hnswlib": ["rec.evaluate.index_speed"],
+    "hypothesis": ["rec.evaluate.fuzzed_requests"],
     "httpcore": ["rec.enrich.fetch"],
     "PIL": ["rec.enrich.picture"],
     "fastapi": ["rec.enrich.review_server"],

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,7 @@ from rec.errors import ConfigError
 from serve import api, problems
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
+from tests.serve.ill import dripped, flooded
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +32,7 @@ WITHOUT = haproxy.binary() is None
 ON_LINUX = pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this system")
 UNAVAILABLE = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
 CLIENTS = 6
+SLOW = 20
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,25 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
     assert proxied.client.post("/v1/recommend", json={"k": 0}).status_code == 422
     assert proxied.client.get("/v1/nothing").status_code == 404
     assert proxied.client.get("/-/healthz").text == "success"
+
+
+@ON_LINUX
+def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting(proxied: Shop) -> None:
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"
+    with ThreadPoolExecutor(2 * SLOW) as callers:
+        slow = [
+            callers.submit(dripped, proxied, begun, drop)
+            for begun, drop in ((head, b"x: 1\r\n"), (head + b"content-length: 999\r\n\r\n", b" "))
+            for _ in range(SLOW)
+        ]
+        while not all(each.done() for each in slow):
+            assert proxied.recommend(user_id="u04", k=1)["items"]
+            time.sleep(0.5)
+    assert {each.result() for each in slow} == {b"HTTP/1.1 408"}
+
+
+def test_of_a_flood_some_are_answered_and_the_others_told_when_to_ask_again(proxied: Shop) -> None:
+    flooded(proxied)
 
 
 def test_a_killed_server_leaves_nobody_without_an_answer(proxied: Shop) -> None:
@@ -204,6 +226,7 @@ def test_haproxy_is_given_no_secret(config: Path) -> None:
         (" mode 666 level admin", " mode 660 level admin"),
         (" local0 info", " local7 info"),
         ("    errorfile 503 ", "    errorfile 400 "),
+        ("    timeout http-keep-alive ", "    timeout http-keep-alive-of-another-name "),
         ("    http-reuse always", "    http-reuse safe"),
         (" check backup", " check backup weight 1"),
         ("    http-request return status 404 ", "    http-request return status 404.0 "),
