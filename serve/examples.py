@@ -187,9 +187,13 @@ STORED_USER: Examples = {
 }
 FORGOTTEN: Examples = {"events": 12, "profiles": 1, "live_events": 1, "exposures": 4}
 FORGOTTEN_CLIENT: Examples = {"live_events": 3, "exposures": 2}
+REFUSED: Examples = {
+    "bundle": "77aa3be0c1d9",
+    "error": "bundles/77aa3be0c1d9/ranker.safetensors is not what its manifest says",
+}
 BUNDLES: Examples = {
     "serving": BUNDLE,
-    "refused": None,
+    "refused": REFUSED,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
     "experiment": {
@@ -225,7 +229,7 @@ READY: Examples = {
     "bundle": BUNDLE,
     "milliseconds": MILLISECONDS,
     "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
-    "refused": None,
+    "refused": REFUSED,
 }
 
 PROBLEMS: Mapping[int, tuple[str, Examples]] = {
