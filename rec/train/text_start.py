@@ -10,10 +10,11 @@ What is added is the noise that n products leave in a direction: few products, w
 far from every other as they can be. V keeps d directions of y: those of most variance, or, where pairs of products that
 the same users chose are given, those in which partners are most alike. They are the first eigenvectors of
 
-    (m E[y_i y_j'] + PRIOR diag(eigenvalues / the largest)) / (m + PRIOR)
+    (m E[(y_i - c)(y_j - c)'] + PRIOR diag(eigenvalues / the largest)) / (m + PRIOR)
 
-over m pairs (i, j): canonical correlation of both sides, which have one covariance by symmetry, drawn to the directions
-of most variance the fewer the pairs are. It is a map of texts and learns nothing of single products, so it holds for
+over m pairs (i, j) and their symmetric ones, c the mean of what is in pairs, without which what is popular would be
+alike: the covariance of partners where the catalogue is white, drawn to the directions of most variance the fewer the
+pairs are. It is a map of texts and learns nothing of single products, so it holds for
 those that nobody chose yet. To the drawn row of an id the mean y of the products that carry it is added, the
 less of it the fewer they are; what was drawn tells ids apart whose products are alike.
 """
@@ -103,14 +104,17 @@ def _chosen(vectors: Floats, items: ItemInputs, pairs: Pairs, found: tuple[Float
     """V float32[w, width] for texts `vectors` float32[D, w] and what whitens them whole; see the module."""
     centre, weight = found
     sides = [items.text_of_item[side] for side in (pairs.first, pairs.second)]  # int64[P] texts
-    said = np.flatnonzero(vectors[sides[0]].any(1) & vectors[sides[1]].any(1))
+    there = np.einsum("dw,dw->d", vectors, vectors) > 0  # bool[D]
+    said = np.flatnonzero(there[sides[0]] & there[sides[1]])
     share = (pairs.share[said] / max(pairs.share[said].sum(), 1e-12) * len(said)).astype(np.float32)
-    spread = np.zeros((len(centre),) * 2)
+    spread, mean = np.zeros((len(centre),) * 2), np.zeros(len(centre))
     for start in range(0, len(said), PAIRS_AT_ONCE):
         part = said[start : start + PAIRS_AT_ONCE]
         first, second = (vectors[side[part]] - centre for side in sides)
-        spread += (first * share[start : start + PAIRS_AT_ONCE, None]).T @ second
-    together = weight.T @ (spread + spread.T) @ weight / 2
+        weights = share[start : start + PAIRS_AT_ONCE]
+        spread += (first * weights[:, None]).T @ second
+        mean += weights @ (first + second) / 2 / len(said)
+    together = weight.T @ ((spread + spread.T) / 2 - len(said) * np.outer(mean, mean)) @ weight
     lengths = (weight.astype(np.float64) ** 2).sum(0)  # 1 / eigenvalue; 0 where none was told
     variance = np.where(lengths > 0, lengths[0] / np.maximum(lengths, lengths[0]), 0.0)
     values, directions = np.linalg.eigh((together + PRIOR * np.diag(variance)) / (len(said) + PRIOR))  # ascending

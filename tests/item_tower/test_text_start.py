@@ -195,6 +195,22 @@ def test_a_start_by_choices_finds_what_partners_share_even_where_texts_differ_li
     assert same_kind(_started(shape, items, pairs)) > 0.8
 
 
+def test_what_is_popular_is_no_direction_that_partners_share(shape: Shape) -> None:
+    """Pairs at random among products of one kind say that these are chosen, and not what goes together."""
+    rng = np.random.default_rng(5)
+    texts, popular = _texts(600), np.arange(600) < 60
+    for text, chosen in zip(texts, popular, strict=True):
+        text[:, -1] = 0.2 * (2 * chosen - 1)
+    items = _items(texts, [[]] * 600, [[]] * 600)
+    pairs = _partners(60_000, np.where(popular, 0, np.arange(600)), rng)
+    inside = popular[pairs.first]
+    pairs = Pairs(pairs.first[inside], pairs.second[inside], np.full(inside.sum(), 1 / inside.sum()))
+    shape = replace(shape, width=8)
+    made = _vectors(_started(shape, items, pairs), items)
+    alike = made @ made.T
+    assert alike[popular][:, popular].mean() - alike[popular][:, ~popular].mean() < 0.1
+
+
 def test_without_pairs_a_start_by_choices_is_that_by_texts(shape: Shape) -> None:
     items = _items([*_texts(50), np.zeros((0, TEXT_WIDTH))], [[3]] * 51, [[4]] * 51)
     shape = replace(shape, width=8)
