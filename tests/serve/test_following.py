@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -292,6 +294,22 @@ def test_following_goes_on_after_what_nobody_foresaw(
         asyncio.run(live())
     assert "staying with bundle old, the look for the active bundle" in caplog.text
     assert ("unforeseen" in caplog.text) == (where == "a look")
+
+
+def test_following_waits_for_no_thread_of_others(alone: Alone) -> None:
+    async def live() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        thaw = threading.Event()
+        frozen = asyncio.create_task(asyncio.to_thread(thaw.wait))
+        try:
+            async with running(alone.replica()) as replica:
+                alone.active = lambda: "new"
+                await until(lambda: replica.front.bundle.id == "new")
+            assert not frozen.done()
+        finally:
+            thaw.set()
+
+    asyncio.run(live())
 
 
 def test_a_task_that_is_cancelled_ends(alone: Alone) -> None:
