@@ -40,7 +40,7 @@ from serve.asking import Apart, Together, timely
 from serve.examples import described
 from serve.exposures import ExposureLog
 from serve.fallible import BackedFront
-from serve.following import Following
+from serve.following import LOADING_S, Following
 from serve.guard import Cors, Guard, Observe
 from serve.limits import LimitBody
 from serve.loaded import Loaded, connections, states, store_folder
@@ -52,8 +52,6 @@ from serve.stages import STAGES
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOADING_S = 300.0
-"""Longest wait for the first answer of a bundle: stages may have to load it."""
 OTHERS_S = 12.0
 """Longest wait for the database where there is no answer without it."""
 DEMO_USERS = 12
@@ -120,7 +118,8 @@ class Recommender:
     ) -> None:
         """`stages` are user tower, retriever and ranker; without them they live here.
 
-        Returns after a real answer has passed through them: until then Serve sends this replica no request.
+        Returns after a real answer has passed through them, or late and without it where one of them is down
+        (`Following.begin`): until then Serve sends this replica no request.
         """
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
@@ -157,7 +156,7 @@ class Recommender:
         return await timely(None, OTHERS_S, work, *given, **named)
 
     def _refused(self) -> dict[str, str] | None:
-        """The active bundle while another one answers, and why; without the store's path, as anybody may read it."""
+        """The active bundle while another one answers, and why; without the store's path."""
         refused = self._following.refused
         if refused is None:
             return None
@@ -289,7 +288,10 @@ class Recommender:
 
     @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, 503, probe=True))
     async def readyz(self) -> dict[str, Any]:
-        """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same."""
+        """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same.
+
+        Why a bundle is refused is told to those with a key, by GET /v1/bundles.
+        """
         if self._probe is None or self._probe.done():
             # in a context of its own: Serve cancels what a request asked of stages when its caller hangs up
             answering = self._answering.recommend(self._front, Request(k=1), whole=True)
@@ -302,7 +304,7 @@ class Recommender:
             "bundle": answer["bundle"],
             "milliseconds": answer["milliseconds"],
             "rules": self._front.rules.state(),
-            "refused": self._refused(),
+            "refused": None if self._following.refused is None else self._following.refused.bundle,
         }
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

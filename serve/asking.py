@@ -14,14 +14,14 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from rec.errors import DatabaseError
 from rec.index.connections import within
 from rec.recommend.walk import finish
-from serve.degrade import Unavailable
+from serve.degrade import Away, Unavailable
 from serve.stages import STAGES
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ class Asking(Protocol):
     async def ask(
         self, seconds: float, stage: type[S], method: Method[S, P, T], *given: P.args, **named: P.kwargs
     ) -> T:
-        """What the method of a stage answers. Raises Unavailable when it fails, refuses or takes too long."""
+        """What the method of a stage answers. Raises Unavailable when it fails, Away when it takes too long."""
 
     async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """What `work` returns, which asks the database. Raises DatabaseError when that fails or takes too long."""
@@ -80,9 +80,10 @@ class Apart:
         try:
             answer: T = await asyncio.wait_for(response, seconds)
         except TimeoutError:
-            raise Unavailable(f"{stage.__name__}: no answer within {seconds:g} s") from None
+            raise Away(f"{stage.__name__}: no answer within {seconds:g} s") from None
         except (RayError, RayServeException) as error:
-            raise Unavailable(f"{stage.__name__}: {str(error).splitlines()[-1]}") from error
+            failed = isinstance(error, RayTaskError) and not isinstance(error.cause, DatabaseError)
+            raise (Unavailable if failed else Away)(f"{stage.__name__}: {str(error).splitlines()[-1]}") from error
         return answer
 
     async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
@@ -113,6 +114,8 @@ class Together:
         try:
             with within(seconds):
                 return method(self._stages[stage], *given, **named)
+        except DatabaseError as error:
+            raise Away(f"{stage.__name__}: {error}") from error
         except Exception as error:  # whatever it is: behind a handle it would be Ray's
             raise Unavailable(f"{stage.__name__}: {error}") from error
 

@@ -9,6 +9,10 @@ class Unavailable(Exception):
     """A stage did not answer."""
 
 
+class Away(Unavailable):
+    """It is not there, or not in time, or its database is not: nothing is said of the bundle that it was asked for."""
+
+
 class Ladder:
     """What an answer does without, by reason code."""
 

@@ -229,7 +229,7 @@ READY: Examples = {
     "bundle": BUNDLE,
     "milliseconds": MILLISECONDS,
     "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
-    "refused": REFUSED,
+    "refused": REFUSED["bundle"],
 }
 
 PROBLEMS: Mapping[int, tuple[str, Examples]] = {

@@ -1,25 +1,36 @@
 """What a replica answers with: the active bundle, the experiment and the rules, as the database has them.
 
 It begins once a real answer has passed through every stage: for the active bundle or, where that one cannot be served,
-for one that was active before it. A bundle that is promoted later is loaded beside the one that answers and takes
-over after it has answered. One that cannot changes nothing else: rules and experiments go on being followed, each in
-a task of its own, for the bundle that answers.
+for one that was active before it. Where a stage stays down it begins without such an answer. A bundle that is promoted
+later is loaded beside the one that answers and takes over after it has answered. One that cannot changes nothing else:
+rules and experiments go on being followed, each in a task of its own, for the bundle that answers.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from rec.errors import DatabaseError, RecError
 from rec.index.connections import Connections
-from serve.degrade import Unavailable
+from serve.degrade import Away, Unavailable
 from serve.fallible import BackedFront
-from serve.loaded import FOLLOW_S, Loaded, active, experiment, startable, told, unstartable
+from serve.loaded import FOLLOW_S, Again, Attempts, Loaded, active, experiment, startable, told
 from serve.metrics import metrics
 from serve.trial import Trial
 
 log = logging.getLogger("ray.serve")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOADING_S = 300.0
+"""Longest wait for the first answer of a bundle: stages may have to load it."""
+AWAY = (DatabaseError, Away)
+"""What is not held against a bundle."""
 
 
 class Refused(NamedTuple):
@@ -28,6 +39,13 @@ class Refused(NamedTuple):
     bundle: str
     error: str
     """Why it cannot."""
+
+
+class Unproven(NamedTuple):
+    """The active bundle, loaded, whose stages did not all answer."""
+
+    bundle: str
+    again: Again
 
 
 class Following:
@@ -41,66 +59,119 @@ class Following:
     ) -> None:
         """`prove` has every stage answer for a front, and raises what one of them failed with."""
         self._pool, self._fronts, self._prove = pool, fronts, prove
+        # a thread for each look: others may all wait for a database that does not answer
+        self._threads = ThreadPoolExecutor(3, thread_name_prefix="following")
         self._tasks: list[asyncio.Task[None]] = []
-        self.trial = Trial(fronts, prove)
+        self._unproven: Unproven | None = None
+        self.trial = Trial(fronts, prove, self._threads)
         self.refused: Refused | None = None
 
     async def begin(self) -> None:
-        """Have a front that has answered, and follow from now on. Raises ArtifactError where there is none."""
-        said = []
-        for name in await asyncio.to_thread(startable, self._pool):
-            try:
-                self._take(await self._proven(name))
-                break
-            except DatabaseError:
-                raise
-            except Exception as error:
-                log.exception("not starting with bundle %s", name)
-                said.append(told(name, error))
-                self._refuse(name, error)
-        else:
-            raise unstartable(said)
-        looks = (self._look_for_rules, self._look_for_an_experiment, self._look_for_a_bundle)
-        self._tasks += [asyncio.create_task(self._follow(look)) for look in looks]
+        """Have a front, one that has answered if that can be, and follow from now on.
 
-    async def _follow(self, look: Callable[[], Awaitable[None]]) -> None:
+        A stage that is down is waited for as long as LOADING_S; answers then do without it. Raises ArtifactError where
+        no bundle can be loaded.
+        """
+        attempts, until = Attempts(), time.monotonic() + LOADING_S
+        names = await self._in_thread(startable, self._pool)
+        front = degraded = None
+        for name in names:
+            with attempts.at(name):
+                loaded = await self._loaded(name)
+                try:
+                    await self._patiently(loaded, until)
+                except AWAY as error:  # which says nothing of this bundle, and the next one would fare alike
+                    log.error("starting with bundle %s, which has not answered yet: %s", name, error)
+                except Unavailable:
+                    degraded = degraded or loaded
+                    raise
+                front = loaded
+                break
+        front = front or degraded
+        if front is None:
+            raise attempts.unstartable()
+        if front.bundle.id != names[0]:
+            self._refuse(names[0], attempts.errors[names[0]])
+        self._take(front)
+        looks = {
+            "rules": self._look_for_rules,
+            "an experiment": self._look_for_an_experiment,
+            "the active bundle": self._look_for_a_bundle,
+        }
+        self._tasks += [asyncio.create_task(self._follow(what, look)) for what, look in looks.items()]
+
+    async def _patiently(self, front: BackedFront, until: float) -> None:
+        """Prove a front, again and again while a stage is away and it is not yet `until`, monotonic seconds."""
+        while True:
+            try:
+                await self._prove(front)
+                return
+            except AWAY as error:
+                if time.monotonic() >= until:
+                    raise
+                log.warning("bundle %s has not answered yet: %s", front.bundle.id, error)
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _follow(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
                 await look()
             except (RecError, Unavailable) as error:
-                log.warning("staying with bundle %s and its rules: %s", self.front.bundle.id, error)
+                log.warning("staying with bundle %s, the look for %s failed: %s", self.front.bundle.id, what, error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # it was a call to a stage that Serve cancelled, and not this task
+                log.warning("staying with bundle %s, the look for %s was cut short", self.front.bundle.id, what)
             except Exception:  # whatever it is, the next round may go well; a task that ended would never say so
-                log.exception("staying with bundle %s and its rules", self.front.bundle.id)
+                log.exception("staying with bundle %s, the look for %s failed", self.front.bundle.id, what)
 
     async def _look_for_rules(self) -> None:
         front = self.front
-        await asyncio.to_thread(front.rules.refresh)
+        await self._in_thread(front.rules.refresh)
         if front is self.front:
             self._tell_rules()
 
     async def _look_for_an_experiment(self) -> None:
-        await self.trial.follow(await asyncio.to_thread(experiment, self._pool), self.front)
+        await self.trial.follow(lambda: self._in_thread(experiment, self._pool), lambda: self.front)
 
     async def _look_for_a_bundle(self) -> None:
-        name = await asyncio.to_thread(active, self._pool)
+        name = await self._in_thread(active, self._pool)
         if name != self.front.bundle.id:
+            if self._unproven is not None and self._unproven.bundle != name:
+                self._unproven = None
+            if self._unproven is not None and not self._unproven.again.due():
+                return
             try:
                 front = await self._proven(name)
-            except DatabaseError:
+            except AWAY:  # not the bundle's fault
                 raise
             except Exception as error:
                 self._refuse(name, error)
                 return
             log.info("bundle %s takes over from %s", name, self.front.bundle.id)
             self._take(front)
-        self.refused = None
+        self.refused = self._unproven = None
         metrics().refused(False)
 
+    async def _in_thread(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """What `work` returns, in a thread that nothing else needs."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *given, **named))
+
     async def _proven(self, name: str) -> BackedFront:
-        front = await asyncio.to_thread(self._fronts.get, name)
-        await asyncio.to_thread(front.rules.refresh)  # it may have been loaded long ago
-        await self._prove(front)
+        front = await self._loaded(name)
+        try:
+            await self._prove(front)
+        except Exception:
+            self._unproven = Unproven(name, Again.after(None if self._unproven is None else self._unproven.again))
+            raise
+        return front
+
+    async def _loaded(self, name: str) -> BackedFront:
+        front = await self._in_thread(self._fronts.get, name)
+        await self._in_thread(front.rules.refresh)  # it may have been loaded long ago
         return front
 
     def _take(self, front: BackedFront) -> None:

@@ -5,7 +5,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -22,15 +23,15 @@ A = TypeVar("A")
 R = TypeVar("R")
 T = TypeVar("T")
 
-KEPT = 2
-"""Bundles in memory at once."""
+KEPT = 3
+"""Bundles in memory at once: the one that answers, the active one where that is refused, and one that is tried."""
 STAND_INS = 2
 """Bundles that are tried at a start where the active one cannot be served."""
 FOLLOW_S = 2.0
 """How often a replica looks for the active bundle."""
 AGAIN_S, SELDOM_S = 2.0, 300.0
-"""A bundle that could not be loaded is tried again after AGAIN_S, and then after twice as long each time, up to
-SELDOM_S; at once where its files are others. To try is to hash all of it."""
+"""A bundle that could not be loaded, or did not answer, is tried again after AGAIN_S, and then after twice as long each
+time, up to SELDOM_S. To load one is to hash all of it: at once only where its files are others."""
 
 
 def connections(store: str, *, size: int) -> Connections:
@@ -56,10 +57,48 @@ def told(name: str, error: Exception) -> str:
     return first if isinstance(error, RecError) else f"bundle {name}: {type(error).__name__}: {first}"
 
 
-def unstartable(said: Sequence[str]) -> ArtifactError:
-    """The error that the bundles of `startable` cannot be had, each for its reason."""
-    also = "none was active before it" if len(said) == 1 else "neither can those that were active before it"
-    return ArtifactError(f"the active bundle cannot be served, and {also}: {'; '.join(said)}")
+class Attempts:
+    """Attempts to start with one of the bundles of `startable`."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Exception] = {}
+        """What failed, by id of the bundle."""
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Try bundle `name`; what is wrong with it is logged and kept. Raises DatabaseError, which is no bundle's."""
+        try:
+            yield
+        except DatabaseError:
+            raise
+        except Exception as error:
+            log.exception("not starting with bundle %s", name)
+            self.errors[name] = error
+
+    def unstartable(self) -> ArtifactError:
+        """The error that none can be had, each for its reason."""
+        said = [told(name, error) for name, error in self.errors.items()]
+        also = "none was active before it" if len(said) == 1 else "neither can those that were active before it"
+        return ArtifactError(f"the active bundle cannot be served, and {also}: {'; '.join(said)}")
+
+
+class Again(NamedTuple):
+    """When to try again."""
+
+    wait: float
+    """Seconds from the last attempt."""
+    at: float
+    """Monotonic seconds."""
+
+    @classmethod
+    def after(cls, earlier: "Again | None") -> "Again":
+        """After an attempt that failed just now, for which one waited as `earlier` says; None: it was the first."""
+        wait = AGAIN_S if earlier is None else min(2 * earlier.wait, SELDOM_S)
+        return cls(wait, time.monotonic() + wait)
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self.at
 
 
 def serving(pool: Connections) -> list[str]:
@@ -94,10 +133,7 @@ class _Refusal(NamedTuple):
     error: str
     files: object
     """What its files looked like (`_files`)."""
-    until: float
-    """Monotonic seconds; it is not tried before that."""
-    wait: float
-    """How long that was to wait, seconds."""
+    again: Again
 
 
 class Loaded(Generic[T]):
@@ -136,21 +172,16 @@ class Loaded(Generic[T]):
 
         Raises ArtifactError that names them.
         """
-        said = []
+        attempts = Attempts()
         for name in startable(pool):
-            try:
+            with attempts.at(name):
                 return self.get(name)
-            except DatabaseError:
-                raise
-            except Exception as error:
-                log.exception("not starting with bundle %s", name)
-                said.append(told(name, error))
-        raise unstartable(said)
+        raise attempts.unstartable()
 
     def _load(self, name: str) -> T:
         bundle.check_id(name)
         files, refusal = self._files(name), self._refused.get(name)
-        if refusal is not None and refusal.files == files and time.monotonic() < refusal.until:
+        if refusal is not None and refusal.files == files and not refusal.again.due():
             raise ArtifactError(refusal.error)
         try:
             opened = bundle.read(self._store, name)
@@ -159,8 +190,8 @@ class Loaded(Generic[T]):
         except DatabaseError:  # not the bundle's fault
             raise
         except Exception as error:
-            wait = AGAIN_S if refusal is None else min(2 * refusal.wait, SELDOM_S)
-            self._refused[name] = _Refusal(told(name, error), files, time.monotonic() + wait, wait)
+            again = Again.after(None if refusal is None else refusal.again)
+            self._refused[name] = _Refusal(told(name, error), files, again)
             raise
         self._refused.pop(name, None)
         return found

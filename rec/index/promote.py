@@ -184,14 +184,15 @@ def before(connection: Connection[Any]) -> str | None:
 def stand_ins(connection: Connection[Any]) -> list[str]:
     """Ids of bundles that may answer where the active one cannot be served, the last one first.
 
-    They were active before it and nobody rolled them back: those that it took the place of, as being of the same
-    training, and those that can be rolled back to.
+    They are of its recipe, were active before it, and nobody rolled them back: those that it took the place of, as
+    being of the same training, and those before them.
     """
     rows = connection.execute(
         "WITH current AS (SELECT p.number, p.promoted_at FROM promotions p JOIN active_bundle a ON a.bundle = p.bundle"
         "  WHERE p.retracted_at IS NULL ORDER BY p.number DESC LIMIT 1)"
-        " SELECT p.bundle FROM promotions p JOIN current c ON p.number < c.number AND p.bundle <> ("
-        "  SELECT bundle FROM active_bundle) WHERE p.retracted_at IS NULL OR p.retracted_at = c.promoted_at"
+        " SELECT p.bundle FROM promotions p JOIN current c ON p.number < c.number JOIN bundles b ON b.id = p.bundle"
+        "  JOIN active_bundle a ON a.bundle <> p.bundle JOIN bundles own ON own.id = a.bundle"
+        " WHERE b.catalogue = own.catalogue AND (p.retracted_at IS NULL OR p.retracted_at = c.promoted_at)"
         " GROUP BY p.bundle ORDER BY max(p.number) DESC"
     )
     return [name for (name,) in rows]

@@ -280,8 +280,8 @@ class Readiness(BaseModel):
     bundle: str
     milliseconds: dict[str, float]
     rules: RulesState
-    refused: RefusedBundle | None
-    """Null: the active bundle answers, or is being loaded."""
+    refused: str | None
+    """The active bundle, while another one answers; null: it answers itself, or is being loaded."""
 
 
 class Problem(BaseModel):

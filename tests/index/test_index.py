@@ -809,6 +809,11 @@ class TestPromotion:
         assert stand_ins() == []
         publish.run(tiny.make(tiny.config(tmp_path, seed=4)))
         assert stand_ins() == [first], "the third was rolled back, and the second with it"
+        other = publish.run(tiny.make(tiny.config(tmp_path, name="other")))["bundle"]
+        assert stand_ins() == [], "those of another recipe do not"
+        last = publish.run(tiny.make(tiny.config(tmp_path, seed=5)))["bundle"]
+        assert other not in stand_ins()
+        assert (last not in stand_ins(), first in stand_ins()) == (True, True)
 
     def test_a_rollback_stays_within_the_recipe(self, recipe: Config, tmp_path: Path) -> None:
         mine = publish.run(recipe)["bundle"]

@@ -1,24 +1,32 @@
 """How a replica follows bundles and rules: a bundle that cannot be served changes nothing else, even at a start."""
 
 import asyncio
+import itertools
 import logging
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from rec import bundle, postgres, publish
 from rec.config import Config
-from rec.errors import ArtifactError
+from rec.errors import ArtifactError, DatabaseError
 from rec.index import promote, rule_versions
 from rec.index.connections import Connections
 from rec.recommend.request import Request
 from serve import following, loaded
 from serve.answering import Answering
-from serve.asking import Together
+from serve.asking import Apart, Together
+from serve.degrade import Away, Unavailable
 from serve.exposures import ExposureLog
 from serve.fallible import BackedFront
 from serve.following import Following
@@ -157,6 +165,7 @@ def test_a_damaged_bundle_changes_nothing_but_what_is_said(world: World) -> None
 def test_a_bundle_whose_ranker_raises_does_not_take_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def live() -> None:
         async with running(world.replica()) as replica:
+            monkeypatch.setattr(loaded, "AGAIN_S", 0.2)
             with monkeypatch.context() as patch:
                 failing(patch, world.new.id)
                 world.promote()
@@ -225,37 +234,229 @@ def test_where_none_was_active_before_that_is_said(new_store: Callable[[], Path]
         Together(recipe.store)
 
 
-def test_following_goes_on_after_what_nobody_foresaw(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    looks = iter([KeyError("unforeseen"), "new"])
+class Alone:
+    """What a replica follows where nothing is loaded and nobody asked: bundles by name, proved by `prove`."""
 
-    def active(_: object) -> Any:
-        found = next(looks, "new")
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def __init__(self, patch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture, *startable: str) -> None:
+        self.active: Callable[[], str] = lambda: startable[0]
+        self.fails: Callable[[str], BaseException | None] = lambda name: None
+        self.proved: list[str] = []
+        self.told = Told()
+        patch.setattr(following, "FOLLOW_S", 0.001)
+        patch.setattr(following, "startable", lambda _: list(startable))
+        patch.setattr(following, "active", lambda _: self.active())
+        patch.setattr(following, "experiment", lambda _: None)
+        patch.setattr(following, "metrics", lambda: self.told)
+        for module in (following, loaded):
+            patch.setattr(module.log, "handlers", [log.handler])  # Ray's loggers may not propagate
 
-    def front(name: str) -> Any:
-        rules = SimpleNamespace(refresh=lambda: None, ruling=None)
+    def replica(self) -> Following:
+        """One that has not begun."""
+        fronts: Any = SimpleNamespace(get=self._front)
+        pool: Any = None
+        return Following(pool, fronts, self._prove)
+
+    def _front(self, name: str) -> Any:
+        rules = SimpleNamespace(refresh=lambda: None, ruling=SimpleNamespace(number=len(self.proved)))
         return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=rules)
 
-    async def prove(_: object) -> None:
-        return None
+    async def _prove(self, front: Any) -> None:
+        self.proved.append(front.bundle.id)
+        error = self.fails(front.bundle.id)
+        if error is not None:
+            raise error
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Alone:
+    return Alone(monkeypatch, caplog, "old", "older")
+
+
+@pytest.mark.parametrize("where", ["a look", "a stage"])
+def test_following_goes_on_after_what_nobody_foresaw(
+    alone: Alone, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    looks = iter([KeyError("unforeseen")] if where == "a look" else [])
+    calls = iter([asyncio.CancelledError("by Serve")] if where == "a stage" else [])
+
+    def active() -> str:
+        for error in looks:
+            raise error
+        return "new"
 
     async def live() -> None:
-        fronts: Any = SimpleNamespace(get=front)
-        pool: Any = None
-        async with running(Following(pool, fronts, prove)) as replica:
+        async with running(alone.replica()) as replica:
             assert replica.front.bundle.id == "old"
+            alone.active, alone.fails = active, lambda name: next(calls, None)
             await until(lambda: replica.front.bundle.id == "new")
 
-    monkeypatch.setattr(following, "FOLLOW_S", 0.001)
-    monkeypatch.setattr(following, "startable", lambda _: ["old"])
-    monkeypatch.setattr(following, "active", active)
-    monkeypatch.setattr(following, "experiment", lambda _: None)
-    monkeypatch.setattr(following.log, "handlers", [caplog.handler])  # Ray's loggers may not propagate
-    with caplog.at_level(logging.ERROR, logger="ray.serve"):
+    with caplog.at_level(logging.WARNING, logger="ray.serve"):
         asyncio.run(live())
-    assert "staying with bundle old" in caplog.text
-    assert "unforeseen" in caplog.text
+    assert "staying with bundle old, the look for the active bundle" in caplog.text
+    assert ("unforeseen" in caplog.text) == (where == "a look")
+
+
+def test_following_waits_for_no_thread_of_others(alone: Alone) -> None:
+    async def live() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        thaw = threading.Event()
+        frozen = asyncio.create_task(asyncio.to_thread(thaw.wait))
+        try:
+            async with running(alone.replica()) as replica:
+                alone.active = lambda: "new"
+                await until(lambda: replica.front.bundle.id == "new")
+            assert not frozen.done()
+        finally:
+            thaw.set()
+
+    asyncio.run(live())
+
+
+def test_a_task_that_is_cancelled_ends(alone: Alone) -> None:
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            tasks = replica._tasks
+            await until(lambda: alone.told.refuses == 0)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(live())
+
+
+def test_where_a_stage_fails_for_every_bundle_the_active_one_begins_without_it(alone: Alone) -> None:
+    alone.fails = lambda name: Unavailable("Ranker: a weight is no number")
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            assert (replica.front.bundle.id, replica.refused) == ("old", None)
+            assert alone.proved == ["old", "older"]
+            await until(lambda: alone.told.refuses == 0)
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("error", [Away("Ranker: the actor died"), DatabaseError("away")])
+def test_what_is_away_is_waited_for_at_a_start(alone: Alone, error: Exception) -> None:
+    fails = iter([error] * 5)
+    alone.fails = lambda name: next(fails, None)
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            assert (replica.front.bundle.id, replica.refused) == ("old", None)
+            assert alone.proved == ["old"] * 6
+
+    asyncio.run(live())
+
+
+def test_a_replica_begins_without_what_stays_away(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "LOADING_S", 0.05)
+    alone.fails = lambda name: Away("Ranker: the actor died")
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            assert (replica.front.bundle.id, replica.refused) == ("old", None)
+            assert len(alone.proved) > 1
+            assert set(alone.proved) == {"old"}
+            await until(lambda: alone.told.refuses == 0)
+
+    asyncio.run(live())
+
+
+def test_where_an_answer_fails_in_the_replica_itself_it_does_not_begin(alone: Alone) -> None:
+    alone.fails = lambda name: KeyError("unforeseen")
+    with pytest.raises(ArtifactError, match="bundle old: KeyError: 'unforeseen'; bundle older: KeyError"):
+        asyncio.run(alone.replica().begin())
+
+
+@pytest.mark.parametrize("error", [Away("Ranker: the actor died"), DatabaseError("away")])
+def test_what_is_away_is_not_held_against_the_next_bundle(
+    alone: Alone, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(loaded, "AGAIN_S", 0.001)
+    fails = iter([error] * 3)
+    refused = []
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+
+            def fails_for(name: str) -> Exception | None:
+                refused.append((replica.refused, alone.told.refuses == 1))
+                return next(fails, None)
+
+            alone.fails = fails_for
+            alone.active = lambda: "new"
+            await until(lambda: replica.front.bundle.id == "new")
+
+    asyncio.run(live())
+    assert refused == [(None, False)] * 4
+
+
+def test_a_bundle_that_does_not_answer_is_asked_ever_more_seldom(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], list[tuple[str, float]]()
+    monkeypatch.setattr(loaded, "AGAIN_S", 2.0)
+    monkeypatch.setattr(loaded, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+
+    def active() -> str:
+        now[0] += 1
+        return "new" if now[0] < 1_200 else "newer"
+
+    def fails(name: str) -> Exception:
+        asked.append((name, now[0]))
+        return Unavailable("Ranker: a weight is no number")
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            monkeypatch.setattr(following, "FOLLOW_S", 0)
+            alone.active, alone.fails = active, fails
+            await until(lambda: now[0] > 1_203)
+            assert replica.front.bundle.id == "old"
+
+    asyncio.run(live())
+    times = [at for name, at in asked if name == "new"]
+    assert [later - earlier for earlier, later in itertools.pairwise(times)] == [
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+        256,
+        300,
+        300,
+    ]
+    assert [at for name, at in asked if name == "newer"][:2] == [1_200, 1_202], "at once"
+
+
+@pytest.mark.parametrize(
+    ("cause", "away"),
+    [(DatabaseError("no connection"), True), (ArtifactError("torn"), False), (ZeroDivisionError("a weight"), False)],
+)
+def test_a_stage_whose_database_is_away_is_away(world: World, cause: Exception, away: bool) -> None:
+    def rank(*_: object) -> None:
+        raise cause
+
+    async def answer() -> None:
+        raise RayTaskError("rank", "Traceback", cause).as_instanceof_cause()
+
+    handle: Any = SimpleNamespace(rank=SimpleNamespace(remote=answer))
+    for asking in (world.together, Apart({Ranker: handle})):
+        with pytest.raises(Unavailable) as found:
+            asyncio.run(asking.ask(5, Ranker, rank))
+        assert isinstance(found.value, Away) == away
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), DeploymentUnavailableError(DeploymentID("Ranker")), None])
+def test_a_stage_that_is_dead_or_slow_is_away(error: Exception | None) -> None:
+    def rank(*_: object) -> None:
+        raise AssertionError
+
+    async def answer() -> None:
+        if error is not None:
+            raise error
+        await asyncio.sleep(30)
+
+    handle: Any = SimpleNamespace(rank=SimpleNamespace(remote=answer))
+    with pytest.raises(Away):
+        asyncio.run(Apart({Ranker: handle}).ask(0.05, Ranker, rank))

@@ -17,7 +17,8 @@ from tests.bundle import tiny
 
 
 def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None:
-    first, second, third = (assemble.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in (1, 2, 3))
+    names = [assemble.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in range(1, KEPT + 2)]
+    first, second, *others = names
     built: list[str] = []
 
     def build(opened: Bundle) -> str:
@@ -25,11 +26,11 @@ def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None
         return opened.id
 
     parts = Loaded(str(tmp_path), build)
-    for name in (first, second, first, third, first):
+    for name in (first, second, first, *others, first):
         assert parts.get(name) == name
-    assert (KEPT, built) == (2, [first, second, third])
+    assert built == names
     parts.get(second)
-    assert built[3:] == [second], "the one that was not used gave way"
+    assert built[KEPT + 1 :] == [second], "the one that was not used gave way"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so the test ends the thread

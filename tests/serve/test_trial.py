@@ -1,6 +1,8 @@
 """How a server takes part in an experiment: once its bundle has answered, with one bundle for each shopper."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -37,16 +39,24 @@ class Server:
     def __init__(self) -> None:
         self.fails: Exception | None = None
         self.proved: list[str] = []
-        self.trial = Trial(SimpleNamespace(get=front), self._prove)  # type: ignore[arg-type]
+        self.runs: Experiment | None = None
+        self.active: Any = ACTIVE
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.trial = Trial(SimpleNamespace(get=front), self._prove, ThreadPoolExecutor(1))  # type: ignore[arg-type]
 
     async def _prove(self, found: Any) -> None:
         self.proved.append(found.bundle.id)
+        self.meanwhile()
         if self.fails is not None:
             raise self.fails
 
+    async def _look(self) -> Experiment | None:
+        return self.runs
+
     def follow(self, found: Experiment | None, active: Any = ACTIVE) -> None:
-        """One look at the database."""
-        asyncio.run(self.trial.follow(found, active))
+        """One look at the database, which has the experiment `found`."""
+        self.runs, self.active = found, active
+        asyncio.run(self.trial.follow(self._look, lambda: self.active))
 
     def answers(self, active: Any = ACTIVE) -> list[tuple[str, Arm | None]]:
         """Bundle and arm of every shopper."""
@@ -106,3 +116,14 @@ def test_a_server_on_another_bundle_takes_no_part() -> None:
     assert server.proved == []
     server.follow(RUNNING)
     assert server.answers(other) == [("another", None)] * len(SHOPPERS), "it has just switched"
+    assert server.trial.fronts(other) == [other]
+
+
+@pytest.mark.parametrize("change", [{"runs": None}, {"runs": replace(RUNNING, number=4)}, {"active": front("another")}])
+def test_an_experiment_that_ended_while_its_bundle_was_tried_begins_nothing(change: dict[str, Any]) -> None:
+    server = Server()
+    server.meanwhile = lambda: vars(server).update(change)
+    server.follow(RUNNING)
+    assert server.proved == ["tried"]
+    assert server.answers() == EVERYBODY
+    assert server.trial.fronts(ACTIVE) == [ACTIVE]
