@@ -95,9 +95,12 @@ def fit(
             name=name,
             storage_path=str(storage.resolve()),
             # of drained nodes and of dead workers Ray Train keeps count apart
-            failure_config=FailureConfig(max_failures=train.max_failures, max_preemption_failures=train.max_failures),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # typed as Ray Train V1
+                max_failures=train.max_failures,
+                max_preemption_failures=train.max_failures,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # typed as Ray Train V1
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
