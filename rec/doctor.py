@@ -161,9 +161,8 @@ def token(environment: Mapping[str, str], home: Path) -> Finding:
         state: State = "fail" if remote else "warn"
         return Finding(name, state, "RAY_AUTH_MODE=disabled: who reaches Ray runs code", "set RAY_AUTH_MODE=token")
     if environment.get("RAY_AUTH_TOKEN"):
-        if (
-            environment.get("RAY_AUTH_MODE") != "token"
-        ):  # ray.init concludes the mode from the token, `ray job submit` does not
+        # ray.init concludes the mode from the token, `ray job submit` does not
+        if environment.get("RAY_AUTH_MODE") != "token":
             found = "in RAY_AUTH_TOKEN, which `ray job submit` sends only where RAY_AUTH_MODE=token"
             return Finding(name, "warn", found, "set RAY_AUTH_MODE=token")
         return Finding(name, "ok", "in RAY_AUTH_TOKEN")

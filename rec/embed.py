@@ -166,7 +166,11 @@ def _still_good(
     same = pc.fill_null(pc.equal(before, digests), False).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(same & ~_newer(read, item_tower.read_shape(tower)))
     values: FloatArray = found["vector"].combine_chunks().flatten().to_numpy()
-    yield rows, rows, values.reshape(len(found), -1)[place.to_numpy(zero_copy_only=False)[rows].astype(np.int64)]
+    kept = values.reshape(len(found), -1)
+    lies = place.to_numpy(zero_copy_only=False)[rows].astype(np.int64)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some = rows[start : start + BLOCK_ROWS]
+        yield some, some, kept[lies[start : start + BLOCK_ROWS]]
 
 
 def _newer(read: pa.Table, shape: item_tower.Shape) -> NDArray[np.bool_]:

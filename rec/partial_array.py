@@ -6,8 +6,10 @@
 
 A block's values are on disk before it is marked as done, so neither a killed process nor a lost machine leaves
 a mark without values. What is kept is decided once: a killed run cuts the same blocks and ends with the same bytes.
+The disk gives all room at the beginning: a mapped file that it has no room for kills the process that writes there.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rec import artifact
+from rec.errors import ArtifactError
 
 VALUES, DONE, BEGUN = "values.npy", "done.npy", "begun.npy"
 
@@ -68,16 +71,37 @@ def begun(folder: Path) -> bool:
 
 
 def begin(folder: Path, shape: tuple[int, ...], dtype: DTypeLike, units: int, good: Iterable[Piece]) -> None:
-    """Make the files of an array with `units` units, of which those that `good` gives are kept."""
+    """Make the files of an array with `units` units, of which those that `good` gives are kept.
+
+    Raises ArtifactError where the disk has no room for them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kept = np.zeros(units, dtype=np.bool_)
     made = np.lib.format.open_memmap(folder / VALUES, mode="w+", dtype=dtype, shape=shape)
+    _reserve(folder / VALUES)
     for some, where, values in good:
         made[where] = values
         kept[some] = True
     _flush(made)
     _save(folder / DONE, kept)
     _save(folder / BEGUN, kept)
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk give a sparse file all its room; where system or file system cannot, that shows only later."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return
+            raise ArtifactError(
+                f"the disk of {path} has no room for its {size / 1e9:.2f} GB ({error.strerror}): free some, or move "
+                "the store to a larger disk, and run again"
+            ) from error
 
 
 def _flush(mapped: NDArray[Any]) -> None:

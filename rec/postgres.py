@@ -11,6 +11,7 @@ certificate and name; without them libpq takes whatever the server offers.
 import json
 import logging
 import os
+import socket
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
 """Shared buffers of the embedded server: an eighth of the memory within these."""
 ENDED = "57P"
 """How codes of a server that is told to end, or crashes, begin; where it just is gone there is none."""
+WAIT_S = 5.0
+"""For a server that may run to answer."""
 MOST_WORKERS = 7
 """Of its building an index, beside the leader."""
 
@@ -173,10 +176,59 @@ def start(folder: Path, major: int, *, read_only: bool = False) -> str:
 
 def _forget_stranger(folder: Path) -> None:
     """Remove a killed server's note of its process where the number is another process's by now, as after a restart of
-    a container: the package would take that for the server, and Postgres would not start beside it."""
-    found = _noted(folder)
-    if found is not None and found.is_running() and not _is_server(found, folder):
-        (folder / PID_FILE).unlink()
+    a container: the package would take that for the server, and Postgres would not start beside it.
+
+    The server may as well run in another container of this host, which numbers its processes for itself: a second one
+    on the same folder would destroy it. Raises DatabaseError unless it is sure that none does.
+    """
+    noted, file = _noted(folder), folder / PID_FILE
+    if noted is None or (noted.is_running() and _is_server(noted, folder)):
+        return
+    listens, since, booted = _listens(noted), noted.start_time.timestamp(), psutil.boot_time()
+    if listens:
+        raise DatabaseError(
+            f"the Postgres of {folder} runs in another container, as process {noted.pid} there: stop it there, or give "
+            f"all who use it one server, in {URL_VARIABLE}"
+        )
+    # a socket that refuses is a dead server's, where no living process has its number, or all here began after it
+    gone = since < booted or (listens is False and (not _lives(noted) or since < _first_process(booted)))
+    if not gone:
+        raise DatabaseError(
+            f"{file} names process {noted.pid} as the Postgres of {folder}, which is none here, and whether one runs "
+            f"in another container cannot be told: where none does, remove {file} and run this again"
+        )
+    if noted.is_running():
+        file.unlink()
+
+
+def _listens(noted: Any) -> bool | None:
+    """Whether a server listens where PID_FILE says; None where that cannot be told, as where no socket is there."""
+    path = noted.socket_path
+    try:
+        with socket.socket(socket.AF_INET if path is None else socket.AF_UNIX) as tried:
+            tried.settimeout(WAIT_S)
+            tried.connect((noted.hostname or "localhost", noted.port) if path is None else str(path))
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _lives(noted: Any) -> bool:
+    """Whether the number is that of a process here, and not of one that ended and was not waited for."""
+    try:
+        return noted.is_running() and noted.process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _first_process(booted: float) -> float:
+    """Unix time of the start of the first process that has a number here: of the container, or of the host."""
+    try:
+        return max(booted, psutil.Process(1).create_time())
+    except psutil.Error:  # some systems show processes of their own user alone
+        return booted
 
 
 def configure(folder: Path, *, read_only: bool = False) -> None:

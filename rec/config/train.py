@@ -31,7 +31,7 @@ class Train(Branch):
     """What the forward pass computes in, as far as torch.autocast lets it; loss, weights and checkpoints are float32.
     The two towers do."""
     max_failures: int = Field(default=2, ge=0)
-    """Restarts of a failed worker group from the last checkpoint."""
+    """Restarts of a failed worker group from the last checkpoint; as many more for nodes that were drained."""
     wait_minutes: float = Field(default=15, gt=0)
     """How long a cluster may take to have room for the workers, at the start and after a loss."""
 

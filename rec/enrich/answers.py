@@ -22,6 +22,8 @@ from rec.vocab.std import StdVocabulary
 
 MAX_VALUE_CHARS = 60
 MAX_RE_PER_KEY = 8
+LLM = "llm"
+"""What values of a language model's answer name as their source."""
 TAGGER = "tagger"
 """What the tagger's labels name as their model, and their values as the source."""
 LABELS = 2
@@ -71,7 +73,7 @@ def read(answer: Answer, text: Canonical, vocabulary: StdVocabulary, report: Rep
     except ValidationError as error:
         why = "the token budget cut it" if answer.state == "cut" else error.errors()[0]["msg"]
         return Outcome("invalid", f"answer of {answer.model}: {why}", [], [])
-    source = TAGGER if answer.model == TAGGER else "llm"
+    source = TAGGER if answer.model == TAGGER else LLM
     dropped = 0
     std: list[Attribute] = []
     re: list[Attribute] = []
@@ -114,7 +116,7 @@ def _seen(
     known = vocabulary.values(key)
     report.unmapped.update((key, value) for value in values if value not in known)
     evidence = IMAGE + ",".join(pictures.sent)
-    return [Attribute(key, value, "llm", evidence) for value in values if value in known]
+    return [Attribute(key, value, LLM, evidence) for value in values if value in known]
 
 
 def _fits(value: str) -> bool:

@@ -57,7 +57,7 @@ def _sdk() -> ModuleType:
 
 
 def _http_client(sdk: ModuleType, **options: Any) -> Any:
-    """The SDK's own client; its error for a certificate is one that the SDK does not know, and so does not repeat."""
+    """The SDK's own client; its error for a certificate is one that newer SDKs do not know, and so do not repeat."""
 
     class Client(sdk.DefaultHttpxClient):  # type: ignore[name-defined]
         def send(self, request: Any, **more: Any) -> Any:
@@ -135,6 +135,8 @@ class OpenAI:
             raise EngineError(f"the endpoint {self._where} refuses this prompt: {self._said(error)}") from None
         except (sdk.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
             # the last four: a body that is no chat completion
+            if isinstance(error.__cause__, EndpointError):  # of `_http_client`, which older SDKs repeat and wrap
+                raise error.__cause__ from None
             self._count_failure(error)
             raise EngineError(f"the endpoint {self._where} gave no answer: {self._said(error)}") from None
         self._failures = 0

@@ -15,13 +15,13 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from rec.enrich.answers import TAGGER
+from rec.enrich.answers import LLM, TAGGER
 from rec.enrich.corrections import HUMAN, Correction
 from rec.enrich.review import Item, Sample
 from rec.enrich.text import clean
 from rec.vocab.std import UNKNOWN, StdVocabulary
 
-_SOURCES = ("llm", TAGGER, HUMAN, "rule", "given")
+_SOURCES = (LLM, TAGGER, HUMAN, "rule", "given")
 """Of several values with the same evidence the first one's source gives the mark its look."""
 _CODE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 

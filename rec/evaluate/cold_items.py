@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from rec import artifact, dataset, encode, histories
 from rec.config import Config, ItemTower
-from rec.enrich.answers import TAGGER
+from rec.enrich.answers import LLM, TAGGER
 from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
 from rec.evaluate.benchmark import Figures, figure
@@ -61,8 +61,6 @@ QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
 NO_LLM_RE, NO_RE, APART = "no-llm-re", "no-re", "apart"
 LIFTS = {NO_LLM_RE: "re", NO_RE: "re.all"}
 """Towers that lack RE, and the name of what the recipe's has more."""
-LLM = "llm"
-"""The source of a value that a language model gave."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]

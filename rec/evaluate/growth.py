@@ -10,7 +10,8 @@ times the largest would take on a cluster.
     SIZE.p50.growth_per_decade, SIZE.retrieval.growth_per_decade
                           the median of a whole request, and of its retrieval, on that catalogue over that on the one
                           before it, for ten times the products
-    STAGE.peak_growth     the peak of the largest catalogue over that of the middle one, of a tenth of its size
+    STAGE.peak_growth     the peak of the largest catalogue over that of the middle one, of a tenth of its size, or with
+                          --quick a quarter
     STAGE.marginal        the time of a further product from the middle to the largest catalogue over that from the
                           smallest to the middle one: 1 where time is linear in rows; left out where the middle one took
                           less than GROWN_S longer than the smallest

@@ -74,14 +74,13 @@ def fit(
     `loop_config` is plain data with absolute paths. Ray must have been started (`rec.runtime.start`).
     `options` is the name of the branch `train` in messages, `room` of what to lower where memory is out.
 
-    Raises ConfigError when a Ray of this process has too few CPUs or GPUs, TrainingError when workers died more than
-    `train.max_failures` times or could not be had, and at once what a worker raises that a user can mend (RecError);
-    ray.train.TrainingFailedError for all else.
+    Raises ConfigError when a Ray of this process has too few CPUs or GPUs, TrainingError when workers died or nodes
+    were drained more than `train.max_failures` times or workers could not be had, and at once what a worker raises that
+    a user can mend (RecError); ray.train.TrainingFailedError for all else.
     """
     room = room or f"{options}.batch_size"
     failures.check_room(train, options)
     run = storage / name
-    _drop_torn(run)
     resources: dict[str, float] = {"CPU": train.cpus_per_worker, "GPU": int(train.use_gpu)}
     made = partial(
         trainers.kind(),
@@ -95,13 +94,17 @@ def fit(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=train.max_failures),
+            # of drained nodes and of dead workers Ray Train keeps count apart
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # typed as Ray Train V1
+                max_failures=train.max_failures,
+                max_preemption_failures=train.max_failures,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # typed as Ray Train V1
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        result = _fitted(made, train.max_failures)
+        result = _fitted(made, run, train.max_failures)
     except ray.train.TrainingFailedError as failure:
         told = failures.sentence(failure, train, options, room, _epochs_done(run))
         if told is None:
@@ -111,15 +114,17 @@ def fit(
     return Path(result.checkpoint.path)
 
 
-def _fitted(made: Callable[[], trainers.Trainer], max_failures: int) -> ray.train.Result:
+def _fitted(made: Callable[[], trainers.Trainer], run: Path, max_failures: int) -> ray.train.Result:
     """The result of a trainer; another one goes on with the run where the node of Ray Train's own actors was lost."""
     for left in range(max_failures, 0, -1):
+        _drop_torn(run)
         try:
             return made().fit()
         except ray.train.ControllerError as error:
             if failures.never_started(error):
                 raise
             logger.warning("Ray Train's controller failed (%s): the run goes on, %d times more", error, left)
+    _drop_torn(run)
     return made().fit()
 
 
@@ -156,7 +161,10 @@ def _epochs_done(run: Path) -> int:
     """Epochs after which the run would go on."""
     if not (run / SNAPSHOT).exists():
         return 0
-    last = json.loads((run / SNAPSHOT).read_text(encoding="utf-8"))["latest_checkpoint_result"]
+    try:
+        last = json.loads((run / SNAPSHOT).read_text(encoding="utf-8"))["latest_checkpoint_result"]
+    except ValueError:
+        return 0  # torn: it would start over
     return 0 if last is None else len(history_of(run / last["checkpoint_dir_name"]))
 
 

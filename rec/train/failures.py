@@ -1,7 +1,8 @@
 """How a training on Ray Train ends that cannot go on: what is tried again, and the sentence for whoever started it.
 
-Tried again is what may go better: a killed worker, `max_failures` times, and a start for which the cluster has no room,
-for `wait_minutes`. What a user can mend ends the run at once: it would only be met again.
+Tried again is what may go better: a killed worker, a drained node and workers that died in their start, `max_failures`
+times each, and a start for which the cluster has no room, for `wait_minutes`. What a user can mend ends the run at
+once: it would only be met again.
 """
 
 import logging
@@ -22,21 +23,20 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from rec import runtime
 from rec.config import Train
 from rec.errors import RecError, TrainingError
 
-NOT_STARTED = (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)
-"""What Ray Train's controller repeats, without a bound of its own."""
+NO_ROOM = (WorkerGroupStartupTimeoutError, InsufficientClusterResourcesError)
 
 logger = logging.getLogger(__name__)
 
 
 class Policy(DefaultFailurePolicy):
-    """What Ray Train's controller does about a failure. Of itself it repeats all that a worker raises, and waits for
-    room without an end and without a word."""
+    """What Ray Train's controller does about a failure. Of itself it repeats all that a worker raises, and without an
+    end and a word waits for room and starts workers that die in their start."""
 
     def __init__(self, failures: FailureConfig, wait_s: float, asked: str) -> None:
         """`wait_s` is how long workers may take to start, `asked` what they need."""
@@ -44,13 +44,18 @@ class Policy(DefaultFailurePolicy):
         self._wait_s = wait_s
         self._asked = asked
         self._since: float | None = None
+        self._failed_starts = 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Whether to try again."""
         if mistake(training_failed_error) is not None:
             return FailureDecision.RAISE
-        if not isinstance(getattr(training_failed_error, "controller_failure", None), NOT_STARTED):
-            self._since = None  # they had started
+        why = getattr(training_failed_error, "controller_failure", None)
+        if not isinstance(why, WorkerGroupStartupTimeoutError):
+            self._since = None  # there was room
+            self._failed_starts += isinstance(why, WorkerGroupStartupFailedError)
+            if self._failed_starts > self.failure_config.max_failures:
+                return FailureDecision.RAISE
             return super().make_decision(training_failed_error)
         now = time.monotonic()
         if self._since is None:
@@ -73,7 +78,7 @@ def mistake(failure: BaseException) -> RecError | None:
 
 def never_started(failure: ray.train.ControllerError) -> bool:
     """Whether the workers could not be had, so that another try would be in vain."""
-    return isinstance(failure.controller_failure, (*NOT_STARTED, InsufficientClusterResourcesError))
+    return isinstance(failure.controller_failure, (*NO_ROOM, WorkerGroupStartupFailedError))
 
 
 def sentence(failure: Exception, train: Train, options: str, room: str, done: int) -> RecError | None:
@@ -84,20 +89,36 @@ def sentence(failure: Exception, train: Train, options: str, room: str, done: in
     met = mistake(failure)
     if met is not None:
         return met
-    if isinstance(failure, ray.train.ControllerError) and never_started(failure):
-        why = failure.controller_failure
-        told = "" if isinstance(why, WorkerGroupStartupTimeoutError) else f" ({_line(why)})"
-        within = f" within {train.wait_minutes:g} minutes" if isinstance(why, NOT_STARTED) else ""
+    times = f"{train.max_failures + 1} times"
+    why = getattr(failure, "controller_failure", None)
+    if isinstance(why, WorkerGroupStartupFailedError):
         return TrainingError(
-            f"{asked(train)} could not be had{within}{told}: {had()}; add nodes, raise {options}.wait_minutes or lower "
+            f"{asked(train)} had room and died in their start {times}, the last time so: {_line(why)}. The logs of "
+            f"their nodes tell why; {going_on(done)}"
+        )
+    if isinstance(why, NO_ROOM):
+        late = isinstance(why, WorkerGroupStartupTimeoutError)
+        told = f" within {train.wait_minutes:g} minutes" if late else f" ({_line(why)})"
+        return TrainingError(
+            f"{asked(train)} could not be had{told}: {had()}; add nodes, raise {options}.wait_minutes or lower "
             f"{options}.num_workers; {going_on(done)}"
         )
-    errors = [getattr(failure, "controller_failure", None), *getattr(failure, "worker_failures", {}).values()]
-    deaths = [death for death in map(_death, errors) if death is not None]
+    if isinstance(failure, PreemptionError):
+        return TrainingError(
+            f"nodes of the training were drained {times}: use nodes that stay, or raise {options}.max_failures; "
+            f"{going_on(done)}"
+        )
+    lost = _death(why)
+    if lost is not None:
+        return TrainingError(
+            f"the process that leads the training died {times}, the last time so: {_line(lost)}. Where memory of its "
+            f"node ran out, as the system's log tells, free some; {going_on(done)}"
+        )
+    deaths = [death for death in map(_death, getattr(failure, "worker_failures", {}).values()) if death is not None]
     if deaths:
         return TrainingError(
-            f"workers of the training died {train.max_failures + 1} times, the last time so: {_line(deaths[0])}. Where "
-            f"memory ran out, as the system's log tells, lower {room}; {going_on(done)}"
+            f"workers of the training died {times}, the last time so: {_line(deaths[0])}. Where memory ran out, as the "
+            f"system's log tells, lower {room}; {going_on(done)}"
         )
     return None
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from rec.evaluate import growth
 from tests.cluster.manifests import CLUSTER, Manifest, one, read
 
 GUIDE = (CLUSTER / "README.md").read_text(encoding="utf-8")
@@ -77,19 +78,43 @@ def test_limits_of_servers_hold_the_catalogues_that_the_guide_says() -> None:
         assert memory(held) <= int(gib)
 
 
+def _stages() -> list[list[str]]:
+    """The rows of the table of stages that are stages."""
+    lines = GUIDE[GUIDE.index("| stage |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    found = [cells for cells in rows if re.match(r"[\d,]+ s,", cells[1])]
+    assert len(found) == 11
+    return found
+
+
+def _taken(cell: str) -> growth.Taken:
+    seconds, gib = re.fullmatch(r"([\d,]+) s, ([\d.]+) GiB", cell).groups()  # type: ignore[union-attr]
+    return growth.Taken(float(seconds.replace(",", "")), float(gib))
+
+
+def test_the_last_column_of_the_table_of_stages_is_computed_from_the_others() -> None:
+    stages = _stages()
+    grown = {
+        str(size): growth.Grown(
+            {cells[0].split(",")[0]: _taken(cells[column]) for cells in stages}, {"total": 1, "retrieval": 1}, 1, 1
+        )
+        for column, size in enumerate(SIZES, 1)
+    }
+    far = growth.figures(grown, {str(size): size for size in SIZES})
+    for cells in stages:
+        stage = cells[0].split(",")[0]
+        assert (stage in growth.SERIAL) == cells[6].startswith("no"), stage
+        # seconds in the table are whole, hours have one digit
+        further = (100 * SIZES[2] / (1 if stage in growth.SERIAL else growth.NODES) - SIZES[2]) / (SIZES[2] - SIZES[1])
+        within = 0.06 + (0.5 + further) / 3_600
+        assert float(cells[-1].removesuffix(" h")) == pytest.approx(far[f"100m.{stage}.hours"]["value"], abs=within)
+
+
 @pytest.mark.parametrize("size", ["100,000", "1,000,000"])
 def test_the_whole_of_the_table_of_stages_is_the_sum_of_its_parts(size: str) -> None:
     """Seconds of a catalogue's stages; of the last column the hours."""
-    header = _row("stage |")
-    column = header.index(f"{size}")
-    start = GUIDE.index("| stage |")
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in GUIDE[start:].split("\n\n")[0].splitlines()[2:]
-    ]
-    stages = [cells for cells in lines if re.match(r"[\d,]+ s,", cells[column])]
-    assert len(stages) == 11
-    seconds = sum(int(cells[column].split(" s,")[0].replace(",", "")) for cells in stages)
+    column, stages = _row("stage |").index(size), _stages()
+    seconds = sum(_taken(cells[column]).seconds for cells in stages)
     told, unit = re.match(r"([\d.]+) (min|h)", _row("all |")[column]).groups()  # type: ignore[union-attr]
     assert float(told) == pytest.approx(seconds / {"min": 60, "h": 3_600}[unit], abs=0.06)
     hours = [float(cells[-1].removesuffix(" h")) for cells in stages]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -117,6 +118,21 @@ def test_an_expired_certificate_is_final(tmp_path: Path, monkeypatch: pytest.Mon
         "the certificate of the endpoint localhost is not accepted (certificate has expired): renew it, or name in "
         "SSL_CERT_FILE, on every node, a file with the authority that signed it"
     )
+
+
+def test_a_certificate_is_told_of_also_by_an_sdk_that_wraps_what_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serve(lambda *_: chat('{"a": 1}')) as endpoint:
+        made = engine(endpoint)
+
+        def wraps(**_: Any) -> None:
+            request = httpx.Request("POST", endpoint.url)
+            raise made._sdk.APIConnectionError(request=request) from EndpointError("the certificate is not accepted")
+
+        monkeypatch.setattr(made._client.chat.completions, "create", wraps)
+        with pytest.raises(EndpointError, match=r"^the certificate is not accepted$"):
+            made.complete("?", SCHEMA, 10)
 
 
 def test_a_slow_endpoint_is_given_up() -> None:

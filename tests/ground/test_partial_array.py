@@ -1,8 +1,11 @@
 """Arrays in files: what is done survives the process that did it."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from rec import partial_array
+from rec.errors import ArtifactError
 from rec.partial_array import PartialArray
 
 WORK: dict[str, Any] = {"kind": "squares", "version": 1, "inputs": {}, "config": {}}
@@ -54,6 +58,45 @@ def test_what_a_killed_process_finished_is_there_and_the_rest_waits(begun: Path)
     assert array.kept.sum() == 2, "what was done since is not kept from before"
     array.remove()
     assert not begun.exists()
+
+
+def test_values_are_on_disk_before_they_are_marked(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lost machine keeps: a kill alone leaves what the system has in memory."""
+    array, units = PartialArray(begun), BLOCKS[0]
+    flush, seen = partial_array._flush, []
+
+    def watched(mapped: np.memmap) -> None:
+        seen.append((mapped[units].tolist(), np.load(begun / partial_array.DONE)[units].tolist()))
+        flush(mapped)
+
+    monkeypatch.setattr(partial_array, "_flush", watched)
+    array.put(units, units, units**2)
+    assert seen == [([1, 4], [False, False])]
+    assert array.waiting(BLOCKS) == [1]
+
+
+def test_the_beginning_has_the_room_of_the_whole_or_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial_array.begin(tmp_path / "large", (1_000, 128), np.float32, 1_000, [])
+    file = (tmp_path / "large" / partial_array.VALUES).stat()
+    assert file.st_blocks * 512 >= file.st_size, "not sparse"
+
+    def refuses(number: int) -> Callable[..., None]:
+        def fallocate(*asked: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fallocate
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses(errno.ENOSPC))
+    with pytest.raises(
+        ArtifactError, match=r"values\.npy has no room for its 0\.00 GB \(No space left on device\): free"
+    ):
+        partial_array.begin(tmp_path / "full", (6,), np.int64, 6, [])
+    assert not partial_array.begun(tmp_path / "full")
+    monkeypatch.setattr(os, "posix_fallocate", refuses(errno.EOPNOTSUPP))
+    partial_array.begin(tmp_path / "odd", (6,), np.int64, 6, [])
+    assert PartialArray(tmp_path / "odd").values.tolist() == [0] * 6
 
 
 def test_an_array_whose_beginning_was_killed_begins_again(begun: Path) -> None:

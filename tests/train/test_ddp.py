@@ -131,18 +131,23 @@ def test_too_few_rows_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         ddp.batches(3, 8, np.random.default_rng(0))
 
 
-def test_a_run_whose_controller_is_lost_goes_on_as_often_as_workers_may_fail() -> None:
+def test_a_run_whose_controller_is_lost_goes_on_as_often_as_workers_may_fail(tmp_path: Path) -> None:
     tries: list[int] = []
+    snapshot = tmp_path / "run" / ddp.SNAPSHOT
 
     class Lost:
         def fit(self) -> str:
             tries.append(1)
+            assert not snapshot.exists(), "what the try before was writing is gone"
             if len(tries) < 3:
+                snapshot.parent.mkdir()
+                snapshot.write_text('{"torn', encoding="utf-8")
                 raise ray.train.ControllerError(RuntimeError("its node is gone"))
             return "the result"
 
-    assert ddp._fitted(Lost, 2) == "the result"
+    assert ddp._fitted(Lost, snapshot.parent, 2) == "the result"
     tries.clear()
     with pytest.raises(ray.train.ControllerError, match="its node is gone"):
-        ddp._fitted(Lost, 1)
+        ddp._fitted(Lost, snapshot.parent, 1)
     assert len(tries) == 2
+    assert ddp._epochs_done(snapshot.parent) == 0, "of the torn list: the sentence is told"

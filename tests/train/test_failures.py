@@ -15,6 +15,8 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from rec.config import Train
 from rec.errors import InputError, TrainingError
@@ -23,6 +25,8 @@ from rec.train import failures
 TRAIN = Train(num_workers=2, cpus_per_worker=3, max_failures=1, wait_minutes=4)
 RAISE, RETRY = FailureDecision.RAISE, FailureDecision.RETRY
 LATE = ControllerError(WorkerGroupStartupTimeoutError(2))
+DEAD_START = ControllerError(WorkerGroupStartupFailedError("the workers\nfailed to import"))
+DRAINED = PreemptionError(PreemptionInfo(None, {"a node": [1]}))
 DIED = WorkerGroupError("died", {1: WorkerHealthCheckFailedError("a check", ActorDiedError())})
 
 
@@ -59,10 +63,30 @@ def test_room_is_waited_for_so_long_at_each_start(
     assert decide(DIED) == RETRY, "they had started after all"
     clock(900)
     assert decide(LATE) == RETRY
-    clock(1_000)
-    assert decide(ControllerError(WorkerGroupStartupFailedError("an import"))) == RETRY
     clock(1_080)
     assert decide(LATE) == RAISE
+
+
+def test_workers_that_die_in_their_start_are_tried_again_so_often_and_not_so_long(
+    clock: Callable[[float], None],
+) -> None:
+    decide = failures.Policy(FailureConfig(max_failures=1), 30, "2 workers").make_decision
+    clock(1)
+    assert decide(DEAD_START) == RETRY, "nothing was waited for yet"
+    clock(2)
+    assert decide(DEAD_START) == RAISE, "an error of the start itself is only met again"
+    decide = policy().make_decision
+    clock(60)
+    assert decide(LATE) == RETRY
+    clock(200)
+    assert decide(DEAD_START) == RETRY
+    clock(400)
+    assert decide(LATE) == RETRY, "there had been room: it is waited for anew"
+
+
+def test_drained_nodes_are_tried_again_so_often(clock: Callable[[float], None]) -> None:
+    made = failures.Policy(FailureConfig(max_failures=0, max_preemption_failures=1), 30, "2 workers")
+    assert [made.make_decision(DRAINED), made.make_decision(DRAINED)] == [RETRY, RAISE]
 
 
 @pytest.mark.parametrize(
@@ -75,15 +99,23 @@ def test_room_is_waited_for_so_long_at_each_start(
             "after epoch 5, with others it starts over",
         ),
         (
-            ControllerError(WorkerGroupStartupFailedError("the workers\nfailed to import")),
-            "2 workers x 3 CPUs could not be had within 4 minutes (the workers failed to import): the cluster has",
+            DEAD_START,
+            "2 workers x 3 CPUs had room and died in their start 2 times, the last time so: the workers failed to "
+            "import. The logs of their nodes tell why; run again with",
         ),
         (
             ControllerError(InsufficientClusterResourcesError("at most 4 CPUs")),
             "2 workers x 3 CPUs could not be had (at most 4 CPUs): the cluster has 3 CPUs; add nodes",
         ),
         (DIED, "workers of the training died 2 times, the last time so: The actor died unexpectedly before finishing"),
-        (ControllerError(ActorDiedError()), "workers of the training died 2 times, the last time so: The actor died"),
+        (
+            ControllerError(ActorDiedError()),
+            "the process that leads the training died 2 times, the last time so: The actor died",
+        ),
+        (
+            DRAINED,
+            "nodes of the training were drained 2 times: use nodes that stay, or raise tower.train.max_failures; run",
+        ),
         (
             WorkerGroupError("", {0: WorkerHealthCheckFailedError("a check", OutOfMemoryError("low on memory"))}),
             "so: low on memory. Where memory ran out, as the system's log tells, lower tower.chunk_size; run again",
