@@ -217,10 +217,20 @@ def _memory() -> int:
     return total
 
 
-def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
-    """A connection to a server whose pgvector is recent enough; creates the extension when allowed."""
+def connect(
+    database_url: str,
+    *,
+    autocommit: bool = False,
+    kind: type[psycopg.Connection[Any]] = psycopg.Connection,
+    connect_timeout: int = 10,
+    **route: int,
+) -> psycopg.Connection[TupleRow]:
+    """A connection, of `kind`, to a server whose pgvector is recent enough; creates the extension when allowed.
+
+    `connect_timeout` in seconds and `route` are options of libpq.
+    """
     try:
-        connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
+        connection = kind.connect(database_url, autocommit=autocommit, connect_timeout=connect_timeout, **route)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
         raise _refused(error) or DatabaseError(
             f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}"
