@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 DEADLINE_S = 5.0
 """Longest time for an answer. What is not there by then is done without: Serve would say 408 after `request_timeout_s`.
-It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another. Where
-the user tower takes all of its own as well, those after it share what is left."""
+It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another.
+Where the user tower takes all of its own as well, those after it share what is left."""
 LOOK_UP_S = 0.75
 """Longest wait for what is looked up by id, the shopper and prices; the answer then does without, as with the next."""
 RANKER_S = 1.5

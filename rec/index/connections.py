@@ -136,7 +136,7 @@ class Watched(Connection[Any]):
 
 @contextmanager
 def watched(database_url: str) -> Iterator[Connection[Any]]:
-    """`postgres.session` for a server: nobody waits for it longer than `within` and for a statement than STATEMENT_MS."""
+    """`postgres.session` for a server: nothing in it takes longer than `within`, and no statement than STATEMENT_MS."""
     left = _left()
     if left <= 0:
         raise _no_time()
