@@ -13,7 +13,7 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ MIN_POSTGRES = 16
 """The oldest major version that tests run on."""
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
+ROUTE = {"connect_timeout": 10}
+"""How long a job waits for a server to answer at all, seconds."""
 SETTINGS_FILE, PID_FILE = "rec.conf", "postmaster.pid"
 UPGRADING, READY = "postgres-upgrading", "ready.json"
 """Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
@@ -222,15 +224,15 @@ def connect(
     *,
     autocommit: bool = False,
     kind: type[psycopg.Connection[Any]] = psycopg.Connection,
-    connect_timeout: int = 10,
-    **route: int,
+    route: Mapping[str, int] = ROUTE,
 ) -> psycopg.Connection[TupleRow]:
     """A connection, of `kind`, to a server whose pgvector is recent enough; creates the extension when allowed.
 
-    `connect_timeout` in seconds and `route` are options of libpq.
+    `route`: options of libpq.
     """
+    options: dict[str, Any] = dict(route)
     try:
-        connection = kind.connect(database_url, autocommit=autocommit, connect_timeout=connect_timeout, **route)
+        connection = kind.connect(database_url, autocommit=autocommit, **options)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
         raise _refused(error) or DatabaseError(
             f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}"

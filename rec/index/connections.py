@@ -141,7 +141,7 @@ def watched(database_url: str) -> Iterator[Connection[Any]]:
     if left <= 0:
         raise _no_time()
     route = {**ROUTE, "connect_timeout": math.ceil(min(ROUTE["connect_timeout"], left))}
-    with _refusals(), postgres.connect(database_url, kind=Watched, **route) as connection:
+    with _refusals(), postgres.connect(database_url, kind=Watched, route=route) as connection:
         connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(STATEMENT_MS),))
         connection.commit()
         yield connection
