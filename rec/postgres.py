@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ MIN_POSTGRES = 16
 """The oldest major version that tests run on."""
 MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
+ROUTE = {"connect_timeout": 10}
+"""How long a job waits for a server to answer at all, seconds."""
 SETTINGS_FILE, PID_FILE = "rec.conf", "postmaster.pid"
 UPGRADING, READY = "postgres-upgrading", "ready.json"
 """Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
@@ -269,10 +271,20 @@ def _memory() -> int:
     return total
 
 
-def connect(database_url: str, *, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
-    """A connection to a server whose pgvector is recent enough; creates the extension when allowed."""
+def connect(
+    database_url: str,
+    *,
+    autocommit: bool = False,
+    kind: type[psycopg.Connection[Any]] = psycopg.Connection,
+    route: Mapping[str, int] = ROUTE,
+) -> psycopg.Connection[TupleRow]:
+    """A connection, of `kind`, to a server whose pgvector is recent enough; creates the extension when allowed.
+
+    `route`: options of libpq.
+    """
+    options: dict[str, Any] = dict(route)
     try:
-        connection = psycopg.connect(database_url, autocommit=autocommit, connect_timeout=10)
+        connection = kind.connect(database_url, autocommit=autocommit, **options)
     except psycopg.Error as error:  # ProgrammingError where the URL itself is malformed
         raise _refused(error) or DatabaseError(
             f"Postgres does not answer ({without_secret(error)}): check {URL_VARIABLE}"

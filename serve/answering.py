@@ -74,9 +74,10 @@ class Answering:
         with watch.lap("explanation"):
             items = await listed(front, stages, passage)
         funnel = asdict(passage.funnel(len(front.shelf)))
-        metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
         exposure_id = new_id()
-        if not whole and not request.without:  # a probe is no shopper, and nobody shops by half a list
+        if not whole:  # a probe is no shopper
+            metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
+        if not whole and not request.without:  # nor does anybody shop by half a list
             scores = passage.candidates.scores
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)

@@ -29,7 +29,7 @@ from ray.serve.handle import DeploymentHandle
 from rec import api_keys, postgres
 from rec.haproxy import ANYWHERE
 from rec.index import exposures, forget, live_events
-from rec.index.connections import Connections
+from rec.index.connections import Connections, watched
 from rec.recommend.front import Front
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
@@ -92,9 +92,10 @@ def _checked(front: Front, body: api.RecommendBody) -> Request:
     return body.request()
 
 
-def _forgotten(forgetting: Callable[[str, str, str], T], store: str, recipe: str, name: str) -> T:
-    """What `forgetting` does to whoever has the id `name`, over a connection of its own."""
-    return forgetting(postgres.url(store, create=False), recipe, name)
+def _forgotten(forgetting: Callable[[str, str, str, forget.Session], T], store: str, recipe: str, name: str) -> T:
+    """What `forgetting` does to whoever has the id `name`, over a connection of its own, which holds its thread no
+    longer than the caller waits."""
+    return forgetting(postgres.url(store, create=False), recipe, name, watched)
 
 
 ROUTING = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from rec.retrieval import Candidates
 from serve.asking import Asking
 from serve.degrade import Ladder, Unavailable
 from serve.exposures import Shop
-from serve.stages import Ranker, Retriever, UserTower
+from serve.stages import STAGE_S, Ranker, Retriever, UserTower
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -29,11 +29,10 @@ T = TypeVar("T")
 
 DEADLINE_S = 5.0
 """Longest time for an answer. What is not there by then is done without: Serve would say 408 after `request_timeout_s`.
-It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another."""
+It is the sum of the waits for shopper, retrieval, ranker and prices, so that none of them is to blame for another.
+Where the user tower takes all of its own as well, those after it share what is left."""
 LOOK_UP_S = 0.75
 """Longest wait for what is looked up by id, the shopper and prices; the answer then does without, as with the next."""
-STAGE_S = 2.0
-"""Longest wait for the user tower or retrieval."""
 RANKER_S = 1.5
 """Longest wait for the ranker; the answer is then in retrieval order."""
 
@@ -51,7 +50,8 @@ class Fallible:
     """The stages and the database for one request, and what takes the place of those that do not answer."""
 
     def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, until: float) -> None:
-        """`until`: when the answer is due, monotonic seconds. Where it must be whole, a stage may take all of that."""
+        """`until`: when the answer is due, monotonic seconds. Where it must be whole, a stage may take all of that, but
+        a search of the database no more than STAGE_S."""
         self._asking, self.blocking = asking, asking.blocking
         self._front, self._ladder, self._until = front, ladder, until
         self._bundle = front.bundle.id

@@ -22,8 +22,8 @@ class Searching:
         self._asked = 0
 
     async def find(self, front: Front, query: str, limit: int, *, evidence: bool) -> list[dict[str, Any]]:
-        """The products that hold every word of `query`, with the prices of now; `evidence`: with what
-        says their attributes.
+        """The products that hold every word of `query`, with the prices of now; `evidence`: with what says their
+        attributes.
 
         Raises Unavailable beyond MOST, DatabaseError beyond SEARCH_S.
         """

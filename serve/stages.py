@@ -1,8 +1,12 @@
 """The three stages behind the ingress. Each answers for the bundle it is asked for, or says that it cannot."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from rec.bundle import Bundle
+from rec.index.connections import within
 from rec.index.search import Filters
 from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Encoded, Ranked
@@ -18,6 +22,8 @@ from serve.sampler import RecallSampler
 
 CONNECTIONS = 4
 """Database connections of one retriever replica."""
+STAGE_S = 2.0
+"""Longest wait for the user tower or retrieval."""
 
 
 class _Encoding:
@@ -60,6 +66,13 @@ class Retriever:
     def _retriever(self, bundle: Bundle) -> BundleRetriever:
         return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
 
+    @contextmanager
+    def _asked(self, bundle: str) -> Iterator[BundleRetriever]:
+        """Bounded here as well: a limit of the caller's does not pass a handle. Loading the bundle may take longer."""
+        retriever = self._retrievers.get(bundle)
+        with within(STAGE_S):
+            yield retriever
+
     def retrieve(
         self,
         bundle: str,
@@ -71,23 +84,25 @@ class Retriever:
         vector: np.ndarray,
     ) -> Retrieved:
         """k candidates for a user vector float32[d] of `state`, and those of the rows `also` that pass."""
-        return self._retrievers.get(bundle).retrieve(
-            vector, k, state=state, exclude=exclude, filters=filters, also=also
-        )
+        with self._asked(bundle) as retriever:
+            return retriever.retrieve(vector, k, state=state, exclude=exclude, filters=filters, also=also)
 
     def popular(
         self, bundle: str, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
     ) -> Retrieved:
         """k popular candidates for `state` without a user vector, and those of the rows `also` that pass."""
-        return self._retrievers.get(bundle).popular(k, state=state, exclude=exclude, filters=filters, also=also)
+        with self._asked(bundle) as retriever:
+            return retriever.popular(k, state=state, exclude=exclude, filters=filters, also=also)
 
     def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows that are in stock and pass `filters`."""
-        return self._retrievers.get(bundle).passing(rows, filters)
+        with self._asked(bundle) as retriever:
+            return retriever.passing(rows, filters)
 
     def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """The k nearest products to an item row, without itself and the rows `exclude`."""
-        return self._retrievers.get(bundle).similar(row, k, exclude)
+        with self._asked(bundle) as retriever:
+            return retriever.similar(row, k, exclude)
 
 
 class Ranker:

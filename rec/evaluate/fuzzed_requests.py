@@ -105,11 +105,13 @@ def requests(known: Known) -> SearchStrategy[Sent]:
         "POST /v1/explain": st.fixed_dictionaries({"product_id": products}, optional=recommend),
         "POST /v1/events": st.fixed_dictionaries({"events": _lists(_live_event(products, users), 101)}),
     }
+    evidence = {"evidence": _mostly(st.booleans(), _anything())}
     query = {"exclude": _lists(products, 5), "k": _k(), "rules": _mostly(st.booleans(), _anything())}
     filters = {"category": _lists(categories, 3), "price_min": _numbers(0, 200), "price_max": _numbers(0, 200)}
-    limit = {"query": _names(["red dress", "옷"]), "limit": _k()}
+    limit = {"query": _names(["red dress", "옷"]), "limit": _k()} | evidence
+    similar = {"k": _k()} | evidence
     without_body = [
-        ("GET /v1/products/{product_id}/similar", products, st.fixed_dictionaries({}, optional={"k": _k()})),
+        ("GET /v1/products/{product_id}/similar", products, st.fixed_dictionaries({}, optional=similar)),
         ("GET /v1/explain", st.none(), st.fixed_dictionaries({"product_id": products}, optional=query | filters)),
         ("GET /v1/users/{user_id}", users, st.just({})),
         ("DELETE /v1/users/{user_id}", users, st.just({})),
@@ -214,6 +216,7 @@ def _recommend(products: Json, users: Json, categories: Json) -> dict[str, Json]
         "exclude": _mostly(_lists(products, 1_000), _anything()),
         "rules": _mostly(st.booleans(), _anything()),
         "without": _mostly(st.lists(st.sampled_from(("user_tower", "ranking")), max_size=2), _anything()),
+        "evidence": _mostly(st.booleans(), _anything()),
         "unknown": _anything(),
     }
 

@@ -1,8 +1,8 @@
 """Connections of a server: pooled, set for vector search, and failing with a DatabaseError.
 
 Nobody waits for ever, whatever becomes of Postgres. `statement_timeout` ends a statement that is slow, but it is the
-server that counts: one that is frozen, or beyond a cut network, does not. So the client counts as well, and closes a
-connection on which it has waited too long.
+server that counts: one that is frozen, or beyond a cut network, does not. So the client counts as well: it cancels a
+statement that it waits for no longer, and closes a connection whose server says nothing to that.
 """
 
 import logging
@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from pgvector.psycopg import register_vector
-from psycopg import Connection
+from psycopg import Connection, capabilities, errors
 from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from rec import postgres, tracing
@@ -38,11 +39,12 @@ RECONNECT_S = 2.0
 """How long the pool tries by itself to replace a connection. Its waits double, so after an outage it would find the
 server back as late as the outage was long; having given up, it tries at once when somebody asks."""
 STATEMENT_MS = 8_000
-"""Longest time for one statement: nobody waits for the answer any longer, and others wait for the connection."""
+"""Longest time for one statement that no `within` bounds, or whose caller was killed and could not cancel it."""
 SILENT_S = 10.0
 """Longest wait for a word of the server, which has to end a statement sooner."""
 LAST_S = 0.1
-"""The same for whoever has no time left: the end of a transaction that has begun costs no connection."""
+"""The same for whoever has no time left: the end of a transaction that has begun costs no connection. And the longest
+wait for a statement to be cancelled, and then for its end."""
 ROUTE = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -84,34 +86,81 @@ def within(seconds: float) -> Iterator[None]:
 
 
 class Silent(psycopg.OperationalError):
-    """The server said nothing for too long; the connection is closed."""
+    """The server did not get done in time; the connection is closed unless its statement could be cancelled."""
 
 
 class Watched(Connection[Any]):
-    """A connection that is closed when its server is silent for SILENT_S, or beyond `within`."""
+    """A connection that is closed when its server is silent for SILENT_S, or when a statement that is cancelled beyond
+    `within` does not end."""
 
     def wait(self, gen: PQGen[T], *given: Any, **named: Any) -> T:
         """What psycopg's does, which looks at `gen` ten times a second while nothing comes. Raises Silent."""
-        longest = min(SILENT_S, max(_until.get() - time.monotonic(), LAST_S))
+        longest = min(SILENT_S, max(_left(), LAST_S))
         try:
-            return super().wait(_bounded(gen, longest), *given, **named)
+            return super().wait(self._bounded(gen, longest), *given, **named)
         except Silent:
-            self.pgconn.finish()  # what is left of the statement would be taken for the next one's
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # what is left of the statement would be taken for the next one's
             raise
 
+    def _bounded(self, gen: PQGen[T], seconds: float) -> PQGen[T]:
+        until, late = time.monotonic() + seconds, Silent(f"no word of the server within {seconds:.1f} s")
+        cancelled = False
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                if not ready and time.monotonic() > until:
+                    if cancelled or seconds >= SILENT_S or not self._cancelled():
+                        raise late
+                    cancelled, until = True, time.monotonic() + LAST_S
+                state = gen.send(ready)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        except errors.QueryCanceled:
+            if cancelled:
+                raise late from None
+            raise
 
-def _bounded(gen: PQGen[T], seconds: float) -> PQGen[T]:
-    until = time.monotonic() + seconds
+    def _cancelled(self) -> bool:
+        """Whether the server took it that the statement is to end: a healthy one does, and the connection lives on."""
+        if not capabilities.has_cancel_safe():  # libpq before 17 would wait for that without a limit
+            return False
+        try:
+            self.cancel_safe(timeout=LAST_S)
+        except psycopg.Error:
+            return False
+        return True
+
+
+@contextmanager
+def watched(database_url: str) -> Iterator[Connection[Any]]:
+    """`postgres.session` for a server: nothing in it takes longer than `within`, and no statement than STATEMENT_MS."""
+    left = _left()
+    if left <= 0:
+        raise _no_time()
+    route = {**ROUTE, "connect_timeout": math.ceil(min(ROUTE["connect_timeout"], left))}
+    with _refusals(), postgres.connect(database_url, kind=Watched, route=route) as connection:
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(STATEMENT_MS),))
+        connection.commit()
+        yield connection
+
+
+def _left() -> float:
+    return _until.get() - time.monotonic()
+
+
+def _no_time() -> DatabaseError:
+    return DatabaseError("no time was left to ask Postgres")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        state = next(gen)
-        while True:
-            ready = yield state
-            if not ready and time.monotonic() > until:
-                raise Silent(f"no word of the server within {seconds:.1f} s")
-            state = gen.send(ready)
-    except StopIteration as done:
-        found: T = done.value
-        return found
+        yield
+    except psycopg.Error as error:
+        raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
 
 
 class Connections:
@@ -121,7 +170,7 @@ class Connections:
         self._refused: DatabaseError | None = None
         self._down = False
         self._tuned: WeakKeyDictionary[Connection[Any], dict[str, str]] = WeakKeyDictionary()
-        with postgres.session(database_url) as connection:  # what is wrong with the server is said at once
+        with watched(database_url) as connection:  # what is wrong with the server is said at once
             self._prepare(connection)
             migrations.require(connection)
         self._pool: ConnectionPool[Watched] = ConnectionPool(
@@ -143,7 +192,7 @@ class Connections:
         safe to repeat. Asking each time whether the server is there would cost as much as many a statement. What
         Postgres refuses becomes a DatabaseError.
         """
-        with self._refusals():
+        with _traced():
             with self._connection() as connection:
                 try:
                     return work(connection)
@@ -157,7 +206,7 @@ class Connections:
     @contextmanager
     def use(self) -> Iterator[Connection[Any]]:
         """A connection that has just answered, in a transaction. What Postgres refuses becomes a DatabaseError."""
-        with self._refusals(), self._answering() as connection:
+        with _traced(), self._answering() as connection:
             connection.autocommit = False
             try:
                 with connection:
@@ -176,9 +225,9 @@ class Connections:
 
     @contextmanager
     def _connection(self) -> Iterator[Watched]:
-        left = _until.get() - time.monotonic()
+        left = _left()
         if left <= 0:
-            raise DatabaseError("no time was left to ask Postgres")
+            raise _no_time()
         longest = min(SOON_S if self._down else WAIT_S, left)
         try:
             with self._pool.connection(timeout=longest) as connection:
@@ -206,14 +255,6 @@ class Connections:
         with self._connection() as connection:
             yield connection
 
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            with tracing.span("postgres", kind=tracing.CLIENT, told={"db.system.name": "postgresql"}):
-                yield
-        except psycopg.Error as error:
-            raise DatabaseError(f"Postgres failed ({type(error).__name__}: {_first_line(error)})") from error
-
     def close(self) -> None:
         """Close all connections."""
         self._pool.close()
@@ -229,6 +270,12 @@ class Connections:
                 f"{'.'.join(map(str, postgres.MIN_PGVECTOR))} or later"
             )
             raise self._refused from error
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    with _refusals(), tracing.span("postgres", kind=tracing.CLIENT, told={"db.system.name": "postgresql"}):
+        yield
 
 
 def _set(connection: Connection[Any]) -> None:

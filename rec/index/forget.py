@@ -5,6 +5,8 @@ is a pseudonym and says that somebody asked, nothing else. Ingest asks for them,
 """
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,9 @@ from psycopg import Connection, sql
 from rec import postgres
 from rec.errors import DatabaseError
 from rec.index import migrations, roles, tables
+
+Session = Callable[[str], AbstractContextManager[Connection[Any]]]
+"""A connection to the database of a URL for one piece of work, in no transaction."""
 
 
 class NotAllowed(DatabaseError):
@@ -64,12 +69,12 @@ class Gone:
         return pc.invert(pc.is_in(user_ids, value_set=pa.array(found, pa.string())))
 
 
-def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
+def forget(database_url: str, catalogue: str, user_id: str, session: Session = postgres.session) -> Forgotten:
     """Delete events, lists and profile of a user of `catalogue` in one transaction, and note never to load them.
 
     Raises NotAllowed where the database's role may not: a server is one that `roles.grant` has let forget.
     """
-    with postgres.session(database_url) as connection:
+    with session(database_url) as connection:
         migrations.migrate(connection)
         _check_allowed(connection)
         # a load that has read `forgotten` is over, and the next one reads this row
@@ -89,13 +94,15 @@ def forget(database_url: str, catalogue: str, user_id: str) -> Forgotten:
     return Forgotten(*deleted)
 
 
-def forget_client(database_url: str, catalogue: str, client_id: str) -> ForgottenClient:
+def forget_client(
+    database_url: str, catalogue: str, client_id: str, session: Session = postgres.session
+) -> ForgottenClient:
     """Delete the live events of a client of `catalogue` and the lists it was shown, those that name a user as well.
 
     There is nothing that could bring them back, so nothing is noted: an event that comes later is stored. Raises
     NotAllowed as `forget` does.
     """
-    with postgres.session(database_url) as connection:
+    with session(database_url) as connection:
         migrations.migrate(connection)
         _check_allowed(connection)
         with connection.transaction():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from aiohttp import web
@@ -21,6 +22,7 @@ from rec.evaluate import fuzz, fuzzed_requests
 from rec.evaluate.fuzz import Tally
 from rec.evaluate.fuzzed_requests import Known, Sent
 from rec.evaluate.load import LATE, LOST
+from serve.api import ExplainBody, RecommendBody
 from serve.app import app
 from tests.bundle import tiny
 
@@ -94,6 +96,30 @@ def test_the_same_seed_draws_the_same_requests(drawn: list[Sent]) -> None:
 
 def test_every_operation_of_the_api_is_drawn_and_no_other(drawn: list[Sent]) -> None:
     assert {request.operation for request in drawn} == set(fuzz._operations(app.openapi()))
+
+
+def test_every_field_and_query_parameter_is_drawn() -> None:
+    missing = {
+        (operation, name)
+        for operation, body in (("POST /v1/recommend", RecommendBody), ("POST /v1/explain", ExplainBody))
+        for name in body.model_fields
+    } | {
+        (f"{method.upper()} {path}", each["name"])
+        for path, methods in app.openapi()["paths"].items()
+        for method, operation in methods.items()
+        for each in operation.get("parameters", [])
+        if each["in"] == "query"
+    }
+    assert ("GET /v1/products", "evidence") in missing
+    for seed in range(12):  # one seed may repeat itself
+        for sent in fuzzed_requests.drawn(fuzzed_requests.requests(KNOWN), 300, seed):
+            body = json.loads(sent.body) if _legible(sent.body) else None
+            named = {*parse_qs(urlsplit(sent.target).query, keep_blank_values=True)}
+            named |= set(body) if isinstance(body, dict) else set()
+            missing -= {(sent.operation, name) for name in named}
+        if not missing:
+            break
+    assert missing == set()
 
 
 def test_what_is_drawn_is_good_and_bad(drawn: list[Sent]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pgvector.psycopg import register_vector
-from psycopg import sql
+from psycopg import Connection, sql
 
 from rec import assemble, bundle, bundles, postgres, publish
 from rec.bundle import Bundle
@@ -28,7 +28,7 @@ from rec.errors import ArtifactError, DatabaseError
 from rec.evaluate import vector_sets
 from rec.index import load, promote, recall, sample, search, tables, trial, vector_table
 from rec.index.catalogue import Catalogue
-from rec.index.connections import SETTINGS, Connections, within
+from rec.index.connections import SETTINGS, Connections, Watched, within
 from rec.index.promote import Promoted
 from rec.index.recall import Tuned
 from rec.index.sample import Sample
@@ -418,7 +418,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(database_url: str) -> None
         frozen = psutil.Process(connection.info.backend_pid)
     for ask in (
         lambda: opened.run(lambda connection: connection.execute("SELECT 1")),
-        lambda: _in_a_transaction(opened),
+        lambda: _in_a_transaction(opened, lambda connection: connection.execute("SELECT 1")),
     ):
         frozen.suspend()
         try:
@@ -433,9 +433,9 @@ def test_a_server_that_says_nothing_is_not_waited_for(database_url: str) -> None
     opened.close()
 
 
-def _in_a_transaction(connections: Connections) -> None:
+def _in_a_transaction(connections: Connections, work: Callable[[Connection[Any]], object]) -> None:
     with connections.use() as connection:
-        connection.execute("SELECT 1")
+        work(connection)
 
 
 def test_who_has_no_time_left_ends_a_transaction_and_keeps_the_connection(database_url: str) -> None:
@@ -452,7 +452,21 @@ def test_who_has_no_time_left_ends_a_transaction_and_keeps_the_connection(databa
     opened.close()
 
 
-def test_a_statement_whose_caller_is_gone_ends(database_url: str) -> None:
+def test_a_statement_that_is_not_done_in_time_costs_no_connection(database_url: str) -> None:
+    opened = Connections(database_url, size=1)
+    pids, began = set(), time.monotonic()
+    for ask in (opened.run, lambda work: _in_a_transaction(opened, work)):
+        with pytest.raises(DatabaseError, match="Silent: no word"), within(0.3):
+            ask(lambda connection: pids.add(connection.info.backend_pid) or connection.execute("SELECT pg_sleep(7)"))
+    assert time.monotonic() - began < 3
+    with opened.use() as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,), "it is no answer to what came before"
+        assert pids == {connection.info.backend_pid}
+    opened.close()
+
+
+def test_a_statement_whose_caller_is_gone_ends(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watched, "_cancelled", lambda self: False)  # as where the caller is killed
     opened = Connections(database_url, size=1)
     with pytest.raises(DatabaseError, match="Silent"), within(0.2):
         opened.run(lambda connection: connection.execute("SELECT pg_sleep(7) AS abandoned"))

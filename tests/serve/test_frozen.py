@@ -4,6 +4,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,19 @@ import pytest
 from rec import bundle, postgres
 from rec.config import Config
 from rec.errors import DatabaseError
+from rec.index import forget
 from rec.index.connections import Connections, within
 from rec.recommend.request import Request
-from serve import searching
+from rec.recommend.retrieve import Retriever as BundleRetriever
+from serve import searching, stages
 from serve.answering import Answering
+from serve.app import _forgotten
 from serve.asking import Together, timely
 from serve.degrade import Unavailable
 from serve.exposures import ExposureLog
 from serve.fallible import DEADLINE_S, BackedFront
 from serve.searching import Searching
+from serve.stages import Retriever
 from tests.serve.conftest import frozen, published_in
 
 AT_ONCE = 32
@@ -51,6 +58,11 @@ def answering(own: Config) -> Iterator[Answering]:
     log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
     yield Answering(Together(own.store), log)
     log.close()
+
+
+@pytest.fixture(scope="module")
+def stage(own: Config) -> Retriever:
+    return Retriever(own.store)
 
 
 async def timed(answering: Answering, front: BackedFront) -> list[tuple[dict[str, Any], float]]:
@@ -108,6 +120,67 @@ def test_what_only_the_database_knows_is_refused_in_time(own: Config, front: Bac
         except DatabaseError:
             assert time.monotonic() < deadline, "it does not recover"
     assert stored is not None
+
+
+@contextmanager
+def locked(store: str) -> Iterator[None]:
+    """Meanwhile nobody gets at the lists that were shown."""
+    with postgres.session(postgres.url(store)) as connection:
+        connection.execute("LOCK TABLE exposures")
+        yield
+
+
+@pytest.mark.parametrize(
+    "held",
+    [locked, pytest.param(lambda store: frozen(store, postmaster=True), id="frozen", marks=pytest.mark.slow)],
+)
+def test_who_cannot_be_forgotten_now_holds_no_thread(
+    own: Config, front: BackedFront, held: Callable[[str], AbstractContextManager[None]]
+) -> None:
+    async def forgetting(count: int) -> None:
+        what = (forget.forget_client, own.store, own.name, "c04")
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(timely(None, 2.0, _forgotten, *what))
+
+    async def live() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))  # in which others follow rules
+        await forgetting(1)
+        with held(own.store):
+            with pytest.raises(ExceptionGroup) as refused:
+                await forgetting(3)
+            assert {type(error) for error in refused.value.exceptions} == {DatabaseError}
+            async with asyncio.timeout(SLACK_S):
+                await asyncio.to_thread(threading.get_ident)
+        await until_it_answers(front)
+        await forgetting(1)
+
+    asyncio.run(live())
+
+
+async def until_it_answers(front: BackedFront) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await asyncio.to_thread(front.rules.refresh)
+            except DatabaseError:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("method", ["retrieve", "popular", "passing", "similar"])
+def test_a_search_ends_when_its_caller_has_gone(
+    front: BackedFront, stage: Retriever, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: BundleRetriever, *given: Any, **named: Any) -> None:
+        stage._connections.run(lambda connection: connection.execute("SELECT pg_sleep(30)"))
+
+    monkeypatch.setattr(BundleRetriever, method, slow)
+    monkeypatch.setattr(stages, "STAGE_S", 0.3)
+    count = len(signature(getattr(Retriever, method)).parameters) - 2
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match="Silent"):
+        getattr(stage, method)(front.bundle.id, *[None] * count)
+    assert time.monotonic() - began < SLACK_S
 
 
 def test_a_flood_of_searches_leaves_recommendations_their_connections(

@@ -36,8 +36,9 @@ from rec.recommend.request import MAX_CONTEXT_CHARS, MAX_HISTORY, Choice, Reques
 from rec.schema import EVENTS
 from rec.sources import tables as sources
 from serve import api, fused
-from serve.fallible import DEADLINE_S, STAGE_S
+from serve.fallible import DEADLINE_S
 from serve.problems import RETRY_S
+from serve.stages import STAGE_S
 from tests.bundle import tiny
 from tests.serve.conftest import Shop, damaged, frozen, shop_job
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psycopg
 import pytest
@@ -67,6 +68,17 @@ def answering(own: Config, together: Together) -> Iterator[Answering]:
     log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
     yield Answering(together, log)
     log.close()
+
+
+def test_a_probe_counts_in_no_metric_of_answers(
+    front: BackedFront, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = MagicMock()
+    monkeypatch.setattr("serve.answering.metrics", lambda: counted)
+    assert asyncio.run(answering.recommend(front, Request(k=1), whole=True))["items"]
+    assert counted.mock_calls == []
+    asyncio.run(answering.recommend(front, Request(k=1)))
+    counted.answer.assert_called_once()
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
