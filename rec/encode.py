@@ -29,9 +29,9 @@ import torch
 from rec import artifact, dataset, log, partial_array, runtime
 from rec.config import Config, Text
 from rec.errors import ArtifactError, ConfigError
-from rec.models import text_encoder
+from rec.models import encoder_files, text_encoder
+from rec.models.encoder_files import ENCODER_FILES
 from rec.models.item_inputs import (
-    ENCODER_FILES,
     LAYERS_ABOVE,
     TEXT_STATES,
     TEXT_STATES_VERSION,
@@ -156,11 +156,14 @@ def _check_tokenizer(tensors: artifact.Manifest, config: Config) -> None:
             f"the titles in {config.at('tensors')} were cut into tokens for text.encoder {made_with['encoder']!r}, not "
             f"{config.text.encoder!r}: run `{TENSORS.made_by}` again with the option as it is now"
         )
-    if made_with.get(ENCODER_FILES) != text_encoder.files(config.text, tensors).get(ENCODER_FILES):
-        raise ArtifactError(
-            f"the titles in {config.at('tensors')} were cut into tokens by other files than the folder text.encoder "
-            f"{config.text.encoder!r} now has: run `{TENSORS.made_by}` again"
-        )
+    encoder_files.check(
+        config.at("tensors"),
+        encoder_files.stated(made_with),
+        text_encoder.files(config.text, tensors).get(ENCODER_FILES),
+        encoder=config.text.encoder,
+        reader="`python jobs/encode.py`",
+        remedy=f"run `{TENSORS.made_by}` again",
+    )
 
 
 def _check_resources(config: Config) -> None:

@@ -28,7 +28,7 @@ from rec.artifact import Manifest, hash_file
 from rec.config import Text
 from rec.errors import ConfigError, RecError
 from rec.models import text_layers
-from rec.models.item_inputs import ENCODER_FILES
+from rec.models.encoder_files import ENCODER_FILES
 from rec.models.text_layers import TextLayers
 
 if TYPE_CHECKING:  # transformers takes seconds to import: most processes that know this module load no encoder

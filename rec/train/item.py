@@ -23,7 +23,8 @@ from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.errors import ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
+from rec.models.encoder_files import ENCODER_FILES
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
