@@ -78,6 +78,7 @@ def run(config: Config) -> dict[str, Any]:
     work: dict[str, Any] = {"kind": contract.kind, "version": contract.version, **identity}
     done = artifact.finished(target, **work)
     if done is not None:
+        artifact.sweep_runs(config.at("runs"), contract.kind)  # of a run that was killed after the artifact was written
         return {"vectors": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     runtime.start(config.cpus)

@@ -59,8 +59,8 @@ def run(config: Config) -> dict[str, Any]:
     )
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed, **files}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
-    storage, name = config.at("runs"), ddp.run_name(**work)
-    second = ddp.run_name(**{**work, "kind": behaviour.KIND})
+    storage, name = config.at("runs"), artifact.run_name(**work)
+    second = artifact.run_name(**{**work, "kind": behaviour.KIND})
     done = artifact.finished(target, **work)
     for kind, run in ((KIND, name), (behaviour.KIND, second)):
         ddp.sweep(storage, kind, keep=None if done else run)
