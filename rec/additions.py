@@ -26,8 +26,9 @@ from rec.errors import ArtifactError
 from rec.features import additions as feature_additions
 from rec.features import items as item_features
 from rec.features.additions import Added
-from rec.models import fit_head, item_tower, latent_semantics, user_tower
-from rec.models.item_inputs import TEXT_STATES
+from rec.models import encoder_files, fit_head, item_tower, latent_semantics, text_encoder, user_tower
+from rec.models.encoder_files import ENCODER_FILES
+from rec.models.item_inputs import TEXT_STATES, check_texts
 from rec.schema import PRODUCTS, TENSORS
 from rec.sources import tables
 from rec.vocab import groups
@@ -60,6 +61,16 @@ def check(base: Bundle) -> None:
         raise ArtifactError(
             f"bundle {base.id} has an item tower of version {version}, this program makes vectors by version "
             f"{item_tower.VERSION}: run `python jobs/pipeline.py --recipe {base.recipe}`"
+        )
+    text = base.config.text
+    if now := text_encoder.files(text):  # a folder that is not here cannot be read either, which encode says
+        encoder_files.check(
+            f"bundle {base.id}",
+            base.encoder_files,
+            now[ENCODER_FILES],
+            encoder=text.encoder,
+            reader="the refresh",
+            remedy=f"run `python jobs/pipeline.py --recipe {base.recipe}`, or put back the files that it was made with",
         )
 
 
@@ -117,6 +128,15 @@ def _vectors(base: Bundle, new: Config) -> NDArray[np.float32]:
     """Unit vectors float32[m, d] of the new products, as the index holds them: none has what is learned per item."""
     folders = (base.folder("item_tower"), base.folder("vocabulary"), new.at("tensors"), new.at(TEXT_STATES))
     count = dataset.read_manifest(new.at("tensors"), TENSORS).facts["rows"]
+    shape = item_tower.read_shape(base.folder("item_tower"))
+    check_texts(
+        new.at("tensors"),
+        new.at(TEXT_STATES),
+        encoder=shape.text_encoder,
+        layers_above=shape.layers_above_states,
+        reader=f"the item tower of bundle {base.id}",
+        files=base.encoder_files,
+    )
     embed = Embed(*folders, new.item_tower.train.model_copy(update={"use_gpu": False}))
     made = embed(pa.table({"block": [0], "rows": [np.arange(count)]}))["vectors"].combine_chunks()
     content = np.array(made.values).reshape(count, -1)

@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,21 @@ def fingerprint(*, kind: str, version: int, inputs: Mapping[str, str], config: M
     """SHA-256 of everything that determines a stage's output."""
     text = json.dumps([kind, version, dict(inputs), dict(config)], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(kind: str, *, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """Name of what a stage keeps while it makes an artifact: the same work, and no other, finds it again."""
+    return f"{kind}-{fingerprint(kind=kind, version=version, inputs=inputs, config=config)[:16]}"
+
+
+def sweep_runs(runs: Path, kind: str, keep: Collection[str] = ()) -> None:
+    """Remove from `runs` what all runs of `kind` keep there, but for the folders that `keep` names.
+
+    At a stage's start these are what killed runs of other work left, at its end those of the artifact.
+    """
+    for folder in runs.glob(f"{kind}-*"):
+        if folder.name not in keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Busy(ArtifactError):

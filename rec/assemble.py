@@ -18,10 +18,14 @@ from rec import artifact, bundle, dataset, weights
 from rec.bundle import Bundle, Evaluation
 from rec.config import Branch, Config, Source
 from rec.errors import ArtifactError
+from rec.models import encoder_files
+from rec.models.encoder_files import ENCODER_FILES
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS
 
 CHECKED = ("enriched", "tensors", "vectors", "samples", "evaluation")
 """Artifacts that must have been made of the ones that are there now, beside the parts of the bundle."""
+READ_TEXTS = ("tensors", "text_states", "user_tower")
+"""Artifacts made with the text encoder that the item tower was made with."""
 PLACES = {
     **{name: f"source.{name}" for name in Source.model_fields},
     "source": "source.kind",
@@ -52,6 +56,7 @@ def create(config: Config) -> Bundle:
 def _fill(staging: Path, config: Config) -> dict[str, Any]:
     """Put all files into `staging`; returns what the manifest says beside them."""
     _check_lineage(config)
+    files = _encoder_files(config)
     parts = {part: _copy_part(config, part, staging / part) for part in bundle.parts(config)}
     inputs = {part: manifest.content_hash for part, manifest in parts.items()}
     evaluation, inputs["evaluation"] = _copy_evaluation(config, staging / "metrics.json")
@@ -75,6 +80,7 @@ def _fill(staging: Path, config: Config) -> dict[str, Any]:
         "data_until": _data_until(config).isoformat(),
         "evaluation": asdict(evaluation),
         "inputs": inputs,
+        **({} if files is None else {ENCODER_FILES: files}),
     }
 
 
@@ -105,6 +111,25 @@ def _check_lineage(config: Config) -> None:
                     f"{config.at(name)} was made with {option} = {before!r}, but {now!r} is to be published: "
                     f"give the options it was made with, or {remedy} with the new ones"
                 )
+
+
+def _encoder_files(config: Config) -> str | None:
+    """The digest of the encoder's files that all artifacts state which need one. Raises ArtifactError for a mixture."""
+    tower = artifact.peek(config.at("item_tower"))
+    wanted = None if tower is None else encoder_files.stated(tower.config)
+    for name in READ_TEXTS:
+        made = artifact.peek(config.at(name))
+        if made is None or (name == "user_tower" and "text" not in made.config):  # reads no context
+            continue
+        encoder_files.check(
+            config.at(name),
+            encoder_files.stated(made.config),
+            wanted,
+            encoder=config.text.encoder,
+            reader=f"the item tower in {config.at('item_tower')}",
+            remedy=f"run `python jobs/pipeline.py --recipe {config.name}` first",
+        )
+    return wanted
 
 
 def _contradictions(tree: Mapping[str, Any], option: str, made_with: Any) -> Iterator[tuple[str, Any, Any]]:

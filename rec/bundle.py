@@ -36,6 +36,7 @@ from safetensors.numpy import load_file
 from rec import artifact, weights
 from rec.config import Config
 from rec.errors import ArtifactError
+from rec.models.encoder_files import ENCODER_FILES
 
 VERSION = 3
 MADE_BY = "python jobs/publish.py"
@@ -121,6 +122,9 @@ class Bundle:
     """Id of the bundle that it only has more products than, behind that one's."""
     root: str = ""
     """Id of the one that was trained: its own, or that of the first in the chain of those that it extends."""
+    encoder_files: str | None = None
+    """Digest of the files of the text encoder that it was made with, where that is a folder; None in bundles of before
+    as well."""
 
     @functools.cached_property
     def config(self) -> Config:
@@ -241,6 +245,7 @@ def opened(path: Path, name: str) -> Bundle:
         files=manifest["files"],
         extends=manifest.get("extends"),
         root=manifest.get("root", name),
+        encoder_files=manifest.get(ENCODER_FILES),
     )
 
 

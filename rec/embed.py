@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, log, partial_array, runtime
 from rec.config import Config, Train
 from rec.errors import ArtifactError
-from rec.models import item_tower, token_map
-from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
+from rec.models import encoder_files, item_tower, token_map
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import BLOCK_ROWS, item_vectors
 from rec.models.known_ids import KnownIds
@@ -78,6 +78,7 @@ def run(config: Config) -> dict[str, Any]:
     work: dict[str, Any] = {"kind": contract.kind, "version": contract.version, **identity}
     done = artifact.finished(target, **work)
     if done is not None:
+        artifact.sweep_runs(config.at("runs"), contract.kind)  # of a run that was killed after the artifact was written
         return {"vectors": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     runtime.start(config.cpus)
@@ -113,7 +114,7 @@ def _check_texts(config: Config) -> None:
         encoder=shape.text_encoder,
         layers_above=shape.layers_above_states,
         reader=f"the item tower in {config.at(item_tower.KIND)}",
-        files=item_tower.manifest(config.at(item_tower.KIND)).config.get(ENCODER_FILES),
+        files=encoder_files.stated(item_tower.manifest(config.at(item_tower.KIND)).config),
     )
     if shape.width != config.item_tower.width:
         raise ArtifactError(

@@ -14,7 +14,6 @@ Texts whose tokens the same encoder read before keep their states; only the othe
 on disk, so a killed run goes on.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,10 +27,10 @@ import torch
 
 from rec import artifact, dataset, log, partial_array, runtime
 from rec.config import Config, Text
-from rec.errors import ArtifactError, ConfigError
-from rec.models import text_encoder
+from rec.errors import ArtifactError
+from rec.models import encoder_files, text_encoder
+from rec.models.encoder_files import ENCODER_FILES
 from rec.models.item_inputs import (
-    ENCODER_FILES,
     LAYERS_ABOVE,
     TEXT_STATES,
     TEXT_STATES_VERSION,
@@ -45,8 +44,7 @@ from rec.schema import TENSORS
 
 _TOKENS = "tokens.npy"
 FEW = 64
-"""Batches that are encoded in this process: actors take longer to start."""
-
+"""Batches that are encoded in this process, unless on a GPU: actors take longer to start."""
 
 FULL_TOKENS = 64
 """A batch of fewer tokens is filled up with itself. Over very few rows a CPU's matrix product sums in another order
@@ -87,6 +85,7 @@ def run(config: Config) -> dict[str, Any]:
     work: dict[str, Any] = {"kind": TEXT_STATES, "version": TEXT_STATES_VERSION, "inputs": inputs, "config": made_by}
     done = artifact.finished(target, **work)
     if done is not None:
+        artifact.sweep_runs(config.at("runs"), TEXT_STATES)  # of a run that was killed after the artifact was written
         return {"text_states": str(target), **done.facts, "skipped": True}
     started = time.monotonic()
     titles = Ragged.of(dataset.read(config.at("tensors"), TENSORS, ["title_id"])["title_id"])
@@ -156,36 +155,31 @@ def _check_tokenizer(tensors: artifact.Manifest, config: Config) -> None:
             f"the titles in {config.at('tensors')} were cut into tokens for text.encoder {made_with['encoder']!r}, not "
             f"{config.text.encoder!r}: run `{TENSORS.made_by}` again with the option as it is now"
         )
-    if made_with.get(ENCODER_FILES) != text_encoder.files(config.text, tensors).get(ENCODER_FILES):
-        raise ArtifactError(
-            f"the titles in {config.at('tensors')} were cut into tokens by other files than the folder text.encoder "
-            f"{config.text.encoder!r} now has: run `{TENSORS.made_by}` again"
-        )
-
-
-def _check_resources(config: Config) -> None:
-    """A Ray of our own never grows: actors that do not fit into it would be waited for."""
-    wanted = config.text.num_actors * config.text.cpus_per_actor
-    if not os.environ.get("RAY_ADDRESS") and wanted > config.cpus:
-        raise ConfigError(
-            f"text.num_actors x text.cpus_per_actor is {wanted}, but cpus is {config.cpus}: "
-            "lower the former or raise the latter"
-        )
+    encoder_files.check(
+        config.at("tensors"),
+        encoder_files.stated(made_with),
+        text_encoder.files(config.text, tensors).get(ENCODER_FILES),
+        encoder=config.text.encoder,
+        reader="`python jobs/encode.py`",
+        remedy=f"run `{TENSORS.made_by}` again",
+    )
 
 
 def _encode_all(config: Config, encoder: TextEncoder, texts: Ragged, states: PartialArray) -> None:
     """Fill `states` with those of all texts, batch by batch, in whatever order the actors finish them.
 
-    What the batches are depends on what was kept and on text.batch_size, not on what a killed run finished.
+    What the batches are and who encodes them depends on what was kept and on text.batch_size, not on what a killed
+    run finished: another processor would give other last bits.
     """
     new = np.flatnonzero(~states.kept)
     lengths = np.diff(texts.offsets)[new].tolist()
     blocks = [new[rows] for rows in text_encoder.equal_lengths(lengths, config.text.batch_size)]  # a blank is in none
     waiting = states.waiting(blocks)
     asked = [_asked(number, texts, blocks[number]) for number in waiting]
+    here = len(blocks) <= FEW and not config.text.use_gpu
     total = sum(len(blocks[number]) for number in waiting)
     with log.bar(total=total, what=f"encode with {config.text.encoder}", unit="text") as bar:
-        for number, raw in _encoded(config, encoder, asked):
+        for number, raw in _encoded(config, encoder if here else None, asked):
             where = _rows(texts, blocks[number])
             states.put(blocks[number], where, np.frombuffer(raw, dtype=np.float16).reshape(len(where), -1))
             bar.update(len(blocks[number]))
@@ -198,10 +192,12 @@ def _asked(number: int, texts: Ragged, block: IntArray) -> pa.Table:
     return pa.table({"batch": [number], "texts": [len(block)], "tokens": pa.array([tokens], pa.list_(pa.int32()))})
 
 
-def _encoded(config: Config, encoder: TextEncoder, asked: Sequence[pa.Table]) -> Iterator[tuple[int, bytes]]:
-    """(number, float16 states) of the batches."""
-    few = len(asked) <= FEW
-    for batch in _here(asked, encoder, config.text.cpus_per_actor) if few else _by_actors(asked, config):
+def _encoded(config: Config, encoder: TextEncoder | None, asked: Sequence[pa.Table]) -> Iterator[tuple[int, bytes]]:
+    """(number, float16 states) of the batches, by `encoder`, or by actors where there is none."""
+    if not asked:
+        return
+    threads = config.text.cpus_per_actor
+    for batch in _by_actors(asked, config) if encoder is None else _here(asked, encoder, threads):
         yield from zip(batch["batch"].to_pylist(), batch["states"].to_pylist(), strict=True)
 
 
@@ -218,9 +214,9 @@ def _here(batches: Sequence[pa.Table], encoder: TextEncoder, threads: int) -> It
 def _by_actors(batches: Sequence[pa.Table], config: Config) -> Iterator[pa.Table]:
     """Through Ray Data."""
     text = config.text
-    _check_resources(config)
     runtime.start(config.cpus)
     runtime.require_gpus("text.use_gpu", text.use_gpu * text.num_actors)
+    runtime.require_cpus("text.num_actors", "text.cpus_per_actor", text.num_actors * text.cpus_per_actor)
     encoded = ray.data.from_arrow(batches).map_batches(
         Encode,
         batch_format="pyarrow",

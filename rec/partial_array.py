@@ -59,10 +59,9 @@ def folder(runs: Path, work: Mapping[str, Any]) -> Path:
 
     What killed runs of other work of its kind left there is removed.
     """
-    storage = runs / f"{work['kind']}-{artifact.fingerprint(**work)[:16]}"
-    for other in set(runs.glob(f"{work['kind']}-*")) - {storage}:
-        shutil.rmtree(other)
-    return storage
+    name = artifact.run_name(**work)
+    artifact.sweep_runs(runs, work["kind"], keep=(name,))
+    return runs / name
 
 
 def begun(folder: Path) -> bool:

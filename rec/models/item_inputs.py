@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from rec import artifact, dataset
 from rec.errors import ArtifactError
-from rec.models import packing
+from rec.models import encoder_files, packing
 from rec.schema import TENSORS
 
 TEXT_STATES = "text_states"
 TEXT_STATES_VERSION = 1
-ENCODER_FILES = "encoder_files"
-"""What a manifest calls the digest of the files of an encoder in a folder; left out where it is none."""
 LAYERS_ABOVE = "layers_above"
 """What a manifest calls the layers of the encoder that its states have not gone through; left out where none."""
 
@@ -39,11 +37,11 @@ def text_states_manifest(folder: Path) -> artifact.Manifest:
 
 
 def check_texts(
-    tensors: Path, text_states: Path, *, encoder: str, layers_above: int, reader: str, files: str | None = None
+    tensors: Path, text_states: Path, *, encoder: str, layers_above: int, reader: str, files: str | None
 ) -> None:
     """Raise ArtifactError when token ids or states are not those of `encoder`, without its last `layers_above` layers.
 
-    `files` is the digest of its folder's files that `reader` wants, None where it has no folder or none is known;
+    `files` is the digest of its folder's files that `reader` wants, None where it has no folder or none is noted;
     `reader` is who needs all that so, for the error.
     """
     cut_for = dataset.read_manifest(tensors, TENSORS).config["text"]
@@ -59,14 +57,9 @@ def check_texts(
             f"{text_states} holds {_said(*found)}, but {reader} reads {_said(encoder, layers_above)}: run "
             "`python jobs/encode.py` and `python jobs/pretrain.py` again, both with the same options"
         )
-    said = {name: made.get(ENCODER_FILES) for name, made in ((tensors, cut_for), (text_states, states.config))}
-    wanted = said[tensors] if files is None else files
-    for name, digest in said.items():
-        if digest != wanted:
-            raise ArtifactError(
-                f"{name} was made with other files in the folder text.encoder {encoder!r} than {reader} reads: run "
-                f"`{TENSORS.made_by}` and what follows again"
-            )
+    remedy = f"run `{TENSORS.made_by}` and what follows again"
+    for name, made_with in ((tensors, cut_for), (text_states, states.config)):
+        encoder_files.check(name, encoder_files.stated(made_with), files, encoder=encoder, reader=reader, remedy=remedy)
 
 
 def _said(encoder: str, layers_above: int) -> str:

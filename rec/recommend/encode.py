@@ -1,5 +1,6 @@
 """From user states to user vectors, with the text encoder run once per distinct context."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ import numpy as np
 
 from rec.bundle import Bundle
 from rec.models import text_encoder, user_tower
+from rec.models.encoder_files import ENCODER_FILES
 from rec.models.text_encoder import TextEncoder
 from rec.recommend.request import Encoded
 from rec.state import UserState
 
 CACHED_TEXTS = 4_096
+
+log = logging.getLogger(__name__)
 
 
 class UserEncoder:
@@ -23,7 +27,7 @@ class UserEncoder:
         self.tower = user_tower.load(bundle.folder("user_tower"))
         self._encoder: TextEncoder | None = None
         if "context" in self.tower.shape.inputs:
-            self._encoder = text_encoder.load(bundle.config.text)
+            self._encoder = _encoder(bundle)
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -60,3 +64,21 @@ class UserEncoder:
             else:
                 self._texts.move_to_end(text)
         return found
+
+
+def _encoder(bundle: Bundle) -> TextEncoder | None:
+    """The text encoder that the bundle was made with; None, which the log says, where its folder has other files now:
+    what shoppers say is then not read, as states of other weights mean nothing to the tower.
+    """
+    text = bundle.config.text
+    now = text_encoder.files(text).get(ENCODER_FILES)
+    if now is not None and bundle.encoder_files not in (None, now):
+        log.error(
+            "bundle %s reads no context: the folder text.encoder %r has other files than it was made with; put these "
+            "back, or run `python jobs/pipeline.py --recipe %s`",
+            bundle.id,
+            text.encoder,
+            bundle.recipe,
+        )
+        return None
+    return text_encoder.load(text)

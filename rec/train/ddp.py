@@ -20,7 +20,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,11 +53,6 @@ Loop = Callable[[dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 
-def run_name(kind: str, *, version: int, inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Name of the run that makes an artifact: the same work, and no other, finds its checkpoints again."""
-    return f"{kind}-{artifact.fingerprint(kind=kind, version=version, inputs=inputs, config=config)[:16]}"
-
-
 def fit(
     loop: Loop,
     train: Train,
@@ -70,7 +65,7 @@ def fit(
 ) -> Path:
     """Run `loop` on `train.num_workers` workers; returns the folder of the last checkpoint.
 
-    `name` is that of `run_name`; when `storage` holds a run of that name it goes on after its last epoch.
+    `name` is that of `artifact.run_name`; when `storage` holds a run of that name it goes on after its last epoch.
     `loop_config` is plain data with absolute paths. Ray must have been started (`rec.runtime.start`).
     `options` is the name of the branch `train` in messages, `room` of what to lower where memory is out.
 
@@ -134,13 +129,8 @@ def inputs_folder(storage: Path, name: str) -> Path:
 
 
 def sweep(storage: Path, kind: str, keep: str | None = None) -> None:
-    """Remove the checkpoints and inputs of all runs of `kind`, but for those of the run `keep`.
-
-    At a stage's start these are what killed runs of other options left, at its end those of the artifact.
-    """
-    kept = set() if keep is None else {storage / keep, inputs_folder(storage, keep)}
-    for folder in set(storage.glob(f"{kind}-*")) - kept:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove the checkpoints and inputs of all runs of `kind`, but for those of the run `keep`."""
+    artifact.sweep_runs(storage, kind, () if keep is None else (keep, inputs_folder(storage, keep).name))
 
 
 def _work(loop: Loop, threads: int, room: str, config: dict[str, Any]) -> None:

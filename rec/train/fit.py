@@ -268,7 +268,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     made_by = {"fit": options.identity(), "seed": config.seed}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
-    storage, name = config.at("runs"), ddp.run_name(**work)
+    storage, name = config.at("runs"), artifact.run_name(**work)
     done = artifact.finished(target, **work)
     ddp.sweep(storage, KIND, keep=None if done else name)
     if done is not None:

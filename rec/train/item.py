@@ -23,7 +23,8 @@ from rec.config import Config
 from rec.config import ItemTower as Options
 from rec.errors import ConfigError
 from rec.models import text_encoder
-from rec.models.item_inputs import ENCODER_FILES, TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
+from rec.models.encoder_files import ENCODER_FILES
+from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
 from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
 from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
@@ -58,8 +59,8 @@ def run(config: Config) -> dict[str, Any]:
     )
     made_by = {"item_tower": config.item_tower.identity(), "seed": config.seed, **files}
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
-    storage, name = config.at("runs"), ddp.run_name(**work)
-    second = ddp.run_name(**{**work, "kind": behaviour.KIND})
+    storage, name = config.at("runs"), artifact.run_name(**work)
+    second = artifact.run_name(**{**work, "kind": behaviour.KIND})
     done = artifact.finished(target, **work)
     for kind, run in ((KIND, name), (behaviour.KIND, second)):
         ddp.sweep(storage, kind, keep=None if done else run)

@@ -84,7 +84,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     work: dict[str, Any] = {"kind": fused.KIND, "version": fused.VERSION, "inputs": inputs, "config": options}
     target = config.at("ranker")
-    storage, name = config.at("runs"), ddp.run_name(**work)
+    storage, name = config.at("runs"), artifact.run_name(**work)
     done = artifact.finished(target, **work)
     ddp.sweep(storage, fused.KIND, keep=None if done else name)
     if done is not None:

@@ -229,7 +229,7 @@ def run(config: Config) -> dict[str, Any]:
     if "context" in options.inputs:
         made_by["text"] = config.text.identity() | text_encoder.files(config.text, artifact.peek(target))
     work: dict[str, Any] = {"kind": KIND, "version": VERSION, "inputs": inputs, "config": made_by}
-    storage, name = config.at("runs"), ddp.run_name(**work)
+    storage, name = config.at("runs"), artifact.run_name(**work)
     done = artifact.finished(target, **work)
     ddp.sweep(storage, KIND, keep=None if done else name)
     if done is not None:

@@ -18,7 +18,7 @@ from rec import artifact, assemble, bundle, bundle_diff, dataset
 from rec.bundle import Bundle
 from rec.config import Config, Text
 from rec.errors import ArtifactError
-from rec.models import fused, item_tower, text_layers
+from rec.models import fused, item_tower, text_encoder, text_layers
 from rec.models.item_tower import ItemTower
 from rec.recommend.shelf import Shelf
 from rec.schema import ENRICHED
@@ -51,6 +51,20 @@ def test_id_is_the_hash_of_the_manifest_and_every_file_is_listed(made: Bundle) -
     assert set(made.files) == present - {"manifest.json"}
     assert {Path(name).suffix for name in made.files} <= set(assemble.SUFFIXES)
     bundle.verify(made)
+
+
+def test_a_bundle_says_which_files_a_folder_had_and_is_of_one_encoder(made: Bundle, tmp_path: Path) -> None:
+    assert made.encoder_files is None
+    assert "encoder_files" not in made.said()
+    folder = encoders.write(tmp_path / "encoder", ["warm", "coat"])
+    recipe = tiny.make(tiny.config(tmp_path / "store", encoder=str(folder)))
+    assert {"encoder_files": assemble.create(recipe).encoder_files} == text_encoder.files(recipe.text)
+    path = recipe.at("user_tower") / artifact.MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for files, said in (({"encoder_files": "0" * 64}, "with other files"), ({}, "by a program that noted no files")):
+        artifact.write_json(path, manifest | {"config": {"text": files}})
+        with pytest.raises(ArtifactError, match=rf"user_tower was made {said} .*pipeline"):
+            assemble.create(recipe)
 
 
 def test_a_fit_head_is_in_the_bundle_where_the_recipe_has_one(made: Bundle, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ Items are garments of four categories and six colours; a vector is its category'
 so that neighbours look alike. Stored shoppers buy one colour.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ import pyarrow as pa
 import torch
 
 from rec import artifact, dataset, histories, source_tables, worn
-from rec.config import Config, Evaluate, Fit, Index, ItemTower, Ranker
+from rec.config import Config, Evaluate, Fit, Index, ItemTower, Ranker, Text
 from rec.config import UserTower as UserTowerOptions
 from rec.features import items as item_features
 from rec.histories import Histories
-from rec.models import fit_head, fused, item_tower, user_tower
+from rec.models import fit_head, fused, item_tower, text_encoder, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape, UserTower
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS, USERS, Contract
@@ -26,8 +27,9 @@ from rec.sizes import FITS
 from rec.train import fit
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary, shipped
+from tests.item_tower import encoders
 
-ITEMS, SHOPPERS, WIDTH, TEXT_WIDTH = 160, 12, 32, 384
+ITEMS, SHOPPERS, WIDTH = 160, 12, 32
 CATEGORIES = ("dress", "shirt", "coat", "skirt")
 COLOURS = ("black", "red", "blue", "green", "white", "yellow")
 WORDS = ("soft", "touch", "linen", "cashmere", "gorpcore", "office")
@@ -36,13 +38,21 @@ START = datetime(2025, 3, 1, tzinfo=UTC)
 
 
 def config(
-    store: Path, *, name: str = "tiny", floor: float = 0.0, seed: int = 17, kind: str = "halfvec", fit: bool = False
+    store: Path,
+    *,
+    name: str = "tiny",
+    floor: float = 0.0,
+    seed: int = 17,
+    kind: str = "halfvec",
+    fit: bool = False,
+    encoder: str = "minilm",
 ) -> Config:
-    """A recipe whose artifacts are to be written to `store`."""
+    """A recipe whose artifacts are to be written to `store`; `encoder` is `minilm` or a folder (`encoders.write`)."""
     return Config(
         name=name,
         store=str(store),
         seed=seed,
+        text=Text(encoder=encoder),
         item_tower=ItemTower(width=WIDTH),
         user_tower=UserTowerOptions(history=8),
         ranker=Ranker(candidates=60, embedding_dim=4, hidden=[8], re_tokens=4),
@@ -79,7 +89,7 @@ def make(chosen: Config, *, ndcg10: float = 0.2, amend: Callable[[Path], None] =
     """
     rng = np.random.default_rng(chosen.seed)
     vocabulary = StdVocabulary.load(None)
-    _datasets(chosen.root, vocabulary)
+    _datasets(chosen, vocabulary)
     amend(chosen.root)
     h = histories.load(chosen.root)
     vectors = item_vectors(rng)
@@ -107,12 +117,16 @@ def item_vectors(rng: np.random.Generator) -> np.ndarray:
     return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _write(root: Path, contract: Contract, rows: list[dict[str, Any]]) -> None:
+def _write(
+    root: Path, contract: Contract, rows: list[dict[str, Any]], made_with: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     full = [{name: row.get(name) for name in contract.schema.names} for row in rows]
-    dataset.write(root / contract.kind, contract, [pa.Table.from_pylist(full, contract.schema)], inputs={}, config={})
+    table = pa.Table.from_pylist(full, contract.schema)
+    dataset.write(root / contract.kind, contract, [table], inputs={}, config=made_with)
 
 
-def _datasets(root: Path, vocabulary: StdVocabulary) -> None:
+def _datasets(chosen: Config, vocabulary: StdVocabulary) -> None:
+    root = chosen.root
     products, enriched, tensors = [], [], []
     for row in range(ITEMS):
         word = WORDS[row % len(WORDS)]
@@ -156,7 +170,7 @@ def _datasets(root: Path, vocabulary: StdVocabulary) -> None:
         )
     _write(root, PRODUCTS, products)
     _write(root, ENRICHED, enriched)
-    _write(root, TENSORS, tensors)
+    _write(root, TENSORS, tensors, {"text": text_encoder.files(chosen.text)})
     users, events = [], []
     for number in range(SHOPPERS):
         users.append({"user_id": f"u{number:02d}", "height_cm": 160.0 + number, "birth_year": 1980 + number})
@@ -171,6 +185,8 @@ def _datasets(root: Path, vocabulary: StdVocabulary) -> None:
 
 
 def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np.ndarray) -> None:
+    text, files = chosen.text.encoder, text_encoder.files(chosen.text)
+    text_width = 384 if text == text_encoder.MINILM else encoders.WIDTH
     with artifact.write(chosen.at("vocabulary"), kind="vocabulary", version=1, inputs={}, config={}) as draft:
         (draft.path / "std.toml").write_text(shipped(), encoding="utf-8")
         ReVocabulary(vocabulary.keys, list(WORDS)).save(draft.path / "re.json")
@@ -180,15 +196,15 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             heads=2,
             dropout=0.0,
             inputs=("std", "re", "title"),
-            text_encoder="minilm",
-            text_width=TEXT_WIDTH,
+            text_encoder=text,
+            text_width=text_width,
             num_keys=vocabulary.num_keys,
             num_std_ids=vocabulary.num_ids,
             num_re_tokens=2 + len(WORDS),
         )
     )
     with artifact.write(
-        chosen.at("item_tower"), kind=item_tower.KIND, version=item_tower.VERSION, inputs={}, config={}
+        chosen.at("item_tower"), kind=item_tower.KIND, version=item_tower.VERSION, inputs={}, config=files
     ) as draft:
         items.save(draft.path)
     users = UserTower(
@@ -203,8 +219,8 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
             adapter_dropout=0.0,
             semantics=0,
             inputs=("behaviour", "context", "profile"),
-            text_encoder="minilm",
-            text_width=TEXT_WIDTH,
+            text_encoder=text,
+            text_width=text_width,
             profile_names=tuple(h.profile_names),
             profile_mean=(165.0, 1985.0),
             profile_std=(5.0, 5.0),
@@ -213,7 +229,7 @@ def _towers(chosen: Config, h: Histories, vocabulary: StdVocabulary, vectors: np
     for linear in (users.context, users.profile.out, users.fuse[-1]):  # start (near) zero: inputs would change nothing
         torch.nn.init.normal_(linear.weight, std=0.5)
     with artifact.write(
-        chosen.at("user_tower"), kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={}
+        chosen.at("user_tower"), kind=user_tower.KIND, version=user_tower.VERSION, inputs={}, config={"text": files}
     ) as draft:
         users.save(draft.path, vectors)
 

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 60
+WIDTH = 32
+"""Of the one in a folder."""
 LAYERS = 3
 _BERT = {
     "hidden_size": 12,
@@ -35,7 +38,7 @@ def model(kind: str, **settings: Any) -> PreTrainedModel:
 
 
 def write(folder: Path, words: list[str]) -> Path:
-    """A DistilBERT of width 32 with its tokenizer, as the hub would give it; returns `folder`."""
+    """A DistilBERT of width WIDTH with its tokenizer, as the hub would give it; returns `folder`."""
     pieces = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     names = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *pieces]))
     vocabulary = {name: number for number, name in enumerate(names)}
@@ -45,5 +48,12 @@ def write(folder: Path, words: list[str]) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special).save_pretrained(folder)
-    model("distilbert", dim=32, n_heads=4, hidden_dim=64, vocab_size=len(names)).save_pretrained(folder)
+    model("distilbert", dim=WIDTH, n_heads=4, hidden_dim=64, vocab_size=len(names)).save_pretrained(folder)
     return folder
+
+
+def change(folder: Path) -> None:
+    """Replace a weight of the encoder in `folder`: the last one that its states go through, so that all move."""
+    weights = load_file(folder / "model.safetensors")
+    weights[f"transformer.layer.{LAYERS - 1}.output_layer_norm.bias"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

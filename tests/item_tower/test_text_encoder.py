@@ -211,3 +211,49 @@ def test_an_encoder_in_a_folder_is_its_files(folder: Path, tmp_path: Path) -> No
     folder.rename(tmp_path / "gone")
     assert text_encoder.files(text, made) == before, "what was made stays good without the encoder"
     assert text_encoder.files(text) == text_encoder.files(Text(encoder=str(tmp_path / "other")), made) == {}
+
+
+def _sharded(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for shard, held in shards.items():
+        save_file({name: weights[name] for name in held}, folder / shard, metadata={"format": "pt"})
+    place = {name: shard for shard, held in shards.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+
+
+def test_a_shard_is_one_of_the_files(folder: Path) -> None:
+    text = Text(encoder=str(folder))
+    whole = text_encoder.load(text).embed(["a warm coat"])
+    _sharded(folder)
+    before = text_encoder.files(text)
+    assert (text_encoder.load(text).embed(["a warm coat"]) == whole).all()
+    _change(folder / "model-00001-of-00002.safetensors", lambda of: of["transformer.layer.2.ffn.lin2.bias"].add_(1))
+    assert text_encoder.files(text) != before
+    assert not (text_encoder.load(text).embed(["a warm coat"]) == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"do_lower_case": false}'),
+        ("special_tokens_map.json", "{}"),
+        ("vocab.txt", "warm"),
+        ("spiece.model", "warm"),
+    ],
+)
+def test_what_a_tokenizer_is_read_from_is_one_of_the_files(folder: Path, name: str, content: str) -> None:
+    before = text_encoder.files(Text(encoder=str(folder)))
+    (folder / name).write_text(content)
+    assert text_encoder.files(Text(encoder=str(folder))) != before
+
+
+def test_a_want_of_memory_is_not_a_wrong_option(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", full)
+    with pytest.raises(MemoryError):
+        text_encoder.load(Text(encoder=str(folder)))

@@ -4,7 +4,7 @@ import asyncio
 import csv
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rec import artifact, bundle, bundles, dataset, postgres, publish, refresh
+from rec import additions, artifact, bundle, bundles, dataset, postgres, publish, refresh
 from rec.bundle import Bundle
 from rec.config import Columns, Config, Enrich, Source
 from rec.errors import ArtifactError, DatabaseError, InputError
@@ -24,14 +24,17 @@ from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
 from rec.index.stock import TooManyLost
 from rec.recommend.chain import Chain
+from rec.recommend.encode import UserEncoder
 from rec.recommend.request import Choice, Request
 from rec.schema import ENRICHED, PRODUCTS
 from rec.sources import tables as source_tables
+from rec.state import cold_state
 from serve.answering import Answering
 from serve.asking import Together
 from serve.exposures import ExposureLog
 from serve.fallible import BackedFront
 from tests.bundle import tiny
+from tests.item_tower import encoders
 from tests.pipeline.conftest import Finished
 
 FIELDS = ("product_id", "title", "text", "price", "brand", "style", "in_stock", "colour", "kind")
@@ -133,7 +136,7 @@ def new_shop(new_store: Callable[[], Path], tmp_path_factory: pytest.TempPathFac
         attributes=["colour", "kind"],
     )
 
-    def make() -> Shop:
+    def make(encoder: str = "minilm") -> Shop:
         folder = tmp_path_factory.mktemp("files")
         source = Source(
             kind="files",
@@ -143,7 +146,7 @@ def new_shop(new_store: Callable[[], Path], tmp_path_factory: pytest.TempPathFac
             currency="EUR",
             columns=columns,
         )
-        recipe = tiny.make(tiny.config(new_store().resolve(), fit=True))
+        recipe = tiny.make(tiny.config(new_store().resolve(), fit=True, encoder=encoder))
         found = publish.run(recipe)["bundle"]
         made = Shop(recipe.model_copy(update={"source": source, "enrich": Enrich(max_calls=0)}), found, file_rows())
         made.write(made.rows)
@@ -407,6 +410,29 @@ def test_what_is_refused(shop: Shop) -> None:
     experiments.start(shop.url, "tiny", shop.first, 0.5)
     with pytest.raises(DatabaseError, match="experiment"):
         shop.refresh([*shop.rows, NEW])
+
+
+def test_an_encoder_with_replaced_weights_adds_no_products_and_reads_no_context(
+    new_shop: Callable[..., Shop], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = encoders.write(tmp_path / "encoder", ["warm", "coat"])
+    shop = new_shop(str(folder))
+    base = shop.active()
+    additions.check(base)
+    state = cold_state(2, "a warm coat")
+    silent = replace(state, context="")
+    (read,), (unread,) = UserEncoder(base).encode([state]), UserEncoder(base).encode([silent])
+    assert set(read.without) == {"context"}
+    assert np.abs(read.vector - unread.vector).max() > 1e-3
+    encoders.change(folder)
+    with pytest.raises(ArtifactError, match=rf"^bundle {base.id} was made with other files in the folder .*pipeline"):
+        shop.refresh([*shop.rows, NEW])
+    assert shop.active().id == base.id
+    caplog.clear()
+    (found,) = UserEncoder(base).encode([state])
+    assert [entry.getMessage().partition(":")[0] for entry in caplog.records] == [f"bundle {base.id} reads no context"]
+    assert not found.without
+    np.testing.assert_allclose(found.vector, unread.vector, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -23,6 +23,7 @@ from rec.encode import distinct
 from rec.models import text_encoder
 from rec.models.item_inputs import Ragged
 from rec.models.text_encoder import TextEncoder
+from rec.partial_array import PartialArray
 from rec.schema import TENSORS
 from tests.train.in_process import data_in_process
 
@@ -207,6 +208,51 @@ def test_a_killed_run_goes_on_after_its_last_batch(tmp_path: Path, monkeypatch: 
     assert (facts["encoded"], facts["kept"]) == (len(known_of(titles)), 0)
     assert Made.by(killed).content_hash == Made.by(calm).content_hash
     assert not list(killed.at("runs").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", [False, True])
+def test_who_encodes_is_no_matter_of_what_a_killed_run_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """Neither are there many batches left, nor are they few from the start where a GPU encodes them."""
+    asked: list[int] = []
+
+    def actors(batches: Sequence[pa.Table], _tree: Config) -> Iterator[pa.Table]:
+        asked.append(len(batches))
+        for batch in batches[:-3] if len(asked) == 1 else batches:
+            yield encode._states(encoder_of(0), batch)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode, "_by_actors", actors)
+    monkeypatch.setattr(encode, "_here", lambda *_: pytest.fail("encoded in this process"))
+    monkeypatch.setattr(encode, "FEW", 64 if gpu else 5)
+    tree = texts(tmp_path, some_titles(np.random.default_rng(6), 40))
+    tree = tree.model_copy(update={"text": tree.text.model_copy(update={"use_gpu": gpu})})
+    with pytest.raises(KeyboardInterrupt):
+        encode.run(tree)
+    encode.run(tree)
+    assert 5 < asked[0] <= 64
+    assert asked[1:] == [3]
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_that_is_killed_after_its_artifact_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = texts(tmp_path, some_titles(np.random.default_rng(5), 6))
+
+    def killed(_states: PartialArray) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialArray, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode.run(tree)
+    assert [path.name[:12] for path in tree.at("runs").iterdir()] == ["text_states-"]
+    assert encode.run(tree)["skipped"]
+    assert not list(tree.at("runs").iterdir())
 
 
 @pytest.mark.slow

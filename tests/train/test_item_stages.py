@@ -219,6 +219,10 @@ def test_a_killed_embedding_goes_on_after_its_last_block(
     ]
     assert hashes[0] == hashes[1]
     assert not list(killed.at("runs").glob("vectors-*"))
+    left = killed.at("runs") / "vectors-0123456789abcdef"
+    left.mkdir()  # as by a run that was killed after its dataset was written
+    assert embed.run(killed)["skipped"]
+    assert not left.exists()
 
 
 def test_after_training_a_view_finds_its_twin(made: Config) -> None:
@@ -276,5 +280,5 @@ def test_missing_inputs_and_resources_name_the_remedy(tmp_path: Path, monkeypatc
     with pytest.raises(ArtifactError, match=r"run `python jobs/encode\.py` first"):
         item.run(tree)
     many = config.load(str(tmp_path / "catalogue.toml"), ["text.num_actors=9"])
-    with pytest.raises(ConfigError, match=r"text\.num_actors x text\.cpus_per_actor is 9, but cpus is 4"):
+    with pytest.raises(ConfigError, match=r"text\.num_actors x text\.cpus_per_actor is 9, but Ray was started with 4"):
         encode.run(many)
