@@ -50,7 +50,7 @@ STOP_SECONDS = 30.0
 PARTING_SECONDS = 5.0
 """How long Postgres may take to notice that the shop is gone."""
 REQUEST_SECONDS = 20.0
-"""Longest time for one HTTP request: all waits for stages and Postgres together, and some more."""
+"""Longest time for one HTTP request, far above its deadline of some seconds: probes wait longer."""
 FROZEN_SECONDS = 5.0
 """How much longer HAProxy waits for a replica that does not even say that time is up."""
 SOCKETS = "/tmp/rec-"

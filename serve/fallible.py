@@ -19,7 +19,7 @@ from rec.recommend.score import retrieval_order
 from rec.recommend.standby import Standby
 from rec.retrieval import Candidates
 from serve.asking import Asking
-from serve.degrade import Ladder, Unavailable
+from serve.degrade import Away, Ladder, Unavailable
 from serve.exposures import Shop
 from serve.stages import STAGE_S, Ranker, Retriever, UserTower
 
@@ -70,7 +70,7 @@ class Fallible:
     ) -> T:
         left = self._left(longest)
         if left <= 0:
-            raise Unavailable(f"{stage.__name__}: no time is left for it")
+            raise Away(f"{stage.__name__}: no time is left for it")
         return await self._asking.ask(left, stage, method, *given, **named)
 
     async def _look_up(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
