@@ -129,7 +129,7 @@ def test_a_number_that_another_process_got_is_no_server(
     assert postgres.stop_embedded(store)
 
 
-@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("number", [os.getpid(), 2**22 + 1], ids=["another process", "none"])
 def test_a_server_in_another_container_gets_no_second_one_beside_it(
     new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
