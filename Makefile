@@ -3,6 +3,7 @@
 #   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
 #   make stop     end the shop and what it started
 #   make test     lint, types, tests
+#   make test-long  kills that take minutes each
 #   make audit    PyPI's advisories on constraints.txt
 
 PORT ?= 8000
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
 
-.PHONY: setup demo stop test lint format audit clean
+.PHONY: setup demo stop test test-long lint format audit clean
 
 setup: .venv/complete
 
@@ -44,6 +45,9 @@ format: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+
+test-long: setup
+	$(BIN)/python -m pytest -m long
 
 audit: setup
 	@$(BIN)/python .ci/audit.py

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -250,15 +250,21 @@ class Ask:
             self._take = Images(enrich.images).take
         self._threads = ThreadPoolExecutor(engine.concurrency(enrich))
         self._local = threading.local()
+        self._fault: EndpointError | None = None
 
     @postgres.refusals()
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A row of ASKED for each product; `failure` is null where there is an answer now."""
         try:
             return pa.Table.from_pylist(list(self._threads.map(self._ask, batch.to_pylist())), schema=ASKED)
-        except EndpointError:
+        except EndpointError as error:
+            self._fault = error
             self._threads.shutdown(cancel_futures=True)  # what is in flight is still paid for and kept
             raise
+        except (RuntimeError, CancelledError):
+            if self._fault is None:
+                raise
+            raise self._fault from None  # another batch met it, and ended the threads under this one
 
     def _connection(self) -> cache.Connection:
         """One per thread: the lock of an answer belongs to a connection."""

@@ -128,6 +128,7 @@ def test_hostile_texts_are_asked_about_and_none_is_obeyed(shop: Config) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_of_each_kind_repeats_no_call(repository: Path) -> None:
     with enrichment.stores(2) as stores:
         made = resume.measure(repository / "jobs" / "enrich.py", stores, products=48, kills=3, seed=1)

@@ -139,6 +139,7 @@ def _hash(store: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_training_goes_on_where_its_node_died(prepared: Path, tmp_path: Path, repository: Path) -> None:
     lost = tmp_path / "lost"
     recipe = _made_on_nodes(prepared, lost)

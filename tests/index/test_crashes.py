@@ -115,6 +115,7 @@ def shop(new_store: Callable[[], Path]) -> Iterator[Shop]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_old_or_new_and_never_between(shop: Shop) -> None:
     rng = np.random.default_rng(SEED)
     loader, interrupted, found = Loader(shop.store), 0, []

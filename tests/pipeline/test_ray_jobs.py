@@ -138,6 +138,7 @@ def test_pretrain_runs_three_ways_with_the_same_result(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_token_is_said_before_any_work(
     checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
 ) -> None:
