@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from rec.config import load as recipe
 from rec.errors import RecError
 from rec.evaluate import drills, load
 from rec.evaluate.load import Asked, Paced
+from tests.evaluate.local_server import served
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +30,8 @@ def url() -> Iterator[str]:
             return web.Response(text="{")
         return web.json_response(body, status=body.get("status", 200))
 
-    port, ready, ended = ports.free(), Event(), Event()
-
-    async def serve() -> None:
-        application = web.Application()
-        application.router.add_post("/", answer)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        ready.set()
-        while not ended.is_set():
-            await asyncio.sleep(0.05)
-        await runner.cleanup()
-
-    thread = Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(10)
-    yield f"http://127.0.0.1:{port}/"
-    ended.set()
-    thread.join()
+    with served("/", answer) as address:
+        yield f"{address}/"
 
 
 def test_the_rate_is_kept_whether_or_not_answers_come(url: str) -> None:

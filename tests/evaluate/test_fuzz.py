@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from jobs import benchmark as job
-from rec import artifact, ports
+from rec import artifact
 from rec.config import load as recipe
 from rec.errors import ConfigError, RecError
 from rec.evaluate import fuzz, fuzzed_requests
@@ -25,6 +24,7 @@ from rec.evaluate.load import LATE, LOST
 from serve.api import ExplainBody, RecommendBody
 from serve.app import app
 from tests.bundle import tiny
+from tests.evaluate.local_server import served
 
 KNOWN = Known(["P0001", "P0002"], ["dress"], ["u01"])
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,25 +60,8 @@ def url() -> Iterator[str]:
         headers = {"Retry-After": "2"} if what == "retry" else {}
         return web.Response(status=int(what) if what.isdigit() else 503, headers=headers, text="told")
 
-    port, ready, ended = ports.free(), Event(), Event()
-
-    async def serve() -> None:
-        application = web.Application()
-        application.router.add_route("*", "/{what}", answer)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        ready.set()
-        while not ended.is_set():
-            await asyncio.sleep(0.05)
-        await runner.cleanup()
-
-    thread = Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert ready.wait(10)
-    yield f"http://127.0.0.1:{port}"
-    ended.set()
-    thread.join()
+    with served("/{what}", answer) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
