@@ -46,7 +46,8 @@ def test_the_job_names_a_database_that_is_down_and_fails_without_its_password(
     found = json.loads(said.out)
     states = {finding["check"]: finding["state"] for finding in found["checks"]}
     assert states["postgres"] == "fail"
-    assert states["python"] == states["torch"] == states["ray"] == states["ray token"] == states["store"] == "ok"
+    assert states["python"] == states["torch"] == states["ray"] == states["ray token"] == "ok"
+    assert states["store"] in ("ok", "warn")  # the room of this machine's disk is its own
     assert found["fail"] == sum(state == "fail" for state in states.values())
     assert "-> check REC_DATABASE_URL" in said.err
     assert PASSWORD not in said.out + said.err

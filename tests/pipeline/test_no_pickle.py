@@ -3,10 +3,12 @@
 import io
 import json
 import pickle
+import pickletools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from tests.pickles import runs_code
@@ -29,6 +31,13 @@ def test_other_files_that_hold_pickles_are_recognised() -> None:
     assert runs_code(array.getvalue())
     assert not runs_code(plain.getvalue())
     assert not runs_code(json.dumps({"weights": [1.0]}).encode())
+
+
+def test_a_length_of_safetensors_that_spells_opcodes_is_no_pickle() -> None:
+    data = safetensors.torch.save({"a." + "w" * 1306: torch.zeros(1)})
+    *_, (last, _, _) = pickletools.genops(data)
+    assert last.name == "STOP", "a pickle machine reads this file's head to an end"
+    assert not runs_code(data)
 
 
 @pytest.mark.slow
