@@ -28,6 +28,8 @@ class UserEncoder:
         self._encoder: TextEncoder | None = None
         if "context" in self.tower.shape.inputs:
             self._encoder = _encoder(bundle)
+        if self._encoder is not None:  # weights are mapped files until read: nobody is to wait for that
+            self._encoder.embed(["warm-up"])
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -1,6 +1,6 @@
 """Retrieval as served equals retrieval as trained on: one merge, with filters in Postgres or as exclusions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from rec.bundle import Bundle
 from rec.index import load, promote
 from rec.index.connections import Connections
 from rec.index.search import Filters
+from rec.models.text_encoder import TextEncoder
 from rec.recommend.encode import UserEncoder
 from rec.recommend.retrieve import Retriever
 from rec.retrieval import candidates, search
@@ -42,6 +43,25 @@ def shop(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterato
     connections = Connections(database_url, size=1)
     yield Shop(made, UserEncoder(made), Retriever(made, connections), tables.load(made.folder("sources")))
     connections.close()
+
+
+def test_the_text_encoder_has_read_before_any_shopper_says_something(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are mapped from files until they are read: the first with words waited for that."""
+    read: list[str] = []
+    embed = TextEncoder.embed
+
+    def noted(self: TextEncoder, texts: Sequence[str]) -> np.ndarray:
+        read.extend(texts)
+        return embed(self, texts)
+
+    monkeypatch.setattr(TextEncoder, "embed", noted)
+    encoder = UserEncoder(shop.bundle)
+    assert read
+    read.clear()
+    encoder.read("a coat for rain")
+    assert read == ["a coat for rain"]
 
 
 FILTERS = (
