@@ -3,7 +3,7 @@
 #   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
 #   make stop     end the shop and what it started
 #   make test     lint, types, tests
-#   make test-long  kills that take minutes each
+#   make test-long  the tests that take a minute or more each, most of them kills
 #   make audit    PyPI's advisories on constraints.txt
 
 PORT ?= 8000
@@ -47,7 +47,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
 
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 -m long
 
 audit: setup
 	@$(BIN)/python .ci/audit.py

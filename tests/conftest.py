@@ -18,27 +18,25 @@ COSTLY = {"finished", "helps"}
 
 LONGEST = [
     "finished",
-    "pipeline/test_planted.py",
-    "evaluate/test_enrichment.py",
-    "train/test_item_stages.py",
-    "index/test_crashes.py",
-    "pipeline/test_ray_jobs.py",
-    "evaluate/test_nodes.py",
-    "serve/test_proxied.py",
-    "serve/test_shop.py",
-    "enrich/test_stage.py",
-    "train/test_behaviour.py",
+    "train/test_item_failures.py",
     "enrich/test_openai.py",
-    "enrich/test_tag.py",
+    "serve/test_shop.py",
+    "serve/test_proxied.py",
+    "enrich/test_stage.py",
+    "pipeline/test_refresh.py",
+    "enrich/test_vllm.py",
     "vocab/test_tensorize.py",
     "train/test_ddp.py",
-    "enrich/test_vllm.py",
-    "user_tower/test_training.py",
+    "train/test_item_stages.py",
+    "serve/test_tracing.py",
     "ranker/test_stages.py",
-    "evaluate/test_scale.py",
     "evaluate/test_cold_items.py",
+    "user_tower/test_training.py",
+    "enrich/test_tag.py",
+    "serve/test_shutdown.py",
+    "evaluate/test_enrichment.py",
+    "index/test_full_disk.py",
     "fit/test_training.py",
-    "index/test_upgrade.py",
 ]
 """Groups of slow tests that take half a minute or more, longest first: two processes that are handed the long ones
 first end at about the same time."""
@@ -68,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None
+    return any(item.get_closest_marker(name) is not None for name in ("slow", "long"))
 
 
 def _group(item: pytest.Item) -> str:

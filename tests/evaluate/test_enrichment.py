@@ -127,7 +127,6 @@ def test_hostile_texts_are_asked_about_and_none_is_obeyed(shop: Config) -> None:
     assert (made["hostile.obeyed"]["value"], made["hostile.lost"]["value"], made["hostile.texts"]["value"]) == (0, 0, 4)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_kill_of_each_kind_repeats_no_call(repository: Path) -> None:
     with enrichment.stores(2) as stores:

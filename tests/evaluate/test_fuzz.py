@@ -219,7 +219,7 @@ def _stub(folder: Path, source: str = STUB) -> str:
     return str(program)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_shop_is_asked_and_stays_whole(
     new_store: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,6 @@ def _hash(store: Path) -> str:
     return manifest.content_hash
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_training_goes_on_where_its_node_died(prepared: Path, tmp_path: Path, repository: Path) -> None:
     lost = tmp_path / "lost"

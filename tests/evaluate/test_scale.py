@@ -53,7 +53,7 @@ def test_it_keeps_off_what_others_use(variable: str, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_jobs_take_a_synthetic_shop_and_go_on_where_they_were_killed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,6 @@ def shop(new_store: Callable[[], Path]) -> Iterator[Shop]:
     postgres.url(store)  # so that it is there to be stopped
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_old_or_new_and_never_between(shop: Shop) -> None:
     rng = np.random.default_rng(SEED)

@@ -99,7 +99,7 @@ def _hashes(root: Path) -> dict[str, str]:
     return {name: manifest.content_hash for name, manifest in found.items() if manifest is not None}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_restarted_pipeline_equals_an_undisturbed_one(
     finished: Finished, tmp_path: Path, repository: Path, new_store: Callable[[], Path]
 ) -> None:

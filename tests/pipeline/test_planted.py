@@ -84,7 +84,7 @@ def trained(new_store: Callable[[], Path], ray_local: None) -> Trained:
     return Trained(_hits(full), lambda changes: _hits(config.load("demo", [*common, *changes])))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("group", "without"), ABLATIONS, ids=[group for group, _ in ABLATIONS])
 def test_planted_structure_needs_its_input(trained: Trained, group: str, without: list[str]) -> None:
     full = trained.hits[group]

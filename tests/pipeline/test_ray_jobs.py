@@ -103,7 +103,7 @@ def _tower_hash(store: Path) -> str:
     return manifest.content_hash
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_pretrain_runs_three_ways_with_the_same_result(
     checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]
@@ -137,7 +137,6 @@ def test_pretrain_runs_three_ways_with_the_same_result(
     assert os.access(checkout / "jobs" / "pretrain.py", os.X_OK)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_wrong_token_is_said_before_any_work(
     checkout: Path, tmp_path: Path, environment_of_jobs: dict[str, str]

@@ -23,7 +23,7 @@ def test_every_field_belongs_to_one_group_and_every_group_has_fields(shop_items:
     assert {name: group_of(name) for name in expected} == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_study_sees_what_is_planted(shop: Config, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     samples.run(shop)
     monkeypatch.setattr(ranker_study, "GROUPS", ("shares", "profile"))

@@ -243,6 +243,7 @@ def test_a_configuration_that_is_not_known_is_not_started(config: Path, line: st
     assert config.read_text(encoding="utf-8") == given.replace(line, instead), "it is left as it was"
 
 
+@pytest.mark.long
 @ON_LINUX
 def test_a_public_graph_is_reached_through_haproxy_and_with_a_key(
     new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch

@@ -117,7 +117,7 @@ def with_behaviour(tree: Config, **options: float) -> Config:
     return tree.model_copy(update={"item_tower": tower})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     """Two workers, one of them killed in the second run; what is finished is found again, and no run is left behind."""

@@ -18,7 +18,7 @@ from rec.train import ddp
 from tests.train import loops
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     train, before = Train(num_workers=2, cpus_per_worker=1, max_failures=1), signal.getsignal(signal.SIGINT)

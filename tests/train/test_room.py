@@ -30,6 +30,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_training_waits_for_room_only_so_long_and_goes_on_when_there_is_some(tmp_path: Path) -> None:
     calm, store = (catalogue.shop(tmp_path / name, 64).root.parent for name in ("calm", "store"))
     job = Job(JOBS, str(store / "catalogue.toml"), [f"item_tower.train.{option}" for option in OPTIONS])
