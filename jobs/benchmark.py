@@ -18,7 +18,8 @@ item-tower   cold items: products hidden from all training, of the recipe and of
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
-             beside it; with --switches what each of Ray Serve's own gives the graph
+             beside it; with --switches what each of Ray Serve's own gives the graph; with --profile where the time
+             goes, by process and by layer of the code. With --html NAME.html the stacks are in NAME.MODE.stacks.txt
 gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
@@ -68,6 +69,7 @@ from rec.evaluate import (
     other_splits,
     ranker_study,
     scale,
+    serving_profile,
     serving_speed,
     serving_switches,
     tagging,
@@ -215,6 +217,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.control_seeds < 0 or options.minutes <= 0 or options.rate <= 0:
         raise ConfigError("--control-seeds, --minutes and --rate are not below zero, the latter two not zero")
     lists: dict[str, Any] = {}
+    stacks: dict[str, str] = {}
     if options.name == "extraction":
         figures, lists = covered(config)
         figures |= new_tokens(config)
@@ -230,8 +233,12 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "serving":
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "publish")
-        measure = serving_switches.measure if options.switches else serving_speed.measure
-        figures = measure(chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick)
+        shop, named = Path(__file__).with_name("shop.py"), _named(options, chosen)
+        if options.profile:
+            figures, lists["profile"], stacks = serving_profile.measure(chosen, shop, named, quick=options.quick)
+        else:
+            measure = serving_switches.measure if options.switches else serving_speed.measure
+            figures = measure(chosen, shop, named, quick=options.quick)
     elif options.name == "gpu":
         figures = gpu_speed.measure(gpu_speed.FULL, gpu_speed.ON_CPU, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
@@ -281,6 +288,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         if "failures" in lists:
             lines = "".join(f"{json.dumps(each)}\n" for each in lists["failures"])
             page.with_suffix(".failures.jsonl").write_text(lines, encoding="utf-8")
+        for mode, raw in stacks.items():
+            page.with_suffix(f".{mode}.stacks.txt").write_text(raw, encoding="utf-8")
     if options.name == "scale":
         shutil.rmtree(_scale(config, options))
     return result
@@ -311,8 +320,12 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--towers", action="store_true", help="retrieval: the user tower alone, beside towers that lack a part of it"
     )
-    arguments.add_argument(
+    instead = arguments.add_mutually_exclusive_group()
+    instead.add_argument(
         "--switches", action="store_true", help="serving: what each of Ray Serve's switches gives the graph"
+    )
+    instead.add_argument(
+        "--profile", action="store_true", help="serving: where CPU time goes, by process, and in the replica by layer"
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"
