@@ -24,8 +24,9 @@ gpu          what a GPU gives, also over this machine's processors: training of 
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
              what the chain then takes for an answer, and what a hundred million would take of 32 such machines,
-             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end, and
-             where it goes on when it was killed
+             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end
+             unless --keep says otherwise, and where it goes on when it was killed. With --stores FOLDER only what an
+             answer takes on those that lie there, by stage, is asked again
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
              hnswlib (where they are installed), in a database of its own
@@ -243,8 +244,11 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = gpu_speed.measure(gpu_speed.FULL, gpu_speed.ON_CPU, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
-        grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
-        figures = growth.figures(grown, sizes)
+        if options.stores:
+            figures = growth.answers(scale.ask(Path(options.stores), sizes), sizes)
+        else:
+            grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
+            figures = growth.figures(grown, sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
@@ -290,7 +294,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             page.with_suffix(".failures.jsonl").write_text(lines, encoding="utf-8")
         for mode, raw in stacks.items():
             page.with_suffix(f".{mode}.stacks.txt").write_text(raw, encoding="utf-8")
-    if options.name == "scale":
+    if options.name == "scale" and not options.keep and not options.stores:
         shutil.rmtree(_scale(config, options))
     return result
 
@@ -335,6 +339,10 @@ if __name__ == "__main__":
         type=int,
         default=0,
         help="retrieval --towers: trainings of each tower beside the recipe's (default: as many)",
+    )
+    arguments.add_argument("--keep", action="store_true", help="scale: leave its stores where they are")
+    arguments.add_argument(
+        "--stores", metavar="FOLDER", help="scale: only ask the stores of each size in FOLDER, and build nothing"
     )
     arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")

@@ -18,7 +18,7 @@ other            without a layer
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -59,7 +59,6 @@ ANSWER = "Answering._recommend (serve/answering.py)"
 OUTSIDE = "outside"
 """Instead of a stage: no answer, or what is before, between and after its stages."""
 MOST_FUNCTIONS = 20
-SEVERAL = ("layers", "stages", "threads", "functions")
 
 _FRAME = re.compile(r"(.*) \((.*?)(?::\d+)?\)")
 _THREAD = re.compile(r"thread \([^)]*\)(?:: (.*))?")
@@ -141,15 +140,12 @@ def shares(stacks: Sequence[Stack]) -> dict[str, dict[str, float]]:
         "threads": lambda stack: stack.thread,
         "functions": lambda stack: stack.frames[-1] if stack.frames else "unnamed",
     }
-    return {
-        name: dict(_shares(stacks, keys[name], MOST_FUNCTIONS if name == "functions" else None)) for name in SEVERAL
-    }
+    return {what: _shares(stacks, key, MOST_FUNCTIONS if what == "functions" else None) for what, key in keys.items()}
 
 
-def _shares(stacks: Sequence[Stack], key: Callable[[Stack], str], most: int | None) -> Iterator[tuple[str, float]]:
+def _shares(stacks: Sequence[Stack], key: Callable[[Stack], str], most: int | None) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for stack in stacks:
         counts[key(stack)] += stack.samples
     total = counts.total()
-    for name, samples in counts.most_common(most):
-        yield name, samples / total
+    return {name: samples / total for name, samples in counts.most_common(most)}
