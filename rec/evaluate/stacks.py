@@ -41,7 +41,7 @@ PACKAGES = {
     "serve": "ours",
 }
 """Layer by the first part of a file's path, which py-spy tells from the folder of packages on."""
-COMPILED = {"written (serve/answering.py)": "json"}
+COMPILED = {"written (serve/answering.py)": "json", "Watched._bounded (rec/index/connections.py)": "psycopg"}
 """Layer of functions that hand to compiled code what is another layer's."""
 STAGES = {
     "Fallible.known (serve/fallible.py)": "state",

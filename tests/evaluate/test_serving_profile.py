@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec.evaluate import cpu_time, serving_profile, stacks
+from rec import config
+from rec.evaluate import benchmark, cpu_time, load, serving_profile, serving_speed, stacks
 from rec.evaluate.load import Answers
 
 POOL = "thread (71): answer_3;Thread._bootstrap (threading.py:1002);_worker (concurrent/futures/thread.py:83)"
@@ -25,6 +28,8 @@ ENCODE = f"{POOL};{WALK};Fallible.encode (serve/fallible.py:104);Combining.__cal
 SAMPLE = {
     f"{RETRIEVE};Cursor.execute (psycopg/cursor.py:90);Watched.wait (rec/index/connections.py:104);"
     "Connection.wait (psycopg/connection.py:484)": ("psycopg.wait", "retrieval"),
+    f"{RETRIEVE};Watched.wait (rec/index/connections.py:104);Connection.wait (psycopg/connection.py:484);"
+    "Watched._bounded (rec/index/connections.py:118)": ("psycopg", "retrieval"),
     f"{RETRIEVE};_Searches.search (rec/index/search.py:90);Cursor.fetchall (psycopg/cursor.py:230)": (
         "psycopg",
         "retrieval",
@@ -141,12 +146,16 @@ def _stretch() -> Answers:
 def test_a_process_is_sampled_while_load_is_sent_and_a_missing_one_is_a_sentence() -> None:
     code = (
         "import json, threading\n"
+        "many = list(range(3000))\n"
         "def encode():\n"
-        "    while True: json.dumps(list(range(3000)))\n"
+        "    print(flush=True)\n"
+        "    while True: json.dumps(many)\n"
         "threading.Thread(target=encode, name='answer_7').start()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout is not None
+            process.stdout.readline()
             try:
                 raw, per_second = serving_profile.recorded(process.pid, ["--gil"], 1.0, _stretch)
             except serving_profile.Refused as error:
@@ -168,3 +177,46 @@ def test_without_py_spy_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(serving_profile.Refused, match="pip install py-spy"):
         serving_profile.recorded(os.getpid(), [], 1.0, _stretch)
+
+
+def test_where_stacks_cannot_be_had_the_profile_says_so_and_tells_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REC_DATABASE_URL", raising=False)
+
+    @contextmanager
+    def running(*_: object) -> Iterator[str]:
+        yield "shop"
+
+    def closed(url: str, bodies: object, *, clients: int, seconds: float) -> Answers:
+        assert (url, clients) == ("shop", serving_profile.CLIENTS)
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+        return Answers(0.1, np.ones(10), {200: 10, 503: 2})
+
+    monkeypatch.setattr(serving_speed, "running", running)
+    monkeypatch.setattr(serving_speed, "requests", lambda _: [])
+    monkeypatch.setattr(load, "closed", closed)
+    chosen = config.load("demo", [f"store={tmp_path}"])
+    figures, profile, raw = serving_profile.measure(chosen, Path("jobs/shop.py"), [], quick=True)
+    values = {name.removeprefix("demo.serving.profile."): each["value"] for name, each in figures.items()}
+    assert values.pop("cpu.ms") == pytest.approx(10, abs=9)
+    assert values == {"per_s": 100, "failed": 2}
+    assert profile["processes"][cpu_time.LOAD]["share"] == 1
+    assert raw == {}
+    assert profile.keys().isdisjoint(serving_profile.MODES)
+    (sentence,) = profile["left_out"]
+    assert "stacks are left out" in sentence
+    page = benchmark.page({**benchmark.envelope("serving", figures, quick=True), "profile": profile})
+    assert cpu_time.LOAD in page
+    assert sentence in page
+
+
+def test_the_page_shows_the_shares_of_a_profile() -> None:
+    found = stacks.shares(stacks.read("".join(f"{stack} 5\n" for stack in SAMPLE)))
+    profile = {"processes": {"raylet": {"cpu_ms": 0.25, "share": 1.0}}, "gil": found, "left_out": []}
+    page = benchmark.page({**benchmark.envelope("serving", {}, quick=True), "profile": profile})
+    assert "<td>raylet</td><td>0.25 ms</td><td>100.0%</td>" in page
+    assert "<h2>gil: layers</h2>" in page
+    assert "<td>psycopg.wait</td>" in page
