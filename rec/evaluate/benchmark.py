@@ -180,7 +180,7 @@ def _profile(profile: dict[str, Any]) -> str:
     """Where `serving --profile` found the time to go."""
     taken = [(kind, f"{each['cpu_ms']:.2f} ms", each["share"]) for kind, each in profile["processes"].items()]
     tables = [_shares("CPU time for an answer, by process", taken)]
-    for mode in ("cpu", "gil", "wall"):
+    for mode in ("gil", "wall"):
         for what in ("layers", "stages", "threads", "functions") if mode in profile else ():
             tables.append(_shares(f"{mode}: {what}", [(key, "", share) for key, share in profile[mode][what].items()]))
     return "".join(tables) + "".join(f"<p>{escape(each)}</p>" for each in profile["left_out"])

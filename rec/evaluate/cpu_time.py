@@ -37,6 +37,8 @@ def kind(command: Sequence[str]) -> str:
     if line.startswith("postgres: "):
         role = line.removeprefix("postgres: ")
         return f"postgres {next((name for name in ROLES if role.startswith(name)), 'client')}"
+    if line.startswith("ray-dashboard"):
+        return "dashboard"
     words = [Path(word).stem for word in command if not word.startswith("-")]
     program = words[0] if words else "unknown"
     if program == "postgres":

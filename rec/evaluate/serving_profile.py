@@ -7,8 +7,8 @@ Beside these figures the profile, under `profile` of the benchmark's JSON object
 processes.KIND.cpu_ms     CPU time for an answer while nothing samples, and `share` of that of all
                           (rec.evaluate.cpu_time)
 cpus_busy                 share of the machine's CPU time that they took
-cpu, gil, wall            samples of the replica's threads (rec.evaluate.stacks): of those that run, of the one that
-                          holds the interpreter's lock, and of those at work on an answer, whether they run or wait
+gil, wall                 samples of the replica's threads (rec.evaluate.stacks): of the one that holds the
+                          interpreter's lock, and of those at work on an answer, whether they run or wait
     .samples              how many
     .at_once              mean number of such threads at a time; of `gil` how much of the time somebody held the lock
     .per_s                answers a second while it was sampled: as far as they are from those without, that disturbs
@@ -48,8 +48,9 @@ STRETCH_S = 1.0
 PATIENCE_S = 60.0
 """How much longer than it samples py-spy may take."""
 RATE = 200
-MODES: Mapping[str, Sequence[str]] = {"cpu": (), "gil": ("--gil",), "wall": ("--idle",)}
-"""Arguments of py-spy by the name of what it samples."""
+MODES: Mapping[str, Sequence[str]] = {"gil": ("--gil",), "wall": ("--idle",)}
+"""Arguments of py-spy by the name of what it samples. Without any it tells threads that run from those that wait by a
+state that not every system has: eight threads then seemed to run on two cores."""
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def _by_process(taken: Mapping[str, float], answers: Answers) -> dict[str, Any]:
     found = {
         kind: {"cpu_ms": round(1e3 * seconds / len(answers.milliseconds), 3), "share": round(seconds / total, 4)}
         for kind, seconds in taken.items()
+        if seconds > 0
     }
     busy = total / answers.seconds / processors.count()
     return {"clients": CLIENTS, "seconds": answers.seconds, "processes": found, "cpus_busy": round(busy, 3)}

@@ -109,6 +109,7 @@ def test_what_marks_stages_and_layers_is_in_the_code(frame: str) -> None:
         (["postgres:", "parallel", "worker", "for", "PID", "9"], "postgres parallel worker"),
         (["/opt/bin/postgres", "-D", "/var/store/postgres"], "postgres postmaster"),
         (["/opt/ray/core/src/ray/raylet/raylet", "--raylet_socket_name=x"], "raylet"),
+        (["ray-dashboard-EventHead-0", ""], "dashboard"),
         (["/opt/bin/python", "-u", "/opt/ray/_private/log_monitor.py", "--x"], "log_monitor"),
         (["/opt/bin/python3.11", "/opt/bin/serve", "run", "serve.json"], "serve"),
         (["/opt/haproxy", "-f", "haproxy.cfg"], "haproxy"),
