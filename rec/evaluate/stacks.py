@@ -7,8 +7,8 @@ library have none, and count for whoever calls them. Compiled code has no frames
 
 torch, ray       these packages
 psycopg          psycopg, its pool and pgvector
-psycopg.wait     of these, what waits for Postgres; of a thread that holds the interpreter's lock it is the compiled code
-                 there, which sends statements and takes answers
+psycopg.wait     of these, what waits for Postgres; of a thread that holds the interpreter's lock it is the compiled
+                 code there, which sends statements and takes answers
 json             reading and writing JSON
 http             FastAPI, Starlette, uvicorn, their parser and event loop
 combining.wait   a request that waits for the pass through a model in which others are (serve/combining.py)
