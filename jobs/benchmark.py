@@ -18,13 +18,15 @@ item-tower   cold items: products hidden from all training, of the recipe and of
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
-             beside it; with --switches what each of Ray Serve's own gives the graph
+             beside it; with --switches what each of Ray Serve's own gives the graph; with --profile where the time
+             goes, by process and by layer of the code. With --html NAME.html the stacks are in NAME.MODE.stacks.txt
 gpu          what a GPU gives, also over this machine's processors: training of the item tower with a whole DistilBERT
              under it, of the user tower, and of DLRM with tables of Criteo's shape; weights and inputs are drawn
 scale        time and memory of every stage on 10,000, 100,000 and a million synthetic products with ten events each,
              what the chain then takes for an answer, and what a hundred million would take of 32 such machines,
-             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end, and
-             where it goes on when it was killed
+             computed; enrichment from the cache; in stores of their own in `store`, which are removed at the end
+             unless --keep says otherwise, and where it goes on when it was killed. With --stores FOLDER only what an
+             answer takes on those that lie there, by stage, is asked again
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
              hnswlib (where they are installed), in a database of its own
@@ -68,6 +70,7 @@ from rec.evaluate import (
     other_splits,
     ranker_study,
     scale,
+    serving_profile,
     serving_speed,
     serving_switches,
     tagging,
@@ -215,6 +218,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.control_seeds < 0 or options.minutes <= 0 or options.rate <= 0:
         raise ConfigError("--control-seeds, --minutes and --rate are not below zero, the latter two not zero")
     lists: dict[str, Any] = {}
+    stacks: dict[str, str] = {}
     if options.name == "extraction":
         figures, lists = covered(config)
         figures |= new_tokens(config)
@@ -230,14 +234,21 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "serving":
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "publish")
-        measure = serving_switches.measure if options.switches else serving_speed.measure
-        figures = measure(chosen, Path(__file__).with_name("shop.py"), _named(options, chosen), quick=options.quick)
+        shop, named = Path(__file__).with_name("shop.py"), _named(options, chosen)
+        if options.profile:
+            figures, lists["profile"], stacks = serving_profile.measure(chosen, shop, named, quick=options.quick)
+        else:
+            measure = serving_switches.measure if options.switches else serving_speed.measure
+            figures = measure(chosen, shop, named, quick=options.quick)
     elif options.name == "gpu":
         figures = gpu_speed.measure(gpu_speed.FULL, gpu_speed.ON_CPU, seed=config.seed, quick=options.quick)
     elif options.name == "scale":
         sizes = scale.QUICK_SIZES if options.quick else scale.SIZES
-        grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
-        figures = growth.figures(grown, sizes)
+        if options.stores:
+            figures = growth.answers(scale.ask(Path(options.stores), sizes), sizes)
+        else:
+            grown = scale.measure(Path(__file__).parent, _scale(config, options), _names, sizes, config.seed)
+            figures = growth.figures(grown, sizes)
     elif options.name == "nodes":
         figures = nodes.measure(
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
@@ -281,7 +292,9 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         if "failures" in lists:
             lines = "".join(f"{json.dumps(each)}\n" for each in lists["failures"])
             page.with_suffix(".failures.jsonl").write_text(lines, encoding="utf-8")
-    if options.name == "scale":
+        for mode, raw in stacks.items():
+            page.with_suffix(f".{mode}.stacks.txt").write_text(raw, encoding="utf-8")
+    if options.name == "scale" and not options.keep and not options.stores:
         shutil.rmtree(_scale(config, options))
     return result
 
@@ -311,8 +324,12 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--towers", action="store_true", help="retrieval: the user tower alone, beside towers that lack a part of it"
     )
-    arguments.add_argument(
+    instead = arguments.add_mutually_exclusive_group()
+    instead.add_argument(
         "--switches", action="store_true", help="serving: what each of Ray Serve's switches gives the graph"
+    )
+    instead.add_argument(
+        "--profile", action="store_true", help="serving: where time goes, by process, and in the replica by layer"
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"
@@ -322,6 +339,10 @@ if __name__ == "__main__":
         type=int,
         default=0,
         help="retrieval --towers: trainings of each tower beside the recipe's (default: as many)",
+    )
+    arguments.add_argument("--keep", action="store_true", help="scale: leave its stores where they are")
+    arguments.add_argument(
+        "--stores", metavar="FOLDER", help="scale: only ask the stores of each size in FOLDER, and build nothing"
     )
     arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")

@@ -422,8 +422,20 @@ def running(store: str | Path) -> str | None:
 
 def running_in(folder: Path) -> str | None:
     """URL of the server of a data folder; None when none is running, or its package is not installed."""
+    found = _running(folder)
+    return None if found is None else str(found.get_uri())
+
+
+def server(store: str | Path) -> psutil.Process | None:
+    """The first process of the embedded server under `store`; None when none is running."""
+    found = _running(folder_in(store))
+    return None if found is None else found.process
+
+
+def _running(folder: Path) -> Any:
+    """What PID_FILE says of the server of a folder that is running, else None."""
     found = _noted(folder)
-    return str(found.get_uri()) if found is not None and found.is_running() and _is_server(found, folder) else None
+    return found if found is not None and found.is_running() and _is_server(found, folder) else None
 
 
 def _noted(folder: Path) -> Any:

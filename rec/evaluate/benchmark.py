@@ -143,6 +143,7 @@ th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; heig
 <p>$machine<br>commit $commit</p>
 $curves
 $plots
+$profile
 <table><tr><th>figure</th><th>value</th><th>95 % interval</th><th>goal</th><th>unit</th></tr>$rows</table>
 $unmapped
 </body></html>
@@ -170,8 +171,26 @@ def page(result: dict[str, Any]) -> str:
         ),
         rows="".join(rows),
         curves="".join(f"<h2>{escape(name)}</h2>{_curve(*xy)}" for name, xy in result.get("curves", {}).items()),
+        profile=_profile(result["profile"]) if "profile" in result else "",
         unmapped=_unmapped(result["unmapped"]) if "unmapped" in result else "",
     )
+
+
+def _profile(profile: dict[str, Any]) -> str:
+    """Where `serving --profile` found the time to go."""
+    taken = [(kind, f"{each['cpu_ms']:.2f} ms", each["share"]) for kind, each in profile["processes"].items()]
+    tables = [_shares("CPU time for an answer, by process", taken)]
+    for mode in ("gil", "wall"):
+        for what in ("layers", "stages", "threads", "functions") if mode in profile else ():
+            tables.append(_shares(f"{mode}: {what}", [(key, "", share) for key, share in profile[mode][what].items()]))
+    return "".join(tables) + "".join(f"<p>{escape(each)}</p>" for each in profile["left_out"])
+
+
+def _shares(title: str, rows: list[tuple[str, str, float]]) -> str:
+    cells = "".join(
+        f"<tr><td>{escape(name)}</td><td>{value}</td><td>{share:.1%}</td></tr>" for name, value, share in rows
+    )
+    return f"<h2>{escape(title)}</h2><table>{cells}</table>"
 
 
 def _unmapped(values: list[dict[str, Any]]) -> str:

@@ -6,10 +6,10 @@ times the largest would take on a cluster.
                           bound), the embedded Postgres apart
     SIZE.store.gib        the shop's files, all artifacts, the bundle and the database on disk
     SIZE.states.gib       of these, the text encoder's states
-    SIZE.chain.STAGE.ms   median of what a stage of the chain takes of a request (rec.evaluate.chain_speed)
-    SIZE.p50.growth_per_decade, SIZE.retrieval.growth_per_decade
-                          the median of a whole request, and of its retrieval, on that catalogue over that on the one
-                          before it, for ten times the products
+    SIZE.chain.STAGE.p50.ms, SIZE.chain.STAGE.p99.ms
+                          of what a stage of the chain, or `total`, takes of a request (rec.evaluate.chain_speed)
+    SIZE.chain.STAGE.p50.growth_per_decade, SIZE.chain.STAGE.p99.growth_per_decade
+                          the same on that catalogue over that on the one before it, for ten times the products
     STAGE.peak_growth     the peak of the largest catalogue over that of the middle one, of a tenth of its size, or with
                           --quick a quarter
     STAGE.marginal        the time of a further product from the middle to the largest catalogue over that from the
@@ -34,6 +34,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from rec.evaluate.benchmark import Figures, figure
 
@@ -57,14 +58,25 @@ class Taken:
     peak_gib: float
 
 
+class Spent(NamedTuple):
+    """Milliseconds of a request within which half, and 99 %, of all have passed a stage."""
+
+    p50: float
+    p99: float
+
+
+Chains = Mapping[str, Mapping[str, Spent]]
+"""By size and stage; see `rec.evaluate.chain_speed.stages`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grown:
     """One catalogue, from its files to its answers."""
 
     stages: Mapping[str, Taken | None]
     """By stage, in their order; None where it is not known."""
-    chain_ms: Mapping[str, float]
-    """See `rec.evaluate.chain_speed.stages`."""
+    chain: Mapping[str, Spent]
+    """What each stage of the chain takes."""
     store_gib: float
     states_gib: float
 
@@ -81,8 +93,6 @@ def figures(grown: Mapping[str, Grown], sizes: Mapping[str, int]) -> Figures:
             made[f"{size}.seconds"] = figure(round(sum(took.seconds for took in known.values()), 1), "s")
         made[f"{size}.store.gib"] = figure(round(found.store_gib, 2), "GiB")
         made[f"{size}.states.gib"] = figure(round(found.states_gib, 3), "GiB")
-        for stage, ms in found.chain_ms.items():
-            made[f"{size}.chain.{stage}.ms"] = figure(round(ms, 2), "ms")
     names = sorted(sizes, key=sizes.__getitem__)
     small, middle, large = (grown[size] for size in names)
     rows = sorted(sizes.values())
@@ -99,12 +109,28 @@ def figures(grown: Mapping[str, Grown], sizes: Mapping[str, int]) -> Figures:
         if earlier >= GROWN_S:
             ratio = (most.seconds - between.seconds) / further / (earlier / (rows[1] - rows[0]))
             made[f"{stage}.marginal"] = figure(round(ratio, 3), "times", goal=MARGINAL_GOAL)
-    for before, after in pairwise(names):
-        decades = math.log10(sizes[after] / sizes[before])
-        for name, stage, goal in (("p50", "total", P50_GOAL), ("retrieval", "retrieval", None)):
-            growth = (grown[after].chain_ms[stage] / grown[before].chain_ms[stage]) ** (1 / decades)
-            made[f"{after}.{name}.growth_per_decade"] = figure(round(growth, 3), "times", goal=goal)
+    made |= answers({size: found.chain for size, found in grown.items()}, sizes)
     return made | _far(rows[1], rows[2], middle, large)
+
+
+def answers(chains: Chains, sizes: Mapping[str, int]) -> Figures:
+    """The budget of an answer by stage and size, and how it grows; of stages that take no time to tell it does not."""
+    made: Figures = {}
+    for size, stages in chains.items():
+        for stage, spent in stages.items():
+            for name, ms in spent._asdict().items():
+                made[f"{size}.chain.{stage}.{name}.ms"] = figure(round(ms, 2), "ms")
+    for before, after in pairwise(sorted(chains, key=sizes.__getitem__)):
+        decades = math.log10(sizes[after] / sizes[before])
+        for stage in [stage for stage in chains[after] if stage in chains[before]]:
+            for name, ms in chains[before][stage]._asdict().items():
+                if ms > 0:
+                    growth = (chains[after][stage]._asdict()[name] / ms) ** (1 / decades)
+                    goal = P50_GOAL if (stage, name) == ("total", "p50") else None
+                    made[f"{after}.chain.{stage}.{name}.growth_per_decade"] = figure(
+                        round(growth, 3), "times", goal=goal
+                    )
+    return made
 
 
 def _far(fewer: int, more: int, middle: Grown, large: Grown) -> Figures:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,10 +30,10 @@ from rec.enrich.backfill import edition
 from rec.enrich.prompt import Body
 from rec.enrich.text import shown
 from rec.enrich.workers import COLUMNS
-from rec.errors import ArtifactError, RecError
+from rec.errors import ArtifactError, ConfigError, RecError
 from rec.evaluate import chain_speed
 from rec.evaluate.benchmark import refuse_others
-from rec.evaluate.growth import Grown, Taken
+from rec.evaluate.growth import Chains, Grown, Taken
 from rec.log import bar
 from rec.memory import PeakMemory
 from rec.models.item_inputs import TEXT_STATES
@@ -59,7 +59,7 @@ max_users = 20_000
 [evaluate]
 max_users = 5_000
 """
-TAKEN = "taken.json"
+RECIPE, TAKEN = "scale.toml", "taken.json"
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +76,30 @@ def measure(
     return {name: _measured(jobs, folder / name, stages, rows, seed) for name, rows in sizes.items()}
 
 
+def ask(folder: Path, sizes: Iterable[str]) -> Chains:
+    """What an answer takes on the catalogues that an earlier run has left in `folder`, asked in turn as they are.
+
+    Raises ConfigError where one of them is not there, and as `measure`.
+    """
+    refuse_others("asks stores of their own")
+    stores = {size: folder.resolve() / size for size in sizes}
+    for store in stores.values():
+        if not (store / RECIPE).is_file():
+            raise ConfigError(f"{store} has no {RECIPE}: name the folder where `scale --keep` left its stores")
+    idle = [store for store in stores.values() if postgres.running(store) is None]
+    try:
+        return chain_speed.in_turn(
+            {size: load(str(store / RECIPE), [f"store={store}"]) for size, store in stores.items()}
+        )
+    finally:
+        for store in idle:
+            postgres.stop_embedded(store)
+
+
 def _measured(jobs: Path, folder: Path, stages: Callable[[Config], Sequence[str]], rows: int, seed: int) -> Grown:
     """What a catalogue takes, with what an earlier run has measured of it in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe, note = folder / "scale.toml", folder / TAKEN
+    recipe, note = folder / RECIPE, folder / TAKEN
     if not recipe.exists():  # it is written last
         write_shop(folder, "scale", rows, seed, SETTINGS)
     arguments = ["--recipe", str(recipe), "--set", f"store={folder}"]
@@ -98,11 +118,11 @@ def _measured(jobs: Path, folder: Path, stages: Callable[[Config], Sequence[str]
             if killed:
                 log.warning("%d products: %s had been killed, and what it takes is not known", rows, stage)
             _note(note, config, taken)
-        chain_ms = chain_speed.stages(config)
+        chain = chain_speed.stages(config)
     finally:
         postgres.stop_embedded(folder)
     stages_taken = {stage: taken[stage] for stage in names}
-    return Grown(stages_taken, chain_ms, _gib(folder), _gib(config.at(TEXT_STATES)))
+    return Grown(stages_taken, chain, _gib(folder), _gib(config.at(TEXT_STATES)))
 
 
 def _gib(folder: Path) -> float:

@@ -39,6 +39,10 @@ class Chain:
         self.vectors = self._front.vectors
         """float32[N, d] unit rows."""
 
+    def read_ahead(self) -> None:
+        """Have Postgres read what searches read, as a server does before its first answer."""
+        self._stages.read_ahead()
+
     def recommend(self, request: Request, clock: datetime | None = None) -> Answer:
         """Answer a request at `clock`, by default now, under the rules in force, at most RULES_S seconds late."""
         self.rules.refresh(older_than_s=RULES_S)
@@ -73,10 +77,13 @@ class _Here:
     degraded: Sequence[str] = ()
 
     def __init__(self, bundle: Bundle, connections: Connections, front: Front) -> None:
-        self._front = front
+        self._front, self._connections = front, connections
         self._encoder = UserEncoder(bundle)
         self._retriever = Retriever(bundle, connections)
         self._scorer = Scorer(bundle)
+
+    def read_ahead(self) -> None:
+        self._retriever.read_ahead(self._connections)
 
     async def known(self, request: Request) -> Known:
         return self._front.known(request)

@@ -95,9 +95,7 @@ def _taken(cell: str) -> growth.Taken:
 def test_the_last_column_of_the_table_of_stages_is_computed_from_the_others() -> None:
     stages = _stages()
     grown = {
-        str(size): growth.Grown(
-            {cells[0].split(",")[0]: _taken(cells[column]) for cells in stages}, {"total": 1, "retrieval": 1}, 1, 1
-        )
+        str(size): growth.Grown({cells[0].split(",")[0]: _taken(cells[column]) for cells in stages}, {}, 1, 1)
         for column, size in enumerate(SIZES, 1)
     }
     far = growth.figures(grown, {str(size): size for size in SIZES})

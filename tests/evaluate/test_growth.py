@@ -4,7 +4,7 @@ import pytest
 
 from rec import pipeline
 from rec.evaluate import growth
-from rec.evaluate.growth import Grown, Taken
+from rec.evaluate.growth import Grown, Spent, Taken
 
 MEASURED = {
     "10k": {"ingest": (0.8, 0.17), "encode": (17.3, 0.98), "train_ranker": (31.2, 2.91), "publish": (6.2, 0.45)},
@@ -22,7 +22,7 @@ SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 
 def _grown(seconds: float | None, peak_gib: float = 1.0, total: float = 10.0) -> Grown:
     taken = None if seconds is None else Taken(seconds, peak_gib)
-    return Grown({"enrich": taken}, {"total": total, "retrieval": total / 2}, 0.5, 0.1)
+    return Grown({"enrich": taken}, {"total": Spent(total, 2 * total)}, 0.5, 0.1)
 
 
 def test_growth_is_the_time_of_a_further_product() -> None:
@@ -37,7 +37,7 @@ def test_growth_is_the_time_of_a_further_product() -> None:
     assert "enrich.marginal" not in figures, "of a time that does not grow there is no growth to tell"
     figures = growth.figures({name: _grown(5, rows / 1_000, rows**0.5) for name, rows in sizes.items()}, sizes)
     assert figures["enrich.peak_growth"]["value"] == pytest.approx(10)
-    assert figures["large.p50.growth_per_decade"]["value"] == pytest.approx(10**0.5, rel=1e-3)
+    assert figures["large.chain.total.p50.growth_per_decade"]["value"] == pytest.approx(10**0.5, rel=1e-3)
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -45,14 +45,15 @@ def test_what_is_not_known_is_left_out() -> None:
     figures = growth.figures(
         {name: _grown(None if name == "middle" else rows / 50) for name, rows in sizes.items()}, sizes
     )
-    assert {"large.enrich.seconds", "large.seconds", "large.p50.growth_per_decade"} < figures.keys()
+    assert {"large.enrich.seconds", "large.seconds", "large.chain.total.p50.growth_per_decade"} < figures.keys()
     assert {"middle.enrich.seconds", "middle.seconds", "enrich.marginal"}.isdisjoint(figures)
 
 
 def _of(size: str) -> Grown:
-    ms = {"10k": (8.61, 5.46), "100k": (10.29, 6.79), "1m": (13.42, 9.43)}[size]
+    total, retrieval = {"10k": (8.61, 5.46), "100k": (10.29, 6.79), "1m": (13.42, 9.43)}[size]
+    chain = {"retrieval": Spent(retrieval, 9.0), "rules": Spent(0.0, 0.1), "total": Spent(total, 2 * total)}
     taken = {stage: Taken(*values) for stage, values in MEASURED[size].items()}
-    return Grown(taken, dict(zip(("total", "retrieval"), ms, strict=True)), SIZES[size] * 15e-6, SIZES[size] * 8e-6)
+    return Grown(taken, chain, SIZES[size] * 15e-6, SIZES[size] * 8e-6)
 
 
 def test_a_hundred_times_the_largest_shares_out_what_can_be_and_leaves_the_rest_to_one_machine() -> None:
@@ -74,19 +75,28 @@ def test_a_hundred_times_the_largest_shares_out_what_can_be_and_leaves_the_rest_
     assert figures["publish.marginal.kib"]["value"] == pytest.approx(1.99 / 900_000 * 2**20, abs=0.01)
 
 
-def test_the_growth_of_answers_is_told_for_each_decade_and_for_ten_times_the_products() -> None:
+def test_the_budget_of_an_answer_is_told_by_stage_and_how_it_grows_for_ten_times_the_products() -> None:
     figures = growth.figures({size: _of(size) for size in SIZES}, SIZES)
+    assert figures["1m.chain.total.p50.ms"]["value"] == 13.42
+    assert figures["10k.chain.retrieval.p99.ms"]["value"] == 9
     told = {name: values["value"] for name, values in figures.items() if name.endswith("growth_per_decade")}
     assert told == {
-        "100k.p50.growth_per_decade": 1.195,
-        "1m.p50.growth_per_decade": 1.304,
-        "100k.retrieval.growth_per_decade": 1.244,
-        "1m.retrieval.growth_per_decade": 1.389,
-    }
-    assert not {name for name in told if name.startswith("10k")}, "there is no smaller one"
+        "100k.chain.total.p50.growth_per_decade": 1.195,
+        "100k.chain.total.p99.growth_per_decade": 1.195,
+        "1m.chain.total.p50.growth_per_decade": 1.304,
+        "1m.chain.total.p99.growth_per_decade": 1.304,
+        "100k.chain.retrieval.p50.growth_per_decade": 1.244,
+        "100k.chain.retrieval.p99.growth_per_decade": 1,
+        "1m.chain.retrieval.p50.growth_per_decade": 1.389,
+        "1m.chain.retrieval.p99.growth_per_decade": 1,
+        "100k.chain.rules.p99.growth_per_decade": 1,
+        "1m.chain.rules.p99.growth_per_decade": 1,
+    }, "there is no size before 10k, and what takes no time does not grow"
+    goals = {name for name, values in figures.items() if name in told and values["goal"] is not None}
+    assert goals == {"100k.chain.total.p50.growth_per_decade", "1m.chain.total.p50.growth_per_decade"}
     quick = {"10k": 500, "100k": 2_000, "1m": 8_000}
     figures = growth.figures({size: _of(size) for size in quick}, quick)
-    assert figures["1m.p50.growth_per_decade"]["value"] > 1.5, "four times the products are .6 of a decade"
+    assert figures["1m.chain.total.p50.growth_per_decade"]["value"] > 1.5, "four times the products are .6 of a decade"
     assert "800k.hours" in figures
 
 

@@ -13,7 +13,7 @@ from rec.data.sample.many import _events, many
 from rec.enrich.text import canonical
 from rec.errors import ArtifactError, ConfigError
 from rec.evaluate import chain_speed, scale
-from rec.evaluate.growth import Taken
+from rec.evaluate.growth import Spent, Taken
 
 
 def test_a_shop_of_any_size_has_distinct_texts_and_is_the_same_again() -> None:
@@ -51,6 +51,16 @@ def test_it_keeps_off_what_others_use(variable: str, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=variable):
         scale.measure(tmp_path, tmp_path, lambda config: [], {"tiny": 300}, 3)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match=variable):
+        scale.ask(tmp_path, ["tiny"])
+
+
+def test_only_stores_that_are_there_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("REC_DATABASE_URL", "RAY_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigError, match=r"tiny has no scale\.toml"):
+        scale.ask(tmp_path, ["tiny"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long
@@ -60,9 +70,9 @@ def test_the_jobs_take_a_synthetic_shop_and_go_on_where_they_were_killed(
     """The first stages; what the others do is seen in tests/pipeline, and the chain in tests/serve."""
     asked: list[Config] = []
 
-    def answering(config: Config) -> dict[str, float]:
+    def answering(config: Config) -> dict[str, Spent]:
         asked.append(config)
-        return {"total": 1.0}
+        return {"total": Spent(1.0, 2.0)}
 
     monkeypatch.setattr(chain_speed, "stages", answering)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -86,7 +96,7 @@ def test_the_jobs_take_a_synthetic_shop_and_go_on_where_they_were_killed(
         assert took is not None
         assert took.seconds > 0.1
         assert took.peak_gib > 0.05
-    assert grown.chain_ms == {"total": 1.0}
+    assert grown.chain == {"total": Spent(1.0, 2.0)}
     assert grown.store_gib > 0
     assert asked[0].ranker.max_users == 20_000
     note = tmp_path / "tiny" / scale.TAKEN

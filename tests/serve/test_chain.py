@@ -13,7 +13,7 @@ from rec.index.catalogue import Known, PastEvent
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
 from rec.recommend.front import microseconds
-from rec.recommend.request import Choice, Request
+from rec.recommend.request import Answer, Choice, Request
 from rec.recommend.resolve import STALE, Resolver, UnknownProducts, moment
 from rec.recommend.score import Unranked
 from rec.recommend.shelf import Shelf
@@ -240,10 +240,27 @@ def test_a_stage_that_is_left_out_leaves_the_order_of_the_one_before(chain: Chai
 @pytest.mark.usefixtures("connections")
 def test_the_times_of_a_chain_are_those_of_its_stages(published: Config) -> None:
     taken = chain_speed.stages(published)
-    stages = taken.keys() - {"total", "p99"}
-    assert {"state", "user_tower", "retrieval", "ranking"} <= stages
-    assert all(taken[stage] >= 0 for stage in stages)
-    assert taken["p99"] > taken["total"] > taken["retrieval"] > 0
+    assert {"state", "user_tower", "retrieval", "ranking", "rules", "explanation", "total"} == taken.keys()
+    assert all(spent.p99 >= spent.p50 >= 0 for spent in taken.values())
+    assert taken["total"].p50 > taken["retrieval"].p50 > 0
+    assert taken["total"].p99 > taken["total"].p50
+
+
+@pytest.mark.usefixtures("connections")
+def test_chains_that_are_asked_in_turn_are_told_apart(published: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Chain] = []
+    recommend = Chain.recommend
+
+    def noted(chain: Chain, request: Request) -> Answer:
+        asked.append(chain)
+        return recommend(chain, request)
+
+    monkeypatch.setattr(Chain, "recommend", noted)
+    monkeypatch.setattr(chain_speed, "COUNT", 10)
+    taken = chain_speed.in_turn({"small": published, "large": published})
+    assert list(taken) == ["small", "large"]
+    small, large = dict.fromkeys(asked)
+    assert asked[-20:] == [small, small, large, large] * chain_speed.ROUNDS, "neither has a quieter hour than the other"
 
 
 def test_requests_that_are_answered_together_are_answered_as_alone(chain: Chain) -> None:
