@@ -12,7 +12,8 @@ WAY.postgres_frozen.*      SIGSTOP, and SIGCONT after FROZEN_S seconds
     .degraded.CODE         200 that says so with this code
     .late                  200 or 503 more than SLACK_S seconds after it was due
     .slowest_s             200 or 503 that took longest
-    .recovery_s            from the kill, or from SIGCONT, to the first of SETTLED_S seconds of whole answers
+    .recovery_s            from the kill, or from SIGCONT, to the first request of SETTLED_S seconds that are answered
+                           whole and not late
 switch.*, apart.switch.*   the active bundle changes every SWITCH_S seconds, by promotion and rollback in turn
     .failed                not 200
     .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
@@ -204,26 +205,27 @@ def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: flo
     told = [answer for answer in reached if answer.status == 200]
     refused = [answer for answer in reached if answer.status == 503 and answer.retry]
     lost = sum(answer.status == load.LOST for answer in reached)
-    took = [answer.milliseconds / 1e3 for answer in (*told, *refused)]
+    declared = [*told, *refused]
     codes = Counter(code for answer in told for code in answer.body["degraded"])
     return {
         f"{name}.answers": figure(len(reached), "answers"),
-        f"{name}.failed": figure(len(reached) - len(took) - lost, "answers", goal=0),
+        f"{name}.failed": figure(len(reached) - len(declared) - lost, "answers", goal=0),
         f"{name}.lost": figure(lost, "answers"),
         f"{name}.unreached": figure(len(asked.answers) - len(reached), "connections"),
         f"{name}.refused": figure(len(refused), "answers"),
         f"{name}.degraded": figure(sum(not _whole(answer) for answer in told), "answers"),
         **{f"{name}.degraded.{code}": figure(count, "answers") for code, count in sorted(codes.items())},
-        f"{name}.late": figure(sum(seconds > DEADLINE_S + SLACK_S for seconds in took), "answers", goal=0),
-        f"{name}.slowest_s": figure(round(max(took), 2), "s"),
+        f"{name}.late": figure(sum(_late(answer) for answer in declared), "answers", goal=0),
+        f"{name}.slowest_s": figure(round(max(answer.milliseconds for answer in declared) / 1e3, 3), "s"),
         f"{name}.recovery_s": figure(round(back, 1), "s"),
     }
 
 
 def recovered(answers: Sequence[Asked], struck: float) -> float | None:
-    """Seconds from `struck` until the first request of which on SETTLED_S seconds of requests are answered whole."""
+    """Seconds from `struck` until the first request of which on SETTLED_S seconds of requests are answered whole, and
+    not late."""
     after = sorted((a for a in answers if a.sent >= struck), key=lambda a: a.sent)
-    last = max((number for number, answer in enumerate(after) if not _whole(answer)), default=-1)
+    last = max((number for number, answer in enumerate(after) if not _whole(answer) or _late(answer)), default=-1)
     good = after[last + 1 :]
     if not good or good[-1].sent - good[0].sent < SETTLED_S:
         return None
@@ -232,6 +234,10 @@ def recovered(answers: Sequence[Asked], struck: float) -> float | None:
 
 def _whole(answer: Asked) -> bool:
     return answer.status == 200 and not answer.body["degraded"]
+
+
+def _late(answer: Asked) -> bool:
+    return answer.milliseconds > 1e3 * (DEADLINE_S + SLACK_S)
 
 
 def _switched(config: Config, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, other: str) -> Figures:

@@ -110,15 +110,15 @@ def test_one_answer_is_its_body_or_an_error(url: str) -> None:
 
 
 def _answers(kinds: str, rate: float) -> list[Asked]:
-    """w: whole, d: degraded, x: failed, one after the other from second 100 on."""
-    status = {"w": 200, "d": 200, "x": 503}
+    """w: whole, d: degraded, l: late, x: failed, one after the other from second 100 on."""
+    body = {kind: {"degraded": ["ranker"] * (kind == "d")} for kind in "wdl"}
     return [
-        Asked(0, 100 + n / rate, 1.0, status[kind], {"degraded": ["ranker"] * (kind == "d")} if kind != "x" else None)
+        Asked(0, 100 + n / rate, 9e3 if kind == "l" else 1.0, 200 if kind in body else 503, body.get(kind))
         for n, kind in enumerate(kinds)
     ]
 
 
-@given(before=st.text("wdx", max_size=30), whole=st.integers(0, 60))
+@given(before=st.text("wdlx", max_size=30), whole=st.integers(0, 60))
 def test_recovery_is_where_the_whole_answers_begin(before: str, whole: int) -> None:
     answers = _answers(before + "w" * whole, 10)
     bad = len(before.rstrip("w"))
@@ -155,7 +155,8 @@ def test_what_the_drills_read_of_a_kill_and_a_switch(url: str, monkeypatch: pyte
     monkeypatch.setattr(drills, "BEFORE_S", 0.2)
     monkeypatch.setattr(drills, "SETTLED_S", 0.5)
     found = drills._drilled("x", url, [{"degraded": []}, {"degraded": [], "k": 1}], 40, time.monotonic)
-    assert {found.pop(f"x.{name}")["value"] > 0 for name in ("answers", "slowest_s")} == {True}
+    assert found.pop("x.answers")["value"] > 20
+    assert 0 < found.pop("x.slowest_s")["value"] < drills.DEADLINE_S
     assert {each["value"] for each in found.values()} == {0}
     monkeypatch.setattr(drills, "LONG_S", 1.0)
     with pytest.raises(RecError, match="x: 1 s later the answers to 40 requests a second are not whole"):
@@ -240,7 +241,7 @@ def test_every_answer_to_a_harmed_shop_is_counted_by_what_it_is(monkeypatch: pyt
     assert counts["failed"] >= counts["refused"] + 5, "500, and 503 that says nothing"
     assert counts["unreached"] == 0
     assert 0.4 <= counts["slowest_s"] < 2
-    assert counts["recovery_s"] < 0.5, "from when it was over"
+    assert counts["recovery_s"] < 0.5, "from when it was over on"
     assert (found["x.failed"]["goal"], found["x.late"]["goal"]) == (0, 0)
 
 
@@ -445,10 +446,10 @@ def test_a_small_shop_is_drilled(
     faults = {name.removesuffix(".recovery_s") for name in values if name.endswith(".recovery_s")}
     assert len(faults) == 11
     for fault in faults:
-        assert values[f"{fault}.late"] == 0, fault
         assert values[f"{fault}.answers"] > 0, fault
-        # of a killed replica Serve's own proxy says 500
-        assert values[f"{fault}.failed"] == 0 or (proxy == haproxy.SERVE and fault in SERVERS), fault
+        if proxy == haproxy.HAPROXY or fault not in SERVERS:
+            # Serve's own proxy says 500 for what a killed server had begun, and keeps callers waiting for the next one
+            assert (values[f"{fault}.failed"], values[f"{fault}.late"]) == (0, 0), fault
     for way in drills.WAYS:
         assert values[f"{way}.proxy.unreached"] > 0
         assert values[f"{way}.postgres_frozen.degraded.ann_unavailable"] > 0
