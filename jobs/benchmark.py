@@ -30,8 +30,9 @@ scale        time and memory of every stage on 10,000, 100,000 and a million syn
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
              hnswlib (where they are installed), in a database of its own
-drills       the shop under load while each of its parts is killed, while its bundles change, and for --minutes at a
-             steady rate: which answers fail, how long it takes to recover, and whether memory or times grow
+drills       the shop under load, as a graph and in one process, while each of its parts is killed or its Postgres
+             frozen, while its bundles change, and for --minutes at a steady rate: which answers fail, how long it takes
+             to recover, and whether memory or times grow
 fuzz         what the shop answers to a hundred thousand wrong requests, drawn by Schemathesis (`pip install
              schemathesis`) and hypothesis: no answer of 500 or above, none missing, no replica lost; in a database of
              its own. What fails is in `failures`, and with --html NAME.html in NAME.failures.jsonl, to be sent again
@@ -48,7 +49,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, bundles, pipeline, publish
+from rec import bundle, bundles, haproxy, pipeline, publish
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
@@ -206,6 +207,13 @@ def _named(options: argparse.Namespace, config: Config) -> list[str]:
     return ["--recipe", options.recipe, *told, "--set", f"name={config.name}"]
 
 
+def _rates(options: argparse.Namespace) -> dict[str, float]:
+    """Requests a second of each way in which the shop is drilled."""
+    rates = {"apart": options.apart_rate or options.rate / 2, "whole": options.rate}
+    wanted = [way for way in rates if getattr(options, way)] or list(rates)
+    return {way: rates[way] for way in wanted}
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
     page = Path(options.html) if options.html else None
@@ -215,8 +223,12 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         )
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds}: everything is trained at least once")
-    if options.control_seeds < 0 or options.minutes <= 0 or options.rate <= 0:
-        raise ConfigError("--control-seeds, --minutes and --rate are not below zero, the latter two not zero")
+    if options.control_seeds < 0:
+        raise ConfigError(f"--control-seeds {options.control_seeds}: there are none below zero")
+    for name in ("minutes", "rate", "apart_rate"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: it has to be above zero")
     lists: dict[str, Any] = {}
     stacks: dict[str, str] = {}
     if options.name == "extraction":
@@ -256,13 +268,14 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "drills":
         chosen = shortened(config) if options.quick else config
         prepare(chosen, "publish")
-        figures, lists["curves"] = drills.measure(
+        figures, lists = drills.measure(
             chosen,
             Path(__file__).with_name("shop.py"),
             _named(options, chosen),
             another(chosen),
-            rates=drills.Rates(apart=options.rate / 2, whole=options.rate),
+            rates=_rates(options),
             minutes=min(options.minutes, 1.0) if options.quick else options.minutes,
+            proxy=options.proxy,
         )
     elif options.name == "fuzz":
         prepare(config, "evaluate")
@@ -347,7 +360,17 @@ if __name__ == "__main__":
     arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
     arguments.add_argument(
-        "--rate", type=float, default=20.0, help="drills: requests a second, half of it on the graph (default 20)"
+        "--rate", type=float, default=50.0, help="drills: requests a second of the shop in one process (default 50)"
+    )
+    arguments.add_argument(
+        "--apart-rate", type=float, help="drills: requests a second of the graph (default: half of --rate)"
+    )
+    arguments.add_argument("--apart", action="store_true", help="drills: the graph alone, without the soak")
+    arguments.add_argument("--whole", action="store_true", help="drills: the shop in one process alone")
+    arguments.add_argument(
+        "--proxy",
+        choices=(haproxy.HAPROXY, haproxy.SERVE),
+        help="drills: what hands requests to the replicas, and is killed (default: HAProxy where it is there)",
     )
     arguments.set_defaults(recipe="hm")
     main(run, arguments)

