@@ -19,7 +19,8 @@ switch.*, apart.switch.*   the active bundle changes every SWITCH_S seconds, by 
     .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
 soak.*                     a steady rate for long, of the shop in one process: p99 of each PART_S seconds and the memory
                            of the shop's processes, each with its slope, and its interval, over what follows the first
-                           tenth; new_processes: what was not there when it began
+                           tenth; memory.KIND.grown: of each kind of process in that time; new_processes: what was not
+                           there when it began
 
 The active bundle is in the end the one that it was; its promotions stand in the database's history, so that
 `bundles.py rollback` then goes to the other one. A killed Postgres is started again at once, as whoever runs it would;
@@ -30,7 +31,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +45,7 @@ from numpy.typing import NDArray
 from rec import haproxy, postgres, processes, publish
 from rec.config import Config
 from rec.errors import RecError
-from rec.evaluate import load, serving_speed
+from rec.evaluate import cpu_time, load, serving_speed
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval
 from rec.evaluate.load import Asked, Paced
@@ -304,7 +305,7 @@ def _soaked(
 ) -> tuple[Figures, dict[str, Any]]:
     """Figures and curves of a steady load."""
     log.info("soak")
-    memory: list[float] = []
+    memory: list[dict[str, float]] = []
     restarts: set[int] = set()
     first = {process.pid for process in processes.marked(processes.SHOP, str(store))}
     with Paced(url, bodies, rate=rate, keep=False) as asked:
@@ -313,8 +314,10 @@ def _soaked(
             time.sleep(max(0.0, began + PART_S * (len(memory) + 1) - time.monotonic()))
             family = processes.marked(processes.SHOP, str(store))
             restarts |= {process.pid for process in family} - first
-            memory.append(sum(_unique_mib(process) for process in family))
+            memory.append(_unique_mib(family))
     p99 = _p99(asked.answers, began, len(memory))
+    by_kind = {kind: np.array([part.get(kind, 0.0) for part in memory]) for kind in sorted(set().union(*memory))}
+    all_of_it = np.sum(list(by_kind.values()), axis=0)
     failed = sum(answer.status != 200 for answer in asked.answers)
     hours = PART_S * np.arange(len(memory)) / 3600
     kept = slice(len(memory) // 10, None)
@@ -324,23 +327,29 @@ def _soaked(
         "soak.failed": figure(failed, "answers", goal=0),
         "soak.new_processes": figure(len(restarts), "processes", goal=0),
         "soak.p99.ms": figure(round(float(np.median(p99[kept])), 1), "ms"),
-        "soak.memory": figure(round(memory[-1], 1), "MiB"),
+        "soak.memory": figure(round(float(all_of_it[-1]), 1), "MiB"),
         "soak.p99.slope": _slope(hours[kept], p99[kept], "ms an hour", config),
-        "soak.memory.slope": _slope(hours[kept], np.array(memory)[kept], "MiB an hour", config),
+        "soak.memory.slope": _slope(hours[kept], all_of_it[kept], "MiB an hour", config),
+        **{
+            f"soak.memory.{kind}.grown": figure(round(float(values[-1] - values[kept][0]), 1), "MiB")
+            for kind, values in by_kind.items()
+        },
     }
     at = (60 * hours).round(2).tolist()
     return figures, {
         "soak: p99 (ms) by minute": [at, p99.round(2).tolist()],
-        "soak: memory (MiB) by minute": [at, np.round(memory, 1).tolist()],
+        "soak: memory (MiB) by minute": [at, all_of_it.round(1).tolist()],
     }
 
 
-def _unique_mib(process: psutil.Process) -> float:
-    """What would be free without it."""
-    try:
-        return float(process.memory_full_info().uss) / 2**20
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0.0
+def _unique_mib(family: Iterable[psutil.Process]) -> dict[str, float]:
+    """What would be free without them, by kind of process."""
+    found: dict[str, float] = {}
+    for process in family:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            kind = cpu_time.kind(process.cmdline())
+            found[kind] = found.get(kind, 0.0) + process.memory_full_info().uss / 2**20
+    return found
 
 
 def _p99(answers: Sequence[Asked], began: float, parts: int) -> Floats:
