@@ -163,7 +163,9 @@ class Recommender:
             return None
         return {"bundle": refused.bundle, "error": refused.error.replace(f"{self._store}{os.sep}", "")}
 
-    @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
+    @app.post(
+        "/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, body=True)
+    )
     async def recommend(
         self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
     ) -> Response:
@@ -190,7 +192,7 @@ class Recommender:
             raise UnknownProducts([product_id])
         return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k, evidence=evidence)
 
-    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, 408, 413))
+    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, body=True))
     async def explain(
         self, body: Annotated[api.ExplainBody, Body(openapi_examples=examples.EXPLAIN)]
     ) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class Recommender:
         _check_categories(front, query.category, ("query", "category"))
         return await self._answering.explain(front, query.request(), query.product_id)
 
-    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, 408, 413))
+    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, body=True))
     async def events(
         self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
     ) -> live_events.Taken:
