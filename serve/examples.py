@@ -194,6 +194,7 @@ REFUSED: Examples = {
 }
 BUNDLES: Examples = {
     "serving": BUNDLE,
+    "loaded": [BUNDLE, "0c41d2aa97e5"],
     "refused": REFUSED,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
