@@ -302,6 +302,19 @@ def test_a_product_that_is_gone_leaves_the_cart(fresh: Shop, browser: "sync_api.
     shop.page.close()
 
 
+def test_a_search_that_takes_too_long_says_what_else_to_do(fresh: Shop, browser: "sync_api.Browser") -> None:
+    refusal = {"error": "search_too_slow", "message": "looking these words up took too long"}
+
+    def slow(route: "sync_api.Route") -> None:
+        route.fulfill(status=503, json=refusal, headers={"Retry-After": "2"})
+
+    shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/products?*", slow))
+    shop.page.fill("#find", "red")
+    shop.page.wait_for_selector("#found-note:has-text('Say it under “What are you looking for?”')")
+    assert len(shop.products()) == 12, "the list stays"
+    shop.page.close()
+
+
 def test_the_shop_on_a_telephone(fresh: Shop, browser: "sync_api.Browser", tmp_path: Path) -> None:
     shop = visit(browser, fresh.url, NARROW)
     assert shop.painted_ms() < FIRST_PAINT_MS
