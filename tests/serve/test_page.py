@@ -386,6 +386,8 @@ def test_two_bundles_are_shown_side_by_side(fresh: Shop, browser: "sync_api.Brow
     page.select_option("#compare", new)
     shop.settled()
     assert "both lists are of it" in page.inner_text("#versus-note")
+    marks = page.locator("#versus-lists .mark").all_inner_texts()
+    assert marks == 2 * [f"{place}. the same in both" for place in range(1, 13)]
     page.select_option("#compare", "")
     shop.settled()
     assert page.is_hidden("#versus")
