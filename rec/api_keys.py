@@ -13,6 +13,11 @@ from rec.errors import ConfigError
 KEYS_VARIABLE = "REC_API_KEYS"
 RATE_VARIABLE = "REC_RATE_LIMIT"
 ORIGINS_VARIABLE = "REC_CORS_ORIGINS"
+PUBLIC_RATE = 200.0
+"""Requests a second of one key in each replica of the ingress where REC_RATE_LIMIT says nothing. Servers that others
+reach have keys; on this machine alone nobody is kept from asking. A replica answers fewer on two cores, so a storefront
+that has one key for all its shoppers does not meet it, while a key that floods is refused before its bodies are read
+and leaves places in the queue to the others."""
 
 _KEY = re.compile(r"[!-+\--~]{16,200}")  # printable ASCII without space and comma
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
@@ -25,7 +30,7 @@ class Access:
     keys: tuple[bytes, ...]
     """SHA-256 of each, so that neither a log nor a traceback can hold one. Empty: nobody needs one."""
     rate: float | None
-    """Requests a second of one key; None: no limit."""
+    """Requests a second of one key in each replica of the ingress; None: no limit."""
     origins: tuple[str, ...]
     """Pages of these origins may ask from a browser; empty: those of the server alone."""
 
@@ -43,9 +48,11 @@ def access() -> Access:
     """What the environment says. Raises ConfigError for a value that says nothing.
 
     REC_API_KEYS is a comma-separated list of keys, or `@` and the path of a file with a key a line. REC_RATE_LIMIT is
-    a number of requests a second. REC_CORS_ORIGINS is a comma-separated list as `https://shop.example`.
+    a number of requests a second; unset, PUBLIC_RATE where there are keys. REC_CORS_ORIGINS is a comma-separated list
+    as `https://shop.example`.
     """
-    return Access(tuple(map(_digest, keys())), _rate(os.environ.get(RATE_VARIABLE, "")), _origins())
+    found = tuple(map(_digest, keys()))
+    return Access(found, _rate(os.environ.get(RATE_VARIABLE, ""), PUBLIC_RATE if found else None), _origins())
 
 
 def check_bind(host: str, found: Access) -> None:
@@ -90,9 +97,9 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def _rate(given: str) -> float | None:
+def _rate(given: str, usual: float | None) -> float | None:
     if not given:
-        return None
+        return usual
     try:
         rate = float(given)
     except ValueError:

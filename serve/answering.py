@@ -48,14 +48,16 @@ class Answering:
         *,
         patience: float = DEADLINE_S,
         whole: bool = False,
+        compared: bool = False,
     ) -> dict[str, Any]:
         """The recommendations, logged as shown to a shopper of an experiment's `arm`.
 
-        `whole`: shown to nobody, or what a stage failed with. Due in `patience` seconds, from now on: to wait for a
+        `whole`: shown to nobody, or what a stage failed with. `compared`: shown beside the list that the shopper gets,
+        and so not logged. Due in `patience` seconds, from now on: to wait for a
         thread takes of them, too.
         """
         until = time.monotonic() + patience
-        return await self._asking.answer(self._recommend(front, request, arm, until, whole))
+        return await self._asking.answer(self._recommend(front, request, arm, until, whole, compared))
 
     async def similar(self, front: BackedFront, row: int, k: int, *, evidence: bool) -> dict[str, Any]:
         """The nearest available products of an item row."""
@@ -66,7 +68,7 @@ class Answering:
         return await self._asking.answer(self._explain(front, request, product_id, time.monotonic() + DEADLINE_S))
 
     async def _recommend(
-        self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool
+        self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool
     ) -> dict[str, Any]:
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         stages = Fallible(self._asking, front, ladder, until)
@@ -77,7 +79,7 @@ class Answering:
         exposure_id = new_id()
         if not whole:  # a probe is no shopper
             metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
-        if not whole and not request.without:  # nor does anybody shop by half a list
+        if not whole and not compared and not request.without:  # nor does anybody shop by half a list
             scores = passage.candidates.scores
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)

@@ -38,7 +38,7 @@ from serve import api, examples
 from serve.answering import Answering, exported, written
 from serve.asking import Apart, Together, timely
 from serve.examples import described
-from serve.exposures import ExposureLog
+from serve.exposures import Arm, ExposureLog
 from serve.fallible import BackedFront
 from serve.following import LOADING_S, Following
 from serve.guard import Cors, Guard, Observe
@@ -152,6 +152,16 @@ class Recommender:
         """Have every stage answer for a bundle; raises what one of them failed with."""
         await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
 
+    def _chosen(self, body: api.RecommendBody) -> tuple[BackedFront, Arm | None]:
+        """The front that answers a body, and the shopper's arm; a bundle that is named counts for no experiment."""
+        if body.bundle is None:
+            return self._trial.of(self._front, body.user_id, body.client_id)
+        loaded = {each.bundle.id: each for each in self._following.fronts()}
+        if body.bundle not in loaded:
+            said = f"this server has no bundle {body.bundle!r} in memory (loaded: {', '.join(loaded)})"
+            raise malformed(("body", "bundle"), said)
+        return loaded[body.bundle], None
+
     async def _asked(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """What `work` returns, in a thread that no answer needs. Raises DatabaseError beyond OTHERS_S."""
         return await timely(None, OTHERS_S, work, *given, **named)
@@ -163,15 +173,17 @@ class Recommender:
             return None
         return {"bundle": refused.bundle, "error": refused.error.replace(f"{self._store}{os.sep}", "")}
 
-    @app.post("/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, 408, 413))
+    @app.post(
+        "/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, body=True)
+    )
     async def recommend(
         self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
     ) -> Response:
         """Products for a shopper, best first, with the reasons."""
-        front, arm = self._trial.of(self._front, body.user_id, body.client_id)
+        front, arm = self._chosen(body)
         request = self._trial.told(self._front, front, _checked(front, body))
         metrics().unknown({"event": len(body.history) - len(request.history)})
-        return written(await self._answering.recommend(front, request, arm))
+        return written(await self._answering.recommend(front, request, arm, compared=body.bundle is not None))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -190,12 +202,12 @@ class Recommender:
             raise UnknownProducts([product_id])
         return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k, evidence=evidence)
 
-    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, 408, 413))
+    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, body=True))
     async def explain(
         self, body: Annotated[api.ExplainBody, Body(openapi_examples=examples.EXPLAIN)]
     ) -> dict[str, Any]:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
-        front, _ = self._trial.of(self._front, body.user_id, body.client_id)
+        front, _ = self._chosen(body)
         request = self._trial.told(self._front, front, _checked(front, body))
         return await self._answering.explain(front, request, body.product_id)
 
@@ -206,7 +218,7 @@ class Recommender:
         _check_categories(front, query.category, ("query", "category"))
         return await self._answering.explain(front, query.request(), query.product_id)
 
-    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, 408, 413))
+    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, body=True))
     async def events(
         self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
     ) -> live_events.Taken:
@@ -248,7 +260,8 @@ class Recommender:
     async def bundles(self) -> dict[str, Any]:
         """The active bundle, the one before it, and all that the database has."""
         said = await self._asked(states, self._connections)
-        return {"serving": self._front.bundle.id, "refused": self._refused(), **said}
+        loaded = [each.bundle.id for each in self._following.fronts()]
+        return {"serving": self._front.bundle.id, "loaded": loaded, "refused": self._refused(), **said}
 
     @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS))
     async def products(

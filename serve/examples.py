@@ -6,10 +6,11 @@ The document leaves fields out that are null, so no example of an answer has one
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Security
+from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 
 from serve.api import Problem
+from serve.limits import json_only
 
 Examples = dict[str, Any]
 
@@ -193,6 +194,7 @@ REFUSED: Examples = {
 }
 BUNDLES: Examples = {
     "serving": BUNDLE,
+    "loaded": [BUNDLE, "0c41d2aa97e5"],
     "refused": REFUSED,
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
@@ -242,6 +244,10 @@ PROBLEMS: Mapping[int, tuple[str, Examples]] = {
     ),
     408: ("The body, or the answer, took too long.", {"error": "body_too_slow", "message": "the body may take 10 s"}),
     413: ("The body is too large.", {"error": "body_too_large", "message": "the body may have 65536 bytes"}),
+    415: (
+        "The body is not said to be JSON.",
+        {"error": "unsupported_media_type", "message": "send the body as `Content-Type: application/json`"},
+    ),
     429: (
         "More than the key may ask; see Retry-After.",
         {"error": "too_many_requests", "message": "50 requests a second are allowed"},
@@ -253,19 +259,25 @@ PROBLEMS: Mapping[int, tuple[str, Examples]] = {
 }
 ALWAYS = (400, 401, 429, 503)
 """What any route but the probes may answer."""
+WITH_BODY = (408, 413, 415)
+"""What a route that takes a body may answer as well."""
 
 
 KEY = HTTPBearer(auto_error=False, description="One of REC_API_KEYS, where there are any; serve/guard.py checks it.")
 
 
-def described(example: Examples, *problems: int, probe: bool = False) -> dict[str, Any]:
-    """What a route is declared with: the `example` of its answer, its own `problems` and those of all but a probe."""
+def described(example: Examples, *problems: int, body: bool = False, probe: bool = False) -> dict[str, Any]:
+    """What a route is declared with: the `example` of its answer, its own `problems` and those of all but a probe.
+
+    One that takes a `body` has those of bodies, too, and takes JSON alone.
+    """
     responses: dict[int, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
-    for status in sorted({*problems, *(() if probe else ALWAYS)}):
+    for status in sorted({*problems, *(WITH_BODY if body else ()), *(() if probe else ALWAYS)}):
         text, refusal = PROBLEMS[status]
         content = {"application/json": {"example": refusal}}
         responses[status] = {"model": Problem, "description": text, "content": content}
     if probe:
         return {"responses": responses}
+    dependencies = [Security(KEY), *([Depends(json_only)] if body else [])]
     # {} beside the key: where there are no keys nobody needs one
-    return {"responses": responses, "dependencies": [Security(KEY)], "openapi_extra": {"security": [{}]}}
+    return {"responses": responses, "dependencies": dependencies, "openapi_extra": {"security": [{}]}}

@@ -63,6 +63,7 @@ class Following:
         self._threads = ThreadPoolExecutor(3, thread_name_prefix="following")
         self._tasks: list[asyncio.Task[None]] = []
         self._unproven: Unproven | None = None
+        self._before: str | None = None  # the bundle that answered before this one
         self.trial = Trial(fronts, prove, self._threads)
         self.refused: Refused | None = None
 
@@ -100,6 +101,18 @@ class Following:
         }
         self._tasks += [asyncio.create_task(self._follow(what, look)) for what, look in looks.items()]
 
+    def fronts(self) -> list[BackedFront]:
+        """All that a request can name: those that answer, the active one first, and the one that answered before while
+        it is in memory. A stage that has started since loads that one first, and is done without meanwhile."""
+        answering, before = self.trial.fronts(self.front), self._in_memory()
+        if before is None or before.bundle.id in [each.bundle.id for each in answering]:
+            return answering
+        return [*answering, before]
+
+    def _in_memory(self) -> BackedFront | None:
+        """Of the bundle that answered before this one."""
+        return None if self._before is None else self._fronts.kept(self._before)
+
     async def _patiently(self, front: BackedFront, until: float) -> None:
         """Prove a front, again and again while a stage is away and it is not yet `until`, monotonic seconds."""
         while True:
@@ -129,10 +142,12 @@ class Following:
                 log.exception("staying with bundle %s, the look for %s failed", self.front.bundle.id, what)
 
     async def _look_for_rules(self) -> None:
-        front = self.front
+        front, before = self.front, self._in_memory()
         await self._in_thread(front.rules.refresh)
         if front is self.front:
             self._tell_rules()
+        if before is not None and before is not front:
+            await self._in_thread(before.rules.refresh)
 
     async def _look_for_an_experiment(self) -> None:
         await self.trial.follow(lambda: self._in_thread(experiment, self._pool), lambda: self.front)
@@ -152,6 +167,7 @@ class Following:
                 self._refuse(name, error)
                 return
             log.info("bundle %s takes over from %s", name, self.front.bundle.id)
+            self._before = self.front.bundle.id
             self._take(front)
         self.refused = self._unproven = None
         metrics().refused(False)

@@ -228,6 +228,11 @@ class Loaded(Generic[T]):
             log.exception("cannot load the bundles that answer")
             return None
 
+    def kept(self, name: str) -> T | None:
+        """The part of bundle `name` while it is in memory, which it is no longer for being asked for here."""
+        with self._order:
+            return self._parts.get(name)
+
     def _use(self, name: str) -> T | None:
         """The part of bundle `name`, now the last used one; None when it is not loaded."""
         with self._order:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rec.errors import RecError
+from rec.index.catalogue import TooSlow
 from rec.index.forget import NotAllowed
 from rec.recommend.resolve import UnknownProducts
 from serve.degrade import Unavailable
@@ -41,6 +42,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(UnknownProducts)(_unknown)
     app.exception_handler(NotAllowed)(_not_allowed)
     app.exception_handler(HTTPException)(_refused)
+    app.exception_handler(TooSlow)(_too_slow)
     for error in (Unavailable, RecError):
         app.exception_handler(error)(_unavailable)
 
@@ -62,6 +64,14 @@ async def _not_allowed(_: Request, error: NotAllowed) -> JSONResponse:
 async def _refused(_: Request, error: HTTPException) -> JSONResponse:
     name = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return JSONResponse({"error": name, "message": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _too_slow(_: Request, error: TooSlow) -> JSONResponse:
+    log.warning("cannot answer: %s", error)
+    # the same words may well be as slow again; an index finds products by what they mean
+    message = "looking these words up took too long: send them as `context` of POST /v1/recommend, or try again later"
+    problem = {"error": "search_too_slow", "message": message}
+    return JSONResponse(problem, status_code=503, headers={"Retry-After": str(RETRY_S)})
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:

@@ -25,7 +25,7 @@ class Searching:
         """The products that hold every word of `query`, with the prices of now; `evidence`: with what says their
         attributes.
 
-        Raises Unavailable beyond MOST, DatabaseError beyond SEARCH_S.
+        Raises Unavailable beyond MOST, TooSlow where Postgres takes too long, DatabaseError beyond SEARCH_S.
         """
         if self._asked >= MOST:
             raise Unavailable(f"{self._asked} searches run or wait already")

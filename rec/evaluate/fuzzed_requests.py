@@ -217,6 +217,7 @@ def _recommend(products: Json, users: Json, categories: Json) -> dict[str, Json]
         "rules": _mostly(st.booleans(), _anything()),
         "without": _mostly(st.lists(st.sampled_from(("user_tower", "ranking")), max_size=2), _anything()),
         "evidence": _mostly(st.booleans(), _anything()),
+        "bundle": _mostly(st.none(), st.sampled_from(TEXTS) | _anything()),
         "unknown": _anything(),
     }
 

@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
+from rec.errors import DatabaseError
 from rec.index import exposures
 from rec.index.connections import Connections
 
 FIND_MS = 1_500
 """Longest time for `find`, which reads every product: Postgres ends it, and the connection lives on."""
+
+
+class TooSlow(DatabaseError):
+    """A search for words that Postgres ended after FIND_MS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,21 @@ class Catalogue:
     def find(self, query: str, limit: int) -> list[str]:
         """Ids of products whose title, brand or category holds every word of `query`, available ones first.
 
-        Raises DatabaseError where that takes longer than FIND_MS.
+        Raises TooSlow where that takes longer than FIND_MS.
         """
         words = [f"%{_escape(word)}%" for word in query.split()]
         with self._connections.use() as connection:
             connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(FIND_MS),))
-            rows = connection.execute(
-                "SELECT product_id FROM products WHERE catalogue = %(name)s AND NOT EXISTS ("
-                " SELECT 1 FROM unnest(%(words)s::text[]) word"
-                " WHERE concat_ws(' ', title, brand, array_to_string(category, ' ')) NOT ILIKE word)"
-                " ORDER BY available DESC, product_id LIMIT %(limit)s",
-                {"name": self._name, "words": words, "limit": limit},
-            ).fetchall()
+            try:
+                rows = connection.execute(
+                    "SELECT product_id FROM products WHERE catalogue = %(name)s AND NOT EXISTS ("
+                    " SELECT 1 FROM unnest(%(words)s::text[]) word"
+                    " WHERE concat_ws(' ', title, brand, array_to_string(category, ' ')) NOT ILIKE word)"
+                    " ORDER BY available DESC, product_id LIMIT %(limit)s",
+                    {"name": self._name, "words": words, "limit": limit},
+                ).fetchall()
+            except QueryCanceled:
+                raise TooSlow(f"a search for {len(words)} words took over {FIND_MS / 1e3:g} s") from None
         return [row[0] for row in rows]
 
     def known(self, user_id: str | None, last: int, client_id: str | None = None) -> Known:

@@ -240,6 +240,9 @@ class Bundles(BaseModel):
 
     serving: str
     """The bundle that this replica answers for; it follows `active` within seconds."""
+    loaded: list[str]
+    """Those that a request to this replica can name: the one that answers, the treatment, the one that answered
+    before."""
     refused: RefusedBundle | None
     active: str | None
     previous: str | None

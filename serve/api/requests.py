@@ -107,9 +107,12 @@ class RecommendBody(Body):
     instead of the ranker's. Such a list is not logged."""
     evidence: bool = False
     """Whether products say where each of their attributes comes from."""
+    bundle: Id | None = None
+    """Which bundle answers, of those that GET /v1/bundles says are `loaded`, to compare them; leave out for the one
+    that this shopper gets. Such a list is not logged and counts for no experiment."""
 
     def request(self) -> Request:
-        """The request as the recommender takes it."""
+        """The request as the recommender takes it; by which bundle is the server's business."""
         return Request(
             user_id=self.user_id,
             client_id=self.client_id,

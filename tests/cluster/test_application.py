@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from ray.serve import scripts
-from ray.serve.config import HTTPOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import ServeDeploySchema
 
 from jobs import shop
@@ -64,16 +64,26 @@ def test_the_ray_service_is_the_same_and_listens_within_its_pod(written: str) ->
 
 def test_the_replicated_one_differs_in_its_replicas_alone(written: str) -> None:
     (patches,) = read(CLUSTER / "components" / "replicated" / "rayservice.yaml")
-    values = {patch["path"]: patch["value"] for patch in patches}
+    values = {patch["path"]: patch.get("value") for patch in patches}
     text = values["/spec/serveConfigV2"]
     found = application(text)
+    groups = "/spec/rayClusterConfig/workerGroupSpecs/0/"
     for each in found["deployments"]:
-        assert each.pop("num_replicas") == 2
+        scaled = AutoscalingConfig(**each.pop("autoscaling_config"))
+        assert scaled.min_replicas == values[groups + "minReplicas"] == values[groups + "replicas"] == 2
+        assert scaled.max_replicas == values[groups + "maxReplicas"] > 2, "a node for each replica"
+        assert scaled.target_ongoing_requests is not None
+        assert scaled.target_ongoing_requests < each["max_ongoing_requests"], "it scales before anybody is sent away"
+        assert scaled.upscale_delay_s < scaled.downscale_delay_s
         assert each.pop("max_replicas_per_node") == 1
     assert found == application(written)
     assert yaml.safe_load(text)["http_options"]["host"] == "0.0.0.0"
-    group = "/spec/rayClusterConfig/workerGroupSpecs/0/"
-    assert values[group + "minReplicas"] == values[group + "maxReplicas"] == 2, "a node for each replica"
+    assert values["/spec/rayClusterConfig/enableInTreeAutoscaling"] is True, "who else would bring the nodes"
+
+
+def test_one_machine_has_one_replica_of_each_stage(written: str) -> None:
+    for each in application(written)["deployments"]:
+        assert not {"num_replicas", "autoscaling_config"} & each.keys(), each["name"]
 
 
 def test_only_this_machine_is_listened_to_by_default(written: str) -> None:

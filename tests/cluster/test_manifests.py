@@ -240,6 +240,22 @@ def test_only_the_head_that_scales_has_a_token_of_kubernetes() -> None:
         assert all(group["template"]["spec"]["automountServiceAccountToken"] is False for group in groups)
 
 
+def test_where_servers_scale_their_head_and_nobody_else_has_one() -> None:
+    for overlay in OVERLAYS:
+        spec = one(rendered(overlay), "RayService")["spec"]["rayClusterConfig"]
+        (group,) = spec["workerGroupSpecs"]
+        head = spec["headGroupSpec"]["template"]["spec"]
+        assert spec.get("enableInTreeAutoscaling", False) == (group["minReplicas"] < group["maxReplicas"]), overlay.name
+        if spec.get("enableInTreeAutoscaling"):
+            assert not {"serviceAccountName", "automountServiceAccountToken"} & head.keys(), "the operator gives it one"
+            assert spec["autoscalerOptions"] == ray_clusters()[0]["autoscalerOptions"]
+            assert "restartPolicy" not in group["template"]["spec"], "autoscaler v2 allows none but Never"
+        else:
+            assert head["automountServiceAccountToken"] is False
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+        assert group["template"]["spec"]["serviceAccountName"] == "worker"
+
+
 def test_nothing_comes_in_but_what_is_listed() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in RESOURCES["base/network.yaml"]}
     assert policies["nothing-comes-in"] == {"podSelector": {}, "policyTypes": ["Ingress"]}

@@ -56,10 +56,18 @@ def test_what_is_deep_and_legible_is_422(shop: Shop) -> None:
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "nonsense", None],
 )
-def test_a_body_that_is_not_said_to_be_json_is_422(shop: Shop, content_type: str | None) -> None:
+def test_a_body_that_is_not_said_to_be_json_is_415(shop: Shop, content_type: str | None) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
     for path in PATHS:
-        assert shop.client.post(path, content=b'{"k": 3}', headers=headers).status_code == 422
+        answer = shop.client.post(path, content=b'{"k": 3}', headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (415, "unsupported_media_type")
+        assert "application/json" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/a+json"])
+def test_json_by_any_of_its_names_is_answered(shop: Shop, content_type: str) -> None:
+    answer = shop.client.post("/v1/recommend", content=b'{"k": 3}', headers={"content-type": content_type})
+    assert (answer.status_code, len(answer.json()["items"])) == (200, 3)
 
 
 @pytest.mark.parametrize("k", [0, -1, 10**6, 10**30, 2.5, True, "3e1", None])

@@ -36,6 +36,11 @@ def test_an_answer_is_shown_as_it_is_given(name: str) -> None:
             assert response["description"]
 
 
+def test_what_takes_a_body_names_the_refusals_of_bodies() -> None:
+    for name, operation in OPERATIONS.items():
+        assert ({"408", "413", "415"} <= set(operation["responses"])) == ("requestBody" in operation), name
+
+
 def test_all_but_probes_name_the_key_and_its_refusals() -> None:
     for name, operation in OPERATIONS.items():
         probe = name in ("get /healthz", "get /readyz")

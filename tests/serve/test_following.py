@@ -195,6 +195,29 @@ def test_another_bundle_takes_the_place_of_a_refused_one(world: World) -> None:
     asyncio.run(live())
 
 
+def test_the_bundle_that_answered_before_can_be_named_and_its_rules_are_followed(world: World) -> None:
+    def named(replica: Following) -> list[str]:
+        return [front.bundle.id for front in replica.fronts()]
+
+    def versions(replica: Following) -> list[int]:
+        rulings = [front.rules.ruling for front in replica.fronts()]
+        return [0 if ruling is None else ruling.number for ruling in rulings]
+
+    async def live() -> None:
+        async with running(world.replica()) as replica:
+            assert named(replica) == [world.old.id]
+            world.promote()
+            await until(lambda: replica.front.bundle.id == world.new.id)
+            assert named(replica) == [world.new.id, world.old.id]
+            version = world.rule()
+            await until(lambda: versions(replica) == [version, version])
+            publish.rollback(world.recipe)
+            await until(lambda: replica.front.bundle.id == world.old.id)
+            assert named(replica) == [world.old.id, world.new.id]
+
+    asyncio.run(live())
+
+
 @pytest.mark.parametrize("how", ["damaged", "raises"])
 def test_a_replica_starts_with_the_bundle_before(world: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     world.promote()
@@ -252,7 +275,7 @@ class Alone:
 
     def replica(self) -> Following:
         """One that has not begun."""
-        fronts: Any = SimpleNamespace(get=self._front)
+        fronts: Any = SimpleNamespace(get=self._front, kept=self._front)
         pool: Any = None
         return Following(pool, fronts, self._prove)
 

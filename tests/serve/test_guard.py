@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -82,6 +84,20 @@ def test_each_key_has_a_rate_of_its_own(client: Client) -> None:
     assert 40 <= int(refused.headers["retry-after"]) <= 50
     assert made.get("/v1/users/ann", headers=bearer(OTHER)).status_code == 200
     assert made.get("/healthz").status_code == 200
+
+
+def test_a_key_has_a_rate_where_none_is_set_and_this_machine_alone_has_none(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert api_keys.access().rate is None
+    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: 10.0, perf_counter=time.perf_counter))
+    made = client(REC_API_KEYS=f"{ONE},{OTHER}")
+    most = int(api_keys.PUBLIC_RATE)
+    answers = [made.get("/v1/users/ann", headers=bearer(ONE)).status_code for _ in range(most + 2)]
+    assert answers == [200] * most + [429] * 2
+    assert made.get("/v1/users/ann", headers=bearer(OTHER)).status_code == 200
+    monkeypatch.setenv("REC_RATE_LIMIT", "1e9")
+    assert api_keys.access().rate == 1e9, "who sets one gets it"
 
 
 def test_a_bucket_lets_through_its_rate() -> None:

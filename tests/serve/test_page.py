@@ -3,8 +3,10 @@
 Needs Chromium and Playwright: `apt install chromium`, `pip install -e ".[browser]"`.
 """
 
+import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rec import publish
 from tests.bundle import tiny
 from tests.serve.conftest import Shop, published_in, starting
 
@@ -261,7 +264,7 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     assert not shop.overflows()
     unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]"))
-    assert unused == {"user-id", "jump", "weight_kg", "weight_kg-unset"}, "the first two are of the tests below"
+    assert unused == {"user-id", "jump", "compare", "weight_kg", "weight_kg-unset"}, "the first three: tests below"
     assert shop.complaints == away
     assert {url for url in shop.asked if not url.startswith((fresh.url, "data:", "blob:"))} == set()
     page.close()
@@ -299,6 +302,19 @@ def test_a_product_that_is_gone_leaves_the_cart(fresh: Shop, browser: "sync_api.
     shop.page.close()
 
 
+def test_a_search_that_takes_too_long_says_what_else_to_do(fresh: Shop, browser: "sync_api.Browser") -> None:
+    refusal = {"error": "search_too_slow", "message": "looking these words up took too long"}
+
+    def slow(route: "sync_api.Route") -> None:
+        route.fulfill(status=503, json=refusal, headers={"Retry-After": "2"})
+
+    shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/products?*", slow))
+    shop.page.fill("#find", "red")
+    shop.page.wait_for_selector("#found-note:has-text('Say it under “What are you looking for?”')")
+    assert len(shop.products()) == 12, "the list stays"
+    shop.page.close()
+
+
 def test_the_shop_on_a_telephone(fresh: Shop, browser: "sync_api.Browser", tmp_path: Path) -> None:
     shop = visit(browser, fresh.url, NARROW)
     assert shop.painted_ms() < FIRST_PAINT_MS
@@ -320,3 +336,69 @@ def test_the_shop_on_a_telephone(fresh: Shop, browser: "sync_api.Browser", tmp_p
     shop.page.screenshot(path=tmp_path / "narrow.png")
     assert shop.complaints == []
     shop.page.close()
+
+
+def test_two_bundles_are_shown_side_by_side(fresh: Shop, browser: "sync_api.Browser", tmp_path: Path) -> None:
+    shop = visit(browser, fresh.url, NARROW)
+    page = shop.page
+    shop.settled()
+    page.wait_for_selector("#compare-note:has-text('promote another one')")
+    assert page.locator("#compare").is_disabled()
+    old = fresh.recommend(k=1)["bundle"]
+    new = publish.run(tiny.make(tiny.config(fresh.recipe.root.parent, seed=23)))["bundle"]
+    deadline = time.monotonic() + 120
+    while fresh.client.get("/v1/bundles").json()["loaded"] != [new, old]:
+        assert time.monotonic() < deadline, "the shop does not follow"
+        time.sleep(0.2)
+    page.fill("#height_cm", "181")  # the next answer is of the other bundle, and the page looks what there is to name
+    page.wait_for_selector("#compare:enabled")
+    assert page.inner_text("#compare-note") == ""
+    page.select_option("#compare", old)
+    shown = shop.products()
+    assert {body.get("bundle") for body in shop.bodies[-2:]} == {None, old}
+    assert shop.bodies[-1]["client_id"] == shop.bodies[-2]["client_id"], "the same visitor"
+    body = {**shop.bodies[-1], "bundle": None}
+    lists = [fresh.recommend(**{**body, "bundle": name})["items"] for name in (new, old)]
+    ids = [[item["product_id"] for item in items] for items in lists]
+    columns = page.locator("#versus-lists ol")
+    assert [columns.nth(side).locator(".t").all_inner_texts() for side in (0, 1)] == [
+        [item["title"] for item in items] for items in lists
+    ]
+    assert shown == columns.nth(0).locator(".t").all_inner_texts()
+    assert ids[0] != ids[1], "what else would be marked"
+    for side, mine in enumerate(ids):
+        other, rows = ids[1 - side], columns.nth(side).locator(".row")
+        for at, product_id in enumerate(mine):
+            there = other.index(product_id) + 1 if product_id in other else None
+            mark = "in this list only" if there is None else f"place {there} in the other"
+            mark = "the same in both" if there == at + 1 else mark
+            assert rows.nth(at).locator(".mark").inner_text() == f"{at + 1}. {mark}"
+            assert ("only" in rows.nth(at).get_attribute("class").split()) == (there is None)
+    assert page.inner_text("#versus-note").startswith(f"{len(set(ids[0]) & set(ids[1]))} of 12 products are in both")
+    assert not shop.overflows()
+    page.screenshot(path=tmp_path / "versus-narrow.png", full_page=True)
+    page.click("#versus-lists .open >> nth=0")
+    page.wait_for_selector("#look[open] #similar-items .card")
+    page.click("#close")
+    page.set_viewport_size(WIDE)
+    assert not shop.overflows()
+    page.screenshot(path=tmp_path / "versus-wide.png", full_page=True)
+    page.select_option("#compare", new)
+    shop.settled()
+    assert "both lists are of it" in page.inner_text("#versus-note")
+    marks = page.locator("#versus-lists .mark").all_inner_texts()
+    assert marks == 2 * [f"{place}. the same in both" for place in range(1, 13)]
+    page.select_option("#compare", "")
+    shop.settled()
+    assert page.is_hidden("#versus")
+    assert shop.complaints == []
+
+    def gone(route: "sync_api.Route") -> None:
+        named = route.request.post_data_json.get("bundle")
+        route.continue_(post_data=json.dumps({**route.request.post_data_json, "bundle": named and "0" * 12}))
+
+    page.route("**/v1/recommend", gone)
+    page.select_option("#compare", old)
+    assert len(shop.products()) == 12, "of the one that the shopper gets"
+    assert "this server has no bundle" in page.inner_text("#versus-note")
+    page.close()

@@ -544,7 +544,7 @@ def _bundles_until(shop: Shop, wanted: str) -> set[str]:
     return seen
 
 
-def test_an_experiment_gives_every_shopper_one_bundle(shop: Shop) -> None:
+def test_an_experiment_gives_every_shopper_one_bundle(shop: Shop, connections: Connections) -> None:
     active = shop.recommend()["bundle"]
     (tried,) = set(bundle.names(shop.recipe.store)) - {active}
     started = publish.try_out(shop.recipe, tried, 0.5)
@@ -567,6 +567,21 @@ def test_an_experiment_gives_every_shopper_one_bundle(shop: Shop) -> None:
     listed = shop.client.get("/v1/bundles").json()
     assert (listed["active"], listed["experiment"]["treatment"]) == (active, tried)
     assert {each["bundle"]: each["state"] for each in listed["known"]} == {active: "active", tried: "treatment"}
+    assert listed["loaded"] == [active, tried]
+    for name in (active, tried):
+        answer = shop.recommend(user_id="named", k=3, bundle=name)
+        assert (answer["bundle"], answer["experiment"], len(answer["items"])) == (name, None, 3)
+        shown = {"user_id": "named", "product_id": answer["items"][0]["product_id"], "bundle": name}
+        told = shop.client.post("/v1/explain", json=shown).json()
+        assert (told["bundle"], told["outcome"]) == (name, "shown")
+    refused = shop.client.post("/v1/recommend", json={"bundle": "0" * 12})
+    assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "bundle"])
+    assert f"(loaded: {active}, {tried})" in refused.json()["detail"][0]["msg"]
+    assert shop.recommend(user_id="named", k=3)["experiment"] is not None
+    query = "SELECT count(*) FROM exposures WHERE user_id = 'named'"
+    while connections.run(lambda c: c.execute(query).fetchone()) != (1,):
+        assert time.monotonic() < deadline, "what the shopper got alone is logged"
+        time.sleep(0.1)
     while not (logged := shop.client.get("/v1/users/t0")).json().get("exposures"):
         assert time.monotonic() < deadline, "the list is not logged"
         time.sleep(0.1)
