@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 DUMP, LOCK = "shop.dump", ".postgres-upgrading.lock"
 NAME = "shop-rec upgrade"
 """By which the server knows connections of an upgrade from those of others."""
+OTHERS = (
+    "SELECT application_name, pid FROM pg_stat_activity"
+    " WHERE backend_type = 'client backend' AND application_name <> %s AND pid <> pg_backend_pid()"
+)
+LEAVING_S = 2.0
+"""How long the server may go on naming one that has closed its connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +160,10 @@ def _refuse_clients(folder: Path) -> None:
     address = postgres.running_in(folder)
     if address is None:
         return
+    until = time.monotonic() + LEAVING_S
     with postgres.session(_own(address)) as connection:
-        others = connection.execute(
-            "SELECT application_name, pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
-            " AND application_name <> %s AND pid <> pg_backend_pid()",
-            (NAME,),
-        ).fetchall()
+        while (others := connection.execute(OTHERS, (NAME,)).fetchall()) and time.monotonic() < until:
+            time.sleep(0.1)
     if others:
         names = ", ".join(f"{name or 'a process without a name'} (backend {pid})" for name, pid in others[:3])
         raise DatabaseError(
