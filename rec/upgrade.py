@@ -25,7 +25,7 @@ from typing import Any
 
 from psycopg import Connection, conninfo, sql
 
-from rec import artifact, backup, postgres
+from rec import artifact, backup, postgres, postmaster
 from rec.errors import DatabaseError
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _own(url: str) -> str:
 
 
 def _refuse_clients(folder: Path) -> None:
-    address = postgres.running_in(folder)
+    address = postmaster.running(folder)
     if address is None:
         return
     with postgres.session(_own(address)) as connection:
