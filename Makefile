@@ -3,7 +3,7 @@
 #   make demo     set up, run the whole chain on the sample catalogue, open the shop on 127.0.0.1:$(PORT)
 #   make stop     end the shop and what it started
 #   make test     lint, types, tests
-#   make test-long  kills that take minutes each
+#   make test-long  what takes minutes: kills, a full object store, nodes that come and go, a search for secrets
 #   make audit    PyPI's advisories on constraints.txt
 
 PORT ?= 8000
