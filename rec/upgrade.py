@@ -26,7 +26,7 @@ from typing import Any
 
 from psycopg import Connection, conninfo, sql
 
-from rec import artifact, backup, postgres
+from rec import artifact, backup, postgres, postmaster
 from rec.errors import DatabaseError
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _own(url: str) -> str:
 
 
 def _refuse_clients(folder: Path) -> None:
-    address = postgres.running_in(folder)
+    address = postmaster.running(folder)
     if address is None:
         return
     until = time.monotonic() + LEAVING_S

@@ -184,8 +184,11 @@ def _freeze_postgres(store: Path) -> float:
 
 
 def _postgres(store: Path) -> psutil.Process:
-    """The first process of the embedded server."""
-    return psutil.Process(int((postgres.folder_in(store) / postgres.PID_FILE).read_text(encoding="utf-8").split()[0]))
+    """The first process of the embedded server. Raises RecError where none runs."""
+    server = postgres.server(store)
+    if server is None:
+        raise RecError(f"no Postgres of {store} runs: there is nothing to kill or to freeze")
+    return server
 
 
 def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: float, harm: Fault) -> Figures:

