@@ -1,4 +1,4 @@
-"""A published recipe, served by nobody, by a chain in this process, and by the real shop."""
+"""A published recipe, served by nobody, by a chain or by all stages in this process, and by the real shop."""
 
 import json
 import subprocess
@@ -18,6 +18,11 @@ from rec.bundle import Bundle
 from rec.config import Config
 from rec.index.connections import Connections
 from rec.recommend.chain import Chain
+from serve import searching
+from serve.answering import Answering
+from serve.asking import Together
+from serve.exposures import ExposureLog
+from serve.fallible import BackedFront
 from tests.bundle import tiny
 from tests.serve.collector import Collector, collecting
 
@@ -118,6 +123,41 @@ def chain(published: Config, connections: Connections) -> Chain:
     """The whole chain in this process."""
     (name,) = bundle.names(published.store)
     return Chain(bundle.read(published.store, name), connections)
+
+
+@pytest.fixture(scope="module")
+def own(new_store: Callable[[], Path]) -> Config:
+    """A published recipe of one module's tests alone: stages look for the next bundle as long as they live."""
+    return published_in(new_store())
+
+
+@pytest.fixture(scope="module")
+def opened(own: Config) -> Iterator[Connections]:
+    """Connections of this process to its database, more than searches take at once."""
+    pool = Connections(postgres.url(own.store), size=2 * searching.AT_ONCE)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def front(own: Config, opened: Connections) -> BackedFront:
+    """What a request is checked and answered with."""
+    (name,) = bundle.names(own.store)
+    return BackedFront(bundle.read(own.store, name), opened)
+
+
+@pytest.fixture(scope="module")
+def together(own: Config) -> Together:
+    """All stages in this process."""
+    return Together(own.store)
+
+
+@pytest.fixture(scope="module")
+def answering(own: Config, together: Together) -> Iterator[Answering]:
+    """Who answers by them, and logs what was shown."""
+    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
+    yield Answering(together, log)
+    log.close()
 
 
 @pytest.fixture(scope="session")

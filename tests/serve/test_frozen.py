@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rec import bundle, postgres
+from rec import postgres
 from rec.config import Config
 from rec.errors import DatabaseError
 from rec.index import forget
@@ -22,42 +21,16 @@ from rec.recommend.retrieve import Retriever as BundleRetriever
 from serve import searching, stages
 from serve.answering import Answering
 from serve.app import _forgotten
-from serve.asking import Together, timely
+from serve.asking import timely
 from serve.degrade import Unavailable
-from serve.exposures import ExposureLog
 from serve.fallible import DEADLINE_S, BackedFront
 from serve.searching import Searching
 from serve.stages import Retriever
-from tests.serve.conftest import frozen, published_in
+from tests.serve.conftest import frozen
 
 AT_ONCE = 32
 """As many as a replica takes."""
 SLACK_S = 1.0
-
-
-@pytest.fixture(scope="module")
-def own(new_store: Callable[[], Path]) -> Config:
-    return published_in(new_store())
-
-
-@pytest.fixture(scope="module")
-def opened(own: Config) -> Iterator[Connections]:
-    pool = Connections(postgres.url(own.store), size=4)
-    yield pool
-    pool.close()
-
-
-@pytest.fixture(scope="module")
-def front(own: Config, opened: Connections) -> BackedFront:
-    (name,) = bundle.names(own.store)
-    return BackedFront(bundle.read(own.store, name), opened)
-
-
-@pytest.fixture(scope="module")
-def answering(own: Config) -> Iterator[Answering]:
-    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
-    yield Answering(Together(own.store), log)
-    log.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -15,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import TypeAdapter
 
-from rec import bundle, postgres
+from rec import postgres
 from rec.config import Config
 from rec.errors import DatabaseError
 from rec.index import exposures, live_events
@@ -29,7 +28,6 @@ from serve.asking import Together
 from serve.exposures import Arm, ExposureLog
 from serve.fallible import BackedFront
 from serve.stages import Ranker, Retriever, UserTower
-from tests.serve.conftest import published_in
 
 REQUESTS = [
     Request(),
@@ -37,37 +35,6 @@ REQUESTS = [
     Request(history=(Choice("P0001"), Choice("P0002", "cart")), context="a red dress", k=40),
     Request(history=(Choice("P0004", size="12", fit="large"),)),
 ]
-
-
-@pytest.fixture(scope="module")
-def own(new_store: Callable[[], Path]) -> Config:
-    """A published recipe of these tests alone: stages look for the next bundle as long as they live."""
-    return published_in(new_store())
-
-
-@pytest.fixture(scope="module")
-def opened(own: Config) -> Iterator[Connections]:
-    pool = Connections(postgres.url(own.store), size=2)
-    yield pool
-    pool.close()
-
-
-@pytest.fixture(scope="module")
-def front(own: Config, opened: Connections) -> BackedFront:
-    (name,) = bundle.names(own.store)
-    return BackedFront(bundle.read(own.store, name), opened)
-
-
-@pytest.fixture(scope="module")
-def together(own: Config) -> Together:
-    return Together(own.store)
-
-
-@pytest.fixture(scope="module")
-def answering(own: Config, together: Together) -> Iterator[Answering]:
-    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
-    yield Answering(together, log)
-    log.close()
 
 
 def test_a_probe_counts_in_no_metric_of_answers(
