@@ -342,7 +342,7 @@ if __name__ == "__main__":
         "--switches", action="store_true", help="serving: what each of Ray Serve's switches gives the graph"
     )
     instead.add_argument(
-        "--profile", action="store_true", help="serving: where time goes, by process, and in the replica by layer"
+        "--profile", action="store_true", help="serving: CPU time by process, and samples of the replica by layer"
     )
     arguments.add_argument(
         "--seeds", type=int, default=3, help="retrieval --towers, rankers: trainings of each (default 3)"

@@ -161,7 +161,7 @@ def _refuse_clients(folder: Path) -> None:
     if address is None:
         return
     until = time.monotonic() + LEAVING_S
-    with postgres.session(_own(address)) as connection:
+    with postgres.session(_own(address), autocommit=True) as connection:  # each look is a new one
         while (others := connection.execute(OTHERS, (NAME,)).fetchall()) and time.monotonic() < until:
             time.sleep(0.1)
     if others:

@@ -39,6 +39,8 @@ def kind(command: Sequence[str]) -> str:
         return f"postgres {next((name for name in ROLES if role.startswith(name)), 'client')}"
     if line.startswith("ray-dashboard"):
         return "dashboard"
+    if "-c" in command:  # a program that is given as text, as Python's own of multiprocessing
+        return Path(command[0]).stem
     words = [Path(word).stem for word in command if not word.startswith("-")]
     program = words[0] if words else "unknown"
     if program == "postgres":
@@ -48,6 +50,7 @@ def kind(command: Sequence[str]) -> str:
 
 def spent(store: Path) -> Spent:
     """Of all processes of the shop of `store`, its embedded Postgres and this process."""
+    own = os.times()  # first: the look itself is nobody's load
     server = postgres.server(store)
     family = [*processes.marked(processes.SHOP, str(store)), *([] if server is None else _tree(server))]
     found = {}
@@ -57,7 +60,6 @@ def spent(store: Path) -> Spent:
             found[process] = kind(process.cmdline()), times.user + times.system
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
             continue
-    own = os.times()
     return {**found, psutil.Process(): (LOAD, own.user + own.system)}
 
 

@@ -6,7 +6,8 @@ whole.VICTIM.*             killed: server, proxy, postgres
 WAY.postgres_frozen.*      SIGSTOP, and SIGCONT after FROZEN_S seconds
     .answers               of all statuses, and none where the connection was taken
     .failed                neither 200 nor a 503 that says when to ask again, or none in time
-    .lost                  connections that ended without an answer, as those to a process that is killed do
+    .lost                  connections that ended without an answer, as those to a process that is killed do; where
+                           none of CARRIERS was, nobody's is to end so
     .unreached             connections that nobody took, not among the answers: a load balancer would try another node
     .refused, .degraded    503; 200 from a lower rung of the ladder
     .degraded.CODE         200 that says so with this code
@@ -19,7 +20,8 @@ switch.*, apart.switch.*   the active bundle changes every SWITCH_S seconds, by 
     .mixed                 whole, and not the list that the bundle which it names gives when asked in peace
 soak.*                     a steady rate for long, of the shop in one process: p99 of each PART_S seconds and the memory
                            of the shop's processes, each with its slope, and its interval, over what follows the first
-                           tenth; memory.KIND.grown: of each kind of process in that time; new_processes: what was not
+                           tenth; memory.KIND.grown: of each kind of process from the first two of these minutes
+                           to the last two; new_processes: what was not
                            there when it began
 
 The active bundle is in the end the one that it was; its promotions stand in the database's history, so that
@@ -49,6 +51,7 @@ from rec.evaluate import cpu_time, load, serving_speed
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval
 from rec.evaluate.load import Asked, Paced
+from rec.evaluate.serving_profile import REPLICA
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ WAYS = {
     "apart": Way(
         ("--apart",),
         {
-            "ingress": "ray::ServeReplica:shop:Recommender",
+            "ingress": REPLICA,
             "user_tower": "ray::ServeReplica:shop:UserTower",
             "retriever": "ray::ServeReplica:shop:Retriever",
             "ranker": "ray::ServeReplica:shop:Ranker",
@@ -76,9 +79,11 @@ WAYS = {
         "apart.",
         soaked=False,
     ),
-    "whole": Way((), {"server": "ray::ServeReplica:shop:Recommender"}, "", soaked=True),
+    "whole": Way((), {"server": REPLICA}, "", soaked=True),
 }
 SERVE_PROXY = "ray::ProxyActor"
+CARRIERS = {"ingress", "server", "proxy"}
+"""Through whose hands the callers' connections go."""
 BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
 FROZEN_S = 8.0
 """Longer than an answer may take: what was asked first is due while Postgres still says nothing."""
@@ -214,7 +219,7 @@ def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: flo
     return {
         f"{name}.answers": figure(len(reached), "answers"),
         f"{name}.failed": figure(len(reached) - len(declared) - lost, "answers", goal=0),
-        f"{name}.lost": figure(lost, "answers"),
+        f"{name}.lost": figure(lost, "answers", goal=None if name.rpartition(".")[2] in CARRIERS else 0),
         f"{name}.unreached": figure(len(asked.answers) - len(reached), "connections"),
         f"{name}.refused": figure(len(refused), "answers"),
         f"{name}.degraded": figure(sum(not _whole(answer) for answer in told), "answers"),
@@ -334,7 +339,9 @@ def _soaked(
         "soak.p99.slope": _slope(hours[kept], p99[kept], "ms an hour", config),
         "soak.memory.slope": _slope(hours[kept], all_of_it[kept], "MiB an hour", config),
         **{
-            f"soak.memory.{kind}.grown": figure(round(float(values[-1] - values[kept][0]), 1), "MiB")
+            f"soak.memory.{kind}.grown": figure(
+                round(float(np.median(values[-BLOCK:]) - np.median(values[kept][:BLOCK])), 1), "MiB"
+            )
             for kind, values in by_kind.items()
         },
     }

@@ -5,7 +5,7 @@
     artifacts.differing    of the artifacts of `artifacts.compared`, the evaluation among them, those that are not what
                            the undisturbed run made
     bundles.differing      1 where the bundle has another id than that of the undisturbed run
-    serving.failed         answers other than 200 and 503 while a node that held replicas died
+    serving.failed         answers other than 200 and 503 (any 503) while a node that held replicas died
     serving.refused        answers that were 503
     serving.degraded       answers that did without a stage
     serving.recovery_s     from the kill until every deployment had all its replicas again

@@ -7,8 +7,9 @@ Beside these figures the profile, under `profile` of the benchmark's JSON object
 processes.KIND.cpu_ms     CPU time for an answer while nothing samples, and `share` of that of all
                           (rec.evaluate.cpu_time)
 cpus_busy                 share of the machine's CPU time that they took
-gil, wall                 samples of the replica's threads (rec.evaluate.stacks): of the one that holds the
-                          interpreter's lock, and of those at work on an answer, whether they run or wait
+gil, wall, alone          samples of the replica's threads (rec.evaluate.stacks): of the one that holds the
+                          interpreter's lock, which compiled code lets go of; of those at work on an answer, whether
+                          they run or wait; and the same with one client. None of them is CPU time, processes.* is
     .samples              how many
     .at_once              mean number of such threads at a time; of `gil` how much of the time somebody held the lock
     .per_s                answers a second while it was sampled: as far as they are from those without, that disturbs
@@ -44,13 +45,14 @@ CLIENTS = 8
 """At which the shop gives about the most answers a second."""
 REPLICA = "ray::ServeReplica:shop:Recommender"
 SECONDS, QUICK_SECONDS = 15.0, 3.0
-STRETCH_S = 1.0
+STRETCH_S = 5.0
+"""Of load at a time; between two of them nobody asks for a moment."""
 PATIENCE_S = 60.0
 """How much longer than it samples py-spy may take."""
 RATE = 200
-MODES: Mapping[str, Sequence[str]] = {"gil": ("--gil",), "wall": ("--idle",)}
-"""Arguments of py-spy by the name of what it samples. Without any it tells threads that run from those that wait by a
-state that not every system has: eight threads then seemed to run on two cores."""
+MODES: Mapping[str, tuple[str, int]] = {"gil": ("--gil", CLIENTS), "wall": ("--idle", CLIENTS), "alone": ("--idle", 1)}
+"""py-spy's argument and how many ask, by the name of what is sampled. Without an argument it tells threads that run
+from those that wait by a state that not every system has: eight threads then seemed to run on two cores."""
 
 log = logging.getLogger(__name__)
 
@@ -118,23 +120,22 @@ def _sampled(
     mode: str, process: psutil.Process, url: str, bodies: Sequence[dict[str, Any]], seconds: float
 ) -> tuple[dict[str, Any], str]:
     """What py-spy saw of a process under load, and its file. Raises Refused."""
-    raw, per_second = recorded(process.pid, MODES[mode], seconds, lambda: _stretch(url, bodies))
+    argument, clients = MODES[mode]
+    raw, per_second = recorded(
+        process.pid, argument, seconds, lambda: load.closed(url, bodies, clients=clients, seconds=STRETCH_S)
+    )
     found = stacks.read(raw)
-    if mode == "wall":
+    if argument == "--idle":
         found = stacks.answering(found)
     samples = sum(stack.samples for stack in found)
     shares = {
-        name: {key: round(share, 4) for key, share in shares.items()} for name, shares in stacks.shares(found).items()
+        name: {key: round(share, 3) for key, share in shares.items()} for name, shares in stacks.shares(found).items()
     }
     at_once = round(samples / (RATE * seconds), 3)
     return {"samples": samples, "at_once": at_once, "per_s": round(per_second, 1), **shares}, raw
 
 
-def _stretch(url: str, bodies: Sequence[dict[str, Any]]) -> Answers:
-    return load.closed(url, bodies, clients=CLIENTS, seconds=STRETCH_S)
-
-
-def recorded(pid: int, arguments: Sequence[str], seconds: float, stretch: Callable[[], Answers]) -> tuple[str, float]:
+def recorded(pid: int, argument: str, seconds: float, stretch: Callable[[], Answers]) -> tuple[str, float]:
     """What py-spy writes of a process in `seconds`, rounded up, of RATE samples, and answers a second meanwhile.
 
     `stretch`, a short one of load, is called again and again until py-spy has ended: on a busy machine it takes longer.
@@ -147,7 +148,7 @@ def recorded(pid: int, arguments: Sequence[str], seconds: float, stretch: Callab
     with tempfile.TemporaryDirectory() as folder:
         file, log_file = Path(folder) / "stacks", Path(folder) / "log"
         command = [program, "record", "--pid", str(pid), "--format", "raw", "--threads", "--rate", str(RATE)]
-        command += ["--duration", str(math.ceil(seconds)), "--output", str(file), *arguments]
+        command += ["--duration", str(math.ceil(seconds)), "--output", str(file), argument]
         answered, spent, until = 0, 0.0, time.monotonic() + seconds + PATIENCE_S
         with log_file.open("w") as said, subprocess.Popen(command, stdout=said, stderr=said) as sampling:
             try:

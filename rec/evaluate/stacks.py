@@ -8,7 +8,9 @@ library have none, and count for whoever calls them. Compiled code has no frames
 torch, ray       these packages
 psycopg          psycopg, its pool and pgvector
 psycopg.wait     of these, what waits for Postgres; of a thread that holds the interpreter's lock it is the compiled
-                 code there, which sends statements and takes answers
+                 code there, which sends statements and takes answers. A thread whose answer has come, and that waits
+                 for that lock, is still there: with many at work on few cores it says too much
+pool.wait        waiting for one of the connections
 json             reading and writing JSON
 http             FastAPI, Starlette, uvicorn, their parser and event loop
 combining.wait   a request that waits for the pass through a model in which others are (serve/combining.py)
@@ -117,7 +119,7 @@ def layer(stack: Stack) -> str:
             continue
         waits = _waits(stack.frames[-1])
         if waits and found == "psycopg":
-            return "psycopg.wait"
+            return "pool.wait" if file.startswith("psycopg_pool/") else "psycopg.wait"
         if waits and file == "serve/combining.py":
             return "combining.wait"
         if found == "ours":

@@ -41,7 +41,7 @@ SAMPLE = {
         "user_tower",
     ),
     f"{POOL};{WALK};Fallible.known (serve/fallible.py:90);ConnectionPool.getconn (psycopg_pool/pool.py:170);"
-    "Condition.wait (threading.py:327)": ("psycopg.wait", "state"),
+    "Condition.wait (threading.py:327)": ("pool.wait", "state"),
     f"{POOL};{WALK}": ("ours.walk", "outside"),
     "thread (70): Thread-2 (_run);BaseEventLoop.run_forever (asyncio/base_events.py:608);"
     "UserCallableWrapper.call (ray/serve/_private/replica.py:1300);written (serve/answering.py:30)": (
@@ -158,7 +158,7 @@ def test_a_process_is_sampled_while_load_is_sent_and_a_missing_one_is_a_sentence
             assert process.stdout is not None
             process.stdout.readline()
             try:
-                raw, per_second = serving_profile.recorded(process.pid, ["--gil"], 1.0, _stretch)
+                raw, per_second = serving_profile.recorded(process.pid, "--gil", 1.0, _stretch)
             except serving_profile.Refused as error:
                 if os.geteuid() == 0:
                     raise
@@ -170,14 +170,14 @@ def test_a_process_is_sampled_while_load_is_sent_and_a_missing_one_is_a_sentence
     assert found["layers"]["json"] > 0.8
     assert per_second == pytest.approx(50)
     with pytest.raises(serving_profile.Refused, match=r"took no stacks of process .*ptrace_scope"):
-        serving_profile.recorded(process.pid, [], 1.0, _stretch)
+        serving_profile.recorded(process.pid, "--gil", 1.0, _stretch)
 
 
 def test_without_py_spy_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(serving_profile.Refused, match="pip install py-spy"):
-        serving_profile.recorded(os.getpid(), [], 1.0, _stretch)
+        serving_profile.recorded(os.getpid(), "--gil", 1.0, _stretch)
 
 
 def test_where_stacks_cannot_be_had_the_profile_says_so_and_tells_processes(
@@ -202,7 +202,7 @@ def test_where_stacks_cannot_be_had_the_profile_says_so_and_tells_processes(
     chosen = config.load("demo", [f"store={tmp_path}"])
     figures, profile, raw = serving_profile.measure(chosen, Path("jobs/shop.py"), [], quick=True)
     values = {name.removeprefix("demo.serving.profile."): each["value"] for name, each in figures.items()}
-    assert values.pop("cpu.ms") == pytest.approx(10, abs=9)
+    assert 9.5 <= values.pop("cpu.ms") < 50
     assert values == {"per_s": 100, "failed": 2}
     assert profile["processes"][cpu_time.LOAD]["share"] == 1
     assert raw == {}

@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import psycopg
@@ -106,6 +107,7 @@ def test_an_upgrade_says_what_it_did_and_refuses_while_others_are_connected(new_
         with pytest.raises(DatabaseError, match=r"1 others are connected.*a shop.*end servers and jobs"):
             run(recipe, "upgrade")
         connection.execute("SELECT 1")
+    leaving = psycopg.connect(address, autocommit=True, application_name="a shop")
     rows = upgrade._content
 
     def fewer(connection: Any) -> dict[str, tuple[int, int]]:
@@ -116,6 +118,7 @@ def test_an_upgrade_says_what_it_did_and_refuses_while_others_are_connected(new_
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upgrade, "_content", fewer)
+        Timer(0.5, leaving.close).start()  # one that has just been told to end is waited for
         with pytest.raises(DatabaseError, match=r"table users has .* nothing was switched"):
             run(recipe, "upgrade")
     assert postgres.embedded_major(store) == OLD
