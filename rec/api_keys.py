@@ -14,10 +14,10 @@ KEYS_VARIABLE = "REC_API_KEYS"
 RATE_VARIABLE = "REC_RATE_LIMIT"
 ORIGINS_VARIABLE = "REC_CORS_ORIGINS"
 PUBLIC_RATE = 200.0
-"""Requests a second of one key in each replica of the ingress where REC_RATE_LIMIT says nothing. Servers that others
-reach have keys; on this machine alone nobody is kept from asking. A replica answers fewer on two cores, so a storefront
-that has one key for all its shoppers does not meet it, while a key that floods is refused before its bodies are read
-and leaves places in the queue to the others."""
+"""Requests a second of one key in each replica of the ingress where REC_RATE_LIMIT says nothing. It bounds
+gross floods cheaply: they are refused before their bodies are read. It is no fairness between keys: a replica answers
+fewer than that, so one key below it can fill the queue before the others. For that set REC_RATE_LIMIT to a part of what
+a replica answers. A server on loopback that has keys gets it as well; one without keys has no limit."""
 
 _KEY = re.compile(r"[!-+\--~]{16,200}")  # printable ASCII without space and comma
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")

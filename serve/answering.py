@@ -52,34 +52,41 @@ class Answering:
     ) -> dict[str, Any]:
         """The recommendations, logged as shown to a shopper of an experiment's `arm`.
 
-        `whole`: shown to nobody, or what a stage failed with. `compared`: shown beside the list that the shopper gets,
-        and so not logged. Due in `patience` seconds, from now on: to wait for a
-        thread takes of them, too.
+        `whole`: shown to nobody, or what a stage failed with. `compared`: of a bundle that was named, beside the list
+        that the shopper gets: it is not logged, counts in no metric, and no stage loads the bundle for it. Due in
+        `patience` seconds, from now on: to wait for a thread takes of them, too.
         """
         until = time.monotonic() + patience
         return await self._asking.answer(self._recommend(front, request, arm, until, whole, compared))
 
-    async def similar(self, front: BackedFront, row: int, k: int, *, evidence: bool) -> dict[str, Any]:
+    async def similar(
+        self, front: BackedFront, row: int, k: int, *, evidence: bool, compared: bool = False
+    ) -> dict[str, Any]:
         """The nearest available products of an item row."""
-        return await self._asking.answer(self._similar(front, row, k, time.monotonic() + DEADLINE_S, evidence))
+        until = time.monotonic() + DEADLINE_S
+        return await self._asking.answer(self._similar(front, row, k, until, evidence, compared))
 
-    async def explain(self, front: BackedFront, request: Request, product_id: str) -> dict[str, Any]:
+    async def explain(
+        self, front: BackedFront, request: Request, product_id: str, *, compared: bool = False
+    ) -> dict[str, Any]:
         """Why a product is or is not in the list."""
-        return await self._asking.answer(self._explain(front, request, product_id, time.monotonic() + DEADLINE_S))
+        until = time.monotonic() + DEADLINE_S
+        return await self._asking.answer(self._explain(front, request, product_id, until, compared))
 
     async def _recommend(
         self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool
     ) -> dict[str, Any]:
         watch, ladder = Stopwatch(), Ladder(whole=whole)
-        stages = Fallible(self._asking, front, ladder, until)
+        stages = Fallible(self._asking, front, ladder, until, load=not compared)
         passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
         with watch.lap("explanation"):
             items = await listed(front, stages, passage)
         funnel = asdict(passage.funnel(len(front.shelf)))
-        exposure_id = new_id()
-        if not whole:  # a probe is no shopper
+        exposure_id = None
+        if not whole and not compared:  # a probe is no shopper, nor is a list of a named bundle what one gets
             metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
         if not whole and not compared and not request.without:  # nor does anybody shop by half a list
+            exposure_id = new_id()
             scores = passage.candidates.scores
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)
@@ -108,21 +115,27 @@ class Answering:
             "milliseconds": watch.milliseconds(),
         }
 
-    async def _similar(self, front: BackedFront, row: int, k: int, until: float, evidence: bool) -> dict[str, Any]:
+    async def _similar(
+        self, front: BackedFront, row: int, k: int, until: float, evidence: bool, compared: bool
+    ) -> dict[str, Any]:
         ladder = Ladder()
-        stages = Fallible(self._asking, front, ladder, until)
+        stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await stages.similar(row, k, standing(front.rules.ruling, datetime.now(UTC)).exclude)
         items = front.explainer.similar(found.candidates.rows, found.candidates.scores, row)
         product = shown(front.shelf.card(row))
         if evidence:
             front.cite([product, *items])
         await stages.freshen([product, *items])
-        metrics().degraded(ladder.codes)
+        if not compared:
+            metrics().degraded(ladder.codes)
         return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
 
-    async def _explain(self, front: BackedFront, request: Request, product_id: str, until: float) -> dict[str, Any]:
+    async def _explain(
+        self, front: BackedFront, request: Request, product_id: str, until: float, compared: bool
+    ) -> dict[str, Any]:
         ladder = Ladder()
-        stages = Fallible(self._asking, front, ladder, until)
+        stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await explained(front, stages, request, product_id, front.rules.ruling, datetime.now(UTC))
-        metrics().degraded(ladder.codes)
+        if not compared:
+            metrics().degraded(ladder.codes)
         return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}

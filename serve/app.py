@@ -181,9 +181,10 @@ class Recommender:
     ) -> Response:
         """Products for a shopper, best first, with the reasons."""
         front, arm = self._chosen(body)
-        request = self._trial.told(self._front, front, _checked(front, body))
-        metrics().unknown({"event": len(body.history) - len(request.history)})
-        return written(await self._answering.recommend(front, request, arm, compared=body.bundle is not None))
+        request, compared = self._trial.told(self._front, front, _checked(front, body)), body.bundle is not None
+        if not compared:
+            metrics().unknown({"event": len(body.history) - len(request.history)})
+        return written(await self._answering.recommend(front, request, arm, compared=compared))
 
     @app.get(
         "/v1/products/{product_id:path}/similar",
@@ -197,10 +198,11 @@ class Recommender:
         evidence: WithEvidence = False,
     ) -> dict[str, Any]:
         """The nearest available products."""
-        front = next((each for each in self._trial.fronts(self._front) if each.shelf.known(product_id)), None)
+        front = self._following.having(product_id)
         if front is None:
             raise UnknownProducts([product_id])
-        return await self._answering.similar(front, int(front.shelf.rows([product_id])[0]), k, evidence=evidence)
+        row, compared = int(front.shelf.rows([product_id])[0]), front not in self._trial.fronts(self._front)
+        return await self._answering.similar(front, row, k, evidence=evidence, compared=compared)
 
     @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, body=True))
     async def explain(
@@ -209,7 +211,7 @@ class Recommender:
         """Why a product is or is not in the list of a shopper: the same stages as POST /v1/recommend, looked into."""
         front, _ = self._chosen(body)
         request = self._trial.told(self._front, front, _checked(front, body))
-        return await self._answering.explain(front, request, body.product_id)
+        return await self._answering.explain(front, request, body.product_id, compared=body.bundle is not None)
 
     @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
@@ -223,13 +225,11 @@ class Recommender:
         self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
     ) -> live_events.Taken:
         """Take what shoppers just did; it counts in the next request of each of them."""
-        front, missing = self._front, [event.product_id for event in body.events]
-        for each in self._trial.fronts(front):
-            missing = each.shelf.unknown(missing)
+        missing = self._following.unknown([event.product_id for event in body.events])
         if missing:
             raise UnknownEventProducts(missing)
         told = body.live(datetime.now(UTC))
-        taken = await self._asked(live_events.store, self._connections, front.bundle.recipe, told)
+        taken = await self._asked(live_events.store, self._connections, self._front.bundle.recipe, told)
         metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
         return taken
 

@@ -21,6 +21,7 @@ from rec.retrieval import Candidates
 from serve.asking import Asking
 from serve.degrade import Away, Ladder, Unavailable
 from serve.exposures import Shop
+from serve.loaded import Wanted
 from serve.stages import STAGE_S, Ranker, Retriever, UserTower
 
 P = ParamSpec("P")
@@ -49,12 +50,12 @@ class BackedFront(Front):
 class Fallible:
     """The stages and the database for one request, and what takes the place of those that do not answer."""
 
-    def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, until: float) -> None:
+    def __init__(self, asking: Asking, front: BackedFront, ladder: Ladder, until: float, *, load: bool = True) -> None:
         """`until`: when the answer is due, monotonic seconds. Where it must be whole, a stage may take all of that, but
-        a search of the database no more than STAGE_S."""
+        a search of the database no more than STAGE_S. `load`: whether stages may load the bundle for it."""
         self._asking, self.blocking = asking, asking.blocking
         self._front, self._ladder, self._until = front, ladder, until
-        self._bundle = front.bundle.id
+        self._bundle = Wanted(front.bundle.id, load)
 
     def _left(self, longest: float) -> float:
         left = self._until - time.monotonic()

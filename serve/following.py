@@ -9,7 +9,7 @@ rules and experiments go on being followed, each in a task of its own, for the b
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -103,11 +103,19 @@ class Following:
 
     def fronts(self) -> list[BackedFront]:
         """All that a request can name: those that answer, the active one first, and the one that answered before while
-        it is in memory. A stage that has started since loads that one first, and is done without meanwhile."""
+        it is in memory and was not refused since. A stage that started later does not have it, and is done without."""
         answering, before = self.trial.fronts(self.front), self._in_memory()
         if before is None or before.bundle.id in [each.bundle.id for each in answering]:
             return answering
         return [*answering, before]
+
+    def having(self, product_id: str) -> BackedFront | None:
+        """The first of `fronts` whose bundle has a product: a page may show that of one that answers nobody."""
+        return next((each for each in self.fronts() if each.shelf.known(product_id)), None)
+
+    def unknown(self, product_ids: Iterable[str]) -> list[str]:
+        """Those products that none of `fronts` has, each once."""
+        return [product_id for product_id in dict.fromkeys(product_ids) if self.having(product_id) is None]
 
     def _in_memory(self) -> BackedFront | None:
         """Of the bundle that answered before this one."""
@@ -204,4 +212,6 @@ class Following:
             foreseen = isinstance(error, (RecError, Unavailable))
             log.error("bundle %s is not used: %s", name, found.error, exc_info=not foreseen)
         self.refused = found
+        if self._before == name:
+            self._before = None
         metrics().refused(True)

@@ -15,7 +15,6 @@ import torch
 from fastapi import Body, FastAPI, Response
 
 from rec import bundle
-from rec.index.exposures import new_id
 from rec.recommend.chain import Chain
 from serve import api
 from serve.answering import written
@@ -49,7 +48,7 @@ def create() -> FastAPI:
         return written(
             {
                 "items": answer.items,
-                "exposure_id": new_id(),
+                "exposure_id": None,
                 "bundle": answer.bundle,
                 "experiment": None,
                 "at": answer.at,

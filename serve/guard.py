@@ -43,7 +43,10 @@ class Buckets:
 
 
 class Guard:
-    """ASGI middleware: 401 without a key where there are keys, 429 with Retry-After beyond the rate of one."""
+    """ASGI middleware: 401 without a key where there are keys, 429 with Retry-After beyond the rate of one.
+
+    It stands in the replica, behind the queue that all keys share: it spares the work of an answer, and no place there.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -16,6 +16,7 @@ from rec.errors import ArtifactError, DatabaseError, RecError
 from rec.index import experiments, promote
 from rec.index.connections import Connections
 from rec.index.experiments import Experiment
+from serve.degrade import Unavailable
 
 log = logging.getLogger("ray.serve")
 
@@ -127,6 +128,15 @@ def states(pool: Connections) -> dict[str, Any]:
     }
 
 
+class Wanted(NamedTuple):
+    """A bundle as a stage is asked for it."""
+
+    id: str
+    load: bool
+    """Whether to load it if need be. Not for a bundle that a caller has named and that answers no shopper: a few who
+    wait for it would take all places of a replica."""
+
+
 class _Refusal(NamedTuple):
     """Why a bundle could not be loaded."""
 
@@ -165,6 +175,13 @@ class Loaded(Generic[T]):
                         self._parts[name] = found
                         while len(self._parts) > KEPT:
                             self._parts.popitem(last=False)
+        return found
+
+    def wanted(self, asked: Wanted) -> T:
+        """The part of the bundle asked for. Raises what `get` raises; at once Unavailable where it is not to load."""
+        found = self.get(asked.id) if asked.load else self.kept(asked.id)
+        if found is None:
+            raise Unavailable(f"bundle {asked.id} is not in memory here, and nobody is made to wait for it")
         return found
 
     def start(self, pool: Connections) -> T:

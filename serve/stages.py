@@ -16,7 +16,7 @@ from rec.recommend.score import Scorer, Unranked
 from rec.retrieval import Candidates
 from rec.state import UserState
 from serve.combining import Combining
-from serve.loaded import Loaded, connections
+from serve.loaded import Loaded, Wanted, connections
 from serve.metrics import metrics
 from serve.sampler import RecallSampler
 
@@ -47,9 +47,9 @@ class UserTower:
         self._encoders.start(pool)
         self._encoders.follow(pool)
 
-    def encode(self, bundle: str, state: UserState) -> Encoded:
+    def encode(self, bundle: Wanted, state: UserState) -> Encoded:
         """The vector of `state` by bundle `bundle`."""
-        return self._encoders.get(bundle).encode(state)
+        return self._encoders.wanted(bundle).encode(state)
 
 
 class Retriever:
@@ -67,15 +67,15 @@ class Retriever:
         return BundleRetriever(bundle, self._connections, self._sampler.at(bundle.config.index.recall_sample))
 
     @contextmanager
-    def _asked(self, bundle: str) -> Iterator[BundleRetriever]:
+    def _asked(self, bundle: Wanted) -> Iterator[BundleRetriever]:
         """Bounded here as well: a limit of the caller's does not pass a handle. Loading the bundle may take longer."""
-        retriever = self._retrievers.get(bundle)
+        retriever = self._retrievers.wanted(bundle)
         with within(STAGE_S):
             yield retriever
 
     def retrieve(
         self,
-        bundle: str,
+        bundle: Wanted,
         k: int,
         state: UserState,
         exclude: np.ndarray,
@@ -88,18 +88,18 @@ class Retriever:
             return retriever.retrieve(vector, k, state=state, exclude=exclude, filters=filters, also=also)
 
     def popular(
-        self, bundle: str, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
+        self, bundle: Wanted, k: int, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
     ) -> Retrieved:
         """k popular candidates for `state` without a user vector, and those of the rows `also` that pass."""
         with self._asked(bundle) as retriever:
             return retriever.popular(k, state=state, exclude=exclude, filters=filters, also=also)
 
-    def passing(self, bundle: str, rows: np.ndarray, filters: Filters) -> np.ndarray:
+    def passing(self, bundle: Wanted, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows that are in stock and pass `filters`."""
         with self._asked(bundle) as retriever:
             return retriever.passing(rows, filters)
 
-    def similar(self, bundle: str, row: int, k: int, exclude: np.ndarray) -> Retrieved:
+    def similar(self, bundle: Wanted, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """The k nearest products to an item row, without itself and the rows `exclude`."""
         with self._asked(bundle) as retriever:
             return retriever.similar(row, k, exclude)
@@ -114,9 +114,9 @@ class Ranker:
         self._scorers.start(pool)
         self._scorers.follow(pool)
 
-    def rank(self, bundle: str, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
+    def rank(self, bundle: Wanted, state: UserState, candidates: Candidates, k: int, now_us: int) -> Ranked:
         """The k best candidates."""
-        return self._scorers.get(bundle)(Unranked(state, candidates, k, now_us))
+        return self._scorers.wanted(bundle)(Unranked(state, candidates, k, now_us))
 
 
 STAGES = (UserTower, Retriever, Ranker)

@@ -124,8 +124,9 @@ class Recommendations(BaseModel):
     """The answer to POST /v1/recommend."""
 
     items: list[Recommended]
-    exposure_id: str
-    """Of this list; send it with the events that follow from it."""
+    exposure_id: str | None
+    """Of this list; send it with the events that follow from it. null: such a list is not logged, as the request
+    names a bundle or leaves stages out."""
     bundle: str
     experiment: Arm | None
     """null: none runs, or the shopper is neither a user nor a client."""

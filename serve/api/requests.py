@@ -104,12 +104,13 @@ class RecommendBody(Body):
     """Whether the merchandiser's rules apply; false shows the list without them."""
     without: list[Spared] = Field(default=[], max_length=len(get_args(Spared)))
     """Stages to leave out, to see what they give: what is popular instead of the user tower's, the order of retrieval
-    instead of the ranker's. Such a list is not logged."""
+    instead of the ranker's. Such a list is not logged and has no `exposure_id`."""
     evidence: bool = False
     """Whether products say where each of their attributes comes from."""
     bundle: Id | None = None
     """Which bundle answers, of those that GET /v1/bundles says are `loaded`, to compare them; leave out for the one
-    that this shopper gets. Such a list is not logged and counts for no experiment."""
+    that this shopper gets. Such a list is not logged, has no `exposure_id`, and counts for no experiment and in no
+    metric of shoppers. A stage that does not have the bundle in memory is done without."""
 
     def request(self) -> Request:
         """The request as the recommender takes it; by which bundle is the server's business."""

@@ -30,7 +30,7 @@ from serve.degrade import Away, Unavailable
 from serve.exposures import ExposureLog
 from serve.fallible import BackedFront
 from serve.following import Following
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Wanted
 from serve.stages import Ranker
 from tests.bundle import tiny
 from tests.serve.conftest import damaged, published_in
@@ -129,8 +129,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the ranker of one bundle raise."""
     rank = Ranker.rank
 
-    def fails(self: Ranker, which: str, *given: Any) -> Any:
-        if which == name:
+    def fails(self: Ranker, which: Wanted, *given: Any) -> Any:
+        if which.id == name:
             raise ZeroDivisionError("a weight is no number")
         return rank(self, which, *given)
 
@@ -264,6 +264,8 @@ class Alone:
         self.active: Callable[[], str] = lambda: startable[0]
         self.fails: Callable[[str], BaseException | None] = lambda name: None
         self.proved: list[str] = []
+        self.products: dict[str, set[str]] = {}
+        """Of bundles by name."""
         self.told = Told()
         patch.setattr(following, "FOLLOW_S", 0.001)
         patch.setattr(following, "startable", lambda _: list(startable))
@@ -281,7 +283,8 @@ class Alone:
 
     def _front(self, name: str) -> Any:
         rules = SimpleNamespace(refresh=lambda: None, ruling=SimpleNamespace(number=len(self.proved)))
-        return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=rules)
+        shelf = SimpleNamespace(known=lambda product_id: product_id in self.products[name])
+        return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=rules, shelf=shelf)
 
     async def _prove(self, front: Any) -> None:
         self.proved.append(front.bundle.id)
@@ -293,6 +296,45 @@ class Alone:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Alone:
     return Alone(monkeypatch, caplog, "old", "older")
+
+
+def test_a_product_that_only_the_bundle_before_has_is_known(alone: Alone) -> None:
+    alone.products = {"old": {"both", "gone"}, "new": {"both", "fresh"}}
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            assert replica.unknown(["gone", "both", "fresh"]) == ["fresh"]
+            alone.active = lambda: "new"
+            await until(lambda: replica.front.bundle.id == "new")
+            assert replica.unknown(["gone", "nowhere", "both", "nowhere", "fresh"]) == ["nowhere"]
+            found = {name: replica.having(name) for name in ("both", "gone", "fresh", "nowhere")}
+            assert {name: front and front.bundle.id for name, front in found.items()} == {
+                "both": "new",
+                "gone": "old",
+                "fresh": "new",
+                "nowhere": None,
+            }
+
+    asyncio.run(live())
+
+
+def test_a_refused_bundle_cannot_be_named(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded, "AGAIN_S", 0.001)
+
+    async def live() -> None:
+        async with running(alone.replica()) as replica:
+            alone.active = lambda: "new"
+            await until(lambda: replica.front.bundle.id == "new")
+            assert [front.bundle.id for front in replica.fronts()] == ["new", "old"]
+            alone.fails = lambda name: Unavailable("Ranker: a weight is no number") if name == "old" else None
+            alone.active = lambda: "old"
+            await until(lambda: replica.refused is not None)
+            assert [front.bundle.id for front in replica.fronts()] == ["new"]
+            alone.active = lambda: "new"
+            await until(lambda: replica.refused is None)
+            assert [front.bundle.id for front in replica.fronts()] == ["new"], "it did not answer"
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize("where", ["a look", "a stage"])

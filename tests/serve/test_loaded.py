@@ -12,7 +12,8 @@ from rec import assemble
 from rec.bundle import Bundle
 from rec.errors import ArtifactError, DatabaseError
 from serve import loaded
-from serve.loaded import KEPT, Loaded
+from serve.degrade import Unavailable
+from serve.loaded import KEPT, Loaded, Wanted
 from tests.bundle import tiny
 
 
@@ -32,6 +33,32 @@ def test_the_bundle_in_use_stays_when_others_come_and_go(tmp_path: Path) -> None
     assert built == names
     parts.get(second)
     assert built[KEPT + 1 :] == [second], "the one that was not used gave way"
+
+
+def test_a_bundle_that_is_only_named_is_not_loaded_and_waits_for_none_that_loads(tmp_path: Path) -> None:
+    first, second = (assemble.create(tiny.make(tiny.config(tmp_path, seed=seed))).id for seed in (1, 2))
+    loading, done = threading.Event(), threading.Event()
+
+    def build(opened: Bundle) -> str:
+        if opened.id == second:
+            loading.set()
+            assert done.wait(60)
+        return opened.id
+
+    parts = Loaded(str(tmp_path), build)
+    assert parts.wanted(Wanted(first, load=True)) == first
+    waiting = threading.Thread(target=parts.wanted, args=(Wanted(second, load=True),))
+    waiting.start()
+    try:
+        assert loading.wait(60)
+        assert parts.wanted(Wanted(first, load=False)) == first
+        with pytest.raises(Unavailable, match=second):
+            parts.wanted(Wanted(second, load=False))
+        assert waiting.is_alive(), "at once"
+    finally:
+        done.set()
+        waiting.join(60)
+    assert parts.wanted(Wanted(second, load=False)) == second
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # so the test ends the thread

@@ -398,7 +398,34 @@ def test_two_bundles_are_shown_side_by_side(fresh: Shop, browser: "sync_api.Brow
         route.continue_(post_data=json.dumps({**route.request.post_data_json, "bundle": named and "0" * 12}))
 
     page.route("**/v1/recommend", gone)
-    page.select_option("#compare", old)
+    with page.expect_response("**/v1/bundles"):
+        page.select_option("#compare", old)
     assert len(shop.products()) == 12, "of the one that the shopper gets"
     assert "this server has no bundle" in page.inner_text("#versus-note")
+    page.unroute("**/v1/recommend")
+
+    def other(route: "sync_api.Route") -> None:
+        found = route.fetch()
+        route.fulfill(response=found, json={**found.json(), "bundle": old})
+
+    page.route("**/similar?**", other)  # as of a product that the bundle of the other list alone has
+    page.fill("#height_cm", "182")
+    shop.settled()
+    page.click("#versus-lists .open >> nth=-1")
+    page.wait_for_selector("#similar-note:has-text('which answers no shopper')")
+    assert page.locator("#similar-items .card").count() >= 1
+    assert page.locator("#look .main").count() == 0, "none can go into the cart"
+    page.click("#close")
+
+    def forgotten(route: "sync_api.Route") -> None:
+        found = route.fetch()
+        route.fulfill(response=found, json={**found.json(), "loaded": [new]})
+
+    page.route("**/v1/bundles", forgotten)
+    page.route("**/v1/recommend", gone)
+    page.fill("#height_cm", "183")
+    page.wait_for_selector("#compare-note:has-text('promote another one')")
+    shop.settled()
+    assert page.input_value("#compare") == ""
+    assert page.is_hidden("#versus")
     page.close()

@@ -48,6 +48,43 @@ def test_a_probe_counts_in_no_metric_of_answers(
     counted.answer.assert_called_once()
 
 
+@pytest.mark.parametrize("compared", [True, False])
+def test_a_comparison_counts_in_no_metric_and_names_no_list(
+    front: BackedFront, answering: Answering, monkeypatch: pytest.MonkeyPatch, compared: bool
+) -> None:
+    counted = MagicMock()
+    monkeypatch.setattr("serve.answering.metrics", lambda: counted)
+    request = Request(user_id="u04", exclude=("unheard of",), k=3)
+    answers = [
+        asyncio.run(answering.recommend(front, request, compared=compared)),
+        asyncio.run(answering.similar(front, 3, 3, evidence=False, compared=compared)),
+        asyncio.run(answering.explain(front, request, "P0003", compared=compared)),
+    ]
+    assert len(answers[0]["items"]) == 3
+    assert (answers[0]["exposure_id"] is None) == compared
+    counts = {name for name, _, _ in counted.mock_calls}
+    assert counts == (set() if compared else {"answer", "shopper", "unknown", "degraded"})
+
+
+def test_a_list_without_a_stage_names_no_list(front: BackedFront, answering: Answering) -> None:
+    answer = asyncio.run(answering.recommend(front, Request(k=3, without=frozenset({"ranking"}))))
+    assert (len(answer["items"]), answer["exposure_id"]) == (3, None)
+
+
+def test_stages_that_do_not_have_a_named_bundle_are_done_without(
+    front: BackedFront, own: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Together(own.store)
+    monkeypatch.setattr("serve.loaded.Loaded.kept", lambda *_: None)
+    log = ExposureLog(lambda: Connections(postgres.url(own.store), size=1), lambda *_: None)
+    asked = Answering(started, log)
+    named = asyncio.run(asked.recommend(front, Request(k=3), compared=True))
+    assert named["degraded"] == ["user_tower_unavailable", "ann_unavailable"], "nor is a popular list ranked"
+    assert len(named["items"]) == 3
+    assert asyncio.run(asked.recommend(front, Request(k=3)))["degraded"] == []
+    log.close()
+
+
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_the_answer_is_the_chain_s_and_has_the_declared_shape(
     front: BackedFront, answering: Answering, chain: Chain, request_: Request
@@ -145,8 +182,9 @@ def test_what_was_shown_is_logged_and_what_was_probed_is_not(
     probed = asyncio.run(asked.recommend(front, Request(k=1), whole=True))
     log.close()
     assert counts == {"logged": 1, "dropped": 0}
+    assert probed["exposure_id"] is None
     with psycopg.connect(postgres.url(published.store)) as connection:
-        (kept,) = exposures.whole(connection, [shown["exposure_id"], probed["exposure_id"]])
+        (kept,) = exposures.whole(connection, [shown["exposure_id"]])
     assert kept.products == [item["product_id"] for item in shown["items"]]
     assert (kept.client_id, kept.experiment, kept.arm) == ("w", 7, "treatment")
     assert shown["experiment"] == {"number": 7, "arm": "treatment"}
