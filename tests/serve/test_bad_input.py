@@ -121,7 +121,7 @@ def test_who_and_what_is_unknown_is_a_stranger_or_404(shop: Shop) -> None:
         assert [item["product_id"] for item in shop.recommend(**who, k=5)["items"]] == [i["product_id"] for i in new]
     assert shop.recommend(exclude=["gone", "\u202e"], k=5)["items"]
     assert shop.client.post("/v1/recommend", json={"history": ["gone"]}).status_code == 404
-    for path in ("/v1/products/gone/similar", "/v1/users/nobody", "/v1/users/%FF%FE", "/v1/users/a%2F..%2Fb"):
+    for path in ("/v1/products/gone/similar", "/v1/users/never-here", "/v1/users/%FF%FE", "/v1/users/a%2F..%2Fb"):
         assert shop.client.get(path).status_code == 404
     for path in ("/v1/users/%00", f"/v1/users/{'x' * 201}"):
         assert shop.client.get(path).status_code == 422
