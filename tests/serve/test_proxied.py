@@ -41,7 +41,7 @@ def proxied(new_store: Callable[[], Path]) -> Iterator[Shop]:
 
 
 def _haproxy(shop: Shop) -> psutil.Process:
-    """The one that is left once others have been replaced: they end with their last connection, or after two minutes."""
+    """The one that is left once others have been replaced: they end with their last caller, or in two minutes."""
     program = haproxy.binary()
     deadline = time.monotonic() + 150
     while True:
