@@ -98,7 +98,6 @@ def _rounded(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 def build(connection: Connection[Any], bundle: str, items: int, width: int, index: Index) -> None:
     """CREATE INDEX with parallel workers; alone where the server's shared memory is too small for them."""
     log.info("building the HNSW index of %d vectors", items)
-    memory_mb = min(index.build_memory_mb, max(64, math.ceil(1.5 * graph_bytes(items, width, index) / 2**20)))
     statement = sql.SQL(
         "CREATE INDEX {name} ON {table} USING hnsw (embedding {operators}) WITH (m = {m}, ef_construction = {ef})"
     ).format(
@@ -108,7 +107,7 @@ def build(connection: Connection[Any], bundle: str, items: int, width: int, inde
         m=sql.Literal(index.m),
         ef=sql.Literal(index.ef_construction),
     )
-    connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{memory_mb}MB",))
+    connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", (f"{build_mb(items, width, index)}MB",))
     for number in dict.fromkeys((workers(connection, index), 0)):
         connection.execute("SELECT set_config('max_parallel_maintenance_workers', %s, true)", (str(number),))
         try:
@@ -131,6 +130,11 @@ def workers(connection: Connection[Any], index: Index) -> int:
     row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def build_mb(items: int, width: int, index: Index) -> int:
+    """MiB that CREATE INDEX may take: half as much again as its graph is estimated at, within `build_memory_mb`."""
+    return min(index.build_memory_mb, max(64, math.ceil(1.5 * graph_bytes(items, width, index) / 2**20)))
 
 
 def graph_bytes(items: int, width: int, index: Index) -> int:

@@ -2,18 +2,27 @@
 
 import math
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 
+from rec.config.operate import Index
 from rec.evaluate import growth
-from tests.cluster.manifests import CLUSTER, Manifest, one, read
+from rec.index.connections import SETTINGS
+from rec.index.vector_table import build_mb
+from tests.cluster.manifests import CLUSTER, REPOSITORY, Manifest, one, read, rendered
 
 GUIDE = (CLUSTER / "README.md").read_text(encoding="utf-8")
 RATE, RATE_MS = 33, 10.3
 """Requests/s of two cores that client, server and Postgres share, and the answer's median at about that size."""
 SIZES = (10_000, 100_000, 1_000_000)
-BYTES_A_PRODUCT = 885
+BYTES_A_PRODUCT, WIDTH = 885, 128
+"""Of vectors and their index; numbers of a vector."""
+BESIDE_SERVERS = 40
+"""Connections of jobs, of the operator and of the standby."""
+OVERLAYS = sorted(path.parent for path in CLUSTER.glob("overlays/*/kustomization.yaml"))
 
 
 def _row(start: str) -> list[str]:
@@ -38,6 +47,32 @@ def memory(unique_gib: float) -> int:
     return math.ceil(1.25 * (2 * unique_gib - 1.8))
 
 
+def _constant(module: str, name: str) -> int:
+    found = re.search(rf"^{name} = (\d+)$", (REPOSITORY / "serve" / f"{module}.py").read_text(encoding="utf-8"), re.M)
+    assert found is not None, name
+    return int(found[1])
+
+
+def connections() -> int:
+    """Database connections of one server: a replica of each stage."""
+    found = 0
+    for module in ("app", "stages"):
+        sizes = re.findall(
+            r"connections\(store, size=(\w+)\)", (REPOSITORY / "serve" / f"{module}.py").read_text(encoding="utf-8")
+        )
+        assert sizes, module
+        found += sum(int(size) if size.isdigit() else _constant(module, size) for size in sizes)
+    return found
+
+
+def postgres_gib(products: int, servers: int, index: Index, shared_gib: float) -> float:
+    """Memory of one Postgres while it builds an index and every connection that searches walks as far as it may."""
+    scan_mib = int(SETTINGS["work_mem"]) * int(SETTINGS["hnsw.scan_mem_multiplier"]) / 1024
+    walks = _constant("stages", "CONNECTIONS") * servers * scan_mib * min(1, products / 100_000)
+    held = 10 * 2 * connections() * servers
+    return shared_gib + 0.25 + (build_mb(products, WIDTH, index) + walks + held) / 1024
+
+
 def test_the_scaling_table_is_what_its_formula_gives() -> None:
     times, unique = _measured_ms(), _unique_gib()
     table = re.findall(
@@ -49,9 +84,11 @@ def test_the_scaling_table_is_what_its_formula_gives() -> None:
         whole, retrieval = times[products]
         servers = math.ceil(rate / (RATE * RATE_MS / whole)) + 1
         gib = memory(unique[products])
-        cpus, postgres_gib = math.ceil(rate * retrieval / 1e3 / 0.7), math.ceil(3 + BYTES_A_PRODUCT * products / 2**30)
-        month = 730 * (0.04 * (2 * servers + 2 * cpus) + 0.005 * (servers * gib + 2 * postgres_gib))
-        assert told == [servers, gib, cpus, postgres_gib, round(month)], (products, rate)
+        shared = max(1, BYTES_A_PRODUCT * products / 2**30)
+        held = math.ceil(postgres_gib(products, servers, Index(), shared))
+        cpus = math.ceil(rate * retrieval / 1e3 / 0.7)
+        month = 730 * (0.04 * (2 * servers + 2 * cpus) + 0.005 * (servers * gib + 2 * held))
+        assert told == [servers, gib, cpus, held, round(month)], (products, rate)
 
 
 def _servers(service: Manifest) -> Manifest:
@@ -76,6 +113,35 @@ def test_limits_of_servers_hold_the_catalogues_that_the_guide_says() -> None:
     for gib, products in ((said[1], said[2]), (said[3], said[4])):
         held = unique[100_000] + slope * (int(products.replace(",", "")) - 100_000)
         assert memory(held) <= int(gib)
+
+
+GIB = {"Gi": 1, "GB": 1, "Mi": 1 / 1024, "MB": 1 / 1024}
+"""By unit of Kubernetes and of Postgres, whose GB is 2^30 bytes."""
+
+
+def _gib(quantity: str) -> float:
+    return int(quantity[:-2]) * GIB[quantity[-2:]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_postgres_has_connections_and_memory_for_all_servers_that_there_may_be(overlay: Path) -> None:
+    """Twice the servers have connections while a new image or configuration comes up beside the old one."""
+    documents = rendered(overlay)
+    spec = one(documents, "Cluster")["spec"]
+    given = spec["postgresql"]["parameters"]
+    (group,) = one(documents, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    servers = group["maxReplicas"]
+    assert 2 * connections() * servers + BESIDE_SERVERS <= int(given["max_connections"])
+    index = Index(**tomllib.loads(one(documents, "ConfigMap")["data"]["shop.toml"]).get("index", {}))
+    products = 100_000 if overlay.name == "laptop" else 500_000
+    needed = postgres_gib(products, servers, index, _gib(given["shared_buffers"]))
+    assert needed <= _gib(spec["resources"]["limits"]["memory"])
+    assert BYTES_A_PRODUCT * products / 2**30 <= _gib(given["shared_buffers"])
+
+
+def test_the_guide_says_what_connections_servers_have() -> None:
+    assert f"{2 * connections()} × servers + {BESIDE_SERVERS}" in GUIDE
+    assert f"{connections()} of each server" in (CLUSTER / "base" / "postgres.yaml").read_text(encoding="utf-8")
 
 
 def _stages() -> list[list[str]]:
