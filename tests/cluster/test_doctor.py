@@ -6,7 +6,11 @@ import runpy
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -61,10 +65,11 @@ def test_the_job_names_a_database_that_is_down_and_fails_without_its_password(
 )
 def test_a_malformed_url_is_a_finding_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(postgres.URL_VARIABLE, url)
-    (finding,) = doctor.database(Path())
+    finding, clock = doctor.database(Path())
     assert finding.state == "fail"
     assert PASSWORD not in finding.found + finding.remedy
     assert finding.remedy == "check REC_DATABASE_URL"
+    assert (clock.check, clock.state, clock.found) == ("clock", "warn", "not compared with Postgres's")
 
 
 def test_a_good_database_gives_versions_and_a_clock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +92,8 @@ def test_an_old_pgvector_is_a_finding(database_url: str, monkeypatch: pytest.Mon
         opened.execute("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
     monkeypatch.setenv(postgres.URL_VARIABLE, url)
     assert doctor.database(Path()) == [
-        Finding("postgres", "fail", "pgvector 0.7.4 is too old", "0.8.4 or later is needed")
+        Finding("postgres", "fail", "pgvector 0.7.4 is too old", "0.8.4 or later is needed"),
+        doctor.UNCOMPARED,
     ]
 
 
@@ -196,15 +202,72 @@ def test_tokens(tmp_path: Path) -> None:
     assert PASSWORD not in loose.found
 
 
-def test_clusters() -> None:
+def test_clusters(tmp_path: Path) -> None:
+    def found(address: str) -> Finding:
+        return doctor.cluster({"RAY_ADDRESS": address}, tmp_path)
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert healthy(doctor.cluster(f"127.0.0.1:{port}"))
-        assert healthy(doctor.cluster(f"ray://127.0.0.1:{port}"))
-    assert healthy(doctor.cluster(None))
-    assert healthy(doctor.cluster("auto"))
-    assert "does not answer" in doctor.cluster(f"127.0.0.1:{port}").found
-    assert doctor.cluster("head").state == doctor.cluster("head:port").state == "fail"
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            assert healthy(found(address))
+            assert "token not tried" in found(address).found
+    assert healthy(doctor.cluster({}, tmp_path))
+    assert healthy(found("auto"))
+    assert "does not answer" in found(f"127.0.0.1:{port}").found
+    assert found("head").state == found("head:port").state == "fail"
+
+
+@contextmanager
+def dashboard(version: str, token: str | None) -> Iterator[str]:
+    """The address of what answers as a head's dashboard does, to who has the token."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = self.headers.get("Authorization")
+            refused = 401 if given is None else 403
+            status = 404 if self.path != "/api/version" else 200 if token in (None, (given or "")[7:]) else refused
+            self.send_response(status)
+            self.end_headers()
+            if status == 200:
+                self.wfile.write(json.dumps({"version": "4", "ray_version": version}).encode())
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_dashboard_that_is_named_is_told_the_token_and_asked_for_its_version(tmp_path: Path) -> None:
+    here = metadata.version("ray")
+    right, wrong = {"RAY_AUTH_TOKEN": PASSWORD}, {"RAY_AUTH_TOKEN": "another"}
+    with dashboard(here, PASSWORD) as address, socket.create_server(("127.0.0.1", 0)) as head:
+        found = doctor.cluster({"RAY_ADDRESS": address, **right}, tmp_path)
+        assert healthy(found)
+        assert f"takes the token and runs Ray {here}" in found.found
+        both = {"RAY_ADDRESS": f"127.0.0.1:{head.getsockname()[1]}", "RAY_API_SERVER_ADDRESS": address}
+        assert "takes the token" in doctor.cluster({**both, **right}, tmp_path).found
+        refused = doctor.cluster({**both, **wrong}, tmp_path)
+        assert (refused.state, "does not take this token (403)" in refused.found) == ("fail", True)
+        assert "asks for a token, and there is none (401)" in doctor.cluster(both, tmp_path).found
+        path = tmp_path / ".ray" / "auth_token"
+        path.parent.mkdir()
+        path.write_text(f"{PASSWORD}\n")
+        assert healthy(doctor.cluster(both, tmp_path))
+        strange = doctor.cluster({"RAY_ADDRESS": f"{address}/elsewhere"}, tmp_path)
+        assert (strange.state, "is no dashboard of Ray's (404)" in strange.found) == ("fail", True)
+    gone = doctor.cluster({"RAY_ADDRESS": address.replace("//", f"//shop:{PASSWORD}@"), **right}, tmp_path)
+    assert (gone.state, "does not answer" in gone.found) == ("fail", True)
+    assert PASSWORD not in "".join(each.found + each.remedy for each in (found, refused, strange, gone))
+    with dashboard("2.9.0", None) as address:
+        found = doctor.cluster({"RAY_ADDRESS": address}, tmp_path)
+        assert (found.state, found.found) == ("fail", f"it runs Ray 2.9.0, and here is {here}")
+    with dashboard(here, None) as address:
+        (tmp_path / ".ray" / "auth_token").unlink()
+        assert doctor.cluster({"RAY_ADDRESS": address}, tmp_path).state == "warn"
 
 
 def test_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_an_expired_certificate_of_postgres_is_named(tmp_path: Path, monkeypatch
         with pytest.raises(DatabaseError) as refused:
             postgres.connect(url(port, signed))
         monkeypatch.setenv(postgres.URL_VARIABLE, url(port, signed))
-        (found,) = doctor.database(tmp_path)
+        found, _ = doctor.database(tmp_path)
     assert str(refused.value) == (
         f"the certificate of Postgres at localhost:{port} is not accepted (certificate has expired): renew it, or name "
         "in REC_DATABASE_URL the authority that signed it, as sslrootcert=/path/ca.pem"

@@ -20,6 +20,7 @@ GROUND = {
     "log",
     "state",
     "certificates",
+    "dashboard",
     "cli",
     "runtime",
     "memory",
