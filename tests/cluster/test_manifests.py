@@ -4,11 +4,15 @@ The files are checked as they are; overlays and components as kustomize renders 
 """
 
 import copy
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
 import stat
+import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,11 @@ from tests.cluster.manifests import (
 
 RESOURCES = {path.relative_to(CLUSTER).as_posix(): documents for path, documents in resources().items()}
 OVERLAYS = sorted(path.parent for path in CLUSTER.glob("overlays/*/kustomization.yaml"))
-COMPONENTS = sorted(path.parent for path in CLUSTER.glob("components/*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in CLUSTER.glob("components/*/kustomization.yaml"))
+ON = ("base", "overlays/cpu", "overlays/gpu")
+"""What components are tried with; the overlays have `replicated` already."""
+APART = {"external-postgres", "snapshots"}
+"""Snapshots are of CloudNativePG's Postgres, which an external one takes the place of."""
 NOT_ON_A_CLUSTER = {
     "benchmark": "measures this machine",
     "review": "a page for a person",
@@ -97,23 +105,57 @@ def test_every_overlay_renders_to_resources_that_fit(overlay: Path) -> None:
     assert ("use_gpu" in recipe) == (overlay.name == "gpu")
 
 
-@pytest.mark.parametrize("component", COMPONENTS, ids=lambda path: path.name)
-def test_every_component_goes_with_an_overlay(component: Path, tmp_path: Path) -> None:
-    shutil.copytree(CLUSTER, tmp_path / "cluster")
-    folder = tmp_path / "cluster" / "overlays" / "one"
-    folder.mkdir()
+def _with(components: Iterable[str], on: str, folder: Path) -> list[Manifest]:
+    """What `on` with the components is, in an overlay of one's own."""
+    shutil.copytree(CLUSTER, folder / "cluster")
+    overlay = folder / "cluster" / "overlays" / "own"
+    overlay.mkdir()
     made = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["../../base"],
-        "components": [f"../../components/{component.name}"],
+        "resources": [f"../../{on}"],
+        "components": [f"../../components/{each}" for each in components],
     }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
-    documents, base = rendered(folder), rendered(CLUSTER / "base")
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    return rendered(overlay)
+
+
+def _named(documents: Iterable[Manifest]) -> set[tuple[str, str]]:
+    return {(each["kind"], each["metadata"]["name"]) for each in documents}
+
+
+def _goes(component: str, on: str) -> bool:
+    return component != "replicated" or on == "base"
+
+
+@pytest.mark.parametrize(("component", "on"), [pair for pair in itertools.product(COMPONENTS, ON) if _goes(*pair)])
+def test_every_component_goes_with_an_overlay(component: str, on: str, tmp_path: Path) -> None:
+    documents = _with([component], on, tmp_path)
     assert [problem for each in documents for problem in errors(each)] == []
-    assert documents != base, "it changes nothing"
-    if component.name == "external-postgres":
-        assert "Cluster" not in {each["kind"] for each in documents}
+    assert documents != rendered(CLUSTER / on), "it changes nothing"
+    if component == "external-postgres":
+        assert ("Cluster", "postgres") not in _named(documents)
+
+
+@pytest.mark.parametrize("without", sorted(APART))
+@pytest.mark.parametrize("on", ON)
+def test_components_go_together(on: str, without: str, tmp_path: Path) -> None:
+    """All that can be in one overlay, none of which undoes another."""
+    together = [each for each in COMPONENTS if each != without and _goes(each, on)]
+    documents = _with(together, on, tmp_path)
+    assert [problem for each in documents for problem in errors(each)] == []
+    brought = {path: _named(found) for path, found in RESOURCES.items() if path.startswith("components/")}
+    for component in together:
+        added = set().union(*(names for path, names in brought.items() if path.split("/")[1] == component))
+        assert added <= _named(documents), component
+    assert (("Cluster", "postgres") in _named(documents)) == (without == "external-postgres")
+    cluster = one(documents, "RayService")["spec"]["rayClusterConfig"]
+    assert cluster["tlsOptions"] == {"enabled": True}
+    for pod in pods(cluster):
+        (container,) = pod["spec"]["containers"]
+        assert "OTEL_SERVICE_NAME" in {each["name"] for each in container["env"]}, (
+            "another component's env took its place"
+        )
 
 
 def test_every_pod_runs_without_rights() -> None:
@@ -181,6 +223,26 @@ def test_servers_find_their_head_again_and_answer_before_they_get_requests() -> 
         assert {"name": "store", "mountPath": "/store", "readOnly": True} in server["volumeMounts"]
         budget = one(RESOURCES["components/replicated/disruption.yaml"], "PodDisruptionBudget")["spec"]["selector"]
         assert budget["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
+
+
+def test_redis_is_the_first_process_and_its_password_no_argument(tmp_path: Path) -> None:
+    """SIGTERM reaches the first process of a container alone. A stand-in tells who it is and what it was given."""
+    (pod,) = pods(RESOURCES["base/redis.yaml"])
+    (container,) = pod["spec"]["containers"]
+    server = tmp_path / "valkey-server"
+    server.write_text('#!/bin/sh\necho "$$ $*"\ncat\n', encoding="utf-8")
+    server.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PASSWORD": "a $word; 'of' signs"}
+    with subprocess.Popen(
+        [*container["command"], *container["args"]], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        said, _ = process.communicate()
+    assert said.splitlines() == [
+        f"{process.pid} -",
+        "dir /data",
+        "appendonly yes",
+        "requirepass a $word; 'of' signs",
+    ]
 
 
 def test_servers_read_as_a_role_that_owns_nothing_and_ask_for_keys() -> None:
@@ -257,9 +319,12 @@ def test_where_servers_scale_their_head_and_nobody_else_has_one() -> None:
 
 
 def test_nothing_comes_in_but_what_is_listed() -> None:
-    policies = {each["metadata"]["name"]: each["spec"] for each in RESOURCES["base/network.yaml"]}
+    found = [each for documents in RESOURCES.values() for each in documents if each["kind"] == "NetworkPolicy"]
+    policies = {each["metadata"]["name"]: each["spec"] for each in found}
+    assert len(policies) == len(found) > len(RESOURCES["base/network.yaml"]), "one of a component takes a name again"
     assert policies["nothing-comes-in"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     for name, spec in policies.items():
+        assert spec["policyTypes"] == ["Ingress"], name
         for rule in spec.get("ingress", []):
             assert rule.get("from"), f"{name} lets everybody in"
             assert all(peer != {} and "ipBlock" not in peer for peer in rule["from"]), name
