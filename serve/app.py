@@ -237,7 +237,11 @@ class Recommender:
         metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
         return taken
 
-    @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser, **described(examples.STORED_USER, 404, 422))
+    @app.get(
+        "/v1/users/{user_id:path}",
+        response_model=api.StoredUser,
+        **described(examples.STORED_USER, 422, own=examples.NOTHING_STORED),
+    )
     async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
         # written in the thread: on the event loop no other request would move meanwhile
@@ -246,7 +250,9 @@ class Recommender:
             raise HTTPException(404, "nothing is stored of this user")
         return found
 
-    @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403, 422))
+    @app.delete(
+        "/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403, 413, 422)
+    )
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
         """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
         return await self._asked(_forgotten, forget.forget, self._store, self._front.bundle.recipe, user_id)
@@ -254,7 +260,7 @@ class Recommender:
     @app.delete(
         "/v1/clients/{client_id:path}",
         response_model=api.ForgottenClient,
-        **described(examples.FORGOTTEN_CLIENT, 403, 422),
+        **described(examples.FORGOTTEN_CLIENT, 403, 413, 422),
     )
     async def forget_client(self, client_id: ClientId) -> forget.ForgottenClient:
         """Delete events and lists of a shopper who had not signed in; those that come later are stored."""
@@ -267,7 +273,7 @@ class Recommender:
         loaded = [each.bundle.id for each in self._following.fronts()]
         return {"serving": self._front.bundle.id, "loaded": loaded, "refused": self._refused(), **said}
 
-    @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS, 422))
+    @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS, 422, own=examples.SLOW_SEARCH))
     async def products(
         self,
         query: Annotated[str, Query(max_length=200, pattern="^[^\\x00]*$", examples=["red dress"])] = "",
@@ -304,7 +310,7 @@ class Recommender:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, 503, probe=True))
+    @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, probe=True))
     async def readyz(self) -> dict[str, Any]:
         """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same.
 

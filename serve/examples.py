@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 
 from serve.api import Malformed, Problem
 from serve.limits import json_only
+from serve.problems import TOO_SLOW
 
 Examples = dict[str, Any]
 
@@ -250,6 +251,7 @@ MALFORMED: Examples = {
     ]
 }
 UNKNOWN: Examples = {"error": "unknown_products", "message": "unknown products: P9999", "products": ["P9999"]}
+UNAVAILABLE: Examples = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
 PROBLEMS: Mapping[int, Refusal] = {
     400: Refusal(
         "The body is no text, or the X-Request-ID has other signs.",
@@ -265,7 +267,7 @@ PROBLEMS: Mapping[int, Refusal] = {
     ),
     404: Refusal("Not in the catalogue.", (UNKNOWN,)),
     408: Refusal(
-        "The body, or the answer, took too long.",
+        "The body, or the answer, took too long; of the latter Ray Serve says so, in plain text.",
         ({"error": "body_too_slow", "message": "the body may take 10 s"},),
     ),
     413: Refusal(
@@ -282,17 +284,35 @@ PROBLEMS: Mapping[int, Refusal] = {
         ({"error": "too_many_requests", "message": "50 requests a second are allowed"},),
     ),
     503: Refusal(
-        "It cannot be answered now; see Retry-After.",
-        ({"error": "unavailable", "message": "the recommender cannot answer now; try again"},),
+        "It cannot be answered now; see Retry-After. Of a full queue Ray Serve says so, in plain text.",
+        (UNAVAILABLE,),
     ),
 }
-ALWAYS = (400, 401, 429, 503)
-"""What any route but the probes may answer."""
-WITH_BODY = (408, 413, 415, 422)
+ANYWHERE = (400, 408, 503)
+"""What any route may answer."""
+BUT_PROBES = (401, 429)
+"""What all but the probes may answer as well."""
+WITH_BODY = (413, 415, 422)
 """What a route that takes a body may answer as well."""
+BY_SERVE = (408, 503)
+"""What Ray Serve may answer by itself: text."""
+WITH_RETRY_AFTER = (429, 503)
 UNKNOWN_EVENT_PRODUCTS: Mapping[int, Refusal] = {
     422: Refusal("Not as it is described here, or not in the catalogue.", (MALFORMED, UNKNOWN), Malformed | Problem),
 }
+NOTHING_STORED: Mapping[int, Refusal] = {
+    404: Refusal(
+        "Nothing is stored of this user.", ({"error": "not_found", "message": "nothing is stored of this user"},)
+    ),
+}
+SLOW_SEARCH: Mapping[int, Refusal] = {
+    503: Refusal(
+        f"{PROBLEMS[503].text} `search_too_slow`: these words may well take as long again.",
+        (UNAVAILABLE, {"error": "search_too_slow", "message": TOO_SLOW}),
+    ),
+}
+HEADERS = {"X-Request-ID": {"description": "That of the request, or a new one.", "schema": {"type": "string"}}}
+RETRY_AFTER = {"Retry-After": {"description": "Seconds until it may be asked again.", "schema": {"type": "integer"}}}
 
 
 KEY = HTTPBearer(auto_error=False, description="One of REC_API_KEYS, where there are any; serve/guard.py checks it.")
@@ -305,17 +325,26 @@ def described(
     probe: bool = False,
     own: Mapping[int, Refusal] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What a route is declared with: the `example` of its answer, its own `problems` and those of all but a probe.
+    """What a route is declared with: the `example` of its answer, its `problems` and those of all but a probe.
 
     One that takes a `body` has those of bodies, too, and takes JSON alone. `own`: problems that mean something else
     there than elsewhere.
     """
-    responses: dict[int, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
-    for status in sorted({*problems, *own, *(WITH_BODY if body else ()), *(() if probe else ALWAYS)}):
+    responses: dict[int, dict[str, Any]] = {
+        200: {"headers": HEADERS, "content": {"application/json": {"example": example}}}
+    }
+    for status in sorted({*problems, *own, *ANYWHERE, *(WITH_BODY if body else ()), *(() if probe else BUT_PROBES)}):
         refusal = own.get(status, PROBLEMS[status])
         shown = {each.get("error", "malformed"): {"value": each} for each in refusal.bodies}
-        content = {"application/json": {"examples": shown}}
-        responses[status] = {"model": refusal.model, "description": refusal.text, "content": content}
+        content: dict[str, Any] = {"application/json": {"examples": shown}}
+        if status in BY_SERVE:
+            content["text/plain"] = {"schema": {"type": "string"}}
+        responses[status] = {
+            "model": refusal.model,
+            "description": refusal.text,
+            "headers": HEADERS | (RETRY_AFTER if status in WITH_RETRY_AFTER else {}),
+            "content": content,
+        }
     if probe:
         return {"responses": responses}
     dependencies = [Security(KEY), *([Depends(json_only)] if body else [])]

@@ -64,7 +64,30 @@ def test_what_is_told_anything_says_in_its_own_form_when_it_is_malformed() -> No
 
 def test_what_takes_a_body_names_the_refusals_of_bodies() -> None:
     for name, operation in OPERATIONS.items():
-        assert ({"408", "413", "415"} <= set(operation["responses"])) == ("requestBody" in operation), name
+        assert ("415" in operation["responses"]) == ("requestBody" in operation), name
+        assert ("413" in operation["responses"]) == (not name.startswith("get ")), f"{name}: its body is read"
+
+
+def test_what_layers_and_ray_serve_refuse_is_named_everywhere() -> None:
+    for name, operation in OPERATIONS.items():
+        assert {"400", "408", "503"} <= set(operation["responses"]), name
+        for status, response in operation["responses"].items():
+            expected = {"X-Request-ID", "Retry-After"} if status in ("429", "503") else {"X-Request-ID"}
+            assert set(response["headers"]) == expected, (name, status)
+            assert ("text/plain" in response["content"]) == (status in ("408", "503")), (name, status)
+
+
+def test_a_refusal_of_one_route_is_shown_there_and_nowhere_else() -> None:
+    codes = {
+        (name, status): set(response["content"]["application/json"]["examples"])
+        for name, operation in OPERATIONS.items()
+        for status, response in operation["responses"].items()
+        if status != "200"
+    }
+    assert codes["get /v1/users/{user_id}", "404"] == {"not_found"}
+    assert codes["post /v1/recommend", "404"] == {"unknown_products"}
+    assert codes["post /v1/events", "422"] == {"malformed", "unknown_products"}
+    assert [name for (name, _), shown in codes.items() if "search_too_slow" in shown] == ["get /v1/products"]
 
 
 def test_all_but_probes_name_the_key_and_its_refusals() -> None:
