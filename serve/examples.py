@@ -11,6 +11,7 @@ from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 
 from serve.api import Malformed, Problem
+from serve.guard import ELSEWHERE
 from serve.limits import json_only
 from serve.problems import TOO_SLOW
 
@@ -278,6 +279,10 @@ PROBLEMS: Mapping[int, Refusal] = {
         "The body is not said to be JSON.",
         ({"error": "unsupported_media_type", "message": "send the body as `Content-Type: application/json`"},),
     ),
+    421: Refusal(
+        "There are no keys, and the Host is another than 127.0.0.1 or localhost.",
+        ({"error": "misdirected_request", "message": ELSEWHERE},),
+    ),
     422: Refusal("Not as it is described here.", (MALFORMED,), Malformed),
     429: Refusal(
         "More than the key may ask; see Retry-After.",
@@ -290,7 +295,7 @@ PROBLEMS: Mapping[int, Refusal] = {
 }
 ANYWHERE = (400, 408, 503)
 """What any route may answer."""
-BUT_PROBES = (401, 429)
+BUT_PROBES = (401, 421, 429)
 """What all but the probes may answer as well."""
 WITH_BODY = (413, 415, 422)
 """What a route that takes a body may answer as well."""

@@ -94,4 +94,4 @@ def test_all_but_probes_name_the_key_and_its_refusals() -> None:
     for name, operation in OPERATIONS.items():
         probe = name in ("get /healthz", "get /readyz")
         assert operation.get("security") == (None if probe else [{"HTTPBearer": []}, {}]), name
-        assert ({"401", "429"} <= set(operation["responses"])) != probe, name
+        assert ({"401", "421", "429"} <= set(operation["responses"])) != probe, name

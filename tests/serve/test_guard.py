@@ -35,7 +35,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
             app.add_middleware(layer)
         app.get("/healthz")(lambda: {"status": "ok"})
         app.get("/v1/users/{user_id}")(lambda user_id: {"user": user_id})
-        return TestClient(app)
+        return TestClient(app, base_url="http://127.0.0.1:8000")
 
     return make
 
@@ -59,6 +59,32 @@ def test_with_keys_everybody_needs_one_but_probes(client: Client) -> None:
         assert made.get("/v1/users/ann", headers=bearer(key)).status_code == 200
     assert made.get("/healthz").status_code == 200
     assert made.get("/nowhere").status_code == 401
+
+
+OWN = ["127.0.0.1", "127.0.0.1:8000", "127.1.2.3:8000", "localhost", "localhost:9000", "LocalHost:9000", "[::1]:8000"]
+OTHERS = [
+    *("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "10.0.0.3:8000"),
+    *("0.0.0.0:8000", "[::]:8000", "[fe80::1]", "localhost:x", "localhost:8000:8000", "evil@127.0.0.1", "::1", "", "["),
+]
+
+
+@pytest.mark.parametrize("host", [*OWN, *OTHERS])
+def test_without_keys_a_page_whose_name_leads_to_this_machine_reads_nothing(client: Client, host: str) -> None:
+    made = client()
+    answer = made.get("/v1/users/ann", headers={"Host": host, "Origin": f"http://{host}"})
+    assert answer.status_code == (200 if host in OWN else 421)
+    if host in OTHERS:
+        assert set(answer.json()) == {"error", "message"}
+        assert answer.json()["error"] == "misdirected_request"
+        assert "127.0.0.1" in answer.json()["message"]
+        assert "REC_API_KEYS" in answer.json()["message"]
+    assert made.get("/healthz", headers={"Host": host}).status_code == 200, "a probe asks by the address of a pod"
+
+
+def test_with_keys_the_host_is_no_matter(client: Client) -> None:
+    made = client(REC_API_KEYS=ONE)
+    assert made.get("/v1/users/ann", headers={"Host": "shop.example", **bearer(ONE)}).status_code == 200
+    assert made.get("/v1/users/ann", headers={"Host": "shop.example"}).status_code == 401
 
 
 def test_no_key_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

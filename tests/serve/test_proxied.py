@@ -110,7 +110,7 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
 
 @ON_LINUX
 def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting(proxied: Shop) -> None:
-    head = b"POST /v1/recommend HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with ThreadPoolExecutor(2 * SLOW) as callers:
         slow = [
             callers.submit(dripped, proxied, begun, drop)
