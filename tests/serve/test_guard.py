@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rec import api_keys
 from rec.errors import ConfigError
 from serve import guard
+from serve.app import app
 from serve.guard import Buckets, Cors, Guard, Observe
 from serve.limits import LimitBody
 
@@ -145,6 +146,46 @@ def test_pages_of_other_origins_may_not_ask_unless_named(client: Client) -> None
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://shop.example")
     other = opened.get("/v1/users/ann", headers={"Origin": "https://evil.example", **bearer(ONE)})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Makes a client of the application that Serve runs, without its deployment, under environment variables."""
+
+    def make(**variables: str) -> TestClient:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(app, "middleware_stack", None)  # made by the first request, of what the environment says
+        return TestClient(app, base_url="http://127.0.0.1:8000")
+
+    return make
+
+
+def test_the_application_lets_no_other_origin_ask_unless_named(real: Client) -> None:
+    page = {"Origin": "https://shop.example"}
+    asking = {**page, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
+    closed = real()
+    assert closed.options("/v1/users/ann", headers=asking).status_code == 400
+    told = closed.get("/openapi.json", headers=page)
+    assert (told.status_code, told.json()["info"]["title"]) == (200, "shop-rec")
+    assert not [name for name in told.headers if name.startswith("access-control-allow")]
+    assert closed.get("/openapi.json", headers={"Host": "evil.example"}).status_code == 421
+    opened = real(REC_CORS_ORIGINS="https://shop.example", REC_API_KEYS=ONE)
+    allowed = opened.options("/v1/users/ann", headers=asking)
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    evil = {"Origin": "https://evil.example"}
+    assert opened.options("/v1/users/ann", headers=asking | evil).status_code == 400
+    answers = [opened.get("/openapi.json", headers={**origin, **bearer(ONE)}) for origin in (page, evil)]
+    assert [answer.headers.get("access-control-allow-origin") for answer in answers] == ["https://shop.example", None]
+
+
+def test_the_application_asks_for_a_key_and_bounds_its_rate(real: Client) -> None:
+    made = real(REC_API_KEYS=f"{ONE},{OTHER}", REC_RATE_LIMIT="0.02")
+    assert made.delete("/v1/users/ann").status_code == 401
+    answers = [made.get("/openapi.json", headers=bearer(key)) for key in (ONE, ONE, OTHER)]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+    assert int(answers[1].headers["retry-after"]) >= 40
+    assert made.post("/v1/recommend", headers=bearer(ONE), content=b" " * 100_000).status_code == 429
 
 
 def test_a_request_is_logged_without_what_is_in_it(
