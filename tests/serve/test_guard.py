@@ -1,6 +1,7 @@
 """Keys, rates, origins and request ids, over ASGI; what the environment may say of them."""
 
 import asyncio
+import hmac
 import json
 import logging
 import time
@@ -93,6 +94,23 @@ def test_no_key_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found = api_keys.access()
     assert [found.key(key) for key in (ONE, OTHER, None, "", ONE[:-1], "\udce9")] == [0, 1, None, None, None, None]
     assert ONE not in repr(found)
+
+
+@pytest.mark.parametrize("given", [ONE, OTHER, "wrong", None])
+def test_a_key_is_compared_with_each_in_constant_time_also_after_it_is_found(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REC_API_KEYS", f"{ONE},{OTHER}")
+    found, compared = api_keys.access(), []
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr(api_keys, "hmac", SimpleNamespace(compare_digest=compare_digest))
+    assert found.key(given) == {ONE: 0, OTHER: 1}.get(given or "")
+    assert [key for _, key in compared] == list(found.keys)
+    assert {(type(one), len(one)) for pair in compared for one in pair} == {(bytes, 32)}, "hashes of one length"
 
 
 def test_keys_may_stand_in_a_file(client: Client, tmp_path: Path) -> None:
