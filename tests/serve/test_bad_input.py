@@ -9,7 +9,7 @@ import pytest
 from rec.recommend.request import MAX_HISTORY
 from serve import api
 from tests.serve.conftest import Shop
-from tests.serve.ill import dripped, flooded
+from tests.serve.ill import dripped, flooded, unread
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +134,7 @@ def test_who_sends_a_body_byte_by_byte_is_408(shop: Shop) -> None:
 
 def test_of_a_flood_some_are_answered_and_the_others_told_when_to_ask_again(shop: Shop) -> None:
     flooded(shop)
+
+
+def test_who_does_not_read_an_answer_keeps_nobody_waiting(shop: Shop) -> None:
+    unread(shop)
