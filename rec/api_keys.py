@@ -20,6 +20,7 @@ fewer than that, so one key below it can fill the queue before the others. For t
 a replica answers. A server on loopback that has keys gets it as well; one without keys has no limit."""
 
 _KEY = re.compile(r"[!-+\--~]{16,200}")  # printable ASCII without space and comma
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")  # address or name, port
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -70,6 +71,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_loopback_header(given: str) -> bool:
+    """Whether a Host header, with a port or without, is an address of this machine alone, or localhost."""
+    found = _HOST.fullmatch(given)
+    return found is not None and is_loopback(found[1].lower())
 
 
 def keys() -> tuple[str, ...]:

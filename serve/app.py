@@ -189,7 +189,7 @@ class Recommender:
     @app.get(
         "/v1/products/{product_id:path}/similar",
         response_model=api.Neighbours,
-        **described(examples.NEIGHBOURS, 404),
+        **described(examples.NEIGHBOURS, 404, 422),
     )
     async def similar(
         self,
@@ -213,14 +213,18 @@ class Recommender:
         request = self._trial.told(self._front, front, _checked(front, body))
         return await self._answering.explain(front, request, body.product_id, compared=body.bundle is not None)
 
-    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION))
+    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 422))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
         """The same for a shopper never seen."""
         front = self._front
         _check_categories(front, query.category, ("query", "category"))
         return await self._answering.explain(front, query.request(), query.product_id)
 
-    @app.post("/v1/events", response_model=api.TakenEvents, **described(examples.TAKEN, body=True))
+    @app.post(
+        "/v1/events",
+        response_model=api.TakenEvents,
+        **described(examples.TAKEN, body=True, own=examples.UNKNOWN_EVENT_PRODUCTS),
+    )
     async def events(
         self, body: Annotated[api.EventsBody, Body(openapi_examples=examples.EVENTS)]
     ) -> live_events.Taken:
@@ -233,7 +237,11 @@ class Recommender:
         metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
         return taken
 
-    @app.get("/v1/users/{user_id:path}", response_model=api.StoredUser, **described(examples.STORED_USER, 404))
+    @app.get(
+        "/v1/users/{user_id:path}",
+        response_model=api.StoredUser,
+        **described(examples.STORED_USER, 422, own=examples.NOTHING_STORED),
+    )
     async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
         # written in the thread: on the event loop no other request would move meanwhile
@@ -242,7 +250,9 @@ class Recommender:
             raise HTTPException(404, "nothing is stored of this user")
         return found
 
-    @app.delete("/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403))
+    @app.delete(
+        "/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403, 413, 422)
+    )
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
         """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
         return await self._asked(_forgotten, forget.forget, self._store, self._front.bundle.recipe, user_id)
@@ -250,7 +260,7 @@ class Recommender:
     @app.delete(
         "/v1/clients/{client_id:path}",
         response_model=api.ForgottenClient,
-        **described(examples.FORGOTTEN_CLIENT, 403),
+        **described(examples.FORGOTTEN_CLIENT, 403, 413, 422),
     )
     async def forget_client(self, client_id: ClientId) -> forget.ForgottenClient:
         """Delete events and lists of a shopper who had not signed in; those that come later are stored."""
@@ -263,7 +273,7 @@ class Recommender:
         loaded = [each.bundle.id for each in self._following.fronts()]
         return {"serving": self._front.bundle.id, "loaded": loaded, "refused": self._refused(), **said}
 
-    @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS))
+    @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS, 422, own=examples.SLOW_SEARCH))
     async def products(
         self,
         query: Annotated[str, Query(max_length=200, pattern="^[^\\x00]*$", examples=["red dress"])] = "",
@@ -300,7 +310,7 @@ class Recommender:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, 503, probe=True))
+    @app.get("/readyz", response_model=api.Readiness, **described(examples.READY, probe=True))
     async def readyz(self) -> dict[str, Any]:
         """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same.
 

@@ -4,13 +4,16 @@ The document leaves fields out that are null, so no example of an answer has one
 """
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
 
-from serve.api import Problem
+from serve.api import Malformed, Problem
+from serve.guard import ELSEWHERE
 from serve.limits import json_only
+from serve.problems import TOO_SLOW
 
 Examples = dict[str, Any]
 
@@ -234,48 +237,119 @@ READY: Examples = {
     "refused": REFUSED["bundle"],
 }
 
-PROBLEMS: Mapping[int, tuple[str, Examples]] = {
-    400: ("The body is no text, or the X-Request-ID has other signs.", {"error": "request_id", "message": "…"}),
-    401: ("No key, or a wrong one.", {"error": "unauthorized", "message": "send a key as `Authorization: Bearer KEY`"}),
-    403: ("The server's database role may not.", {"error": "not_allowed", "message": "this role may not delete …"}),
-    404: (
-        "Not in the catalogue, or nothing is stored.",
-        {"error": "unknown_products", "message": "unknown products: P9999", "products": ["P9999"]},
+
+class Refusal(NamedTuple):
+    """What a status means, and the bodies that it comes with."""
+
+    text: str
+    bodies: tuple[Examples, ...]
+    model: Any = Problem
+
+
+MALFORMED: Examples = {
+    "detail": [
+        {"loc": ["body", "k"], "msg": "Input should be less than or equal to 100", "type": "less_than_equal"},
+    ]
+}
+UNKNOWN: Examples = {"error": "unknown_products", "message": "unknown products: P9999", "products": ["P9999"]}
+UNAVAILABLE: Examples = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
+PROBLEMS: Mapping[int, Refusal] = {
+    400: Refusal(
+        "The body is no text, or the X-Request-ID has other signs.",
+        ({"error": "request_id", "message": "…"},),
     ),
-    408: ("The body, or the answer, took too long.", {"error": "body_too_slow", "message": "the body may take 10 s"}),
-    413: ("The body is too large.", {"error": "body_too_large", "message": "the body may have 65536 bytes"}),
-    415: (
+    401: Refusal(
+        "No key, or a wrong one.",
+        ({"error": "unauthorized", "message": "send a key as `Authorization: Bearer KEY`"},),
+    ),
+    403: Refusal(
+        "The server's database role may not.",
+        ({"error": "not_allowed", "message": "this role may not delete …"},),
+    ),
+    404: Refusal("Not in the catalogue.", (UNKNOWN,)),
+    408: Refusal(
+        "The body, or the answer, took too long; of the latter Ray Serve says so, in plain text.",
+        ({"error": "body_too_slow", "message": "the body may take 10 s"},),
+    ),
+    413: Refusal(
+        "The body is too large.",
+        ({"error": "body_too_large", "message": "the body may have 65536 bytes"},),
+    ),
+    415: Refusal(
         "The body is not said to be JSON.",
-        {"error": "unsupported_media_type", "message": "send the body as `Content-Type: application/json`"},
+        ({"error": "unsupported_media_type", "message": "send the body as `Content-Type: application/json`"},),
     ),
-    429: (
+    421: Refusal(
+        "There are no keys, and the Host is another than 127.0.0.1 or localhost.",
+        ({"error": "misdirected_request", "message": ELSEWHERE},),
+    ),
+    422: Refusal("Not as it is described here.", (MALFORMED,), Malformed),
+    429: Refusal(
         "More than the key may ask; see Retry-After.",
-        {"error": "too_many_requests", "message": "50 requests a second are allowed"},
+        ({"error": "too_many_requests", "message": "50 requests a second are allowed"},),
     ),
-    503: (
-        "It cannot be answered now; see Retry-After.",
-        {"error": "unavailable", "message": "the recommender cannot answer now; try again"},
+    503: Refusal(
+        "It cannot be answered now; see Retry-After. Of a full queue Ray Serve says so, in plain text.",
+        (UNAVAILABLE,),
     ),
 }
-ALWAYS = (400, 401, 429, 503)
-"""What any route but the probes may answer."""
-WITH_BODY = (408, 413, 415)
+ANYWHERE = (400, 408, 503)
+"""What any route may answer."""
+BUT_PROBES = (401, 421, 429)
+"""What all but the probes may answer as well."""
+WITH_BODY = (413, 415, 422)
 """What a route that takes a body may answer as well."""
+BY_SERVE = (408, 503)
+"""What Ray Serve may answer by itself: text."""
+WITH_RETRY_AFTER = (429, 503)
+UNKNOWN_EVENT_PRODUCTS: Mapping[int, Refusal] = {
+    422: Refusal("Not as it is described here, or not in the catalogue.", (MALFORMED, UNKNOWN), Malformed | Problem),
+}
+NOTHING_STORED: Mapping[int, Refusal] = {
+    404: Refusal(
+        "Nothing is stored of this user.", ({"error": "not_found", "message": "nothing is stored of this user"},)
+    ),
+}
+SLOW_SEARCH: Mapping[int, Refusal] = {
+    503: Refusal(
+        f"{PROBLEMS[503].text} `search_too_slow`: these words may well take as long again.",
+        (UNAVAILABLE, {"error": "search_too_slow", "message": TOO_SLOW}),
+    ),
+}
+HEADERS = {"X-Request-ID": {"description": "That of the request, or a new one.", "schema": {"type": "string"}}}
+RETRY_AFTER = {"Retry-After": {"description": "Seconds until it may be asked again.", "schema": {"type": "integer"}}}
 
 
 KEY = HTTPBearer(auto_error=False, description="One of REC_API_KEYS, where there are any; serve/guard.py checks it.")
 
 
-def described(example: Examples, *problems: int, body: bool = False, probe: bool = False) -> dict[str, Any]:
-    """What a route is declared with: the `example` of its answer, its own `problems` and those of all but a probe.
+def described(
+    example: Examples,
+    *problems: int,
+    body: bool = False,
+    probe: bool = False,
+    own: Mapping[int, Refusal] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What a route is declared with: the `example` of its answer, its `problems` and those of all but a probe.
 
-    One that takes a `body` has those of bodies, too, and takes JSON alone.
+    One that takes a `body` has those of bodies, too, and takes JSON alone. `own`: problems that mean something else
+    there than elsewhere.
     """
-    responses: dict[int, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
-    for status in sorted({*problems, *(WITH_BODY if body else ()), *(() if probe else ALWAYS)}):
-        text, refusal = PROBLEMS[status]
-        content = {"application/json": {"example": refusal}}
-        responses[status] = {"model": Problem, "description": text, "content": content}
+    responses: dict[int, dict[str, Any]] = {
+        200: {"headers": HEADERS, "content": {"application/json": {"example": example}}}
+    }
+    for status in sorted({*problems, *own, *ANYWHERE, *(WITH_BODY if body else ()), *(() if probe else BUT_PROBES)}):
+        refusal = own.get(status, PROBLEMS[status])
+        shown = {each.get("error", "malformed"): {"value": each} for each in refusal.bodies}
+        content: dict[str, Any] = {"application/json": {"examples": shown}}
+        if status in BY_SERVE:
+            content["text/plain"] = {"schema": {"type": "string"}}
+        responses[status] = {
+            "model": refusal.model,
+            "description": refusal.text,
+            "headers": HEADERS | (RETRY_AFTER if status in WITH_RETRY_AFTER else {}),
+            "content": content,
+        }
     if probe:
         return {"responses": responses}
     dependencies = [Security(KEY), *([Depends(json_only)] if body else [])]

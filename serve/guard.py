@@ -22,6 +22,9 @@ OPEN = ("/healthz", "/readyz")
 """What probes ask, without a key."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MOST_WAIT_S = 60
+ELSEWHERE = (
+    "without keys the server answers at 127.0.0.1 or localhost alone: ask there, or set REC_API_KEYS for another Host"
+)
 CLOSED = 499
 """What is noted of a request whose caller did not wait for the answer, or never sent the body."""
 
@@ -45,6 +48,8 @@ class Buckets:
 class Guard:
     """ASGI middleware: 401 without a key where there are keys, 429 with Retry-After beyond the rate of one.
 
+    Where there are none, a Host that is no name of this machine is 421: a page from elsewhere, whose name has come to
+    mean 127.0.0.1 (DNS rebinding), is of one origin with the server and would read all that it answers.
     It stands in the replica, behind the queue that all keys share: it spares the work of an answer, and no place there.
     """
 
@@ -56,20 +61,22 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, or refuse it."""
         if scope["type"] == "http" and scope["path"] not in OPEN:
-            refusal = self._refusal(Headers(scope=scope).get("authorization", ""))
+            refusal = self._refusal(Headers(scope=scope))
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, authorization: str) -> JSONResponse | None:
+    def _refusal(self, headers: Headers) -> JSONResponse | None:
         key = None
         if self._access.keys:
-            scheme, _, given = authorization.partition(" ")
+            scheme, _, given = headers.get("authorization", "").partition(" ")
             key = self._access.key(given.strip() if scheme.lower() == "bearer" else None)
             if key is None:
                 problem = {"error": "unauthorized", "message": "send a key as `Authorization: Bearer KEY`"}
                 return JSONResponse(problem, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+        elif not api_keys.is_loopback_header(headers.get("host", "")):
+            return JSONResponse({"error": "misdirected_request", "message": ELSEWHERE}, status_code=421)
         wait = 0.0 if self._buckets is None else self._buckets.take(key, time.monotonic())
         if wait > 0:
             problem = {"error": "too_many_requests", "message": f"{self._access.rate:g} requests a second are allowed"}

@@ -20,6 +20,8 @@ log = logging.getLogger("ray.serve")
 
 RETRY_S = 2
 """When whoever was answered 503 may ask again."""
+TOO_SLOW = "looking these words up took too long: send them as `context` of POST /v1/recommend, or try again later"
+"""The same words may well be as slow again; an index finds products by what they mean."""
 
 
 class UnknownEventProducts(UnknownProducts):
@@ -68,9 +70,7 @@ async def _refused(_: Request, error: HTTPException) -> JSONResponse:
 
 async def _too_slow(_: Request, error: TooSlow) -> JSONResponse:
     log.warning("cannot answer: %s", error)
-    # the same words may well be as slow again; an index finds products by what they mean
-    message = "looking these words up took too long: send them as `context` of POST /v1/recommend, or try again later"
-    problem = {"error": "search_too_slow", "message": message}
+    problem = {"error": "search_too_slow", "message": TOO_SLOW}
     return JSONResponse(problem, status_code=503, headers={"Retry-After": str(RETRY_S)})
 
 

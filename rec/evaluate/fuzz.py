@@ -5,6 +5,7 @@ fuzz.requests              in all, and those of each; fewest: of the operation t
 fuzz.2xx, fuzz.4xx         answers
 fuzz.refused               503 that says when to ask again (Retry-After): too much at once
 fuzz.5xx                   any other answer of 500 or above
+fuzz.undeclared            answers to Schemathesis of a status, content type or form that the document does not have
 fuzz.unanswered            connections that ended without an answer, or had none within TIMEOUT_S
 fuzz.slowest               longest time to an answer
 fuzz.restarts              replicas that were there at the start and are not at the end
@@ -25,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -56,6 +57,8 @@ COVERING = 950
 KEPT, KEPT_BYTES = 100, 2_000
 """Failing requests that are kept, and how much of their answers."""
 REPLICA = "ray::ServeReplica:shop"
+CONFORMANCE = ("status_code_conformance", "content_type_conformance", "response_schema_conformance")
+"""Schemathesis' checks that an answer is one that the document has."""
 TRACEBACK = "Traceback (most recent call last)"
 
 log = logging.getLogger(__name__)
@@ -73,6 +76,10 @@ class Tally:
     slowest_s: float = 0.0
     failures: list[dict[str, Any]] = field(default_factory=list)
     """The first KEPT of them."""
+    undeclared: int = 0
+    """Answers that the document does not have."""
+    contradictions: list[dict[str, Any]] = field(default_factory=list)
+    """The first KEPT of those."""
 
     @property
     def requests(self) -> int:
@@ -89,6 +96,15 @@ class Tally:
         self.statuses[status] += 1
         if not 0 < status < 500 and len(self.failures) < KEPT:
             self.failures.append({"operation": operation, "status": status, **kept})
+
+    def contradict(
+        self, operation: str, status: int, failed: Sequence[Mapping[str, Any]], kept: dict[str, Any]
+    ) -> None:
+        """Count an answer that `failed` these of CONFORMANCE, beside what `add` counts of it."""
+        self.undeclared += 1
+        if len(self.contradictions) < KEPT:
+            said = {each["name"]: each["failure_info"]["failure"]["message"] for each in failed}
+            self.contradictions.append({"operation": operation, "status": status, "undeclared": said, **kept})
 
     def of(self, hundred: int) -> int:
         """Answers whose status begins with a digit."""
@@ -129,12 +145,13 @@ def measure(
         "4xx": figure(told.of(4), "answers"),
         "refused": figure(told.refused, "answers"),
         "5xx": figure(sum(count for status, count in told.statuses.items() if status >= 500), "answers", goal=0),
+        "undeclared": figure(told.undeclared, "answers", goal=0),
         "unanswered": figure(told.statuses[LOST] + told.statuses[LATE], "requests", goal=0),
         "slowest": figure(round(told.slowest_s, 2), "s"),
         "restarts": figure(len(gone), "replicas", goal=0),
         "tracebacks": figure(len(tracebacks), "tracebacks", goal=0),
     }
-    kept = [*told.failures, *({"traceback": each} for each in tracebacks[:KEPT])]
+    kept = [*told.failures, *told.contradictions, *({"traceback": each} for each in tracebacks[:KEPT])]
     return {f"fuzz.{name}": value for name, value in found.items()}, kept
 
 
@@ -191,7 +208,8 @@ def _schemathesis(program: str, url: str, folder: Path, requests: int, seed: int
     report = folder / "schemathesis.ndjson"
     command = [
         *(program, "run", f"{url}/openapi.json", "--phases", "coverage,fuzzing", "--max-examples", str(each)),
-        *("--seed", str(seed), "--workers", "2", "--request-timeout", str(TIMEOUT_S), "--checks", "not_a_server_error"),
+        *("--checks", ",".join(["not_a_server_error", *CONFORMANCE])),
+        *("--seed", str(seed), "--workers", "2", "--request-timeout", str(TIMEOUT_S)),
         *("--no-shrink", "--continue-on-failure", "--suppress-health-check", "all", "--generation-database", "none"),
         *("--report", "ndjson", "--report-ndjson-path", str(report), "--output-sanitize", "false"),
         *("--warnings", "off", "--no-color"),
@@ -213,19 +231,24 @@ def _reported(event: dict[str, Any], told: Tally) -> None:
     if "ScenarioFinished" not in event:
         return
     recorder = event["ScenarioFinished"]["recorder"]
-    for interaction in recorder["interactions"].values():
+    for case, interaction in recorder["interactions"].items():
         request, answer = interaction["request"], interaction["response"]
         kept = {"by": "schemathesis", "request": request}
         if answer is None:
             told.add(recorder["label"], LOST, 0.0, retry=False, kept=kept)
             continue
+        kept["answer"] = answer
         told.add(
             recorder["label"],
             answer["status_code"],
             answer["elapsed"],
             retry="retry-after" in answer["headers"],
-            kept=kept | {"answer": answer},
+            kept=kept,
         )
+        checks = recorder.get("checks", {}).get(case, [])
+        failed = [each for each in checks if each["name"] in CONFORMANCE and each["status"] == "failure"]
+        if failed:
+            told.contradict(recorder["label"], answer["status_code"], failed, kept)
 
 
 def _hypothesis(url: str, known: "Known", count: int, seed: int, told: Tally) -> None:

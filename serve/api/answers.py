@@ -298,6 +298,22 @@ class Problem(BaseModel):
     """Of `unknown_products`: which."""
 
 
+class Fault(BaseModel):
+    """What is wrong with a request."""
+
+    loc: list[str | int]
+    """Where: `body`, `query` or `path`, then names of fields and places in lists."""
+    msg: str
+    type: str
+    """A code."""
+
+
+class Malformed(BaseModel):
+    """The answer to a request that is not as the document has it, without what was sent."""
+
+    detail: list[Fault]
+
+
 class Shopper(BaseModel):
     """A stored user of the synthetic catalogue."""
 

@@ -170,6 +170,35 @@ def test_a_report_of_schemathesis_is_counted() -> None:
     assert [failure["status"] for failure in told.failures] == [500, 503, LOST]
 
 
+def test_an_answer_that_the_document_does_not_have_is_counted_and_kept_apart_from_failures() -> None:
+    def check(name: str, message: str | None) -> dict[str, Any]:
+        failure = {} if message is None else {"failure_info": {"failure": {"message": message}}}
+        return {"name": name, "status": "success" if message is None else "failure", **failure}
+
+    def interaction(status: int) -> dict[str, Any]:
+        return {"request": {"uri": "u"}, "response": {"status_code": status, "headers": {}, "elapsed": 0.1}}
+
+    recorder = {
+        "label": "GET /v1/shop",
+        "interactions": {name: interaction(status) for name, status in zip("abcd", (200, 418, 500, 200), strict=True)},
+        "checks": {
+            "a": [check(name, None) for name in ("not_a_server_error", *fuzz.CONFORMANCE)],
+            "b": [check("status_code_conformance", "Received: 418"), check("content_type_conformance", "Received: x")],
+            "c": [check("not_a_server_error", "Server error")],
+        },
+    }
+    told = Tally()
+    fuzz._reported({"ScenarioFinished": {"recorder": recorder}}, told)
+    assert (told.requests, told.undeclared, told.of(4)) == (4, 1, 1)
+    assert [failure["status"] for failure in told.failures] == [500]
+    (kept,) = told.contradictions
+    assert (kept["status"], kept["request"]["uri"], kept["answer"]["status_code"]) == (418, "u", 418)
+    assert kept["undeclared"] == {
+        "status_code_conformance": "Received: 418",
+        "content_type_conformance": "Received: x",
+    }
+
+
 def test_tracebacks_are_found_with_what_stands_around_them() -> None:
     line = "Traceback (most recent call last):"
     found = fuzz._tracebacks(f"one\ntwo\n{line}\n  File x\nKeyError: 1\nthree\n{line}\nValueError\n")
@@ -238,7 +267,8 @@ def test_a_small_shop_is_asked_and_stays_whole(
     figures, failures = fuzz.measure(made, REPOSITORY / "jobs" / "shop.py", arguments, requests=300)
     found = {name.removeprefix("fuzz."): value["value"] for name, value in figures.items()}
     assert failures == []
-    assert (found["5xx"], found["unanswered"], found["restarts"], found["tracebacks"]) == (0, 0, 0, 0)
+    bad = ("5xx", "undeclared", "unanswered", "restarts", "tracebacks")
+    assert {name: found[name] for name in bad} == dict.fromkeys(bad, 0)
     assert found["requests.schemathesis"] > 0
     assert found["requests"] == found["2xx"] + found["4xx"] + found["refused"] >= 300
     assert min(found["2xx"], found["4xx"]) > 20

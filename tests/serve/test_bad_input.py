@@ -9,7 +9,7 @@ import pytest
 from rec.recommend.request import MAX_HISTORY
 from serve import api
 from tests.serve.conftest import Shop
-from tests.serve.ill import dripped, flooded
+from tests.serve.ill import dripped, flooded, unread
 
 pytestmark = pytest.mark.slow
 
@@ -128,9 +128,13 @@ def test_who_and_what_is_unknown_is_a_stranger_or_404(shop: Shop) -> None:
 
 
 def test_who_sends_a_body_byte_by_byte_is_408(shop: Shop) -> None:
-    head = b"POST /v1/recommend HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n"
-    assert dripped(shop, head, b" ") == b"HTTP/1.1 408"
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    assert dripped(shop, head + b"content-length: 999\r\n\r\n", b" ") == b"HTTP/1.1 408"
 
 
 def test_of_a_flood_some_are_answered_and_the_others_told_when_to_ask_again(shop: Shop) -> None:
     flooded(shop)
+
+
+def test_who_does_not_read_an_answer_keeps_nobody_waiting(shop: Shop) -> None:
+    unread(shop)

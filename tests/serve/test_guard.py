@@ -1,6 +1,7 @@
 """Keys, rates, origins and request ids, over ASGI; what the environment may say of them."""
 
 import asyncio
+import hmac
 import json
 import logging
 import time
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rec import api_keys
 from rec.errors import ConfigError
 from serve import guard
+from serve.app import app
 from serve.guard import Buckets, Cors, Guard, Observe
 from serve.limits import LimitBody
 
@@ -35,7 +37,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
             app.add_middleware(layer)
         app.get("/healthz")(lambda: {"status": "ok"})
         app.get("/v1/users/{user_id}")(lambda user_id: {"user": user_id})
-        return TestClient(app)
+        return TestClient(app, base_url="http://127.0.0.1:8000")
 
     return make
 
@@ -61,11 +63,54 @@ def test_with_keys_everybody_needs_one_but_probes(client: Client) -> None:
     assert made.get("/nowhere").status_code == 401
 
 
+OWN = ["127.0.0.1", "127.0.0.1:8000", "127.1.2.3:8000", "localhost", "localhost:9000", "LocalHost:9000", "[::1]:8000"]
+OTHERS = [
+    *("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "10.0.0.3:8000"),
+    *("0.0.0.0:8000", "[::]:8000", "[fe80::1]", "localhost:x", "localhost:8000:8000", "evil@127.0.0.1", "::1", "", "["),
+]
+
+
+@pytest.mark.parametrize("host", [*OWN, *OTHERS])
+def test_without_keys_a_page_whose_name_leads_to_this_machine_reads_nothing(client: Client, host: str) -> None:
+    made = client()
+    answer = made.get("/v1/users/ann", headers={"Host": host, "Origin": f"http://{host}"})
+    assert answer.status_code == (200 if host in OWN else 421)
+    if host in OTHERS:
+        assert set(answer.json()) == {"error", "message"}
+        assert answer.json()["error"] == "misdirected_request"
+        assert "127.0.0.1" in answer.json()["message"]
+        assert "REC_API_KEYS" in answer.json()["message"]
+    assert made.get("/healthz", headers={"Host": host}).status_code == 200, "a probe asks by the address of a pod"
+
+
+def test_with_keys_the_host_is_no_matter(client: Client) -> None:
+    made = client(REC_API_KEYS=ONE)
+    assert made.get("/v1/users/ann", headers={"Host": "shop.example", **bearer(ONE)}).status_code == 200
+    assert made.get("/v1/users/ann", headers={"Host": "shop.example"}).status_code == 401
+
+
 def test_no_key_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REC_API_KEYS", f"{ONE},{OTHER}")
     found = api_keys.access()
     assert [found.key(key) for key in (ONE, OTHER, None, "", ONE[:-1], "\udce9")] == [0, 1, None, None, None, None]
     assert ONE not in repr(found)
+
+
+@pytest.mark.parametrize("given", [ONE, OTHER, "wrong", None])
+def test_a_key_is_compared_with_each_in_constant_time_also_after_it_is_found(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REC_API_KEYS", f"{ONE},{OTHER}")
+    found, compared = api_keys.access(), []
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr(api_keys, "hmac", SimpleNamespace(compare_digest=compare_digest))
+    assert found.key(given) == {ONE: 0, OTHER: 1}.get(given or "")
+    assert [key for _, key in compared] == list(found.keys)
+    assert {(type(one), len(one)) for pair in compared for one in pair} == {(bytes, 32)}, "hashes of one length"
 
 
 def test_keys_may_stand_in_a_file(client: Client, tmp_path: Path) -> None:
@@ -119,6 +164,46 @@ def test_pages_of_other_origins_may_not_ask_unless_named(client: Client) -> None
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://shop.example")
     other = opened.get("/v1/users/ann", headers={"Origin": "https://evil.example", **bearer(ONE)})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Makes a client of the application that Serve runs, without its deployment, under environment variables."""
+
+    def make(**variables: str) -> TestClient:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(app, "middleware_stack", None)  # made by the first request, of what the environment says
+        return TestClient(app, base_url="http://127.0.0.1:8000")
+
+    return make
+
+
+def test_the_application_lets_no_other_origin_ask_unless_named(real: Client) -> None:
+    page = {"Origin": "https://shop.example"}
+    asking = {**page, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
+    closed = real()
+    assert closed.options("/v1/users/ann", headers=asking).status_code == 400
+    told = closed.get("/openapi.json", headers=page)
+    assert (told.status_code, told.json()["info"]["title"]) == (200, "shop-rec")
+    assert not [name for name in told.headers if name.startswith("access-control-allow")]
+    assert closed.get("/openapi.json", headers={"Host": "evil.example"}).status_code == 421
+    opened = real(REC_CORS_ORIGINS="https://shop.example", REC_API_KEYS=ONE)
+    allowed = opened.options("/v1/users/ann", headers=asking)
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    evil = {"Origin": "https://evil.example"}
+    assert opened.options("/v1/users/ann", headers=asking | evil).status_code == 400
+    answers = [opened.get("/openapi.json", headers={**origin, **bearer(ONE)}) for origin in (page, evil)]
+    assert [answer.headers.get("access-control-allow-origin") for answer in answers] == ["https://shop.example", None]
+
+
+def test_the_application_asks_for_a_key_and_bounds_its_rate(real: Client) -> None:
+    made = real(REC_API_KEYS=f"{ONE},{OTHER}", REC_RATE_LIMIT="0.02")
+    assert made.delete("/v1/users/ann").status_code == 401
+    answers = [made.get("/openapi.json", headers=bearer(key)) for key in (ONE, ONE, OTHER)]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+    assert int(answers[1].headers["retry-after"]) >= 40
+    assert made.post("/v1/recommend", headers=bearer(ONE), content=b" " * 100_000).status_code == 429
 
 
 def test_a_request_is_logged_without_what_is_in_it(

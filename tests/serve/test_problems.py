@@ -1,11 +1,14 @@
 """Refusals as an application gives them, over ASGI."""
 
+import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from rec.errors import DatabaseError
 from rec.index.catalogue import TooSlow
-from serve.problems import RETRY_S, install
+from serve import api
+from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 
 
 def test_a_search_that_is_cut_says_what_to_ask_instead_and_a_database_that_is_away_does_not() -> None:
@@ -23,3 +26,20 @@ def test_a_search_that_is_cut_says_what_to_ask_instead_and_a_database_that_is_aw
     assert "`context` of POST /v1/recommend" in slow.json()["message"]
     assert (away.status_code, away.json()["error"]) == (503, "unavailable")
     assert slow.headers["retry-after"] == away.headers["retry-after"] == str(RETRY_S)
+
+
+@pytest.mark.parametrize(
+    ("error", "form"),
+    [(malformed(("body", "k"), "too many"), api.Malformed), (UnknownEventProducts(["P9999"]), api.Problem)],
+)
+def test_a_422_has_one_of_the_forms_that_the_document_shows(error: Exception, form: type[BaseModel]) -> None:
+    app = FastAPI()
+    install(app)
+
+    def raises() -> None:
+        raise error
+
+    app.get("/")(raises)
+    answer = TestClient(app).get("/")
+    assert answer.status_code == 422
+    assert form.model_validate(answer.json()).model_dump(mode="json", exclude_unset=True) == answer.json()

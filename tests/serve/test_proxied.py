@@ -24,7 +24,7 @@ from rec.errors import ConfigError
 from serve import api, problems
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
-from tests.serve.ill import dripped, flooded
+from tests.serve.ill import dripped, flooded, unread
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
 
 @ON_LINUX
 def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting(proxied: Shop) -> None:
-    head = b"POST /v1/recommend HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\n"
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with ThreadPoolExecutor(2 * SLOW) as callers:
         slow = [
             callers.submit(dripped, proxied, begun, drop)
@@ -125,6 +125,10 @@ def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting
 
 def test_of_a_flood_some_are_answered_and_the_others_told_when_to_ask_again(proxied: Shop) -> None:
     flooded(proxied)
+
+
+def test_who_does_not_read_an_answer_keeps_nobody_waiting(proxied: Shop) -> None:
+    unread(proxied)
 
 
 def test_a_killed_server_leaves_nobody_without_an_answer(proxied: Shop) -> None:
