@@ -88,8 +88,8 @@ def connections(database_url: str) -> Iterator[Connections]:
 def test_no_more_of_a_long_history_is_read_than_is_taken(connections: Connections, last: int) -> None:
     explaining = Explaining(connections)
     known = Catalogue(explaining, "shop").known("ann", last, "ann")
-    ages = [LIVE - 1 - place // 2 for place in range(last)]  # the two take turns, latest first
-    assert [int(event.product_id[1:]) for event in reversed(known.events)] == ages
+    numbers = [LIVE - 1 - place // 2 for place in range(last)]  # the two take turns, latest first
+    assert [int(event.product_id[1:]) for event in reversed(known.events)] == numbers
     assert explaining.read["events"] == last
     assert 0 < explaining.read["live_events"] <= 2 * (last + FEW)
     assert explaining.read.keys() <= {"events", "live_events", "users"}
