@@ -84,7 +84,7 @@ class Answering:
         funnel = asdict(passage.funnel(len(front.shelf)))
         exposure_id = None
         if not whole and not compared:  # a probe is no shopper, nor is a list of a named bundle what one gets
-            metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.codes)
+            metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.causes)
         if not whole and not compared and not request.without:  # nor does anybody shop by half a list
             exposure_id = new_id()
             scores = passage.candidates.scores
@@ -127,7 +127,7 @@ class Answering:
             front.cite([product, *items])
         await stages.freshen([product, *items])
         if not compared:
-            metrics().degraded(ladder.codes)
+            metrics().degraded(ladder.causes)
         return {"product": product, "items": items, "bundle": front.bundle.id, "degraded": ladder.codes}
 
     async def _explain(
@@ -137,5 +137,5 @@ class Answering:
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await explained(front, stages, request, product_id, front.rules.ruling, datetime.now(UTC))
         if not compared:
-            metrics().degraded(ladder.codes)
+            metrics().degraded(ladder.causes)
         return {**asdict(found), "bundle": front.bundle.id, "degraded": ladder.codes}

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from rec.errors import DatabaseError
@@ -80,10 +80,16 @@ class Apart:
         try:
             answer: T = await asyncio.wait_for(response, seconds)
         except TimeoutError:
-            raise Away(f"{stage.__name__}: no answer within {seconds:g} s") from None
+            raise Away(f"{stage.__name__}: no answer within {seconds:g} s", "late") from None
         except (RayError, RayServeException) as error:
-            failed = isinstance(error, RayTaskError) and not isinstance(error.cause, DatabaseError)
-            raise (Unavailable if failed else Away)(f"{stage.__name__}: {str(error).splitlines()[-1]}") from error
+            said = f"{stage.__name__}: {str(error).splitlines()[-1]}"
+            if isinstance(error, BackPressureError):
+                raise Away(said, "full") from error
+            if not isinstance(error, RayTaskError):
+                raise Away(said, "down") from error
+            if isinstance(error.cause, DatabaseError):
+                raise Away(said, "database") from error
+            raise Unavailable(said) from error
         return answer
 
     async def look_up(self, seconds: float, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
@@ -115,7 +121,7 @@ class Together:
             with within(seconds):
                 return method(self._stages[stage], *given, **named)
         except DatabaseError as error:
-            raise Away(f"{stage.__name__}: {error}") from error
+            raise Away(f"{stage.__name__}: {error}", "database") from error
         except Exception as error:  # whatever it is: behind a handle it would be Ray's
             raise Unavailable(f"{stage.__name__}: {error}") from error
 

@@ -7,7 +7,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from rec.bundle import Bundle
-from rec.errors import DatabaseError
 from rec.index.catalogue import Known
 from rec.index.connections import Connections
 from rec.index.search import Filters
@@ -19,7 +18,7 @@ from rec.recommend.score import retrieval_order
 from rec.recommend.standby import Standby
 from rec.retrieval import Candidates
 from serve.asking import Asking
-from serve.degrade import Away, Ladder, Unavailable
+from serve.degrade import AWAY, Away, Ladder, Unavailable
 from serve.exposures import Shop
 from serve.loaded import Wanted
 from serve.stages import STAGE_S, Ranker, Retriever, UserTower
@@ -71,13 +70,13 @@ class Fallible:
     ) -> T:
         left = self._left(longest)
         if left <= 0:
-            raise Away(f"{stage.__name__}: no time is left for it")
+            raise Away(f"{stage.__name__}: no time is left for it", "late")
         return await self._asking.ask(left, stage, method, *given, **named)
 
     async def _look_up(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         left = self._left(LOOK_UP_S)
         if left <= 0:
-            raise DatabaseError("no time was left to ask Postgres")
+            raise Away("no time was left to ask Postgres", "late")
         return await self._asking.look_up(left, work, *given, **named)
 
     @property
@@ -89,7 +88,7 @@ class Fallible:
         """What the database knows of whoever asks, else nothing."""
         try:
             return await self._look_up(self._front.known, request)
-        except DatabaseError as error:
+        except AWAY as error:
             self._ladder.down("history_unavailable", error)
         return NOBODY
 
@@ -133,7 +132,7 @@ class Fallible:
         """float32[n] prices of item rows, else those of the bundle."""
         try:
             return await self._look_up(self._front.prices, rows)
-        except DatabaseError as error:
+        except AWAY as error:
             self._ladder.down("prices_unavailable", error)
         return self._front.published_prices(rows)
 
@@ -159,5 +158,5 @@ class Fallible:
         """Put live prices into items; those of the bundle stay where Postgres does not answer."""
         try:
             await self._look_up(self._front.freshen, items)
-        except DatabaseError as error:
+        except AWAY as error:
             self._ladder.down("prices_unavailable", error)

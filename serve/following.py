@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from rec.errors import DatabaseError, RecError
+from rec.errors import RecError
 from rec.index.connections import Connections
-from serve.degrade import Away, Unavailable
+from serve.degrade import AWAY, Unavailable
 from serve.fallible import BackedFront
 from serve.loaded import FOLLOW_S, Again, Attempts, Loaded, active, experiment, startable, told
 from serve.metrics import metrics
@@ -29,8 +29,6 @@ T = TypeVar("T")
 
 LOADING_S = 300.0
 """Longest wait for the first answer of a bundle: stages may have to load it."""
-AWAY = (DatabaseError, Away)
-"""What is not held against a bundle."""
 
 
 class Refused(NamedTuple):

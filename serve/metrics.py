@@ -1,12 +1,13 @@
 """What the application counts. Ray exports it for Prometheus on the metrics port of its node, names behind `ray_`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from rec.retrieval import SOURCES
+from serve.degrade import Cause
 
 STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
 """Upper bounds of the latency buckets, milliseconds."""
@@ -32,7 +33,9 @@ class Metrics:
         self._nearest = Histogram("rec_nearest", "Inner product of shopper and nearest candidate.", SCORES, ())
         self._candidates = Counter("rec_candidates", "Candidates by the source that found them.", ("source",))
         self._funnel = Counter("rec_funnel", "Products of answers by how far they came.", ("step",))
-        self._degraded = Counter("rec_degraded", "Answers that did without something, by reason code.", ("reason",))
+        self._degraded = Counter(
+            "rec_degraded", "Answers that did without something, by reason code and cause.", ("reason", "cause")
+        )
         self._events = Counter("rec_events", "Live events by what became of them.", ("outcome",))
         self._unknown = Counter("rec_unknown", "What answers passed over as the bundle lacks it, by kind.", ("what",))
         self._exposures = Counter("rec_exposures", "Lists by what became of their log entry.", ("outcome",))
@@ -47,10 +50,14 @@ class Metrics:
         self._requests.inc(tags={"route": route, "status": f"{status // 100}xx"})
 
     def answer(
-        self, milliseconds: Mapping[str, float], sources: np.ndarray, funnel: Mapping[str, int], degraded: Iterable[str]
+        self,
+        milliseconds: Mapping[str, float],
+        sources: np.ndarray,
+        funnel: Mapping[str, int],
+        degraded: Mapping[str, Cause],
     ) -> None:
         """A recommendation took so long by stage, had candidates of `sources` int64[K], so many products by step of its
-        `funnel`, and did without `degraded`."""
+        `funnel`, and did without `degraded`, causes by reason code."""
         for stage, spent in milliseconds.items():
             self._stages.observe(spent, tags={"stage": stage})
         for place, source in enumerate(SOURCES):
@@ -69,10 +76,10 @@ class Metrics:
         if nearest is not None:
             self._nearest.observe(nearest)
 
-    def degraded(self, reasons: Iterable[str]) -> None:
-        """An answer did without something."""
-        for reason in reasons:
-            self._degraded.inc(tags={"reason": reason})
+    def degraded(self, causes: Mapping[str, Cause]) -> None:
+        """An answer did without something; `causes` by reason code."""
+        for reason, cause in causes.items():
+            self._degraded.inc(tags={"reason": reason, "cause": cause})
 
     def events(self, outcomes: Mapping[str, int]) -> None:
         """So many live events were stored, repeated, of forgotten users."""

@@ -18,10 +18,13 @@ from typing import Any
 
 import psycopg
 import pytest
+import ray
 import yaml
 
 from rec import __version__, config, doctor, publish
+from rec.config import Index
 from rec.errors import DatabaseError
+from serve import metrics
 from tests.bundle import tiny
 from tests.cluster.manifests import (
     CLUSTER,
@@ -373,23 +376,94 @@ def test_recipes_are_valid(recipe: Path) -> None:
     assert bool(doctor.gpus(given)) == (recipe.parent.name == "gpu")
 
 
-METRICS = (CLUSTER.parent / "serve" / "metrics.py").read_text(encoding="utf-8")
-ENDS = ("", "_total", "_bucket", "_sum", "_count")
-"""What Ray puts behind the names of gauges, counters and histograms."""
+ENDS = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
+"""What Ray puts behind the names of its metrics."""
+RAY_LABELS = {
+    "ray_serve_num_http_requests_total": {"application", "route"},
+    "ray_serve_num_http_error_requests_total": {"application", "route", "error_code"},
+    "ray_serve_http_request_latency_ms_bucket": {"application", "le"},
+    "ray_serve_deployment_processing_latency_ms_bucket": {"application", "deployment", "le"},
+    "ray_serve_deployment_queued_queries": {"application", "deployment"},
+    "ray_serve_deployment_replica_healthy": {"application", "deployment"},
+    "ray_serve_deployment_error_counter_total": {"application", "deployment"},
+    "ray_serve_num_ongoing_http_requests": set(),
+}
+"""Ray's own metrics and those of their labels that are used."""
+MONITORING = CLUSTER / "components" / "monitoring"
 
 
-def test_metrics_of_dashboard_and_alerts_are_ray_s_and_ours() -> None:
-    import ray
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, set[str]]]:
+    """The metrics of the application: labels by the name that is exported, by their own."""
+    made = {}
+    for kind, ends in ENDS.items():
 
+        def note(name: str, _: str, *given: Any, ends: tuple[str, ...] = ends) -> None:
+            labels = set(given[-1]) if given else set()
+            made[name] = {f"ray_{name}{end}": labels | ({"le"} if end == "_bucket" else set()) for end in ends}
+
+        monkeypatch.setattr(metrics, kind, note)
+    metrics.Metrics()
+    return made
+
+
+def alerts() -> list[Manifest]:
+    """The alerting rules."""
+    groups = one(read(MONITORING / "alerts.yaml"), "PrometheusRule")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> list[tuple[str, str]]:
+    """Those of dashboard and alerts, and the text that is shown with each."""
+    panels = json.loads((MONITORING / "serving.json").read_text(encoding="utf-8"))["panels"]
+    shown = [(target["expr"], target["legendFormat"]) for panel in panels for target in panel["targets"]]
+    return shown + [(rule["expr"], " ".join(rule["annotations"].values())) for rule in alerts()]
+
+
+def enclosed(text: str) -> str:
+    """From the parenthesis that `text` begins with to the one that closes it."""
+    depth = 0
+    for at, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[: at + 1]
+    raise AssertionError(f"never closed: {text}")
+
+
+def names(query: str) -> list[str]:
+    """The metrics of a query."""
+    return re.findall(r"\bray_\w+", query)
+
+
+def test_metrics_of_dashboard_and_alerts_are_ray_s_and_ours(ours: dict[str, dict[str, set[str]]]) -> None:
     panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     known = set(re.findall(r"\bray_\w+", (panels / "serve_dashboard_panels.py").read_text(encoding="utf-8")))
-    folder = CLUSTER / "components" / "monitoring"
-    dashboard = json.loads((folder / "serving.json").read_text(encoding="utf-8"))
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    alerts = one(read(folder / "alerts.yaml"), "PrometheusRule")
-    queries += [rule["expr"] for group in alerts["spec"]["groups"] for rule in group["rules"]]
-    used = {name for query in queries for name in re.findall(r"\bray_\w+", query)}
-    ours = set(re.findall(r'"(rec_\w+)"', METRICS))
-    assert {name for name in ours if any(f"ray_{name}{end}" in used for end in ENDS)} == ours, "each has a panel"
-    known |= {f"ray_{name}{end}" for name in ours for end in ENDS}
+    used = {name for query, _ in queries() for name in names(query)}
+    assert {name for name, exported in ours.items() if used & exported.keys()} == ours.keys(), "each has a panel"
+    known |= {name for exported in ours.values() for name in exported}
     assert used <= known, used - known
+
+
+def test_labels_of_dashboard_and_alerts_are_those_of_their_metrics(ours: dict[str, dict[str, set[str]]]) -> None:
+    labels = RAY_LABELS | {name: found for exported in ours.values() for name, found in exported.items()}
+    for query, shown in queries():
+        for name, matchers in re.findall(r"\b(ray_\w+)\{([^}]*)\}", query):
+            matched = set(re.findall(r'(\w+)(?:=~|!~|!=|=)"', matchers))
+            assert matched, f"no matcher was read in {query}"
+            assert matched <= labels[name], query
+        grouped = set()
+        clauses = list(re.finditer(r"\bby \(([^)]*)\) (?=\()", query))
+        assert len(clauses) == len(re.findall(r"\bby\b", query)), f"not read: {query}"
+        for clause in clauses:
+            by = set(clause[1].split(", "))
+            for name in names(enclosed(query[clause.end() :])):
+                assert by <= labels[name], query
+            grouped |= by
+        for ignored in re.findall(r"\bignoring ?\(([^)]*)\)", query):
+            assert set(ignored.split(", ")) <= grouped, query
+        assert set(re.findall(r"{{ ?(?:\$labels\.)?(\w+) ?}}", shown)) <= grouped, (query, shown)
+
+
+def test_the_alert_of_low_recall_has_the_promise_of_a_bundle() -> None:
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "ShopRecallIsLow"]
+    assert f"< {Index().min_recall} " in rule["expr"]

@@ -16,7 +16,7 @@ import pytest
 
 from rec import publish
 from tests.bundle import tiny
-from tests.serve.conftest import Shop, published_in, starting
+from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,15 +25,42 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chr
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 FIRST_PAINT_MS = 1_000
 NOTING = """
+{
 const TOUCHED = "button, input, select, textarea, summary, a";
-const inside = (node) => `${node.parentElement.closest("[class]").className} ${node.tagName.toLowerCase()}`;
-const name = (node) => node.id || node.className || inside(node);
+const part = (node) => node?.id ? `#${node.id} ` : "";
+const plain = (node) => `.${node.parentElement.closest("[class]").className} ${node.tagName.toLowerCase()}`;
+const said = (node) => node.tagName === "BUTTON" ? `: ${node.textContent}` : "";
+const within = (node) => part(node.parentElement.closest("[id]"));
+const name = (node) => node.id || within(node) + (node.className ? `.${node.className}` : plain(node) + said(node));
 window.used = new Set();
+window.elements = new Set();
 for (const kind of ["click", "input", "change"])
-  addEventListener(kind, ({ target }) => window.used.add(name(target.closest(TOUCHED) || target)), true);
-window.elements = () => [...new Set([...document.querySelectorAll(TOUCHED)].map(name))];
+  addEventListener(kind, ({ target }) => {
+    const touched = target.closest(TOUCHED);
+    if (touched) window.used.add(name(touched));
+  }, true);
+new MutationObserver(() => {
+  for (const node of document.querySelectorAll(TOUCHED)) window.elements.add(name(node));
+}).observe(document, { childList: true, subtree: true });
+}
 """
-"""What a user touches, by id or class: `used` are those that were, `elements` all that are there."""
+"""What a user touches: `used` are those that were, `elements` all that have been there. The name of an element is its
+id, else that of what it is in and its class; and that of a button without a class has its words, too."""
+IDEAS = (
+    "a linen dress for a beach wedding",
+    "warm coat for a weekend of hiking",
+    "something calm for the office",
+    "결혼식 하객 원피스",
+)
+INSIDE = {
+    *("weight_kg", "weight_kg-unset", "#found .open"),
+    *(f"#ideas .chips button: {idea}" for idea in IDEAS[1:]),
+    *(f"#look-product .{kind} summary" for kind in ("evidence", "facts")),
+    *(f"#similar-items .{kind}" for kind in ("view", "main", "evidence summary", "facts summary")),
+}
+"""What `test_what_is_inside_or_hidden_does_something_too` uses, and the first test does not."""
+CODES = set(re.findall(r'"(\w+_unavailable)"', (REPOSITORY / "serve" / "fallible.py").read_text(encoding="utf-8")))
+"""Of all that an answer may do without."""
 
 
 @dataclass
@@ -65,6 +92,10 @@ class Visit:
     def painted_ms(self) -> float:
         """When the first of the page was seen, after it was asked for."""
         return float(self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+
+    def used(self) -> set[str]:
+        """Names of the elements that were used."""
+        return set(self.page.evaluate("[...used]"))
 
     def overflows(self) -> bool:
         """Whether the page is wider than its window."""
@@ -263,10 +294,98 @@ def test_every_element_of_the_shop_does_something(fresh: Shop, browser: "sync_ap
 
     page.screenshot(path=tmp_path / "wide.png", full_page=True)
     assert not shop.overflows()
-    unused = set(page.evaluate("elements()")) - set(page.evaluate("[...used]"))
-    assert unused == {"user-id", "jump", "compare", "weight_kg", "weight_kg-unset"}, "the first three: tests below"
+    unused = set(page.evaluate("[...elements]")) - shop.used()
+    assert unused == {"user-id", "jump", "compare", *INSIDE}, "tests below use them"
     assert shop.complaints == away
     assert {url for url in shop.asked if not url.startswith((fresh.url, "data:", "blob:"))} == set()
+    page.close()
+
+
+def test_what_is_inside_or_hidden_does_something_too(fresh: Shop, browser: "sync_api.Browser") -> None:
+    def with_weight(route: "sync_api.Route") -> None:
+        found = route.fetch().json()
+        route.fulfill(json={**found, "profile_names": [*found["profile_names"], "weight_kg"]})
+
+    shop = visit(browser, fresh.url, WIDE, lambda page: page.route("**/v1/shop", with_weight))
+    page = shop.page
+    page.fill("#weight_kg", "70")
+    shop.settled()
+    assert shop.bodies[-1]["profile"] == {"weight_kg": 70}
+    assert page.inner_text("#weight_kg-said") == "70 kg"
+    page.click("#weight_kg-unset")
+    shop.settled()
+    assert shop.bodies[-1]["profile"] == {}
+    assert page.inner_text("#weight_kg-said") == "not set"
+
+    assert tuple(page.locator("#ideas button").all_inner_texts()) == IDEAS
+    for place, idea in enumerate(IDEAS):
+        page.click(f"#ideas button >> nth={place}")
+        shop.settled()
+        assert shop.bodies[-1]["context"] == page.input_value("#context") == idea
+
+    page.fill("#find", "red")
+    found = page.inner_text("#found .row >> nth=0 >> .t")
+    page.click("#found .open >> nth=0")
+    page.wait_for_selector("#look[open] #similar-items .card")
+    assert page.inner_text("#look-title") == found
+    product, near = page.locator("#look-product .card"), page.locator("#similar-items .card").first
+    for kind, unfolded in (("evidence", True), ("facts", False)):
+        for card, before in ((product, unfolded), (near, False)):
+            details = card.locator(f".{kind}")
+            assert (details.get_attribute("open") is not None) == before
+            details.locator("summary").click()
+            assert (details.get_attribute("open") is not None) != before
+    near.locator(".main").click()
+    assert near.locator(".main").inner_text().startswith("In the cart")
+    nearest = near.locator("h3").inner_text()
+    assert page.locator("#cart .t").all_text_contents() == [nearest]
+    near.locator(".view").click()
+    page.wait_for_selector("#similar-note:empty", state="attached")
+    assert page.inner_text("#look-title") == nearest
+    page.click("#close")
+    shop.settled()
+    assert shop.used() >= INSIDE
+    assert shop.complaints == []
+    page.close()
+
+
+def test_what_an_answer_does_without_is_said(fresh: Shop, browser: "sync_api.Browser") -> None:
+    def without(codes: list[str]) -> Callable[["sync_api.Route"], None]:
+        return lambda route: route.fulfill(json={**route.fetch().json(), "degraded": codes})
+
+    shop = visit(browser, fresh.url, WIDE)
+    page = shop.page
+    whole = page.inner_text("#status")
+    assert whole.endswith(fresh.recommend(k=1)["bundle"])
+    said = set()
+    for code in sorted(CODES):
+        page.route("**/v1/recommend", without([code]))
+        page.fill("#context", code)
+        shop.settled()
+        said.add(page.inner_text("#status").partition(". ")[2])
+        page.unroute("**/v1/recommend")
+    assert len(said) == len(CODES) == 5, said
+    assert not any("Without something" in each or not each.endswith(".") for each in said), said
+
+    prices = "Today’s prices could not be read: these are as published."
+    page.route("**/v1/recommend", without(["prices_unavailable", "of_another_server"]))
+    page.fill("#context", "")
+    shop.settled()
+    assert page.inner_text("#status").endswith(f". {prices} Without something: of another server.")
+    page.unroute("**/v1/recommend")
+
+    page.route("**/similar?**", without(["prices_unavailable"]))
+    page.click("#items .view >> nth=0")
+    page.wait_for_selector("#similar-items .card")
+    assert page.inner_text("#similar-note") == prices
+    page.click("#close")
+    page.unroute("**/similar?**")
+    assert shop.complaints == []
+
+    page.route("**/similar?**", lambda route: route.abort())
+    page.click("#items .view >> nth=0")
+    page.wait_for_selector("#similar-note:has-text('cannot be reached')")
+    assert page.locator("#similar-items .card").count() == 0
     page.close()
 
 
@@ -281,6 +400,7 @@ def test_shoppers_of_a_real_shop_are_not_listed(fresh: Shop, browser: "sync_api.
     shop.page.fill("#user-id", " u04 ")
     assert shop.products() != anyone
     assert shop.bodies[-1]["user_id"] == "u04"
+    assert "user-id" in shop.used()
     assert shop.complaints == []
     shop.page.close()
 
@@ -334,6 +454,7 @@ def test_the_shop_on_a_telephone(fresh: Shop, browser: "sync_api.Browser", tmp_p
     shop.page.wait_for_selector("#look[open] #similar-items .card")
     assert not shop.overflows()
     shop.page.screenshot(path=tmp_path / "narrow.png")
+    assert "jump" in shop.used()
     assert shop.complaints == []
     shop.page.close()
 
@@ -380,6 +501,7 @@ def test_two_bundles_are_shown_side_by_side(fresh: Shop, browser: "sync_api.Brow
     page.click("#versus-lists .open >> nth=0")
     page.wait_for_selector("#look[open] #similar-items .card")
     page.click("#close")
+    assert shop.used() >= {"compare", "#versus-lists .open"}
     page.set_viewport_size(WIDE)
     assert not shop.overflows()
     page.screenshot(path=tmp_path / "versus-wide.png", full_page=True)

@@ -734,8 +734,11 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         "ray_rec_rules_version{",
         "ray_rec_bundle_refused{",
         *(
-            f'ray_rec_degraded_total{{.*reason="{reason}_unavailable"'
-            for reason in ("ranker", "user_tower", "ann", "history", "prices")
+            f'ray_rec_degraded_total{{(?=.*cause="{cause}").*reason="{reason}_unavailable"'
+            for reason, cause in [
+                *((reason, r"\w+") for reason in ("ranker", "ann", "prices")),
+                *(("user_tower", "late"), ("history", "database")),
+            ]
         ),
     ]
     deadline = time.monotonic() + 60
