@@ -123,8 +123,6 @@ class Shop:
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-            # how long a replica behind HAProxy answers on before it ends: half a minute, else
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
         }
         self._forget()
@@ -139,7 +137,7 @@ class Shop:
                 public=host != HOST,
             )
         artifact.write_json(self.record, {"port": port, "store": str(self.store), "sockets": sockets})
-        command = [sys.executable, "-P", "-m", "serve.run", "run", "--address", "local"]
+        command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local"]
         with self.log.open("wb") as log:
             started = subprocess.Popen(
                 [*command, "--app-dir", str(CHECKOUT), str(config)],
@@ -152,15 +150,11 @@ class Shop:
         return psutil.Process(started.pid)
 
     def end(self) -> int:
-        """Stop every process of the shop; returns how many there were.
-
-        Those who are being answered get their answers, and their lists are logged, as long as that is done within
-        STOP_SECONDS.
-        """
+        """Stop every process of the shop; returns how many there were."""
         family = self.processes()
         mine = {process.pid for process in family}
         for process in family:
-            if _parent(process) not in mine:  # `serve.run`, which ends its Ray
+            if _parent(process) not in mine:  # `serve run`, which ends its Ray; SIGINT may be ignored in the background
                 _signal(process.terminate)
         _, outlived = psutil.wait_procs(family, timeout=STOP_SECONDS)
         # who lost both its parent and its mark is found by no second look, and who came late is in no first one

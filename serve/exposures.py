@@ -3,8 +3,8 @@
 A request leaves what it has at hand in a bounded queue and goes on. One thread, on a database connection of its own
 that is opened with the first list, writes what has gathered at most every FLUSH_S seconds as one COPY. Lists that find
 the queue full, those of a COPY that Postgres refuses, and those that come after `close` are let go and counted. A
-process that is killed loses what it has not written yet, uncounted. Readiness probes are no lists that somebody was
-shown. Of a shopper who is neither a user nor a client nothing is logged that was told of
+process that is killed, as `jobs/shop.py stop` does, loses what it has not written yet, uncounted. Readiness probes are
+no lists that somebody was shown. Of a shopper who is neither a user nor a client nothing is logged that was told of
 them: there is no id by which it could be deleted.
 """
 

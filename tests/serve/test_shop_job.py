@@ -10,20 +10,17 @@ import urllib.error
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
-from ray.serve.schema import ApplicationStatus
 
 from jobs import shop as job
 from rec import bundle, ports, postgres, publish
 from rec.config import Config
 from rec.errors import ArtifactError, ConfigError, DatabaseError, RecError
 from serve import loaded
-from serve import run as driver
 from tests.bundle import tiny
 from tests.serve.conftest import shop_job
 
@@ -50,20 +47,6 @@ def test_a_process_that_outlives_its_parent_is_ended_too(tmp_path: Path, monkeyp
             child.kill()
         parent.stdout.close()
         parent.wait()
-
-
-def test_a_driver_that_ends_waits_for_what_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[str] = []
-    states = {"shop": "RUNNING", "starting": "DEPLOYING", "broken": "DEPLOY_FAILED"}
-    applications = {name: SimpleNamespace(status=ApplicationStatus(status)) for name, status in states.items()}
-    monkeypatch.setattr(driver.serve, "status", lambda: SimpleNamespace(applications=applications))
-    monkeypatch.setattr(driver.serve, "delete", ended.append)
-    monkeypatch.setattr(driver.ray, "is_initialized", lambda: False)
-    driver.drain()
-    assert ended == [], "there is no Ray to ask"
-    monkeypatch.setattr(driver.ray, "is_initialized", lambda: True)
-    driver.drain()
-    assert ended == ["shop"]
 
 
 def test_stop_works_without_the_embedded_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A replica that is told to stop, or its shop: those it is answering get their answers, and their lists are logged."""
+"""A replica that is told to stop: those it is answering get their answers, and their lists are logged."""
 
 import secrets
 import subprocess
@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
-import httpx
 import psycopg
 import pytest
 
-from jobs.shop import STOP_SECONDS
 from rec import postgres
 from tests.serve.conftest import REPOSITORY, Shop, frozen, published_in, starting
 
@@ -28,11 +25,6 @@ def whole(new_store: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of its Ray, which is to be told
     yield from starting(published_in(new_store()), "--proxy", "serve")
-
-
-@pytest.fixture(params=[["--proxy", "serve"], []], ids=["serve", "haproxy"])
-def selling(new_store: Callable[[], Path], request: pytest.FixtureRequest) -> Iterator[Shop]:
-    yield from starting(published_in(new_store()), *request.param)
 
 
 def address(shop: Shop) -> str:
@@ -63,38 +55,3 @@ def test_a_replica_that_is_told_to_stop_answers_whom_it_has(whole: Shop) -> None
     with psycopg.connect(postgres.url(whole.recipe.store)) as connection:
         logged = connection.execute("SELECT count(*) FROM exposures WHERE client_id LIKE 'last_'").fetchone()
     assert logged == (CALLERS,)
-
-
-def test_a_shop_that_is_stopped_logs_every_list_that_it_has_shown(selling: Shop) -> None:
-    shown: list[str] = []
-    enough = Event()
-
-    def shopping() -> None:
-        with httpx.Client(base_url=selling.url, timeout=60) as client:
-            while not enough.is_set():
-                try:
-                    answer = client.post("/v1/recommend", json={"client_id": "last", "k": 3})
-                except httpx.TransportError:  # it has ended
-                    return
-                if answer.status_code != 200:  # it ends
-                    return
-                shown.append(answer.json()["exposure_id"])
-
-    with ThreadPoolExecutor() as callers:
-        told = [callers.submit(shopping) for _ in range(CALLERS)]
-        try:
-            while len(shown) < 10 * CALLERS:
-                assert not any(each.done() for each in told)
-                time.sleep(0.1)
-            began = time.monotonic()
-            done = selling.job("stop")
-            assert done.returncode == 0, done.stderr
-            assert time.monotonic() - began < STOP_SECONDS, "it was killed"
-        finally:
-            enough.set()
-        for each in told:
-            each.result()
-    with psycopg.connect(postgres.url(selling.recipe.store)) as connection:
-        rows = connection.execute("SELECT exposure_id::text FROM exposures WHERE client_id = 'last'").fetchall()
-    lost = set(shown) - {row[0] for row in rows}
-    assert not lost, f"{len(lost)} of {len(shown)}"
