@@ -8,14 +8,14 @@ A tenth of the products, whole content groups, is hidden from SimCSE and from th
     hr10             of the users whose last, held-out choice is a hidden product, the share who have it among the 10
                      nearest to the mean vector of their choices before; all products they did not have are ranked
 
-for the recipe's tower (`full`), the same without its behaviour stage where it has one (`simcse`), and towers of one
-input alone, beside the mean states of the frozen text encoder as they are (`rawtext`) and centred, and random vectors.
-Intervals of the first are over content groups, whose products share their text, those of the second over users;
-differences are paired.
+for the recipe's tower (`full`) and others (`rec.evaluate.cold_towers`), beside the mean states of the frozen text
+encoder as they are (`rawtext`) and centred, and random vectors. Intervals of the first are over content groups, whose
+products share their text, those of the second over users; differences are paired.
 
 `rec.evaluate.noise` says how far marketing phrases in titles move products. Where a language model answered, three more
 towers are trained: without the RE of its answers, without any RE, and without what keys share
-(`rec.evaluate.alignment`).
+(`rec.evaluate.alignment`). Last comes the tower with the other start: `full.minus.choices` is what the start by texts
+gives over that by choices, `full.minus.texts` the reverse where the recipe's is by choices.
 
     re.lift.n10       what RE of answers adds to NDCG@10 of the second ranking, for all users whose last choice has an
                       answer and among such products only: the recipe's tower minus one whose tensors, in training and
@@ -38,10 +38,11 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, encode, histories
 from rec.config import Config, ItemTower
 from rec.enrich.answers import LLM, TAGGER
-from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
+from rec.evaluate import alignment, cold_towers, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cases import Cases
+from rec.evaluate.cold_towers import APART, FULL, LIFTS, NO_LLM_RE, STARTS, TABLE, TITLE
 from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
@@ -56,11 +57,8 @@ from rec.vocab import tensorize
 SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
-NOISED = ("full", "title")
+NOISED = (FULL, TITLE)
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
-NO_LLM_RE, NO_RE, APART = "no-llm-re", "no-re", "apart"
-LIFTS = {NO_LLM_RE: "re", NO_RE: "re.all"}
-"""Towers that lack RE, and the name of what the recipe's has more."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -89,41 +87,55 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
 
     `speed`: those of `rec.evaluate.tower_speed`, too.
     """
-    prefix = f"cold.{config.name.removesuffix('-quick')}"
+    recipe = config.name.removesuffix("-quick")
     config = _shortened(config) if quick else config
     world = world_of(config)
     seen = seen_of(config, world)
-    vectors, towers = {}, {}
-    for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
+    towers = cold_towers.arms(config.item_tower, lift=bool(world.answered[world.cases.targets].any()))
+    trained: dict[str, Config] = {}
+
+    def placed(name: str) -> Vectors:
+        """Of all products, by the tower `name`, which is trained for that."""
         whole, part = config, seen
         if name == NO_LLM_RE:
             whole = without_answers(config)
             part = seen_of(whole, world)
-        trained = part.model_copy(update={"name": name, "item_tower": options})
-        for made in hidden.DATASETS:
-            hidden.link(part, trained, made)
-        log.info("tower %s", name)
-        item.run(trained)
-        towers[name], vectors[name] = trained, product_vectors(trained, whole)
-    text = text_vectors(config)
-    vectors["rawtext"] = text
-    vectors["centred"] = unit(text - text.mean(0))
-    drawn = np.random.default_rng(config.seed).standard_normal((len(text), config.item_tower.width))
-    vectors["random"] = unit(drawn.astype(np.float32))
-    lessened = {name: vectors.pop(name) for name in LIFTS if name in vectors}
-    vectors.pop(APART, None)
-    figures = cold(prefix, world, vectors, config)
-    figures |= noise.measure(
-        f"noise.{prefix.removeprefix('cold.')}", config, {n: towers[n] for n in NOISED if n in towers}, vectors
-    )
+        trained[name] = _trained(part, name, towers[name])
+        return product_vectors(trained[name], whole)
+
+    vectors = {name: placed(name) for name in TABLE if name in towers} | _untrained(config)
+    figures = cold(f"cold.{recipe}", world, vectors, config)
+    noised = {name: trained[name] for name in NOISED if name in trained}
+    figures |= noise.measure(f"noise.{recipe}", config, noised, vectors)
+    lessened = {name: placed(name) for name in LIFTS if name in towers}
     if lessened:
-        figures |= lift(world, vectors["full"], lessened, config)
+        figures |= lift(world, vectors[FULL], lessened, config)
     if APART in towers:
-        figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
+        apart = _trained(seen, APART, towers[APART])
+        figures |= alignment.measure(config, *(tower.at(item_tower.KIND) for tower in (trained[FULL], apart)))
+    for name in [name for name in STARTS if name in towers]:
+        figures |= cold(f"cold.{recipe}", world, {FULL: vectors[FULL], name: placed(name)}, config)
     if speed:
         figures |= tower_speed.training(config, quick=quick) | tower_speed.encoding(config, quick=quick)
-        figures |= tower_speed.exporting(config, towers["full"])
+        figures |= tower_speed.exporting(config, trained[FULL])
     return figures
+
+
+def _trained(seen: Config, name: str, options: ItemTower) -> Config:
+    """The store of the tower `name`, trained on that of `seen`; what it learned before is not learned again."""
+    trained = seen.model_copy(update={"name": name, "item_tower": options})
+    for made in hidden.DATASETS:
+        hidden.link(seen, trained, made)
+    log.info("tower %s", name)
+    item.run(trained)
+    return trained
+
+
+def _untrained(config: Config) -> dict[str, Vectors]:
+    """Vectors of all products that no tower made."""
+    text = text_vectors(config)
+    drawn = np.random.default_rng(config.seed).standard_normal((len(text), config.item_tower.width))
+    return {"rawtext": text, "centred": unit(text - text.mean(0)), "random": unit(drawn.astype(np.float32))}
 
 
 def seen_of(config: Config, world: World) -> Config:
@@ -178,23 +190,6 @@ def _shortened(config: Config) -> Config:
     return part
 
 
-def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
-    """The towers to train, by name."""
-    plain = options.behaviour.model_copy(update={"epochs": 0})
-    towers = {"full": options, "simcse": options.model_copy(update={"behaviour": plain})}
-    if not options.behaviour.epochs:
-        del towers["simcse"]
-    inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
-    if lift and "re" in options.inputs:
-        towers[NO_LLM_RE] = options
-        if len(options.inputs) > 1:
-            inputs[NO_RE] = [name for name in options.inputs if name != "re"]
-    towers |= {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
-    if lift and {"std", "re"} <= {*options.inputs}:
-        towers[APART] = options.model_copy(update={"shared_keys": False})
-    return towers
-
-
 def world_of(config: Config) -> World:
     """The products of a recipe that went through tensorize, a tenth of them drawn to be hidden."""
     h, groups = histories.load(config.root), _groups(config)
@@ -243,10 +238,10 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     names, options = list(vectors), config.evaluate
     _, cluster = np.unique(world.groups[rows], return_inverse=True)
     figures = compared(
-        f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours="full"
+        f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours=FULL
     )
     return figures | compared(
-        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours="full"
+        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours=FULL
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from jobs import benchmark
 from rec import config, dataset, encode, histories
-from rec.config import Config, UserTower, UserTrain
+from rec.config import Config, ItemTower, UserTower, UserTrain
 from rec.errors import ArtifactError
-from rec.evaluate import cases, cold_and_warm, cold_items, hidden, tower_speed
+from rec.evaluate import cases, cold_and_warm, cold_items, cold_towers, hidden, tower_speed
 from rec.evaluate.cold_items import World
 from rec.models import text_encoder, user_tower
 from rec.models.item_inputs import ItemInputs, unit
@@ -87,7 +87,7 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
 def test_the_lift_is_of_answered_products_only() -> None:
     made = world([[0, 1, 2], [0, 2, 1], [6, 7, 11]], hide=[])
     alternating = two_shelves()[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]
-    lessened = {cold_items.NO_LLM_RE: two_shelves(), cold_items.NO_RE: alternating}
+    lessened = {cold_towers.NO_LLM_RE: two_shelves(), cold_towers.NO_RE: alternating}
     figures = cold_items.lift(made, two_shelves(), lessened, CONFIG)
     assert figures["re.with.n10"]["value"] == figures["re.without.n10"]["value"] == 1.0
     assert figures["re.lift.n10"] == {"value": 0.0, "ci95": [0.0, 0.0], "goal": 0.0, "unit": "difference"}
@@ -108,6 +108,23 @@ def enriched(tree: Config, re: list[list[dict[str, str | None]]]) -> None:
     rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "std": std, "re": said, **facts}
             for i, said in enumerate(re)]  # fmt: skip
     catalogue.put(tree, ENRICHED, rows)
+
+
+def test_the_towers_of_the_table_come_first_and_those_without_titles_know_no_start() -> None:
+    recipe = ItemTower()
+    second = recipe.behaviour.model_copy(update={"epochs": 1})
+    assert list(cold_towers.arms(recipe, lift=False)) == ["full", "std", "re", "title", "choices"]
+    twice = recipe.model_copy(update={"behaviour": second})
+    assert list(cold_towers.arms(twice, lift=True)) == [
+        "full", "std", "re", "title", "simcse", "no-llm-re", "no-re", "apart", "choices",
+    ]  # fmt: skip
+    other = recipe.model_copy(update={"start": "choices"})
+    by_texts, by_choices = (cold_towers.arms(options, lift=True) for options in (recipe, other))
+    assert list(by_choices) == [*list(by_texts)[:-1], "texts"]
+    assert (by_choices["full"], by_choices["texts"]) == (by_texts["choices"], by_texts["full"])
+    alike = {name for name in by_texts if by_choices.get(name) == by_texts[name]}
+    assert alike == {"std", "re"}, "what reads no titles is not learned again when the recipe's start changes"
+    assert "choices" not in cold_towers.arms(ItemTower(inputs=["std", "re"]), lift=True)
 
 
 @pytest.mark.slow
@@ -207,7 +224,7 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way on a small shop, whose shoppers stay with a colour, with two towers of one epoch."""
+    """The whole way on a small shop, whose shoppers stay with a colour, with towers of one epoch."""
     tree = catalogue.shop(tmp_path, 60)
     with data_in_process():
         encode.run(tree)
@@ -217,12 +234,13 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     train = tree.item_tower.train.model_copy(update={"epochs": 1})
     tower = tree.item_tower.model_copy(update={"behaviour": second, "train": train})
     some = {
-        "full": tower,
-        cold_items.NO_LLM_RE: tower,
-        cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
-        cold_items.APART: tower.model_copy(update={"shared_keys": False}),
+        cold_towers.FULL: tower,
+        cold_towers.NO_LLM_RE: tower,
+        cold_towers.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
+        cold_towers.APART: tower.model_copy(update={"shared_keys": False}),
+        cold_towers.CHOICES: tower.model_copy(update={"start": "choices"}),
     }
-    monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
+    monkeypatch.setattr(cold_towers, "arms", lambda options, lift: some)
     monkeypatch.setattr(tower_speed, "ROUNDS", 1)
     with in_process(item.loop, behaviour.loop, user.loop):
         figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
@@ -230,7 +248,8 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
         for system in ("full", "rawtext", "centred", "random"):
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
             assert 0 <= low <= figures[f"cold.catalogue.{system}.{measure}"]["value"] <= high <= 1
-        assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
+        for other in ("rawtext", "choices"):
+            assert f"cold.catalogue.full.minus.{other}.{measure}" in figures
     assert {figures[f"re.{part}lift.n10"]["unit"] for part in ("", "all.")} == {"difference"}
     lessened = [hidden.part(tree, "without-answers"), hidden.part(hidden.part(tree, "without-answers"), "no-llm-re")]
     assert [dataset.read_manifest(part.at("tensors"), TENSORS).facts["rows"] for part in lessened] == [60, 54]
