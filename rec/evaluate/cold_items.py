@@ -22,10 +22,13 @@ gives over that by choices, `full.minus.texts` the reverse where the recipe's is
                       here, lack these values. STD of answers and the vocabulary are in both
     re.all.lift.n10   the same of all RE, that of the shop and of rules included: minus a tower that reads none
 
-A run that was killed goes on: what a tower of the same options learned is not learned again.
+A run that was killed goes on: what a tower of the same options learned is not learned again. The figures until then are
+in FIGURES, beside the towers, and in the log.
 """
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +61,8 @@ SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
 NOISED = (FULL, TITLE)
+FIGURES = "figures.json"
+"""In the recipe's folder of parts: what the last run measured so far."""
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
 
 Floats = NDArray[np.float64]
@@ -85,8 +90,20 @@ class World:
 def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
     """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before.
 
-    `speed`: those of `rec.evaluate.tower_speed`, too.
+    `speed`: those of `rec.evaluate.tower_speed`, too. After each block those so far are in FIGURES.
     """
+    kept = config.at(hidden.FOLDER) / FIGURES
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    figures: Figures = {}
+    for block, found in _blocks(config, quick=quick, speed=speed):
+        figures |= found
+        artifact.write_json(kept, figures)
+        log.info("%s: %s", block, json.dumps({name: each["value"] for name, each in found.items()}))
+    return figures
+
+
+def _blocks(config: Config, *, quick: bool, speed: bool) -> Iterator[tuple[str, Figures]]:
+    """Name and figures of each block, what the table of cold items needs first."""
     recipe = config.name.removesuffix("-quick")
     config = _shortened(config) if quick else config
     world = world_of(config)
@@ -104,21 +121,21 @@ def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
         return product_vectors(trained[name], whole)
 
     vectors = {name: placed(name) for name in TABLE if name in towers} | _untrained(config)
-    figures = cold(f"cold.{recipe}", world, vectors, config)
+    yield "cold", cold(f"cold.{recipe}", world, vectors, config)
     noised = {name: trained[name] for name in NOISED if name in trained}
-    figures |= noise.measure(f"noise.{recipe}", config, noised, vectors)
+    yield "noise", noise.measure(f"noise.{recipe}", config, noised, vectors)
     lessened = {name: placed(name) for name in LIFTS if name in towers}
     if lessened:
-        figures |= lift(world, vectors[FULL], lessened, config)
+        yield "lift", lift(world, vectors[FULL], lessened, config)
     if APART in towers:
         apart = _trained(seen, APART, towers[APART])
-        figures |= alignment.measure(config, *(tower.at(item_tower.KIND) for tower in (trained[FULL], apart)))
+        yield "keys", alignment.measure(config, *(tower.at(item_tower.KIND) for tower in (trained[FULL], apart)))
     for name in [name for name in STARTS if name in towers]:
-        figures |= cold(f"cold.{recipe}", world, {FULL: vectors[FULL], name: placed(name)}, config)
+        yield "start", cold(f"cold.{recipe}", world, {FULL: vectors[FULL], name: placed(name)}, config)
     if speed:
-        figures |= tower_speed.training(config, quick=quick) | tower_speed.encoding(config, quick=quick)
-        figures |= tower_speed.exporting(config, trained[FULL])
-    return figures
+        yield "training", tower_speed.training(config, quick=quick)
+        yield "encoding", tower_speed.encoding(config, quick=quick)
+        yield "exporting", tower_speed.exporting(config, trained[FULL])
 
 
 def _trained(seen: Config, name: str, options: ItemTower) -> Config:

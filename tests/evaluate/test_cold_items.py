@@ -1,6 +1,8 @@
 """Cold items: what is hidden stays hidden, and both measures against worlds whose truth is known."""
 
 import argparse
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from rec import config, dataset, encode, histories
 from rec.config import Config, ItemTower, UserTower, UserTrain
 from rec.errors import ArtifactError
 from rec.evaluate import cases, cold_and_warm, cold_items, cold_towers, hidden, tower_speed
+from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cold_items import World
 from rec.models import text_encoder, user_tower
 from rec.models.item_inputs import ItemInputs, unit
@@ -165,6 +168,20 @@ def test_raw_text_is_the_whole_encoders_where_the_tower_has_its_last_layers(tmp_
     assert np.abs(below - found).max() > 1e-2
 
 
+def test_a_run_that_fails_late_leaves_the_figures_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocks(config: Config, **_: bool) -> Iterator[tuple[str, Figures]]:
+        yield "cold", {"cold.x": figure(0.5, "ratio")}
+        yield "noise", {"noise.x": figure(0.25, "ratio")}
+        raise ArtifactError("the next one fails")
+
+    monkeypatch.setattr(cold_items, "_blocks", blocks)
+    tree = CONFIG.model_copy(update={"store": str(tmp_path)})
+    with pytest.raises(ArtifactError, match="the next one fails"):
+        cold_items.measure(tree, quick=False, speed=True)
+    kept = json.loads((tree.at(hidden.FOLDER) / cold_items.FIGURES).read_text(encoding="utf-8"))
+    assert kept == {"cold.x": figure(0.5, "ratio"), "noise.x": figure(0.25, "ratio")}
+
+
 @pytest.mark.parametrize(("alone", "asked"), [(False, ["hm", "beauty"]), (True, ["hm"])])
 def test_a_recipe_is_measured_with_beauty_or_alone(
     alone: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
@@ -244,6 +261,8 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     monkeypatch.setattr(tower_speed, "ROUNDS", 1)
     with in_process(item.loop, behaviour.loop, user.loop):
         figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
+    kept = json.loads((tree.at(hidden.FOLDER) / cold_items.FIGURES).read_text(encoding="utf-8"))
+    assert kept == figures
     for measure in ("neighbours.r10", "hr10"):
         for system in ("full", "rawtext", "centred", "random"):
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
