@@ -22,8 +22,8 @@ gives over that by choices, `full.minus.texts` the reverse where the recipe's is
                       here, lack these values. STD of answers and the vocabulary are in both
     re.all.lift.n10   the same of all RE, that of the shop and of rules included: minus a tower that reads none
 
-A run that was killed goes on: what a tower of the same options learned is not learned again. The figures until then are
-in FIGURES, beside the towers, and in the log.
+A run that was killed goes on: what a tower of the same options learned is not learned again, nor is its placing of the
+products done again. The figures until then are in FIGURES, beside the towers, and in the log.
 """
 
 import json
@@ -49,7 +49,7 @@ from rec.evaluate.cold_towers import APART, FULL, LIFTS, NO_LLM_RE, STARTS, TABL
 from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
-from rec.models.item_inputs import TEXT_STATES, ItemInputs, unit
+from rec.models.item_inputs import TEXT_STATES, ItemInputs, text_states_manifest, unit
 from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
 from rec.schema import ATTRIBUTES, ENRICHED, PRODUCTS, TENSORS
@@ -61,6 +61,8 @@ SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
 NOISED = (FULL, TITLE)
+PLACED = "placed"
+"""Artifact beside a tower: where it puts all products of the recipe."""
 FIGURES = "figures.json"
 """In the recipe's folder of parts: what the last run measured so far."""
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
@@ -226,11 +228,26 @@ def _groups(config: Config) -> NDArray[np.int64]:
 
 
 def product_vectors(trained: Config, whole: Config) -> Vectors:
-    """float32[N, d] of all products of `whole` by the tower that `trained` has."""
-    device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
-    tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
-    items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
-    return item_vectors(tower, items)
+    """float32[N, d] of all products of `whole` by the tower that `trained` has; kept beside it."""
+    work: dict[str, Any] = {
+        "kind": PLACED,
+        "version": 1,
+        "inputs": {
+            "item_tower": item_tower.manifest(trained.at(item_tower.KIND)).content_hash,
+            "tensors": dataset.read_manifest(whole.at("tensors"), TENSORS).content_hash,
+            "text_states": text_states_manifest(whole.at(TEXT_STATES)).content_hash,
+        },
+        "config": {},
+    }
+    file = trained.at(PLACED) / "vectors.npy"
+    if artifact.finished(file.parent, **work) is None:
+        device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
+        tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
+        items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
+        with artifact.write(file.parent, **work) as draft:
+            np.save(draft.path / file.name, item_vectors(tower, items), allow_pickle=False)
+    vectors: Vectors = np.load(file, allow_pickle=False)
+    return vectors
 
 
 def text_vectors(config: Config) -> Vectors:

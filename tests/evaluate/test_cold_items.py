@@ -18,11 +18,12 @@ from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cold_items import World
 from rec.models import text_encoder, user_tower
 from rec.models.item_inputs import ItemInputs, unit
+from rec.models.item_vectors import item_vectors
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
 from rec.train import behaviour, ddp, item, user
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
-from tests.item_tower import catalogue, encoders
+from tests.item_tower import catalogue, encoders, untrained
 from tests.train import test_copurchase as pairs
 from tests.train.in_process import data_in_process, in_process
 
@@ -228,7 +229,10 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
     hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
     hidden.check(seen, gone)
     again = dataset.read_manifest(seen.at("events"), INTERACTIONS)
-    hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_kept", "_events"):
+            patch.setattr(hidden, name, lambda *_: pytest.fail("what is there already is read again"))
+        hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
     assert dataset.read_manifest(seen.at("events"), INTERACTIONS) == again
     opened = histories.load(seen.root)
     assert opened.unknown == 0
@@ -236,6 +240,22 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
     hidden.write(tree, leaky, np.ones(24, bool), h, np.ones(len(h.items), bool))
     with pytest.raises(ArtifactError, match=r"rows of hidden products such as 'p\d+': remove"):
         hidden.check(leaky, gone)
+
+
+def test_vectors_are_kept_for_a_tower_and_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = catalogue.shop(tmp_path, 12)
+    untrained.write(tree, 0)
+    counted: list[int] = []
+    monkeypatch.setattr(cold_items, "item_vectors", lambda *given: counted.append(1) or item_vectors(*given))
+    first = cold_items.product_vectors(tree, tree)
+    np.testing.assert_array_equal(cold_items.product_vectors(tree, tree), first)
+    assert len(counted) == 1
+    untrained.write(tree, 1)
+    assert (cold_items.product_vectors(tree, tree) != first).any(), "another tower"
+    rows = dataset.read(tree.at("tensors"), TENSORS).to_pylist()
+    catalogue.put(tree, TENSORS, [{**row, "std_key": [], "std_id": []} for row in rows])
+    cold_items.product_vectors(tree, tree)
+    assert len(counted) == 3, "other inputs"
 
 
 @pytest.mark.slow
@@ -286,6 +306,7 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     assert trained.facts["rows"] == 54, "a tenth is hidden"
     with pytest.MonkeyPatch.context() as patch:  # a second run learns nothing anew
         patch.setattr(ddp, "fit", lambda *_, **__: pytest.fail("a tower is trained again"))
+        patch.setattr(cold_items, "item_vectors", lambda *_: pytest.fail("products are placed again"))
         again = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=False)
     assert again.items() <= figures.items()
     users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))
