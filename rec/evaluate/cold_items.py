@@ -243,7 +243,7 @@ def product_vectors(trained: Config, whole: Config) -> Vectors:
     if artifact.finished(file.parent, **work) is None:
         device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
         tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
-        items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
+        items = item_tower.inputs_of(tower.shape, whole.at("tensors"), whole.at(TEXT_STATES))
         with artifact.write(file.parent, **work) as draft:
             np.save(draft.path / file.name, item_vectors(tower, items), allow_pickle=False)
     vectors: Vectors = np.load(file, allow_pickle=False)

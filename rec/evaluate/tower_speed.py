@@ -190,7 +190,7 @@ def exporting(config: Config, trained: Config) -> Figures:
     inside = time.perf_counter() - started
     tower = item_tower.load(trained.at(item_tower.KIND))
     device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
-    items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=tower.shape.reads_ids)
+    items = item_tower.inputs_of(tower.shape, config.at("tensors"), config.at("text_states"))
     tower.to(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(trained.item_tower.train.cpus_per_worker)
