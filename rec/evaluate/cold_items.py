@@ -65,6 +65,8 @@ PLACED = "placed"
 """Artifact beside a tower: where it puts all products of the recipe."""
 FIGURES = "figures.json"
 """In the recipe's folder of parts: what the last run measured so far."""
+SPEED = "speed.json"
+"""The same of a run of speed alone, beside the other."""
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
 
 Floats = NDArray[np.float64]
@@ -89,27 +91,38 @@ class World:
     """Every user's last event."""
 
 
-def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
+def measure(config: Config, *, quick: bool, speed: bool, cold_too: bool = True) -> Figures:
     """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before.
 
-    `speed`: those of `rec.evaluate.tower_speed`, too. After each block those so far are in FIGURES.
+    `speed`: those of `rec.evaluate.tower_speed`, too; these alone where not `cold_too`. After each block those so far
+    are in FIGURES, in SPEED where there are no others.
     """
-    kept = config.at(hidden.FOLDER) / FIGURES
+    kept = config.at(hidden.FOLDER) / (FIGURES if cold_too else SPEED)
     kept.parent.mkdir(parents=True, exist_ok=True)
     figures: Figures = {}
-    for block, found in _blocks(config, quick=quick, speed=speed):
+    for block, found in _blocks(config, quick=quick, speed=speed, cold_too=cold_too):
         figures |= found
         artifact.write_json(kept, figures)
         log.info("%s: %s", block, json.dumps({name: each["value"] for name, each in found.items()}))
     return figures
 
 
-def _blocks(config: Config, *, quick: bool, speed: bool) -> Iterator[tuple[str, Figures]]:
+def _blocks(config: Config, *, quick: bool, speed: bool, cold_too: bool) -> Iterator[tuple[str, Figures]]:
     """Name and figures of each block, what the table of cold items needs first."""
     recipe = config.name.removesuffix("-quick")
     config = _shortened(config) if quick else config
     world = world_of(config)
     seen = seen_of(config, world)
+    if cold_too:
+        yield from _cold_blocks(recipe, config, world, seen)
+    if speed:
+        yield "training", tower_speed.training(config, quick=quick)
+        yield "encoding", tower_speed.encoding(config, quick=quick)
+        yield "exporting", tower_speed.exporting(config, _trained(seen, FULL, config.item_tower))
+
+
+def _cold_blocks(recipe: str, config: Config, world: World, seen: Config) -> Iterator[tuple[str, Figures]]:
+    """Blocks of what is told of products; towers are trained in the store of `seen`."""
     towers = cold_towers.arms(config.item_tower, lift=bool(world.answered[world.cases.targets].any()))
     trained: dict[str, Config] = {}
 
@@ -134,10 +147,6 @@ def _blocks(config: Config, *, quick: bool, speed: bool) -> Iterator[tuple[str, 
         yield "keys", alignment.measure(config, *(tower.at(item_tower.KIND) for tower in (trained[FULL], apart)))
     for name in [name for name in STARTS if name in towers]:
         yield "start", cold(f"cold.{recipe}", world, {FULL: vectors[FULL], name: placed(name)}, config)
-    if speed:
-        yield "training", tower_speed.training(config, quick=quick)
-        yield "encoding", tower_speed.encoding(config, quick=quick)
-        yield "exporting", tower_speed.exporting(config, trained[FULL])
 
 
 def _trained(seen: Config, name: str, options: ItemTower) -> Config:

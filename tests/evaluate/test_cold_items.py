@@ -183,17 +183,62 @@ def test_a_run_that_fails_late_leaves_the_figures_until_then(tmp_path: Path, mon
     assert kept == {"cold.x": figure(0.5, "ratio"), "noise.x": figure(0.25, "ratio")}
 
 
-@pytest.mark.parametrize(("alone", "asked"), [(False, ["hm", "beauty"]), (True, ["hm"])])
-def test_a_recipe_is_measured_with_beauty_or_alone(
-    alone: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+def test_speed_alone_needs_one_tower_and_leaves_the_other_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met: list[str] = []
+    tree = CONFIG.model_copy(update={"store": str(tmp_path)})
+    folder = tree.at(hidden.FOLDER)
+    folder.mkdir(parents=True)
+    (folder / cold_items.FIGURES).write_text("{}", encoding="utf-8")
+    asked: list[str] = []
+    for name in ("world_of", "seen_of"):
+        monkeypatch.setattr(cold_items, name, lambda *_: None)
+    monkeypatch.setattr(cold_items, "_cold_blocks", lambda *_: pytest.fail("cold items are measured"))
+    monkeypatch.setattr(cold_items, "_trained", lambda seen, name, options: asked.append(name))
+    for name in ("training", "encoding", "exporting"):
+        made = {f"{name}.x": figure(1.0, "ratio")}
+        monkeypatch.setattr(tower_speed, name, lambda *_, made=made, **__: made)
+    figures = cold_items.measure(tree, quick=False, speed=True, cold_too=False)
+    assert asked == [cold_towers.FULL]
+    assert json.loads((folder / cold_items.SPEED).read_text(encoding="utf-8")) == figures
+    assert list(figures) == ["training.x", "encoding.x", "exporting.x"]
+    assert (folder / cold_items.FIGURES).read_text(encoding="utf-8") == "{}"
+
+
+BOTH, COLD, SPEED = (
+    {"cold_too": True, "speed": True},
+    {"cold_too": True, "speed": False},
+    {"cold_too": False, "speed": True},
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told", "asked"),
+    [
+        ("hm", (), {"hm": BOTH, "beauty": COLD}),
+        ("hm", ("alone",), {"hm": BOTH}),
+        ("beauty", ("alone",), {"beauty": BOTH}),
+        ("beauty", (), {"beauty": BOTH}),
+        ("hm", ("no_speed",), {"hm": COLD, "beauty": COLD}),
+        ("hm", ("speed_only",), {"hm": SPEED}),
+    ],
+)
+def test_a_recipe_is_measured_with_beauty_or_alone(
+    recipe: str, told: tuple[str, ...], asked: dict[str, dict[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: dict[str, dict[str, bool]] = {}
+
+    def measure(config: Config, *, quick: bool, **parts: bool) -> Figures:
+        met[config.name] = parts
+        return {f"cold.{config.name}.x": figure(1.0, "ratio")}
+
     monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
     monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
-    monkeypatch.setattr(cold_items, "measure", lambda config, **_: met.append(config.name) or {})
-    options = argparse.Namespace(recipe="hm", overrides=[], quick=False, alone=alone)
-    assert benchmark.cold(options) == {}
+    monkeypatch.setattr(cold_items, "measure", measure)
+    flags = {name: name in told for name in ("alone", "no_speed", "speed_only")}
+    figures = benchmark.cold(argparse.Namespace(recipe=recipe, overrides=[], quick=False, **flags))
     assert met == asked
+    assert list(figures) == [f"cold.{name}.x" for name in asked]
 
 
 def test_whole_groups_are_hidden_by_seed() -> None:
