@@ -5,8 +5,10 @@ A tenth of the products, whole content groups, is hidden from SimCSE and from th
 
     neighbours.r10   of the products of other groups that users chose within WINDOW of all events of a hidden one, the
                      share among its 10 nearest products of other groups; of the at most 10 that can be there
+    neighbours.n     the hidden products that were chosen with others, of which that is the mean
     hr10             of the users whose last, held-out choice is a hidden product, the share who have it among the 10
                      nearest to the mean vector of their choices before; all products they did not have are ranked
+    hr.n             these users
 
 for the recipe's tower (`full`) and others (`rec.evaluate.cold_towers`), beside the mean states of the frozen text
 encoder as they are (`rawtext`) and centred, and random vectors. Intervals of the first are over content groups, whose
@@ -21,6 +23,7 @@ gives over that by choices, `full.minus.texts` the reverse where the recipe's is
                       answer and among such products only: the recipe's tower minus one whose tensors, in training and
                       here, lack these values. STD of answers and the vocabulary are in both
     re.all.lift.n10   the same of all RE, that of the shop and of rules included: minus a tower that reads none
+    re.n              these users
 
 A run that was killed goes on: what a tower of the same options learned is not learned again, nor is its placing of the
 products done again. The figures until then are in FIGURES, beside the towers, and in the log.
@@ -277,10 +280,10 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     users = np.flatnonzero(world.hidden[world.cases.targets])
     ranks = [next_ranks(made, world.cases, users) for made in vectors.values()]
     hits = np.stack([metrics.recall(found, K) for found in ranks], axis=1)
-    log.info("%d hidden products in pairs, %d users whose last choice is hidden", len(rows), len(users))
     names, options = list(vectors), config.evaluate
     _, cluster = np.unique(world.groups[rows], return_inverse=True)
-    figures = compared(
+    figures = {f"{prefix}.neighbours.n": figure(len(rows), "products"), f"{prefix}.hr.n": figure(len(users), "users")}
+    figures |= compared(
         f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours=FULL
     )
     return figures | compared(
@@ -298,7 +301,7 @@ def lift(world: World, full: Vectors, lessened: dict[str, Vectors], config: Conf
     labels += [(f"{LIFTS[name]}.lift.n{K}", "difference", 0.0) for name in lessened]
     values = np.stack([own, *others, *(own - other for other in others)], axis=1)
     found = means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed)
-    return {
+    return {"re.n": figure(len(users), "users")} | {
         label: figure(value, unit, bounds, goal)
         for (label, unit, goal), (value, bounds) in zip(labels, found, strict=True)
     }

@@ -77,6 +77,10 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
     spread = rng.standard_normal((N, 8)).astype(np.float32)
     figures = cold_items.cold("cold.x", made, {"full": two_shelves(), "random": spread}, CONFIG)
     assert figures["cold.x.full.hr10"]["value"] == 1.0
+    counts = {name: figures.pop(f"cold.x.{name}") for name in ("neighbours.n", "hr.n")}
+    hidden_ones = np.flatnonzero(made.hidden)
+    assert counts["neighbours.n"] == figure(len(hidden_ones), "products"), "all were chosen with others"
+    assert counts["hr.n"] == figure(int(np.isin(made.cases.targets, hidden_ones).sum()), "users")
     assert set(figures) == {
         f"cold.x.{system}.{measure}"
         for system in ("full", "random", "full.minus.random")
@@ -93,6 +97,7 @@ def test_the_lift_is_of_answered_products_only() -> None:
     alternating = two_shelves()[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]
     lessened = {cold_towers.NO_LLM_RE: two_shelves(), cold_towers.NO_RE: alternating}
     figures = cold_items.lift(made, two_shelves(), lessened, CONFIG)
+    assert figures["re.n"] == figure(2, "users"), "11 has no answer"
     assert figures["re.with.n10"]["value"] == figures["re.without.n10"]["value"] == 1.0
     assert figures["re.lift.n10"] == {"value": 0.0, "ci95": [0.0, 0.0], "goal": 0.0, "unit": "difference"}
     assert figures["re.all.without.n10"]["value"] < 1
