@@ -46,11 +46,11 @@ import argparse
 import json
 import logging
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, bundles, haproxy, pipeline, publish
+from rec import artifact, bundle, bundles, haproxy, pipeline, publish
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
@@ -129,8 +129,11 @@ def another(config: Config) -> str:
 
 
 def cold(options: argparse.Namespace) -> benchmark.Figures:
-    """Cold items of the recipe and, unless told otherwise, of Beauty, each with the options of the command line."""
-    figures: benchmark.Figures = {}
+    """Cold items of the recipe and, unless told otherwise, of Beauty, each with the options of the command line.
+
+    Raises Busy before any work where another job writes to the artifacts of one of them.
+    """
+    measured: dict[str, Config] = {}
     for recipe in dict.fromkeys((options.recipe, *([] if options.alone or options.speed_only else ["beauty"]))):
         chosen = load(recipe, options.overrides)
         if recipe != options.recipe and not amazon.lies_in(Path(chosen.source.folder)):
@@ -138,13 +141,19 @@ def cold(options: argparse.Namespace) -> benchmark.Figures:
             continue
         if options.quick:
             chosen = shortened(chosen).model_copy(update={"item_tower": chosen.item_tower})
-        prepare(chosen, "tensorize" if options.quick else "encode")
-        figures |= cold_items.measure(
-            chosen,
-            quick=options.quick,
-            cold_too=not options.speed_only,
-            speed=recipe == options.recipe and not options.no_speed,
-        )
+        measured[recipe] = chosen
+    figures: benchmark.Figures = {}
+    with ExitStack() as locks:
+        for root in dict.fromkeys(chosen.root for chosen in measured.values()):
+            locks.enter_context(artifact.alone(root))
+        for recipe, chosen in measured.items():
+            prepare(chosen, "tensorize" if options.quick else "encode")
+            figures |= cold_items.measure(
+                chosen,
+                quick=options.quick,
+                cold_too=not options.speed_only,
+                speed=recipe == options.recipe and not options.no_speed,
+            )
     return figures
 
 

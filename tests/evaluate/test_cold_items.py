@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import benchmark
-from rec import config, dataset, encode, histories
+from rec import artifact, config, dataset, encode, histories
 from rec.config import Config, ItemTower, UserTower, UserTrain
 from rec.errors import ArtifactError
 from rec.evaluate import cases, cold_and_warm, cold_items, cold_towers, hidden, tower_speed
@@ -229,7 +229,11 @@ BOTH, COLD, SPEED = (
     ],
 )
 def test_a_recipe_is_measured_with_beauty_or_alone(
-    recipe: str, told: tuple[str, ...], asked: dict[str, dict[str, bool]], monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    told: tuple[str, ...],
+    asked: dict[str, dict[str, bool]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     met: dict[str, dict[str, bool]] = {}
 
@@ -241,9 +245,25 @@ def test_a_recipe_is_measured_with_beauty_or_alone(
     monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
     monkeypatch.setattr(cold_items, "measure", measure)
     flags = {name: name in told for name in ("alone", "no_speed", "speed_only")}
-    figures = benchmark.cold(argparse.Namespace(recipe=recipe, overrides=[], quick=False, **flags))
+    figures = benchmark.cold(argparse.Namespace(recipe=recipe, overrides=[f"store={tmp_path}"], quick=False, **flags))
     assert met == asked
     assert list(figures) == [f"cold.{name}.x" for name in asked]
+
+
+@pytest.mark.parametrize("busy", ["hm", "beauty"])
+def test_nothing_is_measured_while_another_job_writes_to_one_of_the_recipes(
+    busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: pytest.fail(f"{config.name} is prepared"))
+    monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
+    options = argparse.Namespace(
+        recipe="hm", overrides=[f"store={tmp_path}"], quick=False, alone=False, no_speed=False, speed_only=False
+    )
+    with artifact.alone(tmp_path / busy), pytest.raises(artifact.Busy, match=f"is writing to {tmp_path / busy}: wait"):
+        benchmark.cold(options)
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
+    monkeypatch.setattr(cold_items, "measure", lambda config, **_: {config.name: figure(1.0, "ratio")})
+    assert list(benchmark.cold(options)) == ["hm", "beauty"], "the locks went with the run"
 
 
 def test_whole_groups_are_hidden_by_seed() -> None:
