@@ -13,9 +13,10 @@ enrichment   what the enrichment stage adds to the bare engine, how fast it is w
              stores, with H&M articles where they lie in source.folder
 item-tower   cold items: products hidden from all training, of the recipe and of Beauty (recipe beauty), by the recipe's
              tower, by towers of one input, raw text and random vectors; what RE, RE of answers alone and shared keys
-             add where a language model answered; marketing phrases in titles; Ray Train over a bare loop, the exports
-             over the bare models (not with --no-speed, nothing else with --speed-only); a run that was killed goes on
-             after its last tower, and its figures until then are in cold_items/figures.json of the recipe's store
+             add where a language model answered; marketing phrases in titles; the tower's other start; Ray Train over
+             a bare loop, the exports over the bare models (not with --no-speed, nothing else with --speed-only); a run
+             that was killed goes on after its last tower, and its figures until then are in cold_items/figures.json of
+             the recipe's folder, those of --speed-only in speed.json
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
