@@ -376,9 +376,11 @@ if __name__ == "__main__":
     arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
     timed = arguments.add_mutually_exclusive_group()
     timed.add_argument(
-        "--no-speed", action="store_true", help="item-tower: without Ray Train over a bare loop and the exports"
+        "--no-speed", action="store_true", help="item-tower: without the speeds of Ray Train and of the exports"
     )
-    timed.add_argument("--speed-only", action="store_true", help="item-tower: these alone, of the recipe alone")
+    timed.add_argument(
+        "--speed-only", action="store_true", help="item-tower: nothing but these speeds, of the recipe alone"
+    )
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
     arguments.add_argument(
         "--rate", type=float, default=50.0, help="drills: requests a second of the shop in one process (default 50)"
