@@ -13,8 +13,10 @@ enrichment   what the enrichment stage adds to the bare engine, how fast it is w
              stores, with H&M articles where they lie in source.folder
 item-tower   cold items: products hidden from all training, of the recipe and of Beauty (recipe beauty), by the recipe's
              tower, by towers of one input, raw text and random vectors; what RE, RE of answers alone and shared keys
-             add where a language model answered; marketing phrases in titles; Ray Train over a bare loop, the exports
-             over the bare models; a run that was killed goes on after its last tower
+             add where a language model answered; marketing phrases in titles; the tower's other start; Ray Train over
+             a bare loop, the exports over the bare models (not with --no-speed, nothing else with --speed-only); a run
+             that was killed goes on after its last tower, and its figures until then are in cold_items/figures.json of
+             the recipe's folder, those of --speed-only in speed.json
 rankers      both rerankers on what retrieval found, with several seeds: what the final list gains, what each group of
              fields and the weight transfer give, scoring and training beside deepctr-torch's own code
 serving      how fast the shop answers a recipe's shoppers, by one client and by many, and the same chain in one process
@@ -45,11 +47,11 @@ import argparse
 import json
 import logging
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from rec import bundle, bundles, haproxy, pipeline, publish
+from rec import artifact, bundle, bundles, haproxy, pipeline, publish
 from rec.cli import main, parser
 from rec.config import Config, load
 from rec.data import amazon
@@ -128,17 +130,31 @@ def another(config: Config) -> str:
 
 
 def cold(options: argparse.Namespace) -> benchmark.Figures:
-    """Cold items of the recipe and, unless told otherwise, of Beauty, each with the options of the command line."""
-    figures: benchmark.Figures = {}
-    for recipe in dict.fromkeys((options.recipe, *([] if options.alone else ["beauty"]))):
+    """Cold items of the recipe and, unless told otherwise, of Beauty, each with the options of the command line.
+
+    Raises Busy before any work where another job writes to the artifacts of one of them.
+    """
+    measured: dict[str, Config] = {}
+    for recipe in dict.fromkeys((options.recipe, *([] if options.alone or options.speed_only else ["beauty"]))):
         chosen = load(recipe, options.overrides)
         if recipe != options.recipe and not amazon.lies_in(Path(chosen.source.folder)):
             log.warning("Beauty's files lie not in source.folder %r: cold.beauty is left out", chosen.source.folder)
             continue
         if options.quick:
             chosen = shortened(chosen).model_copy(update={"item_tower": chosen.item_tower})
-        prepare(chosen, "tensorize" if options.quick else "encode")
-        figures |= cold_items.measure(chosen, quick=options.quick, speed=recipe == options.recipe)
+        measured[recipe] = chosen
+    figures: benchmark.Figures = {}
+    with ExitStack() as locks:
+        for root in dict.fromkeys(chosen.root for chosen in measured.values()):
+            locks.enter_context(artifact.alone(root))
+        for recipe, chosen in measured.items():
+            prepare(chosen, "tensorize" if options.quick else "encode")
+            figures |= cold_items.measure(
+                chosen,
+                quick=options.quick,
+                cold_too=not options.speed_only,
+                speed=recipe == options.recipe and not options.no_speed,
+            )
     return figures
 
 
@@ -358,6 +374,13 @@ if __name__ == "__main__":
         "--stores", metavar="FOLDER", help="scale: only ask the stores of each size in FOLDER, and build nothing"
     )
     arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
+    timed = arguments.add_mutually_exclusive_group()
+    timed.add_argument(
+        "--no-speed", action="store_true", help="item-tower: without the speeds of Ray Train and of the exports"
+    )
+    timed.add_argument(
+        "--speed-only", action="store_true", help="item-tower: nothing but these speeds, of the recipe alone"
+    )
     arguments.add_argument("--minutes", type=float, default=10.0, help="drills: length of the steady load (default 10)")
     arguments.add_argument(
         "--rate", type=float, default=50.0, help="drills: requests a second of the shop in one process (default 50)"

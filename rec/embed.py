@@ -46,7 +46,7 @@ class Embed:
     def __init__(self, tower: Path, vocabulary: Path, tensors: Path, text_states: Path, train: Train) -> None:
         torch.set_num_threads(train.cpus_per_worker)
         device = torch.device("cuda" if train.use_gpu else "cpu")
-        self._items = ItemInputs.load(tensors, text_states, ids=item_tower.read_shape(tower).reads_ids)
+        self._items = item_tower.inputs_of(item_tower.read_shape(tower), tensors, text_states)
         self._tower = _tower(tower, vocabulary, self._items).to(device)
 
     def __call__(self, asked: pa.Table) -> pa.Table:

@@ -34,8 +34,7 @@ Floats = NDArray[np.float64]
 def measure(config: Config, shared: Path, apart: Path) -> Figures:
     """Both measures of the towers at `shared` and at `apart`, and the differences (goal 0)."""
     towers = {"shared": item_tower.load(shared), "apart": item_tower.load(apart)}
-    ids = towers["shared"].shape.reads_ids
-    items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=ids)
+    items = item_tower.inputs_of(towers["shared"].shape, config.at("tensors"), config.at("text_states"))
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(items))[:SAMPLE])
     taken = np.stack([own_key(tower, items, rows) for tower in towers.values()], axis=2)  # [rows, MEASURES, towers]
     chosen = ~np.isnan(taken).any(axis=(1, 2))

@@ -5,27 +5,33 @@ A tenth of the products, whole content groups, is hidden from SimCSE and from th
 
     neighbours.r10   of the products of other groups that users chose within WINDOW of all events of a hidden one, the
                      share among its 10 nearest products of other groups; of the at most 10 that can be there
+    neighbours.n     the hidden products that were chosen with others, of which that is the mean
     hr10             of the users whose last, held-out choice is a hidden product, the share who have it among the 10
                      nearest to the mean vector of their choices before; all products they did not have are ranked
+    hr.n             these users
 
-for the recipe's tower (`full`), the same without its behaviour stage where it has one (`simcse`), and towers of one
-input alone, beside the mean states of the frozen text encoder as they are (`rawtext`) and centred, and random vectors.
-Intervals of the first are over content groups, whose products share their text, those of the second over users;
-differences are paired.
+for the recipe's tower (`full`) and others (`rec.evaluate.cold_towers`), beside the mean states of the frozen text
+encoder as they are (`rawtext`) and centred, and random vectors. Intervals of the first are over content groups, whose
+products share their text, those of the second over users; differences are paired.
 
 `rec.evaluate.noise` says how far marketing phrases in titles move products. Where a language model answered, three more
 towers are trained: without the RE of its answers, without any RE, and without what keys share
-(`rec.evaluate.alignment`).
+(`rec.evaluate.alignment`). Last comes the tower with the other start: `full.minus.choices` is what the start by texts
+gives over that by choices, `full.minus.texts` the reverse where the recipe's is by choices.
 
     re.lift.n10       what RE of answers adds to NDCG@10 of the second ranking, for all users whose last choice has an
                       answer and among such products only: the recipe's tower minus one whose tensors, in training and
                       here, lack these values. STD of answers and the vocabulary are in both
     re.all.lift.n10   the same of all RE, that of the shop and of rules included: minus a tower that reads none
+    re.n              these users
 
-A run that was killed goes on: what a tower of the same options learned is not learned again.
+A run that was killed goes on: what a tower of the same options learned is not learned again, nor is its placing of the
+products done again. The figures until then are in FIGURES, beside the towers, and in the log.
 """
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +44,15 @@ from numpy.typing import NDArray
 from rec import artifact, dataset, encode, histories
 from rec.config import Config, ItemTower
 from rec.enrich.answers import LLM, TAGGER
-from rec.evaluate import alignment, hidden, metrics, noise, tower_speed
+from rec.evaluate import alignment, cold_towers, hidden, metrics, noise, tower_speed
 from rec.evaluate import cases as test_cases
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cases import Cases
+from rec.evaluate.cold_towers import APART, FULL, LIFTS, NO_LLM_RE, STARTS, TABLE, TITLE
 from rec.evaluate.paired import compared, means
 from rec.histories import Histories
 from rec.models import item_tower
-from rec.models.item_inputs import TEXT_STATES, ItemInputs, unit
+from rec.models.item_inputs import TEXT_STATES, ItemInputs, text_states_manifest, unit
 from rec.models.item_vectors import item_vectors
 from rec.retrieval import search
 from rec.schema import ATTRIBUTES, ENRICHED, PRODUCTS, TENSORS
@@ -56,11 +63,14 @@ from rec.vocab import tensorize
 SHARE = 0.1
 """Of the products that are hidden."""
 K, WINDOW = 10, 5
-NOISED = ("full", "title")
+NOISED = (FULL, TITLE)
+PLACED = "placed"
+"""Artifact beside a tower: where it puts all products of the recipe."""
+FIGURES = "figures.json"
+"""In the recipe's folder of parts: what the last run measured so far."""
+SPEED = "speed.json"
+"""The same of a run of speed alone, beside the other."""
 QUICK_PRODUCTS, QUICK_EPOCHS, QUICK_BATCH = 3_000, 3, 128
-NO_LLM_RE, NO_RE, APART = "no-llm-re", "no-re", "apart"
-LIFTS = {NO_LLM_RE: "re", NO_RE: "re.all"}
-"""Towers that lack RE, and the name of what the recipe's has more."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -84,46 +94,79 @@ class World:
     """Every user's last event."""
 
 
-def measure(config: Config, *, quick: bool, speed: bool) -> Figures:
+def measure(config: Config, *, quick: bool, speed: bool, cold_too: bool = True) -> Figures:
     """Figures of a recipe that went through tensorize and encode; `quick`: of some products, without encode before.
 
-    `speed`: those of `rec.evaluate.tower_speed`, too.
+    `speed`: those of `rec.evaluate.tower_speed`, too; these alone where not `cold_too`. After each block those so far
+    are in FIGURES, in SPEED where there are no others.
     """
-    prefix = f"cold.{config.name.removesuffix('-quick')}"
+    kept = config.at(hidden.FOLDER) / (FIGURES if cold_too else SPEED)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    figures: Figures = {}
+    for block, found in _blocks(config, quick=quick, speed=speed, cold_too=cold_too):
+        figures |= found
+        artifact.write_json(kept, figures)
+        log.info("%s: %s", block, json.dumps({name: each["value"] for name, each in found.items()}))
+    return figures
+
+
+def _blocks(config: Config, *, quick: bool, speed: bool, cold_too: bool) -> Iterator[tuple[str, Figures]]:
+    """Name and figures of each block, what the table of cold items needs first."""
+    recipe = config.name.removesuffix("-quick")
     config = _shortened(config) if quick else config
     world = world_of(config)
     seen = seen_of(config, world)
-    vectors, towers = {}, {}
-    for name, options in _towers(config.item_tower, lift=bool(world.answered[world.cases.targets].any())).items():
+    if cold_too:
+        yield from _cold_blocks(recipe, config, world, seen)
+    if speed:
+        yield "training", tower_speed.training(config, quick=quick)
+        yield "encoding", tower_speed.encoding(config, quick=quick)
+        yield "exporting", tower_speed.exporting(config, _trained(seen, FULL, config.item_tower))
+
+
+def _cold_blocks(recipe: str, config: Config, world: World, seen: Config) -> Iterator[tuple[str, Figures]]:
+    """Blocks of what is told of products; towers are trained in the store of `seen`."""
+    towers = cold_towers.arms(config.item_tower, lift=bool(world.answered[world.cases.targets].any()))
+    trained: dict[str, Config] = {}
+
+    def placed(name: str) -> Vectors:
+        """Of all products, by the tower `name`, which is trained for that."""
         whole, part = config, seen
         if name == NO_LLM_RE:
             whole = without_answers(config)
             part = seen_of(whole, world)
-        trained = part.model_copy(update={"name": name, "item_tower": options})
-        for made in hidden.DATASETS:
-            hidden.link(part, trained, made)
-        log.info("tower %s", name)
-        item.run(trained)
-        towers[name], vectors[name] = trained, product_vectors(trained, whole)
-    text = text_vectors(config)
-    vectors["rawtext"] = text
-    vectors["centred"] = unit(text - text.mean(0))
-    drawn = np.random.default_rng(config.seed).standard_normal((len(text), config.item_tower.width))
-    vectors["random"] = unit(drawn.astype(np.float32))
-    lessened = {name: vectors.pop(name) for name in LIFTS if name in vectors}
-    vectors.pop(APART, None)
-    figures = cold(prefix, world, vectors, config)
-    figures |= noise.measure(
-        f"noise.{prefix.removeprefix('cold.')}", config, {n: towers[n] for n in NOISED if n in towers}, vectors
-    )
+        trained[name] = _trained(part, name, towers[name])
+        return product_vectors(trained[name], whole)
+
+    vectors = {name: placed(name) for name in TABLE if name in towers} | _untrained(config)
+    yield "cold", cold(f"cold.{recipe}", world, vectors, config)
+    noised = {name: trained[name] for name in NOISED if name in trained}
+    yield "noise", noise.measure(f"noise.{recipe}", config, noised, vectors)
+    lessened = {name: placed(name) for name in LIFTS if name in towers}
     if lessened:
-        figures |= lift(world, vectors["full"], lessened, config)
+        yield "lift", lift(world, vectors[FULL], lessened, config)
     if APART in towers:
-        figures |= alignment.measure(config, *(towers[name].at(item_tower.KIND) for name in ("full", APART)))
-    if speed:
-        figures |= tower_speed.training(config, quick=quick) | tower_speed.encoding(config, quick=quick)
-        figures |= tower_speed.exporting(config, towers["full"])
-    return figures
+        apart = _trained(seen, APART, towers[APART])
+        yield "keys", alignment.measure(config, *(tower.at(item_tower.KIND) for tower in (trained[FULL], apart)))
+    for name in [name for name in STARTS if name in towers]:
+        yield "start", cold(f"cold.{recipe}", world, {FULL: vectors[FULL], name: placed(name)}, config)
+
+
+def _trained(seen: Config, name: str, options: ItemTower) -> Config:
+    """The store of the tower `name`, trained on that of `seen`; what it learned before is not learned again."""
+    trained = seen.model_copy(update={"name": name, "item_tower": options})
+    for made in hidden.DATASETS:
+        hidden.link(seen, trained, made)
+    log.info("tower %s", name)
+    item.run(trained)
+    return trained
+
+
+def _untrained(config: Config) -> dict[str, Vectors]:
+    """Vectors of all products that no tower made."""
+    text = text_vectors(config)
+    drawn = np.random.default_rng(config.seed).standard_normal((len(text), config.item_tower.width))
+    return {"rawtext": text, "centred": unit(text - text.mean(0)), "random": unit(drawn.astype(np.float32))}
 
 
 def seen_of(config: Config, world: World) -> Config:
@@ -178,23 +221,6 @@ def _shortened(config: Config) -> Config:
     return part
 
 
-def _towers(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
-    """The towers to train, by name."""
-    plain = options.behaviour.model_copy(update={"epochs": 0})
-    towers = {"full": options, "simcse": options.model_copy(update={"behaviour": plain})}
-    if not options.behaviour.epochs:
-        del towers["simcse"]
-    inputs: dict[str, list[str]] = {"std": ["std"], "re": ["re"], "title": ["title"]}
-    if lift and "re" in options.inputs:
-        towers[NO_LLM_RE] = options
-        if len(options.inputs) > 1:
-            inputs[NO_RE] = [name for name in options.inputs if name != "re"]
-    towers |= {name: options.model_copy(update={"inputs": some}) for name, some in inputs.items()}
-    if lift and {"std", "re"} <= {*options.inputs}:
-        towers[APART] = options.model_copy(update={"shared_keys": False})
-    return towers
-
-
 def world_of(config: Config) -> World:
     """The products of a recipe that went through tensorize, a tenth of them drawn to be hidden."""
     h, groups = histories.load(config.root), _groups(config)
@@ -214,11 +240,26 @@ def _groups(config: Config) -> NDArray[np.int64]:
 
 
 def product_vectors(trained: Config, whole: Config) -> Vectors:
-    """float32[N, d] of all products of `whole` by the tower that `trained` has."""
-    device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
-    tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
-    items = ItemInputs.load(whole.at("tensors"), whole.at("text_states"), ids=tower.shape.reads_ids)
-    return item_vectors(tower, items)
+    """float32[N, d] of all products of `whole` by the tower that `trained` has; kept beside it."""
+    work: dict[str, Any] = {
+        "kind": PLACED,
+        "version": 1,
+        "inputs": {
+            "item_tower": item_tower.manifest(trained.at(item_tower.KIND)).content_hash,
+            "tensors": dataset.read_manifest(whole.at("tensors"), TENSORS).content_hash,
+            "text_states": text_states_manifest(whole.at(TEXT_STATES)).content_hash,
+        },
+        "config": {},
+    }
+    file = trained.at(PLACED) / "vectors.npy"
+    if artifact.finished(file.parent, **work) is None:
+        device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
+        tower = item_tower.load(trained.at(item_tower.KIND)).to(device)
+        items = item_tower.inputs_of(tower.shape, whole.at("tensors"), whole.at(TEXT_STATES))
+        with artifact.write(file.parent, **work) as draft:
+            np.save(draft.path / file.name, item_vectors(tower, items), allow_pickle=False)
+    vectors: Vectors = np.load(file, allow_pickle=False)
+    return vectors
 
 
 def text_vectors(config: Config) -> Vectors:
@@ -239,14 +280,14 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     users = np.flatnonzero(world.hidden[world.cases.targets])
     ranks = [next_ranks(made, world.cases, users) for made in vectors.values()]
     hits = np.stack([metrics.recall(found, K) for found in ranks], axis=1)
-    log.info("%d hidden products in pairs, %d users whose last choice is hidden", len(rows), len(users))
     names, options = list(vectors), config.evaluate
     _, cluster = np.unique(world.groups[rows], return_inverse=True)
-    figures = compared(
-        f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours="full"
+    figures = {f"{prefix}.neighbours.n": figure(len(rows), "products"), f"{prefix}.hr.n": figure(len(users), "users")}
+    figures |= compared(
+        f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours=FULL
     )
     return figures | compared(
-        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours="full"
+        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours=FULL
     )
 
 
@@ -260,7 +301,7 @@ def lift(world: World, full: Vectors, lessened: dict[str, Vectors], config: Conf
     labels += [(f"{LIFTS[name]}.lift.n{K}", "difference", 0.0) for name in lessened]
     values = np.stack([own, *others, *(own - other for other in others)], axis=1)
     found = means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed)
-    return {
+    return {"re.n": figure(len(users), "users")} | {
         label: figure(value, unit, bounds, goal)
         for (label, unit, goal), (value, bounds) in zip(labels, found, strict=True)
     }

@@ -6,6 +6,8 @@ of the whole recipe.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -79,10 +81,11 @@ def write(config: Config, target: Config, kept: Bools, h: Histories, events: Boo
         if kept.all():
             link(config, target, name)
             continue
-        rows = dataset.read(config.at(name), contract).filter(pa.array(kept))
+        rows = partial(_kept, config.at(name), contract, kept)
         _write(target.at(name), contract, rows, dataset.read_manifest(config.at(name), contract), kept)
     source = dataset.read_manifest(config.at("events"), INTERACTIONS)
-    _write(target.at("events"), INTERACTIONS, _events(config, h, events), source, np.concatenate([kept, events]))
+    rows = partial(_events, config, h, events)
+    _write(target.at("events"), INTERACTIONS, rows, source, np.concatenate([kept, events]))
     if artifact.peek(config.at(TEXT_STATES)) is not None:
         if kept.all():
             link(config, target, TEXT_STATES)
@@ -110,6 +113,11 @@ def link(config: Config, target: Config, name: str) -> None:
         target.at(name).symlink_to(os.path.relpath(config.at(name), target.root), target_is_directory=True)
 
 
+def _kept(folder: Path, contract: Contract, kept: Bools) -> pa.Table:
+    """The rows of a dataset that `kept` says."""
+    return dataset.read(folder, contract).filter(pa.array(kept))
+
+
 def _events(config: Config, h: Histories, chosen: Bools) -> pa.Table:
     """Rows of the events dataset; values, sizes and fits, which no stage but the fit head's reads, are left out."""
     ids = dataset.read(config.at("products"), PRODUCTS, ["product_id"])["product_id"]
@@ -135,10 +143,11 @@ def _work(source: Manifest, kept: Bools) -> dict[str, Any]:
     return {"inputs": {"whole": source.content_hash}, "config": {**source.config, "kept": digest}}
 
 
-def _write(target: Path, contract: Contract, rows: pa.Table, source: Manifest, kept: Bools) -> None:
+def _write(target: Path, contract: Contract, rows: Callable[[], pa.Table], source: Manifest, kept: Bools) -> None:
+    """Write what `rows` makes, which is not asked where `target` is there."""
     work = _work(source, kept)
     if artifact.finished(target, kind=contract.kind, version=contract.version, **work) is None:
-        dataset.write(target, contract, [rows], **work)
+        dataset.write(target, contract, [rows()], **work)
 
 
 def _write_states(whole: Path, target: Config, kept: Bools) -> None:

@@ -63,7 +63,7 @@ def measure(prefix: str, config: Config, towers: Mapping[str, Config], vectors: 
     if config.item_tower.layers_above_states:
         below = text_encoder.load(config.text, config.item_tower.layers_above_states)
         states = below.token_states(ids, config.text.batch_size)
-    items = _items(config, None)
+    items = ItemInputs.load(config.at("tensors"), config.at("text_states"))
     _, cluster = np.unique(items.groups[rows], return_inverse=True)
     moved = {"rawtext": items.retold(rows, ids, final).text_vectors()}
     moved |= {name: _placed(tower, config, rows, ids, states) for name, tower in towers.items()}
@@ -94,19 +94,13 @@ def _told(config: Config, tokenizer: TextTokenizer) -> Iterator[tuple[int, str]]
                 yield row, joined(product[field] for field in fields)
 
 
-def _items(config: Config, tower: item_tower.ItemTower | None) -> ItemInputs:
-    return ItemInputs.load(
-        config.at("tensors"), config.at("text_states"), ids=tower is not None and tower.shape.reads_ids
-    )
-
-
 def _placed(
     trained: Config, whole: Config, rows: NDArray[np.int64], ids: list[list[int]], states: list[NDArray[np.float16]]
 ) -> Vectors:
     """float32[len(rows), d] of the products with their new texts by the tower that `trained` has."""
     tower = item_tower.load(trained.at(item_tower.KIND))
-    items = _items(whole, tower).retold(rows, ids, states)
-    return item_vectors(tower, items)
+    items = item_tower.inputs_of(tower.shape, whole.at("tensors"), whole.at("text_states"))
+    return item_vectors(tower, items.retold(rows, ids, states))
 
 
 def _overlap(vectors: Vectors, moved: Vectors, rows: NDArray[np.int64]) -> NDArray[np.float64]:

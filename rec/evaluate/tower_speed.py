@@ -1,11 +1,18 @@
 """What Ray adds to the item tower's work: Ray Train over a torch loop, the loader's share, exports over bare models.
 
-train.over.torch      products/s of `rec.train.item.train` on one Ray Train worker over those of a bare loop of the
-                      same steps in this process, medians of ROUNDS runs in turn
-train.busy            share of the time of Ray's run that is not spent on waiting for batches. On a GPU, which works on
-                      while the process waits, no less than that
+train.products_per_s  `rec.train.item.train` on one Ray Train worker, median of ROUNDS runs, each followed by one of a
+                      bare loop of the same steps in this process
+train.over.torch      products/s of a round's run over those of its bare loop, median of the rounds; its interval is the
+                      least and the greatest of them, not one of confidence
+train.busy            how much of the processors that the worker has does work: CPU time of its process over the time of
+                      the run times their number, batches made there and threads that spin for others included. It is
+                      low where one thread works and the others wait. On a GPU 1 - train.batches, for what the GPU does
+                      meanwhile is not seen from here
+train.batches         share of the run's time until a batch was there: on a CPU, where the step has all the threads, it
+                      is made in that time, on a GPU it is waited for
 train.step            share of that time within steps: forward, backward and update
 train.around          share of that time around all steps: optimizer, order, and the checkpoint with its report
+train.limit.NAME      the greatest of the three, batches, step or around: what limits
 encode.products_per_s the stage encode on the first ENCODED products, each distinct text once, from an empty store
 encode.over.encoder   over the bare text encoder on the same batches
 embed.products_per_s  the stage embed on all products, from an empty store
@@ -21,9 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rec import dataset, embed, encode, histories, runtime
-from rec.config import Config
+from rec.config import Config, Train
 from rec.config import ItemTower as Options
 from rec.evaluate import hidden
 from rec.evaluate.benchmark import Figures, figure
@@ -40,6 +48,9 @@ ENCODED = 40_000
 ROUNDS, QUICK_ROUNDS = 5, 1
 TRAIN_GOAL, BUSY_GOAL = 0.98, 0.95
 SECONDS = "seconds.json"
+"""Of a run: in all, until batches were there, within steps, and of CPU time."""
+
+Floats = NDArray[np.float64]
 
 
 class Watched:
@@ -86,16 +97,29 @@ def training(config: Config, *, quick: bool) -> Figures:
         inside.append(json.loads((folder / SECONDS).read_text(encoding="utf-8")))
         bare.append(_bare(work))
     shutil.rmtree(folder)
-    spent = np.array(inside)  # float64[rounds, 3]: in all, waiting, within steps
-    seconds = float(np.median(spent[:, 0]))
-    waited, stepped = np.median(spent[:, 1:] / spent[:, :1], axis=0).tolist()
-    around = float(np.median(1 - spent[:, 1:].sum(axis=1) / spent[:, 0]))
+    return profile(int(kept.sum()), np.array(inside), np.array(bare), once)
+
+
+def profile(products: int, inside: Floats, bare: Floats, train: Train) -> Figures:
+    """`train.*` of rounds on so many products: seconds of Ray's runs, float64[R, 4] as in SECONDS, and of bare loops'.
+
+    `bare` is float64[R].
+    """
+    seconds = inside[:, 0]
+    ratios = bare / seconds
+    shares = {"batches": inside[:, 1] / seconds, "step": inside[:, 2] / seconds}
+    shares["around"] = 1 - shares["batches"] - shares["step"]
+    medians = {name: round(float(np.median(each)), 4) for name, each in shares.items()}
+    works = inside[:, 3] / (seconds * train.cpus_per_worker)
+    busy = 1 - medians["batches"] if train.use_gpu else float(np.median(works))
+    limit = max(medians, key=lambda name: medians[name])
+    spread = [round(float(ratios.min()), 4), round(float(ratios.max()), 4)]
     return {
-        "train.products_per_s": figure(round(float(kept.sum()) / seconds, 1), "products/s"),
-        "train.over.torch": figure(round(float(np.median(bare)) / seconds, 4), "times", goal=TRAIN_GOAL),
-        "train.busy": figure(round(1 - waited, 4), "ratio", goal=BUSY_GOAL),
-        "train.step": figure(round(stepped, 4), "ratio"),
-        "train.around": figure(round(around, 4), "ratio"),
+        "train.products_per_s": figure(round(products / float(np.median(seconds)), 1), "products/s"),
+        "train.over.torch": figure(round(float(np.median(ratios)), 4), "times", spread, TRAIN_GOAL),
+        "train.busy": figure(round(busy, 4), "ratio", goal=BUSY_GOAL),
+        **{f"train.{name}": figure(share, "ratio") for name, share in medians.items()},
+        f"train.limit.{limit}": figure(medians[limit], "ratio"),
     }
 
 
@@ -104,9 +128,9 @@ def timed(config: dict[str, Any]) -> None:
     tower, items, options = item.drawn(config)
     categories = items.first_std(config["category"])
     _warm(tower, items, options)
-    watched, started = Watched(), time.perf_counter()
+    watched, started, worked = Watched(), time.perf_counter(), time.process_time()
     item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None, watched)
-    spent = [time.perf_counter() - started, watched.waited, watched.stepped]
+    spent = [time.perf_counter() - started, watched.waited, watched.stepped, time.process_time() - worked]
     (Path(config["inputs"]) / SECONDS).write_text(json.dumps(spent), encoding="utf-8")
 
 
@@ -190,7 +214,7 @@ def exporting(config: Config, trained: Config) -> Figures:
     inside = time.perf_counter() - started
     tower = item_tower.load(trained.at(item_tower.KIND))
     device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
-    items = ItemInputs.load(config.at("tensors"), config.at("text_states"), ids=tower.shape.reads_ids)
+    items = item_tower.inputs_of(tower.shape, config.at("tensors"), config.at("text_states"))
     tower.to(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(trained.item_tower.train.cpus_per_worker)

@@ -1,7 +1,7 @@
 """Inputs of the item tower: ragged arrays of all items in memory, padded batches of some.
 
 The text states stay on disk (memory-mapped, shared by all processes of a machine) and are read per batch. A tower
-that holds the whole text encoder gets token ids instead.
+that holds the whole text encoder gets token ids instead, one that reads no titles no states.
 """
 
 from collections.abc import Sequence
@@ -79,8 +79,8 @@ class ItemBatch:
     std_id: torch.Tensor  # int64[B, S]
     re_key: torch.Tensor  # int64[B, R]
     re_id: torch.Tensor  # int64[B, R]
-    title: torch.Tensor  # float32[P, T, text_width] states, or int64[P, T] token ids
-    title_mask: torch.Tensor  # bool[B, T], True where there is a token
+    title: torch.Tensor  # float32[P, T, text_width] states, or int64[P, T] token ids; [P, 0, text_width]: not read
+    title_mask: torch.Tensor  # bool[B, T], True where there is a token, also where it is not read
     title_count: int | None = None
     """Tokens that go through layers of the text encoder, on a GPU, which need not be asked then."""
 
@@ -175,8 +175,12 @@ class ItemInputs:
         state_offsets: IntArray,
         states: NDArray[np.float16],
         title_id: Ragged | None = None,
+        titles: bool = True,
     ) -> None:
-        """With `title_id`, a batch has these token ids for a title, and its states only make rows of RE tokens."""
+        """With `title_id`, a batch has these token ids for a title, and its states only make rows of RE tokens.
+
+        Without `titles`, a batch has no states either: for a tower that does not read them.
+        """
         self.groups = groups
         """int64[N]: content group; items of one group are never each other's negatives."""
         self.text_width: int = states.shape[1]
@@ -185,10 +189,14 @@ class ItemInputs:
         self._state_offsets = state_offsets
         self._states = states
         self._title_id = title_id
+        self._titles = titles
 
     @classmethod
-    def load(cls, tensors: Path, text_states: Path, *, ids: bool = False) -> "ItemInputs":
-        """Read the tensors dataset, token ids of titles if `ids`, and memory-map the text states."""
+    def load(cls, tensors: Path, text_states: Path, *, ids: bool = False, titles: bool = True) -> "ItemInputs":
+        """Read the tensors dataset, token ids of titles if `ids`, and memory-map the text states.
+
+        Without `titles` they are in no batch. What a tower reads is `rec.models.item_tower.inputs_of`.
+        """
         text_states_manifest(text_states)
         columns = ["group", "std_key", "std_id", "re_key", "re_id", *(["title_id"] if ids else [])]
         table = dataset.read(tensors, TENSORS, columns)
@@ -202,6 +210,7 @@ class ItemInputs:
             state_offsets=np.load(text_states / "offsets.npy", allow_pickle=False),
             states=np.load(text_states / "states.npy", mmap_mode="r", allow_pickle=False),
             title_id=Ragged.of(table["title_id"]) if ids else None,
+            titles=titles,
         )
 
     def __len__(self) -> int:
@@ -225,8 +234,10 @@ class ItemInputs:
             ids = torch.from_numpy(self._title_id.padded(rows))  # int64[P, T]
             return ItemBatch(std_key, std_id, re_key, re_id, ids, torch.from_numpy(mask))
         where, mask = positions(self._state_offsets, self._text_of_item[rows])
-        title = torch.zeros((*mask.shape, self.text_width))
         title_mask = torch.from_numpy(mask)
+        if not self._titles:
+            return ItemBatch(std_key, std_id, re_key, re_id, torch.zeros((len(rows), 0, self.text_width)), title_mask)
+        title = torch.zeros((*mask.shape, self.text_width))
         title[title_mask] = torch.from_numpy(self._states[where]).float()
         return ItemBatch(std_key, std_id, re_key, re_id, title, title_mask)
 
@@ -245,6 +256,7 @@ class ItemInputs:
             state_offsets=np.cumsum([0, *map(len, states)], dtype=np.int64),
             states=np.concatenate([np.empty((0, self.text_width), np.float16), *states]),
             title_id=None if self._title_id is None else Ragged.from_lists(ids),
+            titles=self._titles,
         )
 
     def texts_of_tokens(self, num_tokens: int) -> tuple[NDArray[np.float32], IntArray]:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rec import artifact, weights
-from rec.models.item_inputs import ItemBatch
+from rec.models.item_inputs import ItemBatch, ItemInputs
 from rec.models.text_layers import TextLayers, TextShape
 
 KIND = "item_tower"
@@ -73,6 +73,11 @@ class Shape:
     def reads_ids(self) -> bool:
         """Whether titles come as token ids, not as states."""
         return self.text is not None and self.text.whole
+
+    @property
+    def reads_titles(self) -> bool:
+        """Whether titles are in use at all."""
+        return "title" in self.inputs
 
 
 class Attention(nn.Module):
@@ -190,9 +195,9 @@ class ItemTower(nn.Module):
         self.key_table.requires_grad_("std" in used or ("re" in used and self.re_key_table is None))
         if self.re_key_table is not None:
             self.re_key_table.requires_grad_("re" in used)
-        self.title.requires_grad_("title" in used)
+        self.title.requires_grad_(self.shape.reads_titles)
         if self.text is not None:
-            self.text.requires_grad_("title" in used)
+            self.text.requires_grad_(self.shape.reads_titles)
 
     def forward(self, batch: ItemBatch) -> torch.Tensor:
         """Unit vectors float32[B, d]."""
@@ -234,7 +239,7 @@ class ItemTower(nn.Module):
             parts.append(rows + keys(batch.re_key))
             masks.append(present)
             said = said + present_mean(rows, present)
-        if "title" in self.shape.inputs:
+        if self.shape.reads_titles:
             states = self._titles(batch)
             parts.append(states)
             masks.append(batch.title_mask)
@@ -285,6 +290,11 @@ def read_shape(folder: Path) -> Shape:
     values: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     text = TextShape(**values["text"]) if "text" in values else None
     return Shape(**{**values, "inputs": tuple(values["inputs"]), "text": text})
+
+
+def inputs_of(shape: Shape, tensors: Path, text_states: Path) -> ItemInputs:
+    """All items of a catalogue, with what a tower of this shape reads of their titles."""
+    return ItemInputs.load(tensors, text_states, ids=shape.reads_ids, titles=shape.reads_titles)
 
 
 def restore(folder: Path) -> ItemTower:

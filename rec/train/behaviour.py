@@ -13,7 +13,7 @@ import torch
 
 from rec.config import ItemTower as Options
 from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
-from rec.models.item_tower import ItemTower, Shape
+from rec.models.item_tower import ItemTower, Shape, inputs_of
 from rec.models.pair_loss import Partners, pair_loss
 from rec.train import ahead, contrast, copurchase, ddp, schedule
 from rec.train.copurchase import Pairs
@@ -30,7 +30,7 @@ def loop(config: dict[str, Any]) -> None:
     options = Options.model_validate(config["options"])
     shape: Shape = config["shape"]
     tensors = Path(config["tensors"])
-    items = ItemInputs.load(tensors, Path(config["text_states"]), ids=shape.reads_ids)
+    items = inputs_of(shape, tensors, Path(config["text_states"]))
     tower = ItemTower(shape)
     ddp.load_checkpoint(Path(config["start"]), tower)
     if options.compile:

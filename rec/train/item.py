@@ -25,7 +25,7 @@ from rec.errors import ConfigError
 from rec.models import text_encoder
 from rec.models.encoder_files import ENCODER_FILES
 from rec.models.item_inputs import TEXT_STATES, IntArray, ItemInputs, check_texts, text_states_manifest
-from rec.models.item_tower import KIND, VERSION, ItemTower, Shape
+from rec.models.item_tower import KIND, VERSION, ItemTower, Shape, inputs_of
 from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
@@ -202,7 +202,7 @@ def drawn(config: dict[str, Any]) -> tuple[ItemTower, ItemInputs, Options]:
     """The tower as it is drawn, what it is trained on, and how, of the inputs of `loop`."""
     options = Options.model_validate(config["options"])
     shape: Shape = config["shape"]
-    items = ItemInputs.load(Path(config["tensors"]), Path(config["text_states"]), ids=shape.reads_ids)
+    items = inputs_of(shape, Path(config["tensors"]), Path(config["text_states"]))
     torch.manual_seed(config["seed"])
     tower = ItemTower(shape)
     if tower.text is not None:

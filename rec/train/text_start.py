@@ -49,7 +49,7 @@ def apply(tower: ItemTower, items: ItemInputs, device: torch.device, pairs: Pair
     `device` is where layers of the text encoder that the tower holds are run. Raises ArtifactError where what the
     encoder says of a text is no finite number: each product that shares an id with it would start from none.
     """
-    if "title" not in tower.shape.inputs:
+    if not tower.shape.reads_titles:
         return
     vectors = _final_means(tower, items, device)  # float32[D, w]
     lengths = np.linalg.norm(vectors, axis=1)

@@ -1,6 +1,8 @@
 """Cold items: what is hidden stays hidden, and both measures against worlds whose truth is known."""
 
 import argparse
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,20 @@ import pyarrow as pa
 import pytest
 
 from jobs import benchmark
-from rec import config, dataset, encode, histories
-from rec.config import Config, UserTower, UserTrain
+from rec import artifact, config, dataset, encode, histories
+from rec.config import Config, ItemTower, UserTower, UserTrain
 from rec.errors import ArtifactError
-from rec.evaluate import cases, cold_and_warm, cold_items, hidden, tower_speed
+from rec.evaluate import cases, cold_and_warm, cold_items, cold_towers, hidden, tower_speed
+from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.cold_items import World
 from rec.models import text_encoder, user_tower
 from rec.models.item_inputs import ItemInputs, unit
+from rec.models.item_vectors import item_vectors
 from rec.schema import ENRICHED, INTERACTIONS, PRODUCTS, TENSORS
 from rec.train import behaviour, ddp, item, user
 from rec.vocab.re import ReVocabulary
 from rec.vocab.std import StdVocabulary
-from tests.item_tower import catalogue, encoders
+from tests.item_tower import catalogue, encoders, untrained
 from tests.train import test_copurchase as pairs
 from tests.train.in_process import data_in_process, in_process
 
@@ -73,6 +77,10 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
     spread = rng.standard_normal((N, 8)).astype(np.float32)
     figures = cold_items.cold("cold.x", made, {"full": two_shelves(), "random": spread}, CONFIG)
     assert figures["cold.x.full.hr10"]["value"] == 1.0
+    counts = {name: figures.pop(f"cold.x.{name}") for name in ("neighbours.n", "hr.n")}
+    hidden_ones = np.flatnonzero(made.hidden)
+    assert counts["neighbours.n"] == figure(len(hidden_ones), "products"), "all were chosen with others"
+    assert counts["hr.n"] == figure(int(np.isin(made.cases.targets, hidden_ones).sum()), "users")
     assert set(figures) == {
         f"cold.x.{system}.{measure}"
         for system in ("full", "random", "full.minus.random")
@@ -87,8 +95,9 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
 def test_the_lift_is_of_answered_products_only() -> None:
     made = world([[0, 1, 2], [0, 2, 1], [6, 7, 11]], hide=[])
     alternating = two_shelves()[[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]
-    lessened = {cold_items.NO_LLM_RE: two_shelves(), cold_items.NO_RE: alternating}
+    lessened = {cold_towers.NO_LLM_RE: two_shelves(), cold_towers.NO_RE: alternating}
     figures = cold_items.lift(made, two_shelves(), lessened, CONFIG)
+    assert figures["re.n"] == figure(2, "users"), "11 has no answer"
     assert figures["re.with.n10"]["value"] == figures["re.without.n10"]["value"] == 1.0
     assert figures["re.lift.n10"] == {"value": 0.0, "ci95": [0.0, 0.0], "goal": 0.0, "unit": "difference"}
     assert figures["re.all.without.n10"]["value"] < 1
@@ -108,6 +117,23 @@ def enriched(tree: Config, re: list[list[dict[str, str | None]]]) -> None:
     rows = [{"product_id": f"p{i:04}", "model": "m" if i % 2 else None, "std": std, "re": said, **facts}
             for i, said in enumerate(re)]  # fmt: skip
     catalogue.put(tree, ENRICHED, rows)
+
+
+def test_the_towers_of_the_table_come_first_and_those_without_titles_know_no_start() -> None:
+    recipe = ItemTower()
+    second = recipe.behaviour.model_copy(update={"epochs": 1})
+    assert list(cold_towers.arms(recipe, lift=False)) == ["full", "std", "re", "title", "choices"]
+    twice = recipe.model_copy(update={"behaviour": second})
+    assert list(cold_towers.arms(twice, lift=True)) == [
+        "full", "std", "re", "title", "simcse", "no-llm-re", "no-re", "apart", "choices",
+    ]  # fmt: skip
+    other = recipe.model_copy(update={"start": "choices"})
+    by_texts, by_choices = (cold_towers.arms(options, lift=True) for options in (recipe, other))
+    assert list(by_choices) == [*list(by_texts)[:-1], "texts"]
+    assert (by_choices["full"], by_choices["texts"]) == (by_texts["choices"], by_texts["full"])
+    alike = {name for name in by_texts if by_choices.get(name) == by_texts[name]}
+    assert alike == {"std", "re"}, "what reads no titles is not learned again when the recipe's start changes"
+    assert "choices" not in cold_towers.arms(ItemTower(inputs=["std", "re"]), lift=True)
 
 
 @pytest.mark.slow
@@ -148,17 +174,96 @@ def test_raw_text_is_the_whole_encoders_where_the_tower_has_its_last_layers(tmp_
     assert np.abs(below - found).max() > 1e-2
 
 
-@pytest.mark.parametrize(("alone", "asked"), [(False, ["hm", "beauty"]), (True, ["hm"])])
-def test_a_recipe_is_measured_with_beauty_or_alone(
-    alone: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_fails_late_leaves_the_figures_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocks(config: Config, **_: bool) -> Iterator[tuple[str, Figures]]:
+        yield "cold", {"cold.x": figure(0.5, "ratio")}
+        yield "noise", {"noise.x": figure(0.25, "ratio")}
+        raise ArtifactError("the next one fails")
+
+    monkeypatch.setattr(cold_items, "_blocks", blocks)
+    tree = CONFIG.model_copy(update={"store": str(tmp_path)})
+    with pytest.raises(ArtifactError, match="the next one fails"):
+        cold_items.measure(tree, quick=False, speed=True)
+    kept = json.loads((tree.at(hidden.FOLDER) / cold_items.FIGURES).read_text(encoding="utf-8"))
+    assert kept == {"cold.x": figure(0.5, "ratio"), "noise.x": figure(0.25, "ratio")}
+
+
+def test_speed_alone_needs_one_tower_and_leaves_the_other_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met: list[str] = []
+    tree = CONFIG.model_copy(update={"store": str(tmp_path)})
+    folder = tree.at(hidden.FOLDER)
+    folder.mkdir(parents=True)
+    (folder / cold_items.FIGURES).write_text("{}", encoding="utf-8")
+    asked: list[str] = []
+    for name in ("world_of", "seen_of"):
+        monkeypatch.setattr(cold_items, name, lambda *_: None)
+    monkeypatch.setattr(cold_items, "_cold_blocks", lambda *_: pytest.fail("cold items are measured"))
+    monkeypatch.setattr(cold_items, "_trained", lambda seen, name, options: asked.append(name))
+    for name in ("training", "encoding", "exporting"):
+        made = {f"{name}.x": figure(1.0, "ratio")}
+        monkeypatch.setattr(tower_speed, name, lambda *_, made=made, **__: made)
+    figures = cold_items.measure(tree, quick=False, speed=True, cold_too=False)
+    assert asked == [cold_towers.FULL]
+    assert json.loads((folder / cold_items.SPEED).read_text(encoding="utf-8")) == figures
+    assert list(figures) == ["training.x", "encoding.x", "exporting.x"]
+    assert (folder / cold_items.FIGURES).read_text(encoding="utf-8") == "{}"
+
+
+BOTH, COLD, SPEED = (
+    {"cold_too": True, "speed": True},
+    {"cold_too": True, "speed": False},
+    {"cold_too": False, "speed": True},
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told", "asked"),
+    [
+        ("hm", (), {"hm": BOTH, "beauty": COLD}),
+        ("hm", ("alone",), {"hm": BOTH}),
+        ("beauty", ("alone",), {"beauty": BOTH}),
+        ("beauty", (), {"beauty": BOTH}),
+        ("hm", ("no_speed",), {"hm": COLD, "beauty": COLD}),
+        ("hm", ("speed_only",), {"hm": SPEED}),
+    ],
+)
+def test_a_recipe_is_measured_with_beauty_or_alone(
+    recipe: str,
+    told: tuple[str, ...],
+    asked: dict[str, dict[str, bool]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met: dict[str, dict[str, bool]] = {}
+
+    def measure(config: Config, *, quick: bool, **parts: bool) -> Figures:
+        met[config.name] = parts
+        return {f"cold.{config.name}.x": figure(1.0, "ratio")}
+
     monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
     monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
-    monkeypatch.setattr(cold_items, "measure", lambda config, **_: met.append(config.name) or {})
-    options = argparse.Namespace(recipe="hm", overrides=[], quick=False, alone=alone)
-    assert benchmark.cold(options) == {}
+    monkeypatch.setattr(cold_items, "measure", measure)
+    flags = {name: name in told for name in ("alone", "no_speed", "speed_only")}
+    figures = benchmark.cold(argparse.Namespace(recipe=recipe, overrides=[f"store={tmp_path}"], quick=False, **flags))
     assert met == asked
+    assert list(figures) == [f"cold.{name}.x" for name in asked]
+
+
+@pytest.mark.parametrize("busy", ["hm", "beauty"])
+def test_nothing_is_measured_while_another_job_writes_to_one_of_the_recipes(
+    busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: pytest.fail(f"{config.name} is prepared"))
+    monkeypatch.setattr(benchmark.amazon, "lies_in", lambda folder: True)
+    options = argparse.Namespace(
+        recipe="hm", overrides=[f"store={tmp_path}"], quick=False, alone=False, no_speed=False, speed_only=False
+    )
+    with artifact.alone(tmp_path / busy), pytest.raises(artifact.Busy, match=f"is writing to {tmp_path / busy}: wait"):
+        benchmark.cold(options)
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
+    monkeypatch.setattr(cold_items, "measure", lambda config, **_: {config.name: figure(1.0, "ratio")})
+    assert list(benchmark.cold(options)) == ["hm", "beauty"], "the locks went with the run"
 
 
 def test_whole_groups_are_hidden_by_seed() -> None:
@@ -194,7 +299,10 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
     hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
     hidden.check(seen, gone)
     again = dataset.read_manifest(seen.at("events"), INTERACTIONS)
-    hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_kept", "_events"):
+            patch.setattr(hidden, name, lambda *_: pytest.fail("what is there already is read again"))
+        hidden.write(tree, seen, ~mask, h, hidden.open_events(h, mask))
     assert dataset.read_manifest(seen.at("events"), INTERACTIONS) == again
     opened = histories.load(seen.root)
     assert opened.unknown == 0
@@ -204,10 +312,26 @@ def test_the_open_store_has_nothing_of_what_is_hidden_and_a_leak_is_found(tmp_pa
         hidden.check(leaky, gone)
 
 
+def test_vectors_are_kept_for_a_tower_and_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = catalogue.shop(tmp_path, 12)
+    untrained.write(tree, 0)
+    counted: list[int] = []
+    monkeypatch.setattr(cold_items, "item_vectors", lambda *given: counted.append(1) or item_vectors(*given))
+    first = cold_items.product_vectors(tree, tree)
+    np.testing.assert_array_equal(cold_items.product_vectors(tree, tree), first)
+    assert len(counted) == 1
+    untrained.write(tree, 1)
+    assert (cold_items.product_vectors(tree, tree) != first).any(), "another tower"
+    rows = dataset.read(tree.at("tensors"), TENSORS).to_pylist()
+    catalogue.put(tree, TENSORS, [{**row, "std_key": [], "std_id": []} for row in rows])
+    cold_items.product_vectors(tree, tree)
+    assert len(counted) == 3, "other inputs"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way on a small shop, whose shoppers stay with a colour, with two towers of one epoch."""
+    """The whole way on a small shop, whose shoppers stay with a colour, with towers of one epoch."""
     tree = catalogue.shop(tmp_path, 60)
     with data_in_process():
         encode.run(tree)
@@ -217,27 +341,32 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     train = tree.item_tower.train.model_copy(update={"epochs": 1})
     tower = tree.item_tower.model_copy(update={"behaviour": second, "train": train})
     some = {
-        "full": tower,
-        cold_items.NO_LLM_RE: tower,
-        cold_items.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
-        cold_items.APART: tower.model_copy(update={"shared_keys": False}),
+        cold_towers.FULL: tower,
+        cold_towers.NO_LLM_RE: tower,
+        cold_towers.NO_RE: tower.model_copy(update={"inputs": ["std", "title"]}),
+        cold_towers.APART: tower.model_copy(update={"shared_keys": False}),
+        cold_towers.CHOICES: tower.model_copy(update={"start": "choices"}),
     }
-    monkeypatch.setattr(cold_items, "_towers", lambda options, lift: some)
+    monkeypatch.setattr(cold_towers, "arms", lambda options, lift: some)
     monkeypatch.setattr(tower_speed, "ROUNDS", 1)
     with in_process(item.loop, behaviour.loop, user.loop):
         figures = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=True)
+    kept = json.loads((tree.at(hidden.FOLDER) / cold_items.FIGURES).read_text(encoding="utf-8"))
+    assert kept == figures
     for measure in ("neighbours.r10", "hr10"):
         for system in ("full", "rawtext", "centred", "random"):
             low, high = figures[f"cold.catalogue.{system}.{measure}"]["ci95"]
             assert 0 <= low <= figures[f"cold.catalogue.{system}.{measure}"]["value"] <= high <= 1
-        assert f"cold.catalogue.full.minus.rawtext.{measure}" in figures
+        for other in ("rawtext", "choices"):
+            assert f"cold.catalogue.full.minus.{other}.{measure}" in figures
     assert {figures[f"re.{part}lift.n10"]["unit"] for part in ("", "all.")} == {"difference"}
     lessened = [hidden.part(tree, "without-answers"), hidden.part(hidden.part(tree, "without-answers"), "no-llm-re")]
     assert [dataset.read_manifest(part.at("tensors"), TENSORS).facts["rows"] for part in lessened] == [60, 54]
     assert 0 < figures["noise.catalogue.full.overlap10"]["value"] <= 1
-    shares = {name: figures[f"train.{name}"]["value"] for name in ("busy", "step", "around")}
+    shares = {name: figures[f"train.{name}"]["value"] for name in ("batches", "step", "around")}
     assert all(0 < share < 1 for share in shares.values())
-    assert shares["step"] + shares["around"] == pytest.approx(shares["busy"], abs=2e-4)
+    assert sum(shares.values()) == pytest.approx(1, abs=2e-4)
+    assert figures["train.busy"]["value"] > 0
     assert 0 < figures["encode.products_per_s"]["value"] < figures["encode.encoder.products_per_s"]["value"]
     assert figures["train.over.torch"]["value"] < 2
     assert 0 < figures["embed.products_per_s"]["value"] < figures["embed.tower.products_per_s"]["value"]
@@ -248,6 +377,7 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     assert trained.facts["rows"] == 54, "a tenth is hidden"
     with pytest.MonkeyPatch.context() as patch:  # a second run learns nothing anew
         patch.setattr(ddp, "fit", lambda *_, **__: pytest.fail("a tower is trained again"))
+        patch.setattr(cold_items, "item_vectors", lambda *_: pytest.fail("products are placed again"))
         again = cold_items.measure(tree.model_copy(update={"item_tower": tower}), quick=False, speed=False)
     assert again.items() <= figures.items()
     users = UserTower(layers=1, adapter=8, semantics=6, train=UserTrain(epochs=2, cpus_per_worker=1))

@@ -39,8 +39,8 @@ products = st.builds(
 )
 
 
-def inputs(catalogue: list[Product], *, ids: bool = False) -> ItemInputs:
-    """The catalogue as training holds it, with token ids for titles if `ids`."""
+def inputs(catalogue: list[Product], *, ids: bool = False, titles: bool = True) -> ItemInputs:
+    """The catalogue as training holds it: with token ids for titles if `ids`, without either if not `titles`."""
     states = [product.states() for product in catalogue]
     return ItemInputs(
         std_key=Ragged.from_lists([[key for key, _ in product.std] for product in catalogue]),
@@ -52,6 +52,7 @@ def inputs(catalogue: list[Product], *, ids: bool = False) -> ItemInputs:
         state_offsets=_offsets([len(rows) for rows in states]),
         states=np.concatenate([*states, np.empty((0, TEXT_WIDTH), np.float16)]),
         title_id=Ragged.from_lists([product.ids() for product in catalogue]) if ids else None,
+        titles=titles,
     )
 
 
