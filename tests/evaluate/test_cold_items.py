@@ -367,9 +367,10 @@ def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monk
     assert all(0 < share < 1 for share in shares.values())
     assert sum(shares.values()) == pytest.approx(1, abs=2e-4)
     assert figures["train.busy"]["value"] > 0
-    assert 0 < figures["encode.products_per_s"]["value"] < figures["encode.encoder.products_per_s"]["value"]
+    for stage, inner in (("encode", "encoder"), ("embed", "tower")):
+        rate, bare = figures[f"{stage}.products_per_s"]["value"], figures[f"{stage}.{inner}.products_per_s"]["value"]
+        assert figures[f"{stage}.over.{inner}"]["value"] == pytest.approx(rate / bare, rel=0.05)
     assert figures["train.over.torch"]["value"] < 2
-    assert 0 < figures["embed.products_per_s"]["value"] < figures["embed.tower.products_per_s"]["value"]
     assert {"keys.shared.mass", "keys.apart.mass", "keys.shared.minus.apart.beyond"} <= set(figures)
     assert figures["noise.catalogue.n"]["value"] > 0
     assert not any(hidden.part(tree, name).root.exists() for name in ("exported", "encoded"))
