@@ -15,6 +15,7 @@ from rec.config import Config
 from rec.index import prewarm
 from rec.index.connections import Connections
 from rec.index.search import Filters, VectorIndex
+from serve.loaded import Wanted
 from serve.stages import Retriever
 from tests.bundle import tiny
 
@@ -165,6 +166,6 @@ def test_a_switch_reads_nothing_ahead(shop: Shop, monkeypatch: pytest.MonkeyPatc
     publish.activate(shop.recipe, shop.made.id)
     replica = Retriever(shop.recipe.store)
     recipe = tiny.make(tiny.config(Path(shop.recipe.store), seed=3))
-    replica.passing(publish.run(recipe)["bundle"], np.arange(3), Filters())
+    replica.passing(Wanted(publish.run(recipe)["bundle"], load=True), np.arange(3), Filters())
     assert asked == [shop.made.id]
     replica._connections.close()

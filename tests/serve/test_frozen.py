@@ -24,6 +24,7 @@ from serve.app import _forgotten
 from serve.asking import timely
 from serve.degrade import Unavailable
 from serve.fallible import DEADLINE_S, BackedFront
+from serve.loaded import Wanted
 from serve.searching import Searching
 from serve.stages import Retriever
 from tests.serve.conftest import frozen
@@ -152,7 +153,7 @@ def test_a_search_ends_when_its_caller_has_gone(
     count = len(signature(getattr(Retriever, method)).parameters) - 2
     began = time.monotonic()
     with pytest.raises(DatabaseError, match="Silent"):
-        getattr(stage, method)(front.bundle.id, *[None] * count)
+        getattr(stage, method)(Wanted(front.bundle.id, load=True), *[None] * count)
     assert time.monotonic() - began < SLACK_S
 
 
