@@ -113,7 +113,10 @@ class Following:
 
     def unknown(self, product_ids: Iterable[str]) -> list[str]:
         """Those products that none of `fronts` has, each once."""
-        return [product_id for product_id in dict.fromkeys(product_ids) if self.having(product_id) is None]
+        missing = list(product_ids)
+        for each in self.fronts():
+            missing = each.shelf.unknown(missing)
+        return missing
 
     def _in_memory(self) -> BackedFront | None:
         """Of the bundle that answered before this one."""

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pytest
-from psycopg import conninfo
 
 from rec import postgres
 from rec.config import Config, Evaluate
 from rec.feedback import report
 from rec.feedback.report import Arm, by_arm, figures, split
-from rec.index import exposures, live_events, migrations
+from rec.index import exposures, live_events
 from rec.index.connections import Connections
 from rec.index.exposures import SHOWN
 from rec.index.live_events import FOLLOWING, LiveEvent
 from tests.bundle import tiny
+from tests.databases import fresh
 from tests.index.test_exposures import made
 
 NOW = datetime.now(UTC)
@@ -108,12 +107,8 @@ def test_the_split_is_tested_by_chi_square(control: int, treatment: int, share: 
 @pytest.fixture
 def tried(database_url: str, tmp_path: Path) -> Iterator[tuple[Config, Connections]]:
     """A recipe with an experiment of no bundles."""
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS reported WITH (FORCE)")
-        connection.execute("CREATE DATABASE reported")
-    url = conninfo.make_conninfo(database_url, dbname="reported")
+    url = fresh(database_url, "reported")
     with postgres.session(url) as connection:
-        migrations.migrate(connection)
         connection.execute(
             "INSERT INTO experiments (catalogue, control, treatment, share, salt, started_at)"
             " VALUES ('tiny', '0123456789ab', 'ba9876543210', 0.5, 's', now() - interval '2 hours')"

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pytest
-from psycopg import conninfo
 
 from rec import dataset, histories, postgres
 from rec.config import Config
 from rec.feedback import samples
-from rec.index import exposures, forget, live_events, migrations
+from rec.index import exposures, forget, live_events
 from rec.index.connections import Connections
 from rec.index.live_events import LiveEvent
 from rec.schema import EXPOSURES, INTERACTIONS, PRODUCTS, USERS, Contract
 from tests import pickles
 from tests.bundle import tiny
+from tests.databases import fresh
 from tests.index.test_exposures import made
 
 NOW = datetime.now(UTC)
@@ -36,12 +35,7 @@ def put(recipe: Config, contract: Contract, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def shop(database_url: str, tmp_path: Path) -> Iterator[tuple[Config, Connections]]:
     """A recipe with products P0 to P5, and `old`, who bought on the fourth day before today and on the second."""
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS listed WITH (FORCE)")
-        connection.execute("CREATE DATABASE listed")
-    url = conninfo.make_conninfo(database_url, dbname="listed")
-    with postgres.session(url) as connection:
-        migrations.migrate(connection)
+    url = fresh(database_url, "listed")
     recipe = tiny.config(tmp_path)
     put(recipe, PRODUCTS, [{"product_id": f"P{row}", "title": "x", "available": True} for row in range(6)])
     put(recipe, USERS, [{"user_id": "old", "height_cm": 170.0}])

@@ -19,6 +19,7 @@ from rec.index import exposures, forget, migrations, retention, roles
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.index.exposures import Exposure
+from tests.databases import fresh
 
 NOW = datetime.now(UTC).replace(microsecond=123_456)
 TEXT = st.text(st.characters(blacklist_characters="\x00", blacklist_categories=("Cs",)), max_size=8)
@@ -34,12 +35,7 @@ class Base:
 
 @pytest.fixture(scope="module")
 def base(database_url: str) -> Iterator[Base]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS exposures WITH (FORCE)")
-        connection.execute("CREATE DATABASE exposures")
-    url = conninfo.make_conninfo(database_url, dbname="exposures")
-    with postgres.session(url) as connection:
-        migrations.migrate(connection)
+    url = fresh(database_url, "exposures")
     opened = Connections(url, size=1)
     yield Base(url, opened)
     opened.close()

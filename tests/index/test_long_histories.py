@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import ClientCursor, Connection, conninfo
+from psycopg import ClientCursor, Connection
 
 from rec import postgres
-from rec.index import migrations
 from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections
 from rec.recommend.resolve import STORED_EVENTS
+from tests.databases import fresh
 
 LOGGED, LIVE = 100_000, 20_000
 BEGAN = datetime(2025, 1, 1, tzinfo=UTC)
@@ -57,12 +56,8 @@ class Explained:
 
 @pytest.fixture(scope="module")
 def connections(database_url: str) -> Iterator[Connections]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS long_histories WITH (FORCE)")
-        connection.execute("CREATE DATABASE long_histories")
-    url = conninfo.make_conninfo(database_url, dbname="long_histories")
+    url = fresh(database_url, "long_histories")
     with postgres.session(url) as connection:
-        migrations.migrate(connection)
         connection.execute(
             "INSERT INTO events (catalogue, user_id, position, product_id, event, at)"
             " SELECT 'shop', 'ann', n, 'P' || n, 'view', %s + n * interval '1 second'"

@@ -283,7 +283,12 @@ class Alone:
 
     def _front(self, name: str) -> Any:
         rules = SimpleNamespace(refresh=lambda: None, ruling=SimpleNamespace(number=len(self.proved)))
-        shelf = SimpleNamespace(known=lambda product_id: product_id in self.products[name])
+        shelf = SimpleNamespace(
+            known=lambda product_id: product_id in self.products[name],
+            unknown=lambda product_ids: [
+                each for each in dict.fromkeys(product_ids) if each not in self.products[name]
+            ],
+        )
         return SimpleNamespace(bundle=SimpleNamespace(id=name), rules=rules, shelf=shelf)
 
     async def _prove(self, front: Any) -> None:
