@@ -10,7 +10,7 @@ from rec.config.branch import Branch
 class Train(Branch):
     """A Ray Train run."""
 
-    aside = frozenset({"cpus_per_worker", "use_gpu", "max_failures", "wait_minutes"})
+    aside = frozenset({"cpus_per_worker", "use_gpu", "max_failures", "wait_minutes", "checkpoint_minutes"})
     late = frozenset({"precision"})
 
     num_workers: int = Field(default=1, ge=1)
@@ -32,6 +32,8 @@ class Train(Branch):
     The two towers do."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of a failed worker group from the last checkpoint; as many more for nodes that were drained."""
+    checkpoint_minutes: float = Field(default=10, ge=0)
+    """A checkpoint is written after each epoch, and within one when so many minutes have passed since the last."""
     wait_minutes: float = Field(default=15, gt=0)
     """How long a cluster may take to have room for the workers, at the start and after a loss."""
 

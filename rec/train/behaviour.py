@@ -15,7 +15,7 @@ from rec.config import ItemTower as Options
 from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs
 from rec.models.item_tower import ItemTower, Shape, inputs_of
 from rec.models.pair_loss import Partners, pair_loss
-from rec.train import ahead, contrast, copurchase, ddp, schedule
+from rec.train import ahead, checkpoint, contrast, copurchase, ddp, schedule
 from rec.train.copurchase import Pairs
 from rec.train.watch import Watch
 
@@ -32,7 +32,7 @@ def loop(config: dict[str, Any]) -> None:
     tensors = Path(config["tensors"])
     items = inputs_of(shape, tensors, Path(config["text_states"]))
     tower = ItemTower(shape)
-    ddp.load_checkpoint(Path(config["start"]), tower)
+    checkpoint.load(Path(config["start"]), tower)
     if options.compile:
         tower.compile_parts()
     train(tower, items, copurchase.load(Path(config["inputs"])), options, config["seed"], tensors)
@@ -59,7 +59,9 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
         f"lower item_tower.behaviour.learning_rate={chosen.learning_rate:g} or raise item_tower.behaviour.temperature="
         f"{chosen.temperature:g}"
     )
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=chosen.epochs, seed=seed, remedy=remedy):
+    for epoch in ddp.checkpointed_epochs(
+        model, optimizer, options.train, epochs=chosen.epochs, seed=seed, remedy=remedy
+    ):
         drawn = sides[:, pairs.draw(epoch.rng)]
         steps = ddp.batches(len(pairs), chosen.batch_size, epoch.rng)
         watch = Watch(epoch, tensors)
@@ -72,8 +74,8 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
             batch = items.batch(rows.reshape(-1))
             return rows, contrast.views(batch, tower.shape.num_keys, options, rng, count=1).to(device)
 
-        batches = ahead.made(seen_of, range(len(steps)), device)
-        for step, (rows, seen) in enumerate(epoch.progress(batches, what="item tower, behaviour", count=len(steps))):
+        batches = ahead.made(seen_of, range(epoch.done, len(steps)), device)
+        for step, (rows, seen) in epoch.progress(batches, what="item tower, behaviour", count=len(steps)):
             rate = schedule.rate(epoch.number * len(steps) + step, chosen.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
             left, right = contrast.forward(model, seen, options.train.precision == "bfloat16").chunk(2)

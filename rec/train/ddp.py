@@ -5,22 +5,25 @@ A training loop is a plain function `loop(config)` that every worker runs:
     def loop(config: dict[str, Any]) -> None:
         model = ddp.distribute(Model(...))
         optimizer = torch.optim.AdamW(model.parameters(), lr=...)
-        for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=10, seed=17):
-            for rows in epoch.progress(ddp.batches(num_rows, batch_size, epoch.rng), what="item tower"):
+        for epoch in ddp.checkpointed_epochs(model, optimizer, train, seed=17, remedy="lower ..."):
+            steps = ddp.batches(num_rows, batch_size, epoch.rng)
+            for step, rows in epoch.progress(steps[epoch.done :], what="item tower", count=len(steps)):
                 ...
-            epoch.metrics["loss"] = ...
+                epoch.add(loss=loss)
+            epoch.metrics["loss"] = epoch.mean("loss", len(steps))
 
-All randomness of an epoch is seeded by (seed, epoch), and weights, optimizer and position are saved at its
-end, so a run whose worker or whose job was killed ends with the same weights as an undisturbed one.
-Checkpoints are safetensors and JSON.
+All randomness of a block of steps is seeded by (seed, epoch, worker, block), and weights, optimizer and position are
+saved (`rec.train.checkpoint`) at the end of an epoch and every `train.checkpoint_minutes` between two blocks, so a run
+whose worker or whose job was killed ends with the same weights as an undisturbed one.
 """
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,20 +35,19 @@ import torch
 from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, get_device
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rec import artifact
 from rec.config import Train
 from rec.errors import ConfigError, TrainingError
-from rec.train import failures, trainers
+from rec.train import checkpoint, curves, failures, trainers
+from rec.train.checkpoint import Position
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the run's checkpoints
 PROGRESS_S = 10.0
+BLOCK_STEPS = 20
+"""Steps after which a run can stop and go on."""
 
 T = TypeVar("T")
 Loop = Callable[[dict[str, Any]], None]
@@ -96,12 +98,14 @@ def fit(
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[trainers.Curves(run.resolve())],  # type: ignore[list-item]  # typed as Ray Train V1
         ),
     )
+    logger.info("learning curves, while it trains: %s", run / curves.PAGE)
     try:
         result = _fitted(made, run, train.max_failures)
     except ray.train.TrainingFailedError as failure:
-        told = failures.sentence(failure, train, options, room, _epochs_done(run))
+        told = failures.sentence(failure, train, options, room, position(run))
         if told is None:
             raise
         raise told from failure
@@ -147,15 +151,16 @@ def _work(loop: Loop, threads: int, room: str, config: dict[str, Any]) -> None:
         raise told from error
 
 
-def _epochs_done(run: Path) -> int:
-    """Epochs after which the run would go on."""
+def position(run: Path) -> Position:
+    """Where the run would go on."""
+    start = Position(0, [])
     if not (run / SNAPSHOT).exists():
-        return 0
+        return start
     try:
         last = json.loads((run / SNAPSHOT).read_text(encoding="utf-8"))["latest_checkpoint_result"]
     except ValueError:
-        return 0  # torn: it would start over
-    return 0 if last is None else len(history_of(run / last["checkpoint_dir_name"]))
+        return start  # torn: it would start over
+    return start if last is None else checkpoint.read(run / last["checkpoint_dir_name"])
 
 
 def _drop_torn(run: Path) -> None:
@@ -221,61 +226,105 @@ class Epoch:
     """The metrics of the epochs before."""
     remedy: str = ""
     """What a user may do where the numbers of the training went wrong."""
+    done: int = 0
+    """Steps of it that the last checkpoint has; whole blocks."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """float64 scalars, see `add`."""
+    between: Callable[[int], None] = lambda number: None
+    """Called before the first step of every block, with its number."""
 
     def failed(self, said: str) -> TrainingError:
         """The end of a training in this epoch, of which nothing is kept: what went wrong, and what helps."""
-        return TrainingError(f"{said}: {self.remedy}; {failures.going_on(self.number)}")
+        kept = Position(self.number, self.earlier, self.done)
+        return TrainingError(f"{said}: {self.remedy}; {failures.going_on(kept)}")
 
-    def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[T]:
-        """Yield `steps`; worker 0 logs how far it is, every ten seconds."""
-        shown = rank() == 0
+    def add(self, **values: torch.Tensor) -> None:
+        """Sum up scalars over the steps of the epoch, on their device."""
+        for name, value in values.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+
+    def mean(self, name: str, steps: int) -> float:
+        """The mean of what `add` summed up over `steps` steps; raises TrainingError where that is no number."""
+        found = float(self.sums[name]) / steps
+        if not math.isfinite(found):
+            raise self.failed(f"the {name} of epoch {self.number + 1} is no number")
+        return found
+
+    def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[tuple[int, T]]:
+        """Yield the steps from `done` to `count` by number, each with what belongs to it, of `steps`.
+
+        Worker 0 logs how far it is, every ten seconds.
+        """
+        shown, first = rank() == 0, self.done
         started = last = time.monotonic()
-        for done, step in enumerate(steps):
+        for number, step in zip(range(first, count), steps, strict=True):
+            if number % BLOCK_STEPS == 0:
+                self.between(number)
             now = time.monotonic()
             if shown and now - last >= PROGRESS_S:
                 last = now
-                each = (now - started) / done if done else float("nan")
+                each = (now - started) / (number - first) if number > first else float("nan")
                 logger.info(
                     "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch, %.0f s in the training",
                     what,
                     self.number + 1,
                     self.total,
-                    done,
+                    number,
                     count,
-                    each * (count - done),
-                    each * (count * (self.total - self.number) - done),
+                    each * (count - number),
+                    each * (count * (self.total - self.number) - number),
                 )
-            yield step
+            yield number, step
 
 
 def checkpointed_epochs(
-    module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int, remedy: str
+    module: nn.Module, optimizer: torch.optim.Optimizer, train: Train, *, epochs: int, seed: int, remedy: str
 ) -> Iterator[Epoch]:
     """Yield the epochs still to do, after restoring `module` and `optimizer` from the run's last checkpoint.
 
-    Before each epoch torch is seeded by (seed, epoch, rank); after it, module, optimizer, position and
-    `epoch.metrics` (those of worker 0) are saved. Every worker must go through all epochs.
+    Before each block of steps torch is seeded by (seed, epoch, rank, block). After each epoch module, optimizer,
+    position and `epoch.metrics` (those of worker 0) are saved, and between two blocks, with `epoch.sums`, where
+    `train.checkpoint_minutes` have passed. Every worker must go through all epochs and their blocks.
 
-    Raises TrainingError with the `remedy` where an epoch left a weight that is no finite number: its losses may all
+    Raises TrainingError with the `remedy` where a weight is no finite number before a checkpoint: the losses may all
     have been finite, for the last gradient shows in none. The checkpoint before stays.
     """
-    first = 0
-    history: list[dict[str, float]] = []
+    begun = Position(0, [])
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:
-            first = load_checkpoint(Path(folder), module, optimizer)
-            history = history_of(Path(folder))
+            begun = checkpoint.load(Path(folder), plain(module), optimizer)
         if rank() == 0:
-            logger.info("going on after epoch %d of %d", first, epochs)
-    for number in range(first, epochs):
-        torch.manual_seed(_seed(seed, number, rank()))
+            logger.info("going on after %s", failures.where(begun))
+    saved = time.monotonic()
+    history = list(begun.history)
+    for number in range(begun.epoch, epochs):
         epoch = Epoch(number, epochs, np.random.default_rng([seed, number]), earlier=list(history), remedy=remedy)
+        if number == begun.epoch:
+            epoch.done = begun.step
+            epoch.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in begun.sums.items()}
+
+        def between(step: int, epoch: Epoch = epoch) -> None:
+            nonlocal saved
+            if step > epoch.done and from_first(time.monotonic() - saved) >= 60 * train.checkpoint_minutes:
+                sums = {name: epoch.mean(name, 1) for name in epoch.sums}
+                _check_finite(module, epoch)
+                _report(module, optimizer, {}, Position(epoch.number, epoch.earlier, step, sums))
+                epoch.done, saved = step, time.monotonic()
+            torch.manual_seed(_seed(seed, epoch.number, rank(), step // BLOCK_STEPS))
+
+        epoch.between = between
         started = time.monotonic()
+        between(epoch.done)
         yield epoch
         _check_finite(module, epoch)
-        _report(module, optimizer, epoch, time.monotonic() - started)
         history.append(epoch.metrics)
+        if rank() == 0:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+            logger.info("epoch %d/%d done in %.0f s: %s", number + 1, epochs, time.monotonic() - started, shown)
+        _report(module, optimizer, epoch.metrics, Position(number + 1, list(history)))
+        saved = time.monotonic()
 
 
 def _check_finite(module: nn.Module, epoch: Epoch) -> None:
@@ -292,20 +341,18 @@ def _check_finite(module: nn.Module, epoch: Epoch) -> None:
         )
 
 
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _report(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: Epoch, seconds: float) -> None:
+def _report(module: nn.Module, optimizer: torch.optim.Optimizer, metrics: dict[str, float], reached: Position) -> None:
     """Report metrics on every worker and the checkpoint on worker 0; waits for all workers."""
     if rank() != 0:
-        ray.train.report(epoch.metrics)
+        ray.train.report(metrics)
         return
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-    logger.info("epoch %d/%d done in %.0f s: %s", epoch.number + 1, epoch.total, seconds, shown)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), module, optimizer, epoch.number + 1, [*epoch.earlier, epoch.metrics])
-        ray.train.report(epoch.metrics, checkpoint=Checkpoint.from_directory(folder))
+        checkpoint.save(Path(folder), plain(module), optimizer, reached)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def batches(
@@ -326,57 +373,3 @@ def batches(
     order = rng.permutation(rows) if order is None else order
     first = rank() * share
     return [order[start + first : start + first + share] for start in range(0, count * size, size)]
-
-
-def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, history: Sequence[dict[str, float]]
-) -> None:
-    """Write weights, optimizer state, `epoch`, the number of epochs done, and their metrics into `folder`."""
-    save_file({name: value.contiguous() for name, value in plain(module).state_dict().items()}, folder / MODEL)
-    state = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, float] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.contiguous()
-            elif value is not None:
-                numbers[f"{index}.{name}"] = value
-    save_file(tensors, folder / OPTIMIZER)
-    artifact.write_json(
-        folder / STATE,
-        {"epoch": epoch, "history": list(history), "groups": state["param_groups"], "numbers": numbers},
-    )
-
-
-def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restore `module` (and `optimizer`, when given) from `folder`; returns the number of epochs done."""
-    plain(module).load_state_dict(load_file(folder / MODEL))
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    if optimizer is not None:
-        per_parameter: dict[int, dict[str, Any]] = {}
-        tensors = {key: value.clone() for key, value in load_file(folder / OPTIMIZER).items()}  # these map the file
-        for key, value in {**tensors, **state["numbers"]}.items():
-            index, name = key.split(".", 1)
-            per_parameter.setdefault(int(index), {})[name] = value
-        groups = [_group(values) for values in state["groups"]]
-        optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
-    return int(state["epoch"])
-
-
-def _group(values: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group as the optimizer had it: JSON turned tuples (betas) into lists."""
-    return {
-        name: tuple(value) if isinstance(value, list) and name != "params" else value for name, value in values.items()
-    }
-
-
-def metrics_of(folder: Path) -> dict[str, float]:
-    """The metrics of the checkpoint's last epoch."""
-    return history_of(folder)[-1]
-
-
-def history_of(folder: Path) -> list[dict[str, float]]:
-    """The metrics of all epochs of the checkpoint, oldest first."""
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return list(state.get("history") or [state["metrics"]])  # the latter: checkpoints of version 0.1

@@ -1,6 +1,5 @@
 """Training by plain steps under the cosine schedule until nothing gets better; the best epoch is kept."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -41,7 +40,7 @@ def contested(
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, epochs=train.epochs, seed=seed, remedy=remedy):
+    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, train, epochs=train.epochs, seed=seed, remedy=remedy):
         if contest.stale(epoch.number, patience):
             break
         module.train()
@@ -62,15 +61,12 @@ def _steps(
 ) -> None:
     """Take all steps of an epoch and put the mean of their losses into `epoch.metrics["loss"]`."""
     steps = ddp.batches(rows, train.batch_size, epoch.rng)
-    total = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
-    for step, batch in enumerate(epoch.progress(steps, what=what, count=len(steps))):
+    for step, batch in epoch.progress(steps[epoch.done :], what=what, count=len(steps)):
         rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
         schedule.set_rates(optimizer, [train.learning_rate], rate)
         loss = loss_of(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach()
-    epoch.metrics["loss"] = float(total) / len(steps)
-    if not math.isfinite(epoch.metrics["loss"]):
-        raise epoch.failed(f"the {what}'s loss in epoch {epoch.number + 1} is no number")
+        epoch.add(loss=loss)
+    epoch.metrics["loss"] = epoch.mean("loss", len(steps))

@@ -28,6 +28,7 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from rec import runtime
 from rec.config import Train
 from rec.errors import RecError, TrainingError
+from rec.train.checkpoint import Position
 
 NO_ROOM = (WorkerGroupStartupTimeoutError, InsufficientClusterResourcesError)
 
@@ -81,10 +82,11 @@ def never_started(failure: ray.train.ControllerError) -> bool:
     return isinstance(failure.controller_failure, (*NO_ROOM, WorkerGroupStartupFailedError))
 
 
-def sentence(failure: Exception, train: Train, options: str, room: str, done: int) -> RecError | None:
+def sentence(failure: Exception, train: Train, options: str, room: str, position: Position) -> RecError | None:
     """What to tell of a failed run; None for a mistake of this program's.
 
-    `options` is the name of the branch `train`, `room` names what to lower for want of memory, `done` counts epochs.
+    `options` is the name of the branch `train`, `room` names what to lower for want of memory; another run would go on
+    at `position`.
     """
     met = mistake(failure)
     if met is not None:
@@ -94,31 +96,31 @@ def sentence(failure: Exception, train: Train, options: str, room: str, done: in
     if isinstance(why, WorkerGroupStartupFailedError):
         return TrainingError(
             f"{asked(train)} had room and died in their start {times}, the last time so: {_line(why)}. The logs of "
-            f"their nodes tell why; {going_on(done)}"
+            f"their nodes tell why; {going_on(position)}"
         )
     if isinstance(why, NO_ROOM):
         late = isinstance(why, WorkerGroupStartupTimeoutError)
         told = f" within {train.wait_minutes:g} minutes" if late else f" ({_line(why)})"
         return TrainingError(
             f"{asked(train)} could not be had{told}: {had()}; add nodes, raise {options}.wait_minutes or lower "
-            f"{options}.num_workers; {going_on(done)}"
+            f"{options}.num_workers; {going_on(position)}"
         )
     if isinstance(failure, PreemptionError):
         return TrainingError(
             f"nodes of the training were drained {times}: use nodes that stay, or raise {options}.max_failures; "
-            f"{going_on(done)}"
+            f"{going_on(position)}"
         )
     lost = _death(why)
     if lost is not None:
         return TrainingError(
             f"the process that leads the training died {times}, the last time so: {_line(lost)}. Where memory of its "
-            f"node ran out, as the system's log tells, free some; {going_on(done)}"
+            f"node ran out, as the system's log tells, free some; {going_on(position)}"
         )
     deaths = [death for death in map(_death, getattr(failure, "worker_failures", {}).values()) if death is not None]
     if deaths:
         return TrainingError(
             f"workers of the training died {times}, the last time so: {_line(deaths[0])}. Where memory ran out, as the "
-            f"system's log tells, lower {room}; {going_on(done)}"
+            f"system's log tells, lower {room}; {going_on(position)}"
         )
     return None
 
@@ -130,15 +132,22 @@ def out_of_memory(error: Exception, room: str) -> TrainingError | None:
         return None
     return TrainingError(
         f"a training worker is out of memory ({_line(error)}): lower {room}, with which the training starts over, or "
-        "free memory and run again, to go on after the last finished epoch"
+        "free memory and run again, to go on after the last checkpoint"
     )
 
 
-def going_on(done: int) -> str:
-    """What another run makes of the `done` epochs of this one."""
-    if not done:
-        return "no epoch was finished"
-    return f"run again with the same options it goes on after epoch {done}, with others it starts over"
+def going_on(position: Position) -> str:
+    """What another run makes of what this one has saved."""
+    if not position.epoch and not position.step:
+        return "nothing of it was saved yet"
+    return f"run again with the same options it goes on after {where(position)}, with others it starts over"
+
+
+def where(position: Position) -> str:
+    """As in: it goes on after ..."""
+    if not position.step:
+        return f"epoch {position.epoch}"
+    return f"step {position.step} of epoch {position.epoch + 1}"
 
 
 def check_room(train: Train, options: str) -> None:

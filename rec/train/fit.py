@@ -29,7 +29,7 @@ from rec.models.fit_head import KIND, VERSION, FitHead, Garments, Items, Past, S
 from rec.models.size_table import SizeTable, name_of, numbers_of
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS
 from rec.sizes import FITS
-from rec.train import curves, ddp, epochs, questions
+from rec.train import checkpoint, curves, ddp, epochs, questions
 from rec.train.contest import Contest
 from rec.train.questions import Batch, Questions, Split
 from rec.vocab import tensorize
@@ -281,11 +281,11 @@ def run(config: Config) -> dict[str, Any]:
         )
     runtime.start(config.cpus)
     loop_config = {"root": str(config.root), "fit": options.model_dump(mode="json"), "seed": config.seed}
-    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage, options="fit.train")
+    last = ddp.fit(loop, options.train, name, loop_config, storage, options="fit.train")
     module, asked, parts = _prepare(loop_config, options)
     contest = Contest(module)
-    ddp.load_checkpoint(checkpoint, contest)
-    history, best = ddp.history_of(checkpoint), int(contest.best_epoch)
+    checkpoint.load(last, contest)
+    history, best = checkpoint.read(last).history, int(contest.best_epoch)
     trained = contest.winner().eval()
     with artifact.write(target, **work) as draft:
         fit_head.save(draft.path, trained.head, export(trained, asked))

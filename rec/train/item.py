@@ -29,7 +29,7 @@ from rec.models.item_tower import KIND, VERSION, ItemTower, Shape, inputs_of
 from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
-from rec.train import ahead, behaviour, contrast, copurchase, curves, ddp, schedule, text_start
+from rec.train import ahead, behaviour, checkpoint, contrast, copurchase, curves, ddp, schedule, text_start
 from rec.train.probe import Probe
 from rec.train.watch import Watch
 from rec.vocab import tensorize
@@ -75,18 +75,19 @@ def run(config: Config) -> dict[str, Any]:
     loop_config = inputs_of_loop(config, shape, folder)
     train = config.item_tower.train
     room = "item_tower.chunk_size or item_tower.train.batch_size"
-    checkpoint = ddp.fit(loop, train, name, loop_config, storage, options=OPTIONS, room=room)
-    history, metrics = ddp.history_of(checkpoint), ddp.metrics_of(checkpoint)
+    last = ddp.fit(loop, train, name, loop_config, storage, options=OPTIONS, room=room)
+    history = checkpoint.read(last).history
+    metrics = history[-1]
     if config.item_tower.behaviour.epochs:
-        loop_config |= {"start": str(checkpoint)}
+        loop_config |= {"start": str(last)}
         room = "item_tower.behaviour.batch_size"
-        checkpoint = ddp.fit(behaviour.loop, train, second, loop_config, storage, options=OPTIONS, room=room)
-        history += ddp.history_of(checkpoint)
-        metrics |= ddp.metrics_of(checkpoint)
+        last = ddp.fit(behaviour.loop, train, second, loop_config, storage, options=OPTIONS, room=room)
+        history += checkpoint.read(last).history
+        metrics = metrics | history[-1]
     if pairs:
-        metrics |= {"pairs": pairs}
+        metrics = metrics | {"pairs": pairs}
     tower = ItemTower(shape)
-    ddp.load_checkpoint(checkpoint, tower)
+    checkpoint.load(last, tower)
     facts = {
         "items": dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"],
         "width": shape.width,
@@ -241,7 +242,9 @@ def train(
         f"lower item_tower.train.learning_rate={options.train.learning_rate:g} or raise item_tower.temperature="
         f"{options.temperature:g}"
     )
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=options.train.epochs, seed=seed, remedy=remedy):
+    for epoch in ddp.checkpointed_epochs(
+        model, optimizer, options.train, epochs=options.train.epochs, seed=seed, remedy=remedy
+    ):
         order = contrast.order(categories, options.same_category, epoch.rng)
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng, order)
         watch = Watch(epoch, tensors)
@@ -250,8 +253,8 @@ def train(
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             return contrast.draw(items, steps[step], tower.shape.num_keys, options, rng).to(device)
 
-        batches = made(drawn, range(len(steps)), device)
-        for step, batch in enumerate(epoch.progress(batches, what="item tower", count=len(steps))):
+        batches = made(drawn, range(epoch.done, len(steps)), device)
+        for step, batch in epoch.progress(batches, what="item tower", count=len(steps)):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
             optimizer.zero_grad()

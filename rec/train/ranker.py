@@ -9,7 +9,6 @@ say whether it beats retrieval. Its probabilities are calibrated on the same use
 
 import json
 import logging
-import math
 import shutil
 import time
 from pathlib import Path
@@ -43,7 +42,7 @@ from rec.models.dlrm import DLRM
 from rec.models.fused import DenseScale, Fused
 from rec.models.reranker import Reranker
 from rec.schema import EXPOSURES, INTERACTIONS, PRODUCTS, SAMPLES, TENSORS, USERS
-from rec.train import calibrate, ddp
+from rec.train import calibrate, checkpoint, ddp
 from rec.train.calibrate import Scored
 from rec.train.contest import Contest
 from rec.train.listwise import target_ranks
@@ -96,13 +95,13 @@ def run(config: Config) -> dict[str, Any]:
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage, options="ranker.train")
     data = requests.open_requests(folder)
     contest = Contest(_training(folder, config.ranker, data))
-    ddp.load_checkpoint(last, contest)
+    checkpoint.load(last, contest)
     ranker = contest.winner().model.export()
     held = score(ranker, data, parts(folder)[1])
     temperature, bias = calibrate.fit(held)
     ranker.temperature.fill_(temperature)
     ranker.odds_bias.fill_(bias)
-    facts |= {"model": config.ranker.model, "epochs": len(ddp.history_of(last))}
+    facts |= {"model": config.ranker.model, "epochs": len(checkpoint.read(last).history)}
     facts |= calibrate.figures(held, temperature, bias)
     facts |= {"ndcg10": round(float(contest.best_figure), 5), "best_epoch": int(contest.best_epoch)}
     facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
@@ -273,25 +272,24 @@ def loop(config: dict[str, Any]) -> None:
     optimizer = contest.current.optimizer(options.train.learning_rate, options.train.weight_decay)
     size = requests_per_step(data, options)
     remedy = f"lower ranker.train.learning_rate={options.train.learning_rate}"
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, options.train.epochs, config["seed"], remedy):
+    for epoch in ddp.checkpointed_epochs(
+        wrapped, optimizer, options.train, epochs=options.train.epochs, seed=config["seed"], remedy=remedy
+    ):
         if contest.stale(epoch.number, options.patience):
             break
-        if epoch.number == 0:
+        if epoch.number == epoch.done == 0:
             contest.judge(ddp.from_first(evaluate(model, data, held)), 0)
         contest.train()
-        total = torch.zeros((), device=device)
         steps = ddp.batches(len(train), size, epoch.rng)
         uniform = epoch.rng.random(len(train)) if options.negatives else None  # by request: the same on every worker
         first = epoch.number * len(steps)
-        for step, rows in enumerate(epoch.progress(steps, what="ranker", count=len(steps)), start=first):
+        for step, rows in epoch.progress(steps[epoch.done :], what="ranker", count=len(steps)):
             drawn = None if uniform is None else uniform[rows]
             given = batch(data, train[rows], options.negatives, drawn).to(device)
-            frozen = transferred(model) if step < options.freeze_steps else []
-            total += update(wrapped, optimizer, given, frozen)
+            frozen = transferred(model) if first + step < options.freeze_steps else []
+            epoch.add(loss=update(wrapped, optimizer, given, frozen))
         contest.eval()
-        epoch.metrics["loss"] = float(total) / len(steps)
-        if not math.isfinite(epoch.metrics["loss"]):
-            raise epoch.failed(f"the ranker's loss in epoch {epoch.number + 1} is no number")
+        epoch.metrics["loss"] = epoch.mean("loss", len(steps))
         epoch.metrics["ndcg10"] = ddp.from_first(evaluate(model, data, held))
         contest.judge(epoch.metrics["ndcg10"], epoch.number + 1)
 

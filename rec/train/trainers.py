@@ -1,14 +1,17 @@
 """Ray Train's trainer as our trainings use it: its policy of failures, and fewer processes beside the workers."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rec.config import Train
-from rec.train import failures
+from rec.train import curves, failures
+from rec.train.checkpoint import read
 
 
 class Trainer(TorchTrainer):
@@ -33,6 +36,19 @@ class Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to Python: Ray Train's handler stays after the run, swallows it, and keeps the run's process."""
+
+
+class Curves(UserCallback):
+    """Keeps the page of a run's learning curves as new as its last checkpoint."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """The controller calls this, on a machine that has the storage as the workers have it."""
+        history = [] if checkpoint is None else read(Path(checkpoint.path)).history
+        if history:
+            curves.write(self._run, self._run.name, history)
 
 
 class LocalTrainer(Trainer):

@@ -29,7 +29,7 @@ from rec.models.latent_semantics import LatentSemantics
 from rec.models.user_tower import KIND, VERSION, Shape, UserTower
 from rec.retrieval import search
 from rec.schema import INTERACTIONS, PRODUCTS, TENSORS, USERS, vectors
-from rec.train import curves, ddp, epochs, softmax
+from rec.train import checkpoint, curves, ddp, epochs, softmax
 from rec.train.contest import Contest
 from rec.train.sequences import Batch, Windows, last_windows, windows
 from rec.train.text_start import whitening
@@ -259,11 +259,11 @@ def run(config: Config) -> dict[str, Any]:
         "text_encoder": config.text.encoder if "context" in options.inputs else "",
         "seed": config.seed,
     }
-    checkpoint = ddp.fit(loop, options.train, name, loop_config, storage, options="user_tower.train")
+    last = ddp.fit(loop, options.train, name, loop_config, storage, options="user_tower.train")
     model, data, _ = _prepare(loop_config, options)
     contest = Contest(model)
-    ddp.load_checkpoint(checkpoint, contest)
-    history, best = ddp.history_of(checkpoint), int(contest.best_epoch)
+    checkpoint.load(last, contest)
+    history, best = checkpoint.read(last).history, int(contest.best_epoch)
     with artifact.write(target, **work) as draft:
         trained = contest.winner().eval()
         trained.tower.save(draft.path, trained.export())

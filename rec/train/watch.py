@@ -8,9 +8,8 @@ import torch
 from rec import dataset
 from rec.models.item_inputs import IntArray
 from rec.schema import TENSORS
-from rec.train.ddp import Epoch
+from rec.train.ddp import BLOCK_STEPS, Epoch
 
-CHECK_STEPS = 20
 NAMED = 5
 """Products of a bad batch that are named."""
 
@@ -18,29 +17,27 @@ NAMED = 5
 class Watch:
     """Losses of an epoch; one that is no number ends the training with the name of its batch.
 
-    It looks at them every CHECK_STEPS steps: to look is to wait for the GPU. Nothing of the epoch is kept then, and the
-    checkpoint of the one before stays.
+    It looks at them after each block of steps, before the epoch's checkpoint may be written: to look is to wait for the
+    GPU. Nothing since the last checkpoint is kept then.
     """
 
     def __init__(self, epoch: Epoch, tensors: Path) -> None:
         """`tensors` is the dataset whose products the rows are."""
         self._epoch = epoch
         self._tensors = tensors
-        self._steps = 0
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._steps = epoch.done
         self._waiting: list[tuple[IntArray, torch.Tensor]] = []
 
     def add(self, rows: IntArray, loss: torch.Tensor, hits: torch.Tensor) -> None:
         """Note a step on item rows int64[B]."""
         self._waiting.append((rows, torch.stack([loss, hits])))
-        if len(self._waiting) == CHECK_STEPS:
+        if len(self._waiting) == BLOCK_STEPS:
             self._look()
 
     def means(self) -> tuple[float, float]:
         """Mean loss and share of hits of all steps."""
         self._look()
-        loss, hits = (self._sums / max(self._steps, 1)).tolist()
-        return loss, hits
+        return self._epoch.mean("loss", self._steps), self._epoch.mean("hits", self._steps)
 
     def _look(self) -> None:
         if not self._waiting:
@@ -50,7 +47,8 @@ class Watch:
             self._steps += 1
             if not math.isfinite(loss):
                 raise self._epoch.failed(self._said(rows, loss))
-        self._sums += told.sum(0)
+        loss, hits = told.sum(0)
+        self._epoch.add(loss=loss, hits=hits)
         self._waiting = []
 
     def _said(self, rows: IntArray, loss: float) -> str:

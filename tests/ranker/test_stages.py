@@ -33,6 +33,7 @@ from rec.train import ddp, ranker
 from rec.train.listwise import target_ranks
 from tests.ranker.conftest import START
 from tests.ranker.features import compute
+from tests.train import loops
 from tests.train.in_process import in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -343,6 +344,32 @@ def test_a_run_stopped_after_two_epochs_ends_with_the_same_bytes(
         assert hashes[1] is not None
         assert hashes[0].content_hash == hashes[1].content_hash, stage
     assert not list(other.at("runs").iterdir())
+
+
+def test_a_run_stopped_within_its_first_epoch_ends_with_the_same_bytes(
+    dlrm: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start, which is the first contestant for the best epoch, is not judged anew by weights that have learned."""
+    ends, judged, judge = [], [], ranker.evaluate
+    for name in ("calm", "shaken"):
+        given = _elsewhere(dlrm, tmp_path / name)
+        train = given.ranker.train.model_copy(update={"batch_size": 60, "epochs": 2, "checkpoint_minutes": 0})
+        given = given.model_copy(update={"ranker": given.ranker.model_copy(update={"train": train})})
+        samples.run(given)
+        with in_process(ranker.loop):
+            if name == "shaken":
+                with monkeypatch.context() as patch:
+                    loops.interrupted_at(0, 20, patch)
+                    with pytest.raises(KeyboardInterrupt):
+                        ranker.run(given)
+            with monkeypatch.context() as patch:
+                patch.setattr(ranker, "evaluate", lambda *asked: (judged.append(name), judge(*asked))[1])
+                ranker.run(given)
+        ends.append(artifact.peek(given.at("ranker")))
+    assert judged == ["calm"] * 3 + ["shaken"] * 2
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].content_hash == ends[1].content_hash
 
 
 def test_without_samples_the_error_names_the_job(shop: Config, tmp_path: Path) -> None:

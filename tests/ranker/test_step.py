@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rec.features.requests import Requests
 from rec.features.transfer import transfer
-from rec.train import ddp
+from rec.train import checkpoint
+from rec.train.checkpoint import Position
 from rec.train.listwise import listwise_loss, pointwise_loss
 from rec.train.ranking_step import Batch, Training, batch, update
 from tests.ranker import models
@@ -151,12 +152,12 @@ def test_frozen_tables_stand_still_and_then_go_on_also_from_a_checkpoint(name: s
     steps(through, optimizer, range(2))
     assert torch.equal(through.model.table("std"), start)
     assert not torch.equal(through.model.table("re"), training(name).model.table("re"))
-    ddp.save_checkpoint(tmp_path, through, optimizer, 1, [{"loss": 1.0}])
+    checkpoint.save(tmp_path, through, optimizer, Position(1, [{"loss": 1.0}]))
     steps(through, optimizer, range(2, 5))
     assert not torch.equal(through.model.table("std"), start)
     again = training(name)
     resumed = again.optimizer(0.05, 0.1)
-    ddp.load_checkpoint(tmp_path, again, resumed)
+    checkpoint.load(tmp_path, again, resumed)
     steps(again, resumed, range(2, 5))
     for (part, one), other in zip(through.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), part

@@ -6,30 +6,44 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from rec.config import Train
 from rec.errors import ArtifactError
 from rec.models.item_inputs import ItemBatch
 from rec.train import contrast, ddp, item
+from rec.train.checkpoint import Position
 
 
 def loop(config: dict[str, Any]) -> None:
-    """Fit a line through noise, with dropout; `kill` names a file that is made when the last worker kills itself."""
+    """Fit a line through noise, with dropout.
+
+    `kill` names a file that is made when the last worker kills itself, in the third epoch at step `at`, after the `run`
+    has a checkpoint within it; `steps` one to which the first worker adds the epoch and step that it begins.
+    """
     torch.manual_seed(0)
     model = ddp.distribute(nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.1), nn.GELU(), nn.Linear(16, 1)))
     inputs = torch.randn(64, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for epoch in ddp.checkpointed_epochs(model, optimizer, epochs=config["epochs"], seed=3, remedy="try again"):
-        steps = ddp.batches(len(inputs), 16, epoch.rng)
-        for step, rows in enumerate(epoch.progress(steps, what="line", count=len(steps))):
-            if config["kill"] and epoch.number == 2 and step == 2 and ddp.rank() == ddp.world_size() - 1:
+    train = Train.model_validate(config["train"])
+    for epoch in ddp.checkpointed_epochs(model, optimizer, train, epochs=train.epochs, seed=3, remedy="try again"):
+        steps = ddp.batches(len(inputs), train.batch_size, epoch.rng)
+        for step, rows in epoch.progress(steps[epoch.done :], what="line", count=len(steps)):
+            if ddp.rank() == 0:
+                with Path(config["steps"]).open("a") as begun:
+                    begun.write(f"{epoch.number} {step}\n")
+            if config["kill"] and (epoch.number, step) == (2, config["at"]) and ddp.rank() == ddp.world_size() - 1:
+                while not ddp.position(Path(config["run"])).step:
+                    time.sleep(0.05)
                 _kill_once(Path(config["kill"]))
             loss = nn.functional.mse_loss(model(inputs[rows]), inputs[rows].sum(1, keepdim=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            epoch.metrics["loss"] = loss.item()
+            epoch.add(loss=loss)
+        epoch.metrics["loss"] = epoch.mean("loss", len(steps))
 
 
 class KilledOnce:
@@ -78,6 +92,18 @@ class Poisoned:
 
         contrast.step = poisoned
         item.loop(config)
+
+
+def interrupted_at(epoch: int, step: int, patch: pytest.MonkeyPatch) -> None:
+    """A training in this process gets Ctrl-C as soon as its checkpoint after so many epochs and steps is there."""
+    report = ddp._report
+
+    def reported(module: nn.Module, optimizer: torch.optim.Optimizer, metrics: Any, reached: Position) -> None:
+        report(module, optimizer, metrics, reached)
+        if (reached.epoch, reached.step) == (epoch, step):
+            raise KeyboardInterrupt
+
+    patch.setattr(ddp, "_report", reported)
 
 
 def _kill_once(flag: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rec import artifact, config
-from rec.config import Config, ItemTower
+from rec.config import Config, ItemTower, Train
 from rec.errors import ConfigError
 from rec.models import item_tower
 from rec.models.item_inputs import ItemInputs
@@ -29,7 +29,9 @@ COUNT = KINDS * EACH
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's surroundings without Ray: one worker, no checkpoints."""
 
-    def epochs(_: nn.Module, __: torch.optim.Optimizer, *, epochs: int, seed: int, remedy: str) -> Iterator[ddp.Epoch]:
+    def epochs(
+        _: nn.Module, __: torch.optim.Optimizer, ___: Train, *, epochs: int, seed: int, remedy: str
+    ) -> Iterator[ddp.Epoch]:
         for number in range(epochs):
             torch.manual_seed(number)
             yield ddp.Epoch(number, epochs, np.random.default_rng([seed, number]))

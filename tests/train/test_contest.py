@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rec.train import ddp
+from rec.train import checkpoint
+from rec.train.checkpoint import Position
 from rec.train.contest import Contest
 
 
@@ -43,9 +44,9 @@ def test_a_checkpoint_holds_both_and_only_the_module_in_training_learns(tmp_path
     _set(contest, 5.0)
     contest.judge(0.5, 7)
     _set(contest, 6.0)
-    ddp.save_checkpoint(tmp_path, contest, torch.optim.AdamW(contest.current.parameters()), 9, [{}])
+    checkpoint.save(tmp_path, contest, torch.optim.AdamW(contest.current.parameters()), Position(9, [{}]))
     again = Contest(nn.Linear(2, 1))
-    assert ddp.load_checkpoint(tmp_path, again) == 9
+    assert checkpoint.load(tmp_path, again) == Position(9, [{}])
     assert (int(again.best_epoch), float(again.best_figure)) == (7, 0.5)
     assert again.current.weight.tolist() == [[6.0, 6.0]]
     assert again.winner().weight.tolist() == [[5.0, 5.0]]

@@ -14,27 +14,43 @@ from torch import nn
 
 from rec.config import Train
 from rec.errors import ArtifactError, ConfigError, TrainingError
-from rec.train import ddp
+from rec.train import checkpoint, curves, ddp
+from rec.train.checkpoint import Position
 from tests.train import loops
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
-    train, before = Train(num_workers=2, cpus_per_worker=1, max_failures=1), signal.getsignal(signal.SIGINT)
-    flag = tmp_path / "killed"
+    """In the middle of its third epoch, which has a checkpoint in its middle."""
+    two = Train(num_workers=2, cpus_per_worker=1, max_failures=1, epochs=4, batch_size=2)
+    often, before = two.model_copy(update={"checkpoint_minutes": 0}), signal.getsignal(signal.SIGINT)
+    flag, steps = tmp_path / "killed", {name: tmp_path / name for name in ("calmly", "shakily")}
     (tmp_path / "calm").mkdir()
     (tmp_path / "calm" / ddp.SNAPSHOT).write_text('{"torn', encoding="utf-8")  # a kill while Ray wrote: starts over
-    calm = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
-    shaken = ddp.fit(loops.loop, train, "shaken", {"epochs": 4, "kill": str(flag)}, tmp_path)
+    given = {"train": two.model_dump(), "kill": "", "steps": str(steps["calmly"])}
+    calm = ddp.fit(loops.loop, two, "calm", given, tmp_path)
+    kill = {
+        "train": often.model_dump(),
+        "kill": str(flag),
+        "at": 25,
+        "run": str(tmp_path / "shaken"),
+        "steps": str(steps["shakily"]),
+    }
+    shaken = ddp.fit(loops.loop, often, "shaken", kill, tmp_path)
     assert flag.exists(), "no worker was killed"
-    for name in (ddp.MODEL, ddp.OPTIMIZER, ddp.STATE):
+    all_of = [f"{epoch} {step}" for epoch in range(4) for step in range(32)]
+    assert steps["calmly"].read_text().split("\n")[:-1] == all_of
+    again_from, killed_at = all_of.index(f"2 {ddp.BLOCK_STEPS}"), all_of.index("2 25")
+    assert steps["shakily"].read_text().split("\n")[:-1] == all_of[: killed_at + 1] + all_of[again_from:]
+    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE):
         assert (shaken / name).read_bytes() == (calm / name).read_bytes(), name
-    assert ddp.metrics_of(calm)["loss"] > 0
+    assert checkpoint.read(calm).history[-1]["loss"] > 0
     assert len([path for path in (tmp_path / "calm").iterdir() if path.is_dir()]) == 2, "the last two are kept"
+    assert "epoch" in (tmp_path / "calm" / curves.PAGE).read_text(), "the curves are there before the end"
     assert {path.suffix for path in calm.iterdir()} == {".safetensors", ".json"}, "no pickle"
 
-    again = ddp.fit(loops.loop, train, "calm", {"epochs": 4, "kill": ""}, tmp_path)
+    again = ddp.fit(loops.loop, two, "calm", given, tmp_path)
     assert again == calm, "a finished run is found again, not trained again"
     assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C still ends the job"
 
@@ -51,7 +67,7 @@ def test_what_a_user_can_mend_reaches_the_user(tmp_path: Path) -> None:
     ):
         ddp.fit(loops.too_large, train, "large", {}, tmp_path, options="tower")
     with pytest.raises(
-        TrainingError, match=r"died 2 times, .*Where memory ran out, .* lower rooms; no epoch was finished"
+        TrainingError, match=r"died 2 times, .*Where memory ran out, .* lower rooms; nothing of it was saved yet"
     ):
         ddp.fit(loops.killed, train, "killed", {}, tmp_path, room="rooms")
     with pytest.raises(
@@ -86,20 +102,18 @@ def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) ->
 
     model, optimizer = make()
     step(model, optimizer)
-    ddp.save_checkpoint(tmp_path, model, optimizer, 7, [{"loss": 0.9}, {"loss": 0.5}])
+    kept = Position(2, [{"loss": 0.9}, {"loss": 0.5}], 40, {"loss": 0.1 + 0.2})
+    checkpoint.save(tmp_path, model, optimizer, kept)
     step(model, optimizer)
     other, restored = make()
-    assert ddp.load_checkpoint(tmp_path, other, restored) == 7
-    assert ddp.metrics_of(tmp_path) == {"loss": 0.5}
-    assert ddp.history_of(tmp_path) == [{"loss": 0.9}, {"loss": 0.5}]
+    assert checkpoint.load(tmp_path, other, restored) == checkpoint.read(tmp_path) == kept
     assert restored.param_groups[0]["betas"] == (0.8, 0.9)
     step(other, restored)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    state = json.loads((tmp_path / ddp.STATE).read_text())
-    assert state["epoch"] == 7
-    del state["history"]
-    (tmp_path / ddp.STATE).write_text(json.dumps({**state, "metrics": {"loss": 0.25}}))
-    assert ddp.history_of(tmp_path) == [{"loss": 0.25}], "a run of an earlier version goes on"
+    state = json.loads((tmp_path / checkpoint.STATE).read_text())
+    earlier = {name: value for name, value in state.items() if name not in ("history", "step", "sums")}
+    (tmp_path / checkpoint.STATE).write_text(json.dumps({**earlier, "metrics": {"loss": 0.25}}))
+    assert checkpoint.read(tmp_path) == Position(2, [{"loss": 0.25}]), "a run of an earlier version goes on"
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,4 +164,4 @@ def test_a_run_whose_controller_is_lost_goes_on_as_often_as_workers_may_fail(tmp
     with pytest.raises(ray.train.ControllerError, match="its node is gone"):
         ddp._fitted(Lost, snapshot.parent, 1)
     assert len(tries) == 2
-    assert ddp._epochs_done(snapshot.parent) == 0, "of the torn list: the sentence is told"
+    assert ddp.position(snapshot.parent) == Position(0, []), "of the torn list: the sentence is told"

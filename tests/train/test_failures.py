@@ -21,6 +21,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from rec.config import Train
 from rec.errors import InputError, TrainingError
 from rec.train import failures
+from rec.train.checkpoint import Position
 
 TRAIN = Train(num_workers=2, cpus_per_worker=3, max_failures=1, wait_minutes=4)
 RAISE, RETRY = FailureDecision.RAISE, FailureDecision.RETRY
@@ -123,14 +124,14 @@ def test_drained_nodes_are_tried_again_so_often(clock: Callable[[float], None]) 
     ],
 )
 def test_how_a_run_ends_is_one_sentence(clock: Callable[[float], None], failure: Exception, said: str) -> None:
-    told = failures.sentence(failure, TRAIN, "tower.train", "tower.chunk_size", 5)
+    told = failures.sentence(failure, TRAIN, "tower.train", "tower.chunk_size", Position(5, [{}] * 5))
     assert isinstance(told, TrainingError)
     assert said in str(told)
 
 
 def test_a_mistake_of_the_program_has_no_sentence(clock: Callable[[float], None]) -> None:
     wrong = WorkerGroupError("", {0: ZeroDivisionError("x")})
-    assert failures.sentence(wrong, TRAIN, "train", "batch", 0) is None
+    assert failures.sentence(wrong, TRAIN, "train", "batch", Position(0, [])) is None
     assert failures.out_of_memory(ValueError("x"), "batch") is None
     mended = InputError("mend it")
     assert failures.sentence(WorkerGroupError("", {1: mended}), TRAIN, "train", "batch", 0) is mended

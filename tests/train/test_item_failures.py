@@ -12,7 +12,7 @@ from rec import artifact, embed
 from rec.config import Config
 from rec.errors import ArtifactError, TrainingError
 from rec.models import item_tower
-from rec.train import ddp, item
+from rec.train import checkpoint, item
 from tests.item_tower import catalogue
 from tests.train import loops
 from tests.train.in_process import data_in_process
@@ -67,9 +67,9 @@ def test_numbers_that_are_none_end_the_run_at_once_and_the_epoch_before_stays(
     assert "lower item_tower.train.learning_rate=0.003 or raise item_tower.temperature=0.07; run" in str(failed.value)
     assert "run again with the same options it goes on after epoch 1, with others it starts over" in str(failed.value)
     assert starts.read_text().count("started") == 1
-    (checkpoint,) = (path for path in poisoned.at("runs").glob("item_tower-*/checkpoint_*") if path.is_dir())
-    assert len(ddp.history_of(checkpoint)) == 1
-    assert all(torch.isfinite(value).all() for value in load_file(checkpoint / ddp.MODEL).values())
+    (kept,) = (path for path in poisoned.at("runs").glob("item_tower-*/checkpoint_*") if path.is_dir())
+    assert len(checkpoint.read(kept).history) == 1
+    assert all(torch.isfinite(value).all() for value in load_file(kept / checkpoint.MODEL).values())
     item.run(poisoned)
     assert content_hash(poisoned) == content_hash(calm[0]), "what ended well before is gone on with"
 

@@ -22,6 +22,7 @@ from rec.schema import TENSORS, vectors
 from rec.train import contrast, item
 from rec.vocab.re import ReVocabulary
 from tests.item_tower import catalogue
+from tests.train import loops
 from tests.train.in_process import data_in_process, in_process
 
 PRODUCTS = 96
@@ -64,6 +65,38 @@ def test_what_is_done_is_not_done_again(made: Config) -> None:
     for given in (made, other):  # more means make the same thing
         assert [stage.run(given)["skipped"] for stage in (encode, item, embed)] == [True, True, True]
     assert not list(made.at("runs").iterdir()), "checkpoints of a finished run are removed"
+
+
+def test_a_training_that_is_stopped_within_an_epoch_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bytes and learning curves; one that writes no checkpoint within epochs ends with them, too."""
+    small = [f"item_tower.train.{option}" for option in ("epochs=2", "batch_size=2")]
+    for name in ("calm", "shaken"):
+        (tmp_path / name).mkdir()
+    calm = catalogue.write(tmp_path / "calm", 50, overrides=small)
+    shaken = catalogue.write(tmp_path / "shaken", 50, overrides=[*small, "item_tower.train.checkpoint_minutes=0"])
+    with data_in_process():
+        for tree in (calm, shaken):
+            encode.run(tree)
+    read: list[int] = []
+    with in_process(item.loop):
+        item.run(calm)
+        for epoch, step in ((0, 20), (1, 20)):
+            with monkeypatch.context() as patch:
+                loops.interrupted_at(epoch, step, patch)
+                with pytest.raises(KeyboardInterrupt):
+                    item.run(shaken)
+        draw = contrast.draw
+        monkeypatch.setattr(contrast, "draw", lambda *given: (read.append(1), draw(*given))[1])
+        item.run(shaken)
+    assert len(read) == 5, "the steps after the last checkpoint"
+    for tree in (calm, shaken):
+        assert not list(tree.at("runs").iterdir())
+    hashes = [artifact.peek(tree.at(item_tower.KIND)) for tree in (calm, shaken)]
+    assert hashes[0] is not None
+    assert hashes[1] is not None
+    assert hashes[0].content_hash == hashes[1].content_hash
 
 
 def test_every_text_is_encoded_once_and_each_item_finds_its_own(made: Config) -> None:
