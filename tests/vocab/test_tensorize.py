@@ -1,12 +1,10 @@
 """The stage on a small catalogue: what comes out, what stays equal, what is refused."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,13 @@ from rec import artifact, dataset
 from rec.config import Config, load
 from rec.errors import ArtifactError, DriftError
 from rec.models import text_encoder
-from rec.schema import ENRICHED, PRODUCTS, TENSORS
+from rec.schema import TENSORS
 from rec.vocab import groups, tensorize
 from rec.vocab.re import ReVocabulary
 from rec.vocab.rows import re_ids, std_ids
 from rec.vocab.std import StdVocabulary
 from tests.vocab.names import names
-
-VERSION = StdVocabulary.load().version
-Pairs = list[tuple[str, str]]
-Product = tuple[str, str, str | None, Pairs, Pairs]
+from tests.vocab.products import Product, write
 
 CATALOGUE: list[Product] = [
     ("p1", "Wool coat", None, [("category", "coat"), ("fibre", "wool")], [("fibre", "soft merino wool")]),
@@ -38,34 +33,6 @@ CATALOGUE: list[Product] = [
     ("p5", "양말", None, [], [("detail", "포근한 soft 양말")]),
     ("p6", "Wool coat", "g1", [("category", "coat"), ("fibre", "wool")], [("fibre", "soft merino wool")]),
 ]
-
-
-def _attributes(pairs: Pairs) -> list[dict[str, str | None]]:
-    return [{"key": key, "value": value, "source": "given", "evidence": None} for key, value in pairs]
-
-
-def _write(config: Config, catalogue: Sequence[Product], *, version: str = VERSION) -> None:
-    """The datasets `products` and `enriched` of a catalogue."""
-    products = [
-        {"product_id": id, "title": title, "description": f"{title} described", "group_id": group, "available": True}
-        for id, title, group, _, _ in catalogue
-    ]
-    enriched = [
-        {
-            "product_id": id,
-            "std": _attributes(standard),
-            "re": _attributes(open_),
-            "status": "ok",
-            "vocab_version": version,
-            "tokens_in": 0,
-            "tokens_out": 0,
-            "content_hash": hashlib.sha256(title.encode()).hexdigest(),
-        }
-        for id, title, _, standard, open_ in catalogue
-    ]
-    for name, contract, rows in (("products", PRODUCTS, products), ("enriched", ENRICHED, enriched)):
-        table = pa.Table.from_pylist(rows, schema=contract.schema)
-        dataset.write(config.at(name), contract, [table], inputs={}, config={})
 
 
 def _config(store: Path, *overrides: str) -> Config:
@@ -133,7 +100,7 @@ def made(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("tensorized")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "ROWS_PER_GROUP", 2)
-        _write(_config(store), CATALOGUE)
+        write(_config(store), CATALOGUE)
         tensorize.run(_config(store))
     return store
 
@@ -180,7 +147,7 @@ def test_done_work_is_skipped_and_lost_work_comes_back_the_same(copy: Path, monk
 @pytest.mark.slow
 def test_row_groups_change_nothing_and_options_only_their_columns(made: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, 'text.fields=["title", "description"]', "vocab.max_re_tokens=2")
-    _write(config, CATALOGUE)
+    write(config, CATALOGUE)
     facts = tensorize.run(config)
     assert facts["re_tokens_cut"] == 3
     before = _config(made)
@@ -196,7 +163,7 @@ def test_row_groups_change_nothing_and_options_only_their_columns(made: Path, tm
 def test_a_vocabulary_is_extended_and_drift_is_reported(copy: Path, tmp_path: Path) -> None:
     config = _config(copy)
     old = ReVocabulary.load(config.at("vocabulary") / "re.json")
-    _write(config, [(f"q{i}", "Cape", None, [], [("vibe", "aaa aab soft")]) for i in range(9)])
+    write(config, [(f"q{i}", "Cape", None, [], [("vibe", "aaa aab soft")]) for i in range(9)])
     facts = tensorize.run(config)
     grown = ReVocabulary.load(config.at("vocabulary") / "re.json")
     drifted = json.loads((config.at("vocabulary") / "drift.json").read_text(encoding="utf-8"))
@@ -209,7 +176,7 @@ def test_a_vocabulary_is_extended_and_drift_is_reported(copy: Path, tmp_path: Pa
     assert _hashes(config) == before
 
     other = _config(tmp_path / "other", f"vocab.extend={config.at('vocabulary')}")
-    _write(other, CATALOGUE)
+    write(other, CATALOGUE)
     tensorize.run(other)
     assert ReVocabulary.load(other.at("vocabulary") / "re.json").tokens == grown.tokens
 
@@ -230,7 +197,7 @@ def test_too_much_drift_fails_and_publishes_nothing(copy: Path, limit: str, says
         ("q1", "Cape", None, [("colour", "unknown")], [("vibe", "soft")]),
         ("q2", "Cape", None, [("colour", "red")], []),
     ]
-    _write(_config(copy), drifted)
+    write(_config(copy), drifted)
     before = _hashes(_config(copy))
     with pytest.raises(DriftError, match=says):
         tensorize.run(_config(copy, limit))
@@ -243,7 +210,7 @@ def test_too_much_drift_fails_and_publishes_nothing(copy: Path, limit: str, says
 @pytest.mark.usefixtures("ray_local")
 def test_an_empty_catalogue_gives_empty_tensors(tmp_path: Path) -> None:
     config = _config(tmp_path)
-    _write(config, [])
+    write(config, [])
     assert tensorize.run(config)["rows"] == 0
     assert _rows(config) == []
 
@@ -254,17 +221,17 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = _config(tmp_path)
     with pytest.raises(ArtifactError, match=r"jobs/ingest\.py"):
         tensorize.run(config)
-    _write(config, CATALOGUE, version="fashion-0")
+    write(config, CATALOGUE, version="fashion-0")
     with pytest.raises(ArtifactError, match="enriched is of vocabulary 'fashion-0'"):
         tensorize.run(config)
-    _write(config, [("p1", "Coat", None, [("category", "spacesuit")], [])])
+    write(config, [("p1", "Coat", None, [("category", "spacesuit")], [])])
     with pytest.raises(ArtifactError, match="'spacesuit' under 'category'"):
         tensorize.run(config)
-    _write(config, [("p1", "Coat", None, [], [("smell", "fresh")])])
+    write(config, [("p1", "Coat", None, [], [("smell", "fresh")])])
     with pytest.raises(ArtifactError, match="unknown key 'smell'"):
         tensorize.run(config)
     shutil.copytree(config.at("enriched"), tmp_path / "kept")
-    _write(config, CATALOGUE)
+    write(config, CATALOGUE)
     shutil.rmtree(config.at("enriched"))
     shutil.move(tmp_path / "kept", config.at("enriched"))
     with pytest.raises(ArtifactError, match="does not hold the products"):
@@ -284,7 +251,7 @@ def test_the_job_prints_where_the_result_is(copy: Path, repository: Path) -> Non
 
 
 def test_an_encoder_that_cannot_be_had_is_one_sentence(tmp_path: Path, repository: Path) -> None:
-    _write(_config(tmp_path), CATALOGUE)
+    write(_config(tmp_path), CATALOGUE)
     command = [sys.executable, "jobs/tensorize.py", "--set", f"store={tmp_path}", "--set", "text.encoder=foo/bar"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
