@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -208,11 +209,19 @@ def test_bfloat16_is_near_and_the_loss_float32(mode: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",  # what is traced, and no compiler of C++, which torch.compile takes on a CPU
+        pytest.param(
+            "inductor", marks=[pytest.mark.long, pytest.mark.skipif(not which("g++"), reason="no compiler of C++")]
+        ),
+    ],
+)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_compiled_tower_is_the_same(mode: str) -> None:
-    """Without the compiler of C++ that torch.compile takes on a CPU: what it traces is what is tested."""
+def test_a_compiled_tower_is_the_same(mode: str, backend: str) -> None:
     plain, compiled = build(mode), build(mode)
-    compiled.compile_parts(backend="eager")
+    compiled.compile_parts(backend)
     for count in (2, 3):
         some = batch([replace(FULL, seed=count), BARE, FULL][:count], ids=mode == "full")
         for tower in (plain, compiled):
