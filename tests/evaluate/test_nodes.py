@@ -1,8 +1,9 @@
 """The drill on nodes: what it reads of a running job, and a training on nodes of which one dies.
 
-The whole drill takes minutes: `jobs/benchmark.py nodes`.
+The whole drill, `jobs/benchmark.py nodes`, takes minutes.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rec.errors import RecError
 from rec.evaluate import nodes
 from rec.evaluate.autoscaling import scaled
 from rec.evaluate.local_nodes import Job, Nodes, Running
+from rec.evaluate.node_loss import CLIENTS
 from rec.train import item
 from tests.item_tower import catalogue
 from tests.train.in_process import data_in_process, in_process
@@ -161,3 +163,27 @@ def test_the_autoscaler_brings_nodes_for_a_training_and_takes_them_away_after_it
     assert figures["autoscaler.peak"]["value"] >= 1, "a head without CPUs trains nothing"
     assert figures["autoscaler.left"]["value"] == 0
     assert _hash(store) == _undisturbed(prepared, tmp_path / "alone", "item_tower.train.epochs=10")
+
+
+@pytest.mark.long
+def test_a_pipeline_and_a_shop_outlive_a_node_in_each_of_their_stages(repository: Path, tmp_path: Path) -> None:
+    """The drill itself on the sample catalogue: nodes die in enrichment, in both trainings, and under load."""
+    command = [
+        sys.executable,
+        "jobs/benchmark.py",
+        "nodes",
+        "--quick",
+        "--recipe",
+        "demo",
+        "--set",
+        f"store={tmp_path}",
+    ]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=1_800)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    found = {name: each["value"] for name, each in json.loads(done.stdout.splitlines()[-1])["figures"].items()}
+    assert [found[f"{stage}.killed"] for stage in nodes.STAGES] == [1, 1, 1]
+    assert found["artifacts.compared"] >= 8
+    assert found["artifacts.differing"] == found["bundles.differing"] == 0
+    assert found["serving.answers"] > 100
+    assert found["serving.failed"] <= CLIENTS, "what the lost server was just making; all else is answered"
+    assert found["autoscaler.peak"] > found["autoscaler.left"] == 0
