@@ -33,7 +33,8 @@ class Train(Branch):
     max_failures: int = Field(default=2, ge=0)
     """Restarts of a failed worker group from the last checkpoint; as many more for nodes that were drained."""
     checkpoint_minutes: float = Field(default=10, ge=0)
-    """A checkpoint is written after each epoch, and within one when so many minutes have passed since the last."""
+    """A checkpoint is written after each epoch, and within one, after every twentieth step, where so many minutes have
+    passed since the last; 0: after each twentieth step."""
     wait_minutes: float = Field(default=15, gt=0)
     """How long a cluster may take to have room for the workers, at the start and after a loss."""
 

@@ -60,7 +60,7 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
         f"{chosen.temperature:g}"
     )
     for epoch in ddp.checkpointed_epochs(
-        model, optimizer, options.train, epochs=chosen.epochs, seed=seed, remedy=remedy
+        model, optimizer, options.train, what="item tower, behaviour", epochs=chosen.epochs, seed=seed, remedy=remedy
     ):
         drawn = sides[:, pairs.draw(epoch.rng)]
         steps = ddp.batches(len(pairs), chosen.batch_size, epoch.rng)
@@ -74,8 +74,8 @@ def train(tower: ItemTower, items: ItemInputs, pairs: Pairs, options: Options, s
             batch = items.batch(rows.reshape(-1))
             return rows, contrast.views(batch, tower.shape.num_keys, options, rng, count=1).to(device)
 
-        batches = ahead.made(seen_of, range(epoch.done, len(steps)), device)
-        for step, (rows, seen) in epoch.progress(batches, what="item tower, behaviour", count=len(steps)):
+        batches = ahead.made(seen_of, range(epoch.first, len(steps)), device)
+        for step, (rows, seen) in epoch.progress(batches, count=len(steps)):
             rate = schedule.rate(epoch.number * len(steps) + step, chosen.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
             left, right = contrast.forward(model, seen, options.train.precision == "bfloat16").chunk(2)

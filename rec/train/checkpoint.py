@@ -82,7 +82,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _position(state: dict[str, Any]) -> Position:
-    history = state.get("history") or [state["metrics"]] if state["epoch"] else []  # the latter: version 0.1
+    history = state["history"] if "history" in state else [state["metrics"]]  # the latter: version 0.1
     return Position(state["epoch"], history, state.get("step", 0), state.get("sums", {}))
 
 

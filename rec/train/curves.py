@@ -27,7 +27,9 @@ $plot
 def write(folder: Path, name: str, history: Sequence[dict[str, float]]) -> None:
     """Write JSON and PAGE of the epochs of the run `name`, oldest first, into `folder`."""
     artifact.write_json(folder / JSON, {"epochs": list(history)})
-    (folder / PAGE).write_text(page(name, history), encoding="utf-8")
+    draft = folder / f".{PAGE}"
+    draft.write_text(page(name, history), encoding="utf-8")
+    draft.replace(folder / PAGE)  # who reads it while it is drawn anew reads the one before
 
 
 def page(name: str, history: Sequence[dict[str, float]]) -> str:

@@ -1,20 +1,22 @@
-"""Data-parallel training on Ray Train: one run, its epoch checkpoints, and how it goes on after a kill.
+"""Data-parallel training on Ray Train: one run, its checkpoints, and how it goes on after a kill.
 
 A training loop is a plain function `loop(config)` that every worker runs:
 
     def loop(config: dict[str, Any]) -> None:
         model = ddp.distribute(Model(...))
         optimizer = torch.optim.AdamW(model.parameters(), lr=...)
-        for epoch in ddp.checkpointed_epochs(model, optimizer, train, seed=17, remedy="lower ..."):
-            steps = ddp.batches(num_rows, batch_size, epoch.rng)
-            for step, rows in epoch.progress(steps[epoch.done :], what="item tower", count=len(steps)):
+        for epoch in ddp.checkpointed_epochs(
+            model, optimizer, train, what="item tower", epochs=train.epochs, seed=17, remedy="lower ..."
+        ):
+            steps = ddp.batches(num_rows, train.batch_size, epoch.rng)
+            for step, rows in epoch.progress(steps[epoch.first :], count=len(steps)):
                 ...
                 epoch.add(loss=loss)
             epoch.metrics["loss"] = epoch.mean("loss", len(steps))
 
-All randomness of a block of steps is seeded by (seed, epoch, worker, block), and weights, optimizer and position are
-saved (`rec.train.checkpoint`) at the end of an epoch and every `train.checkpoint_minutes` between two blocks, so a run
-whose worker or whose job was killed ends with the same weights as an undisturbed one.
+Torch's randomness is seeded by (seed, epoch, worker, block) before each block of steps, `epoch.rng` by (seed, epoch).
+Weights, optimizer and position are saved (`rec.train.checkpoint`) at the end of an epoch and between two blocks. So a
+run whose worker or whose job was killed ends with the same weights as an undisturbed one.
 """
 
 import json
@@ -41,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rec import artifact
 from rec.config import Train
 from rec.errors import ConfigError, TrainingError
-from rec.train import checkpoint, curves, failures, trainers
+from rec.train import checkpoint, failures, trainers
 from rec.train.checkpoint import Position
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the run's checkpoints
@@ -67,7 +69,7 @@ def fit(
 ) -> Path:
     """Run `loop` on `train.num_workers` workers; returns the folder of the last checkpoint.
 
-    `name` is that of `artifact.run_name`; when `storage` holds a run of that name it goes on after its last epoch.
+    `name` is that of `artifact.run_name`; when `storage` holds a run of that name it goes on after its last checkpoint.
     `loop_config` is plain data with absolute paths. Ray must have been started (`rec.runtime.start`).
     `options` is the name of the branch `train` in messages, `room` of what to lower where memory is out.
 
@@ -101,7 +103,6 @@ def fit(
             callbacks=[trainers.Curves(run.resolve())],  # type: ignore[list-item]  # typed as Ray Train V1
         ),
     )
-    logger.info("learning curves, while it trains: %s", run / curves.PAGE)
     try:
         result = _fitted(made, run, train.max_failures)
     except ray.train.TrainingFailedError as failure:
@@ -200,9 +201,10 @@ def world_size() -> int:
 
 def from_first(value: float) -> float:
     """Worker 0's `value` on every worker: what they measure may differ in its last bits, what follows from it not."""
+    if world_size() == 1:
+        return value  # without a wait for the device
     found = torch.tensor([value], dtype=torch.float64, device=get_device())
-    if world_size() > 1:
-        torch.distributed.broadcast(found, 0)
+    torch.distributed.broadcast(found, 0)
     return float(found)
 
 
@@ -220,22 +222,26 @@ class Epoch:
     total: int
     rng: np.random.Generator
     """Seeded by (seed, epoch): the same on every worker, for orders and masks that must agree."""
+    what: str = "training"
+    """What is trained, for messages."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the loop measured; reported with the checkpoint."""
     earlier: list[dict[str, float]] = field(default_factory=list)
     """The metrics of the epochs before."""
     remedy: str = ""
     """What a user may do where the numbers of the training went wrong."""
-    done: int = 0
-    """Steps of it that the last checkpoint has; whole blocks."""
+    first: int = 0
+    """The step to go on with, first of a block: those before are in the checkpoint that the run was restored from."""
+    saved: int = 0
+    """Steps of it that the last checkpoint has."""
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """float64 scalars, see `add`."""
     between: Callable[[int], None] = lambda number: None
-    """Called before the first step of every block, with its number."""
+    """Called with the number of each block's first step, before that is made."""
 
     def failed(self, said: str) -> TrainingError:
-        """The end of a training in this epoch, of which nothing is kept: what went wrong, and what helps."""
-        kept = Position(self.number, self.earlier, self.done)
+        """The end of a training in this epoch: what went wrong, what helps, and where another run would go on."""
+        kept = Position(self.number, self.earlier, self.saved)
         return TrainingError(f"{said}: {self.remedy}; {failures.going_on(kept)}")
 
     def add(self, **values: torch.Tensor) -> None:
@@ -246,28 +252,34 @@ class Epoch:
 
     def mean(self, name: str, steps: int) -> float:
         """The mean of what `add` summed up over `steps` steps; raises TrainingError where that is no number."""
-        found = float(self.sums[name]) / steps
-        if not math.isfinite(found):
-            raise self.failed(f"the {name} of epoch {self.number + 1} is no number")
+        return self.totals()[name] / steps
+
+    def totals(self) -> dict[str, float]:
+        """What `add` summed up; raises TrainingError where that is no number."""
+        found = {name: float(value) for name, value in self.sums.items()}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise self.failed(f"the {self.what}'s {name} in epoch {self.number + 1} is no number")
         return found
 
-    def progress(self, steps: Iterable[T], *, what: str, count: int) -> Iterator[tuple[int, T]]:
-        """Yield the steps from `done` to `count` by number, each with what belongs to it, of `steps`.
+    def progress(self, steps: Iterable[T], *, count: int) -> Iterator[tuple[int, T]]:
+        """Yield the steps from `first` to `count` by number, each with what belongs to it, of `steps`.
 
         Worker 0 logs how far it is, every ten seconds.
         """
-        shown, first = rank() == 0, self.done
+        shown, first, coming = rank() == 0, self.first, iter(steps)
         started = last = time.monotonic()
-        for number, step in zip(range(first, count), steps, strict=True):
+        for number in range(first, count):
             if number % BLOCK_STEPS == 0:
                 self.between(number)
+            step = next(coming)
             now = time.monotonic()
             if shown and now - last >= PROGRESS_S:
                 last = now
                 each = (now - started) / (number - first) if number > first else float("nan")
                 logger.info(
                     "%s: epoch %d/%d, step %d/%d, %.0f s left in the epoch, %.0f s in the training",
-                    what,
+                    self.what,
                     self.number + 1,
                     self.total,
                     number,
@@ -279,16 +291,24 @@ class Epoch:
 
 
 def checkpointed_epochs(
-    module: nn.Module, optimizer: torch.optim.Optimizer, train: Train, *, epochs: int, seed: int, remedy: str
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: Train,
+    *,
+    what: str,
+    epochs: int,
+    seed: int,
+    remedy: str,
 ) -> Iterator[Epoch]:
     """Yield the epochs still to do, after restoring `module` and `optimizer` from the run's last checkpoint.
 
-    Before each block of steps torch is seeded by (seed, epoch, rank, block). After each epoch module, optimizer,
-    position and `epoch.metrics` (those of worker 0) are saved, and between two blocks, with `epoch.sums`, where
-    `train.checkpoint_minutes` have passed. Every worker must go through all epochs and their blocks.
+    Before each block of steps torch is seeded by (seed, epoch, rank, block), before all of an epoch as before block 0.
+    After each epoch module, optimizer, position and `epoch.metrics` (those of worker 0) are saved, and between two
+    blocks, with `epoch.sums`, where `train.checkpoint_minutes` have passed. Every worker must go through all epochs and
+    their blocks. `what` names the training in messages.
 
-    Raises TrainingError with the `remedy` where a weight is no finite number before a checkpoint: the losses may all
-    have been finite, for the last gradient shows in none. The checkpoint before stays.
+    Raises TrainingError with the `remedy` where a sum or a weight is no finite number before a checkpoint: the losses
+    may all have been finite, for the last gradient shows in none. The checkpoint before stays.
     """
     begun = Position(0, [])
     last = ray.train.get_checkpoint()
@@ -296,27 +316,28 @@ def checkpointed_epochs(
         with last.as_directory() as folder:
             begun = checkpoint.load(Path(folder), plain(module), optimizer)
         if rank() == 0:
-            logger.info("going on after %s", failures.where(begun))
+            logger.info("going on after %s of %d", failures.where(begun), epochs)
     saved = time.monotonic()
     history = list(begun.history)
     for number in range(begun.epoch, epochs):
-        epoch = Epoch(number, epochs, np.random.default_rng([seed, number]), earlier=list(history), remedy=remedy)
+        rng = np.random.default_rng([seed, number])
+        epoch = Epoch(number, epochs, rng, what, earlier=list(history), remedy=remedy)
         if number == begun.epoch:
-            epoch.done = begun.step
+            epoch.first = epoch.saved = begun.step
             epoch.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in begun.sums.items()}
 
         def between(step: int, epoch: Epoch = epoch) -> None:
             nonlocal saved
-            if step > epoch.done and from_first(time.monotonic() - saved) >= 60 * train.checkpoint_minutes:
-                sums = {name: epoch.mean(name, 1) for name in epoch.sums}
+            if step > epoch.saved and from_first(time.monotonic() - saved) >= 60 * train.checkpoint_minutes:
+                totals = epoch.totals()
                 _check_finite(module, epoch)
-                _report(module, optimizer, {}, Position(epoch.number, epoch.earlier, step, sums))
-                epoch.done, saved = step, time.monotonic()
+                _report(module, optimizer, {}, Position(epoch.number, epoch.earlier, step, totals))
+                epoch.saved, saved = step, time.monotonic()
             torch.manual_seed(_seed(seed, epoch.number, rank(), step // BLOCK_STEPS))
 
         epoch.between = between
         started = time.monotonic()
-        between(epoch.done)
+        between(0)
         yield epoch
         _check_finite(module, epoch)
         history.append(epoch.metrics)

@@ -40,11 +40,13 @@ def contested(
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )
-    for epoch in ddp.checkpointed_epochs(wrapped, optimizer, train, epochs=train.epochs, seed=seed, remedy=remedy):
+    for epoch in ddp.checkpointed_epochs(
+        wrapped, optimizer, train, what=what, epochs=train.epochs, seed=seed, remedy=remedy
+    ):
         if contest.stale(epoch.number, patience):
             break
         module.train()
-        _steps(epoch, optimizer, rows, lambda batch: loss_of(wrapped, batch), train, what)
+        _steps(epoch, optimizer, rows, lambda batch: loss_of(wrapped, batch), train)
         module.eval()
         found, worth = measure() or ({}, float(epoch.number))
         epoch.metrics |= found
@@ -57,11 +59,10 @@ def _steps(
     rows: int,
     loss_of: Callable[[NDArray[np.int64]], Tensor],
     train: Train,
-    what: str,
 ) -> None:
     """Take all steps of an epoch and put the mean of their losses into `epoch.metrics["loss"]`."""
     steps = ddp.batches(rows, train.batch_size, epoch.rng)
-    for step, batch in epoch.progress(steps[epoch.done :], what=what, count=len(steps)):
+    for step, batch in epoch.progress(steps[epoch.first :], count=len(steps)):
         rate = schedule.rate(epoch.number * len(steps) + step, train.epochs * len(steps), warmup=WARMUP)
         schedule.set_rates(optimizer, [train.learning_rate], rate)
         loss = loss_of(batch)

@@ -243,7 +243,7 @@ def train(
         f"{options.temperature:g}"
     )
     for epoch in ddp.checkpointed_epochs(
-        model, optimizer, options.train, epochs=options.train.epochs, seed=seed, remedy=remedy
+        model, optimizer, options.train, what="item tower", epochs=options.train.epochs, seed=seed, remedy=remedy
     ):
         order = contrast.order(categories, options.same_category, epoch.rng)
         steps = ddp.batches(len(items), options.train.batch_size, epoch.rng, order)
@@ -253,8 +253,8 @@ def train(
             rng = np.random.default_rng([seed, epoch.number, step, ddp.rank()])
             return contrast.draw(items, steps[step], tower.shape.num_keys, options, rng).to(device)
 
-        batches = made(drawn, range(epoch.done, len(steps)), device)
-        for step, batch in epoch.progress(batches, what="item tower", count=len(steps)):
+        batches = made(drawn, range(epoch.first, len(steps)), device)
+        for step, batch in epoch.progress(batches, count=len(steps)):
             rate = schedule.rate(epoch.number * len(steps) + step, options.train.epochs * len(steps), warmup=WARMUP)
             schedule.set_rates(optimizer, bases, rate)
             optimizer.zero_grad()

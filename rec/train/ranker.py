@@ -273,17 +273,23 @@ def loop(config: dict[str, Any]) -> None:
     size = requests_per_step(data, options)
     remedy = f"lower ranker.train.learning_rate={options.train.learning_rate}"
     for epoch in ddp.checkpointed_epochs(
-        wrapped, optimizer, options.train, epochs=options.train.epochs, seed=config["seed"], remedy=remedy
+        wrapped,
+        optimizer,
+        options.train,
+        what="ranker",
+        epochs=options.train.epochs,
+        seed=config["seed"],
+        remedy=remedy,
     ):
         if contest.stale(epoch.number, options.patience):
             break
-        if epoch.number == epoch.done == 0:
+        if epoch.number == epoch.first == 0:
             contest.judge(ddp.from_first(evaluate(model, data, held)), 0)
         contest.train()
         steps = ddp.batches(len(train), size, epoch.rng)
         uniform = epoch.rng.random(len(train)) if options.negatives else None  # by request: the same on every worker
         first = epoch.number * len(steps)
-        for step, rows in epoch.progress(steps[epoch.done :], what="ranker", count=len(steps)):
+        for step, rows in epoch.progress(steps[epoch.first :], count=len(steps)):
             drawn = None if uniform is None else uniform[rows]
             given = batch(data, train[rows], options.negatives, drawn).to(device)
             frozen = transferred(model) if first + step < options.freeze_steps else []

@@ -1,6 +1,8 @@
 """Ray Train's trainer as our trainings use it: its policy of failures, and fewer processes beside the workers."""
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rec.config import Train
+from rec.train import checkpoint as checkpoints
 from rec.train import curves, failures
-from rec.train.checkpoint import read
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(TorchTrainer):
@@ -39,16 +43,26 @@ class Trainer(TorchTrainer):
 
 
 class Curves(UserCallback):
-    """Keeps the page of a run's learning curves as new as its last checkpoint."""
+    """Draws a run's learning curves into its folder while it trains, once in EVERY_S: workers wait for the controller,
+    which calls this, and drawing takes it up to a second."""
+
+    EVERY_S = 30.0
 
     def __init__(self, run: Path) -> None:
         self._run = run
+        self._drawn: float | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """The controller calls this, on a machine that has the storage as the workers have it."""
-        history = [] if checkpoint is None else read(Path(checkpoint.path)).history
-        if history:
-            curves.write(self._run, self._run.name, history)
+        """Of a page that could not be drawn the log says so: the training goes on."""
+        now = time.monotonic()
+        self._drawn = now if self._drawn is None else self._drawn
+        if checkpoint is None or not metrics[0] or now - self._drawn < self.EVERY_S:
+            return
+        self._drawn = now
+        try:
+            curves.write(self._run, self._run.name, checkpoints.read(Path(checkpoint.path)).history)
+        except Exception as error:
+            logger.warning("learning curves of %s were not drawn: %s", self._run.name, error)
 
 
 class LocalTrainer(Trainer):

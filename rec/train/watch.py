@@ -25,7 +25,7 @@ class Watch:
         """`tensors` is the dataset whose products the rows are."""
         self._epoch = epoch
         self._tensors = tensors
-        self._steps = epoch.done
+        self._steps = epoch.first
         self._waiting: list[tuple[IntArray, torch.Tensor]] = []
 
     def add(self, rows: IntArray, loss: torch.Tensor, hits: torch.Tensor) -> None:

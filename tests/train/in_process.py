@@ -38,7 +38,7 @@ def _threads(count: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def in_process(*loops: ddp.Loop) -> Iterator[None]:
-    """Within it the trainings of these loops run here by Ray Train's local mode, and go on after their last epoch."""
+    """Within it the trainings of these loops run here by Ray Train's local mode, and go on as runs do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddp, "fit", partial(_fit, loops, ddp.fit))
         yield

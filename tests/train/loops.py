@@ -28,14 +28,16 @@ def loop(config: dict[str, Any]) -> None:
     inputs = torch.randn(64, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     train = Train.model_validate(config["train"])
-    for epoch in ddp.checkpointed_epochs(model, optimizer, train, epochs=train.epochs, seed=3, remedy="try again"):
+    for epoch in ddp.checkpointed_epochs(
+        model, optimizer, train, what="line", epochs=train.epochs, seed=3, remedy="try again"
+    ):
         steps = ddp.batches(len(inputs), train.batch_size, epoch.rng)
-        for step, rows in epoch.progress(steps[epoch.done :], what="line", count=len(steps)):
+        for step, rows in epoch.progress(steps[epoch.first :], count=len(steps)):
             if ddp.rank() == 0:
                 with Path(config["steps"]).open("a") as begun:
                     begun.write(f"{epoch.number} {step}\n")
             if config["kill"] and (epoch.number, step) == (2, config["at"]) and ddp.rank() == ddp.world_size() - 1:
-                while not ddp.position(Path(config["run"])).step:
+                while (reached := ddp.position(Path(config["run"]))) and (reached.epoch, reached.step) != (2, 20):
                     time.sleep(0.05)
                 _kill_once(Path(config["kill"]))
             loss = nn.functional.mse_loss(model(inputs[rows]), inputs[rows].sum(1, keepdim=True))
@@ -44,6 +46,29 @@ def loop(config: dict[str, Any]) -> None:
             optimizer.step()
             epoch.add(loss=loss)
         epoch.metrics["loss"] = epoch.mean("loss", len(steps))
+
+
+def draws(config: dict[str, Any]) -> None:
+    """50 steps an epoch, each of which adds to the file `drawn` its epoch, its number and what torch draws in it; the
+    loss of step `bad` of the first epoch is no number."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train = Train.model_validate(config["train"])
+    for epoch in ddp.checkpointed_epochs(
+        model, optimizer, train, what="toy", epochs=train.epochs, seed=3, remedy="try again"
+    ):
+        for step, _ in epoch.progress(range(epoch.first, 50), count=50):
+            given = torch.rand(1)
+            with Path(config["drawn"]).open("a") as drawn:
+                drawn.write(f"{epoch.number} {step} {float(given)}\n")
+            loss = model(given).square().sum()
+            if (epoch.number, step) == (0, config["bad"]):
+                loss = loss * torch.nan
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            epoch.add(loss=loss)
+        epoch.metrics["loss"] = epoch.mean("loss", 50)
 
 
 class KilledOnce:

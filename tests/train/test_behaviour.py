@@ -30,7 +30,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's surroundings without Ray: one worker, no checkpoints."""
 
     def epochs(
-        _: nn.Module, __: torch.optim.Optimizer, ___: Train, *, epochs: int, seed: int, remedy: str
+        _: nn.Module, __: torch.optim.Optimizer, ___: Train, *, what: str, epochs: int, seed: int, remedy: str
     ) -> Iterator[ddp.Epoch]:
         for number in range(epochs):
             torch.manual_seed(number)
@@ -140,6 +140,27 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -
     assert hashes[1] is not None
     assert hashes[0].content_hash == hashes[1].content_hash
     assert set(hashes[0].inputs) == {"events", "tensors", "vocabulary", "text_states"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_stage_that_is_stopped_within_an_epoch_goes_on_there(tmp_path: Path) -> None:
+    hashes = []
+    for name in ("calm", "shaken"):
+        tree = with_behaviour(catalogue.shop(tmp_path / name, 64), batch_size=8, epochs=2)
+        train = tree.item_tower.train.model_copy(update={"epochs": 1, "num_workers": 1, "checkpoint_minutes": 0})
+        tree = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"train": train})})
+        with in_process(item.loop, behaviour.loop):
+            if name == "shaken":
+                with pytest.MonkeyPatch.context() as patch:
+                    loops.interrupted_at(1, 20, patch)
+                    with pytest.raises(KeyboardInterrupt):
+                        item.run(tree)
+            item.run(tree)
+        made = artifact.peek(tree.at(item_tower.KIND))
+        assert made is not None
+        hashes.append(made.content_hash)
+    assert hashes[0] == hashes[1]
 
 
 def test_off_it_changes_no_fingerprint() -> None:

@@ -1,5 +1,6 @@
 """Training on Ray Train: checkpoints, what a killed worker leaves behind, and errors."""
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import nn
 
 from rec.config import Train
 from rec.errors import ArtifactError, ConfigError, TrainingError
-from rec.train import checkpoint, curves, ddp
+from rec.train import checkpoint, curves, ddp, trainers
 from rec.train.checkpoint import Position
 from tests.train import loops
+from tests.train.in_process import in_process
 
 
 @pytest.mark.long
@@ -47,7 +49,6 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(tmp_path: Path) 
         assert (shaken / name).read_bytes() == (calm / name).read_bytes(), name
     assert checkpoint.read(calm).history[-1]["loss"] > 0
     assert len([path for path in (tmp_path / "calm").iterdir() if path.is_dir()]) == 2, "the last two are kept"
-    assert "epoch" in (tmp_path / "calm" / curves.PAGE).read_text(), "the curves are there before the end"
     assert {path.suffix for path in calm.iterdir()} == {".safetensors", ".json"}, "no pickle"
 
     again = ddp.fit(loops.loop, two, "calm", given, tmp_path)
@@ -114,6 +115,91 @@ def test_a_checkpoint_restores_weights_optimizer_and_position(tmp_path: Path) ->
     earlier = {name: value for name, value in state.items() if name not in ("history", "step", "sums")}
     (tmp_path / checkpoint.STATE).write_text(json.dumps({**earlier, "metrics": {"loss": 0.25}}))
     assert checkpoint.read(tmp_path) == Position(2, [{"loss": 0.25}]), "a run of an earlier version goes on"
+
+
+def toy(folder: Path, name: str, minutes: float = 10, bad: int = -1) -> Path:
+    """The last checkpoint of two epochs of `loops.draws` in this process."""
+    train = Train(epochs=2, cpus_per_worker=1, checkpoint_minutes=minutes)
+    given = {"train": train.model_dump(), "drawn": str(folder / f"{name}.txt"), "bad": bad}
+    with in_process(loops.draws):
+        return ddp.fit(loops.draws, train, name, given, folder)
+
+
+def kept(run: Path) -> list[tuple[int, int]]:
+    """Epochs and steps of the run's checkpoints."""
+    found = [checkpoint.read(path) for path in sorted(run.glob("checkpoint_*"))]
+    return [(each.epoch, each.step) for each in found]
+
+
+def test_no_two_blocks_draw_the_same_and_a_stopped_run_draws_what_a_calm_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = toy(tmp_path, "calm")
+    with monkeypatch.context() as patch:
+        loops.interrupted_at(1, 20, patch)
+        with pytest.raises(KeyboardInterrupt):
+            toy(tmp_path, "shaken", minutes=0)
+    shaken = toy(tmp_path, "shaken", minutes=0)
+    drawn = (tmp_path / "calm.txt").read_text().splitlines()
+    assert len({line.split()[2] for line in drawn}) == 100
+    assert (tmp_path / "shaken.txt").read_text().splitlines() == drawn
+    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE):
+        assert (shaken / name).read_bytes() == (calm / name).read_bytes(), name
+
+
+def test_checkpoints_within_an_epoch_are_as_far_apart_as_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy(tmp_path, "seldom")
+    assert kept(tmp_path / "seldom") == [(1, 0), (2, 0)]
+    toy(tmp_path, "often", minutes=0)
+    assert kept(tmp_path / "often") == [(0, 20), (0, 40), (1, 0), (1, 20), (1, 40), (2, 0)]
+    clock = itertools.count()
+    monkeypatch.setattr(ddp.time, "monotonic", lambda: float(next(clock)))  # a second and a bit for each step
+    toy(tmp_path, "sometimes", minutes=0.5)
+    assert kept(tmp_path / "sometimes") == [(0, 40), (1, 0), (1, 40), (2, 0)]
+
+
+def test_no_checkpoint_is_written_after_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    said = (
+        "the toy's loss in epoch 1 is no number: try again; run again with the same options it goes on after step 20 of"
+    )
+    with pytest.raises(TrainingError, match=said):
+        toy(tmp_path, "bad", minutes=0, bad=30)
+    assert kept(tmp_path / "bad") == [(0, 20)]
+    toy(tmp_path, "bad", minutes=0)
+    assert kept(tmp_path / "bad")[-1] == (2, 0)
+
+
+def test_curves_are_drawn_now_and_then_and_never_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(trainers.time, "monotonic", lambda: now[0])
+    model = nn.Linear(2, 1)
+    callback = trainers.Curves(tmp_path)
+
+    def told(seconds: float, *epochs: dict[str, float], step: int = 0) -> int | None:
+        """Epochs on the page after a report at a time."""
+        now[0] = seconds
+        folder = tmp_path / f"checkpoint_{seconds}"
+        folder.mkdir()
+        position = Position(len(epochs), list(epochs), step)
+        checkpoint.save(folder, model, torch.optim.AdamW(model.parameters()), position)
+        callback.after_report(None, [{} if step else epochs[-1]], ray.train.Checkpoint.from_directory(folder))
+        page = tmp_path / curves.JSON
+        return len(json.loads(page.read_text())["epochs"]) if page.exists() else None
+
+    each = {"loss": 1.0}
+    assert told(0, each) is None
+    assert told(29, each, each) is None
+    assert told(31, each, each, step=20) is None, "nothing new to draw"
+    assert told(32, each, each, each) == 3
+    assert "<svg" in (tmp_path / curves.PAGE).read_text()
+    assert told(33, each, each, each, each) == 3
+    monkeypatch.setattr(curves, "page", lambda *_: 1 / 0)
+    assert told(99, each, each, each, each) == 4
+    assert "were not drawn: division by zero" in caplog.text
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

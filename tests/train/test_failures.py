@@ -134,7 +134,7 @@ def test_a_mistake_of_the_program_has_no_sentence(clock: Callable[[float], None]
     assert failures.sentence(wrong, TRAIN, "train", "batch", Position(0, [])) is None
     assert failures.out_of_memory(ValueError("x"), "batch") is None
     mended = InputError("mend it")
-    assert failures.sentence(WorkerGroupError("", {1: mended}), TRAIN, "train", "batch", 0) is mended
+    assert failures.sentence(WorkerGroupError("", {1: mended}), TRAIN, "train", "batch", Position(0, [])) is mended
 
 
 def test_a_worker_without_memory_names_what_to_lower() -> None:

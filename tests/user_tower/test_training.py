@@ -22,6 +22,7 @@ from rec.state import cold_state
 from rec.train import curves
 from rec.train.sequences import last_windows, windows
 from rec.train.user import build, loop, run
+from tests.train import loops
 from tests.train.in_process import in_process
 from tests.user_tower.world import CLUSTERS, PARTY, PER_CLUSTER, START, make, write
 
@@ -158,6 +159,25 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best_epoch(
     }
     for name in ("user_tower.safetensors", "item_vectors.safetensors"):
         assert (killed.at("user_tower") / name).read_bytes() == (config.at("user_tower") / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local", "here")
+def test_a_training_that_is_stopped_within_an_epoch_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = UserTrain(epochs=2, batch_size=4, learning_rate=3e-3, cpus_per_worker=1, checkpoint_minutes=0)
+    calm, shaken = (_config(tmp_path / name, train=often) for name in ("calm", "shaken"))
+    for config in (calm, shaken):
+        make(config.root)
+    run(calm)
+    with monkeypatch.context() as patch:
+        loops.interrupted_at(1, 20, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(shaken)
+    run(shaken)
+    for name in ("user_tower.safetensors", "item_vectors.safetensors", curves.JSON):
+        assert (shaken.at("user_tower") / name).read_bytes() == (calm.at("user_tower") / name).read_bytes()
 
 
 @pytest.mark.slow
