@@ -31,7 +31,7 @@ scale        time and memory of every stage on 10,000, 100,000 and a million syn
              answer takes on those that lie there, by stage, is asked again
 index        the pgvector index on a million generated vectors and on those of the recipe, where it has them: loading,
              size, recall by filter and speed, beside the server's own COPY, exact search, and faiss and
-             hnswlib (where they are installed), in a database of its own
+             hnswlib (where they are installed), in a database of its own; and what final lists lose to its recall
 drills       the shop under load, as a graph and in one process, while each of its parts is killed or its Postgres
              frozen, while its bundles change, and for --minutes at a steady rate: which answers fail, how long it takes
              to recover, and whether memory or times grow
@@ -302,7 +302,8 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             requests=fuzz.QUICK_REQUESTS if options.quick else fuzz.REQUESTS,
         )
     elif options.name == "index":
-        figures = index_speed.measure(config, index_speed.QUICK if options.quick else index_speed.FULL)
+        work = index_speed.QUICK if options.quick else index_speed.FULL
+        figures = index_speed.measure(config, work, alone=options.alone)
     elif options.name == "enrichment":
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
@@ -373,7 +374,9 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--stores", metavar="FOLDER", help="scale: only ask the stores of each size in FOLDER, and build nothing"
     )
-    arguments.add_argument("--alone", action="store_true", help="item-tower: of the recipe alone, without Beauty")
+    arguments.add_argument(
+        "--alone", action="store_true", help="item-tower, index: the recipe alone, without Beauty or generated vectors"
+    )
     timed = arguments.add_mutually_exclusive_group()
     timed.add_argument(
         "--no-speed", action="store_true", help="item-tower: without the speeds of Ray Train and of the exports"

@@ -12,6 +12,7 @@ FILTER.ms            median of one search
 none.recall.float32  beside exact search at full precision; `.rescored`: the best K of 2 K by exact score
 clients1.qps         searches without a filter, one after the other; `clients4`: by four threads, `.per_core`: over all
                      cores of this machine
+lists.*              what final lists of a recipe whose ranker is trained lose to the walk (`rec.evaluate.list_loss`)
 recall95.NAME        ef_search chosen for a recall of ENOUGH, not of `index.recall`; what it finds, and the rates
 exact.qps            one after the other in this process on one thread, all compared by torch
 faiss.qps            the same with faiss (IndexFlatIP), where it is installed
@@ -41,6 +42,7 @@ from rec.config import Config, Index
 from rec.evaluate import vector_sets
 from rec.evaluate.benchmark import Figures, figure
 from rec.evaluate.bootstrap import interval, resampled_means
+from rec.evaluate.list_loss import Lists
 from rec.evaluate.vector_sets import VectorSet
 from rec.index import recall, trial
 from rec.index.connections import Connections
@@ -88,28 +90,34 @@ class Filtered:
     """Per query the scores of exact search, best first."""
 
 
-def measure(config: Config, work: Work) -> Figures:
-    """Figures named RECIPE.NAME and generated.NAME, in a database of its own on the server that REC_DATABASE_URL names,
-    else on one in a temporary folder."""
+def measure(config: Config, work: Work, *, alone: bool = False) -> Figures:
+    """Figures named RECIPE.NAME and, unless `alone`, generated.NAME, in a database of its own on the server that
+    REC_DATABASE_URL names, else on one in a temporary folder."""
     drawn = 2 * work.queries
-    sets = {"generated": vector_sets.generated(work.generated, drawn, config.item_tower.width, config.seed)}
+    sets = {}
+    if not alone:
+        sets["generated"] = vector_sets.generated(work.generated, drawn, config.item_tower.width, config.seed)
     own = vector_sets.of_recipe(config, drawn, config.seed)
     if own is not None:
         sets[config.name] = VectorSet(own.items[: work.most], own.queries)
+    lists = {config.name: Lists.of(config)} if own is not None and work.most is None else {}
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="rec-index-") as folder:
         try:
             for name, vectors in sets.items():
                 log.info("%s: %d vectors", name, len(vectors.items))
                 with trial.database(postgres.url(Path(folder) / "store")) as url:
-                    found = of_set(url, vectors, config.index, work, config.evaluate.bootstrap, config.seed)
+                    resamples, seed = config.evaluate.bootstrap, config.seed
+                    found = of_set(url, vectors, config.index, work, resamples, seed, lists.get(name))
                 figures |= {f"{name}.{key}": value for key, value in found.items()}
         finally:
             postgres.stop_embedded(Path(folder) / "store")
     return figures
 
 
-def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: int, seed: int) -> Figures:
+def of_set(
+    url: str, vectors: VectorSet, index: Index, work: Work, resamples: int, seed: int, lists: Lists | None = None
+) -> Figures:
     """All figures of one set of vectors, in the empty database at a URL: every other query says how broad searches are,
     the others are measured."""
     tuning, vectors = vectors.queries[::2], VectorSet(vectors.items, vectors.queries[1::2])
@@ -125,11 +133,13 @@ def of_set(url: str, vectors: VectorSet, index: Index, work: Work, resamples: in
         searched = VectorIndex(connections, trial.BUNDLE, index)
         found = {"ef_search": figure(tuned.ef_search, "candidates"), **_rates(searched, vectors.queries, work)}
         found |= _recall("none", searched, vectors.queries, asked["none"], resamples, seed)
+        found |= lists.lost(searched, resamples, seed) if lists else {}
         figures |= {f"recall95.{name}": value for name, value in found.items()}
         tuned = recall.tune(connections, trial.BUNDLE, index, tuning, K)
         figures["ef_search"] = figure(tuned.ef_search, "candidates")
         searched = VectorIndex(connections, trial.BUNDLE, index)
         figures |= _speed(searched, vectors, index, work)
+        figures |= lists.lost(searched, resamples, seed) if lists else {}
         figures |= _precision(searched, vectors)
         for name, filtered in asked.items():
             figures |= _recall(name, searched, vectors.queries, filtered, resamples, seed)

@@ -86,7 +86,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     counts = samples.training_popularity(h)
     options = config.evaluate
     cases = test_cases.of_recipe(config, h, max_users=options.max_users)
-    recommender = _recommender(config, h)
+    recommender = recommender_of(config, h)
     category, order = _categories(recommender.items), controls.popular_order(h)
     answers = recommender.answer(cases, "final lists")
     ranks = {"retrieval": answers.retrieval, "final": answers.final}
@@ -130,7 +130,8 @@ def retrieval_of(config: Config, item_vectors: NDArray[np.float32]) -> Retrieval
     )
 
 
-def _recommender(config: Config, h: Histories) -> Recommender:
+def recommender_of(config: Config, h: Histories) -> Recommender:
+    """The whole chain of a recipe whose ranker is trained."""
     vectors = load_file(config.at("user_tower") / "item_vectors.safetensors")["item_vectors"]
     items = item_features.load(config.at("features"), vectors)
     ranker = fused.load(config.at("ranker"), items.spec)

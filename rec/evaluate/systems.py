@@ -103,11 +103,7 @@ class Recommender:
         retrieval = ranking.by_vectors(vectors, self.items.vectors, cases.targets, cases.exclude)
         found = self.retrieval.merged(cases, vectors, ann)
         retrieval_top = first([each.rows for each in found])
-        lists: list[Reranked] = []
-        starts = range(0, len(cases), USERS_PER_RERANK)
-        for start in progress(starts, total=len(starts), what=what, unit="block"):
-            block = slice(start, min(start + USERS_PER_RERANK, len(cases)))
-            lists += self._reranked(cases, found, block)
+        lists = self.reranked(cases, found, what)
         final = places([each.rows for each in lists], cases.targets)
         by_source = provenance.figures(
             found, cases.targets, lambda source: self.retrieval.merged(cases, vectors, ann, source)
@@ -115,7 +111,15 @@ class Recommender:
         final_top = first([each.rows for each in lists])
         return Answers(retrieval, final, retrieval_top, final_top, vectors, found, lists, by_source)
 
-    def _reranked(self, cases: Cases, found: list[Candidates], block: slice) -> list[Reranked]:
+    def reranked(self, cases: Cases, found: list[Candidates], what: str) -> list[Reranked]:
+        """The final list of each user, given the candidates."""
+        lists: list[Reranked] = []
+        starts = range(0, len(cases), USERS_PER_RERANK)
+        for start in progress(starts, total=len(starts), what=what, unit="block"):
+            lists += self._block(cases, found, slice(start, min(start + USERS_PER_RERANK, len(cases))))
+        return lists
+
+    def _block(self, cases: Cases, found: list[Candidates], block: slice) -> list[Reranked]:
         """The lists of the users of the block."""
         inputs = compute_batch(self.items, cases.states[block], found[block], cases.at[block], self.past)
         ends = np.cumsum([len(each.rows) for each in found[block]])

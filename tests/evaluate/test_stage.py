@@ -13,13 +13,15 @@ from rec import artifact, dataset, histories, samples, source_tables
 from rec.config import Config, Evaluate, ItemTower, Quotas, Ranker, Source, UserTower
 from rec.evaluate import controls
 from rec.evaluate.cases import last_events
+from rec.evaluate.list_loss import Lists
 from rec.evaluate.metrics import ndcg
 from rec.evaluate.stage import evaluate, run
 from rec.features import items as item_features
+from rec.index.search import Filters, Found
 from rec.models import fused, user_tower
 from rec.models.fused import FusedDeepFM
 from rec.models.user_tower import Shape
-from rec.retrieval import SOURCES, popular
+from rec.retrieval import SOURCES, popular, search
 from rec.schema import PRODUCTS, TENSORS
 from rec.vocab.std import StdVocabulary
 from tests.user_tower.world import NUM_ITEMS, PER_CLUSTER, WIDTH, item_vectors, make, write
@@ -230,6 +232,32 @@ def test_the_page_is_self_contained_and_shows_every_slice(by_score: Config) -> N
     ):
         assert heading in page
     assert "$" not in page
+
+
+class Walk:
+    """An index that misses the nearest `missed` products, and otherwise finds what exact search does."""
+
+    def __init__(self, missed: int) -> None:
+        self._missed = missed
+
+    def search(self, vector: np.ndarray, k: int, *, exclude: np.ndarray, filters: Filters) -> Found:
+        rows, scores = search(vector[None], item_vectors(), k + self._missed, [exclude])
+        return Found(rows=rows[0, self._missed :], scores=scores[0, self._missed :], path="hnsw", underfilled=False)
+
+
+def test_what_final_lists_lose_to_a_walk_is_what_it_does_not_find(by_score: Config, report: dict[str, Any]) -> None:
+    lists = Lists.of(by_score)
+    assert lists is not None
+    whole, half, none = (
+        {name: each["value"] for name, each in lists.lost(Walk(n), 100, 3).items()} for n in (0, 6, NUM_ITEMS)
+    )
+    assert (whole["lists.recall"], whole["lists.gain.n10"]) == (1, 0)
+    assert whole["lists.n10"] == pytest.approx(_ndcg(report, "final"), abs=1e-4)
+    assert half["lists.recall"] == pytest.approx(0.5, abs=0.02)
+    assert whole["lists.n10"] > half["lists.n10"] > none["lists.n10"] == none["lists.recall"] == 0
+    assert half["lists.gain.n10"] == pytest.approx(half["lists.n10"] - whole["lists.n10"], abs=2e-4)
+    assert none["lists.n"] == len(lists.cases)
+    assert Lists.of(by_score.model_copy(update={"name": "other"})) is None
 
 
 def test_controls_count_all_events_but_the_tests(by_score: Config, report: dict[str, Any]) -> None:
