@@ -142,7 +142,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -
     assert set(hashes[0].inputs) == {"events", "tensors", "vocabulary", "text_states"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_a_stage_that_is_stopped_within_an_epoch_goes_on_there(tmp_path: Path) -> None:
     hashes = []
