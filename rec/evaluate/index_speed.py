@@ -100,7 +100,7 @@ def measure(config: Config, work: Work, *, alone: bool = False) -> Figures:
     own = vector_sets.of_recipe(config, drawn, config.seed)
     if own is not None:
         sets[config.name] = VectorSet(own.items[: work.most], own.queries)
-    lists = {config.name: Lists.of(config)} if own is not None and work.most is None else {}
+    lists = {config.name: Lists.of(config)} if work.most is None else {}
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="rec-index-") as folder:
         try:

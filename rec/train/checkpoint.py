@@ -47,7 +47,7 @@ def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, posi
         folder / STATE,
         {
             "epoch": position.epoch,
-            "history": list(position.history),
+            "history": position.history,
             "step": position.step,
             "sums": position.sums,
             "groups": state["param_groups"],

@@ -33,7 +33,7 @@ def contested(
     `loss_of` takes the module, data-parallel or not, and a batch of the `rows` row numbers; `measure` gives an epoch's
     metrics and how good it is, None where there is nothing to measure by: the last epoch is the best then.
 
-    Raises TrainingError with the `remedy` when the mean loss of an epoch is no number, or a weight after it.
+    Raises TrainingError with the `remedy` where losses or a weight are no number before a checkpoint.
     """
     contest = Contest(module)
     wrapped = ddp.distribute(contest)

@@ -284,8 +284,8 @@ def run(config: Config) -> dict[str, Any]:
     last = ddp.fit(loop, options.train, name, loop_config, storage, options="fit.train")
     module, asked, parts = _prepare(loop_config, options)
     contest = Contest(module)
-    checkpoint.load(last, contest)
-    history, best = checkpoint.read(last).history, int(contest.best_epoch)
+    history = checkpoint.load(last, contest).history
+    best = int(contest.best_epoch)
     trained = contest.winner().eval()
     with artifact.write(target, **work) as draft:
         fit_head.save(draft.path, trained.head, export(trained, asked))

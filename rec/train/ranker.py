@@ -95,13 +95,13 @@ def run(config: Config) -> dict[str, Any]:
     last = ddp.fit(loop, config.ranker.train, name, loop_config, storage, options="ranker.train")
     data = requests.open_requests(folder)
     contest = Contest(_training(folder, config.ranker, data))
-    checkpoint.load(last, contest)
+    epochs = checkpoint.load(last, contest).epoch
     ranker = contest.winner().model.export()
     held = score(ranker, data, parts(folder)[1])
     temperature, bias = calibrate.fit(held)
     ranker.temperature.fill_(temperature)
     ranker.odds_bias.fill_(bias)
-    facts |= {"model": config.ranker.model, "epochs": len(checkpoint.read(last).history)}
+    facts |= {"model": config.ranker.model, "epochs": epochs}
     facts |= calibrate.figures(held, temperature, bias)
     facts |= {"ndcg10": round(float(contest.best_figure), 5), "best_epoch": int(contest.best_epoch)}
     facts["beats_retrieval"] = facts["ndcg10"] > facts["retrieval_ndcg10"]
@@ -288,11 +288,11 @@ def loop(config: dict[str, Any]) -> None:
         contest.train()
         steps = ddp.batches(len(train), size, epoch.rng)
         uniform = epoch.rng.random(len(train)) if options.negatives else None  # by request: the same on every worker
-        first = epoch.number * len(steps)
+        before = epoch.number * len(steps)
         for step, rows in epoch.progress(steps[epoch.first :], count=len(steps)):
             drawn = None if uniform is None else uniform[rows]
             given = batch(data, train[rows], options.negatives, drawn).to(device)
-            frozen = transferred(model) if first + step < options.freeze_steps else []
+            frozen = transferred(model) if before + step < options.freeze_steps else []
             epoch.add(loss=update(wrapped, optimizer, given, frozen))
         contest.eval()
         epoch.metrics["loss"] = epoch.mean("loss", len(steps))

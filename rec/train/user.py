@@ -262,8 +262,8 @@ def run(config: Config) -> dict[str, Any]:
     last = ddp.fit(loop, options.train, name, loop_config, storage, options="user_tower.train")
     model, data, _ = _prepare(loop_config, options)
     contest = Contest(model)
-    checkpoint.load(last, contest)
-    history, best = checkpoint.read(last).history, int(contest.best_epoch)
+    history = checkpoint.load(last, contest).history
+    best = int(contest.best_epoch)
     with artifact.write(target, **work) as draft:
         trained = contest.winner().eval()
         trained.tower.save(draft.path, trained.export())

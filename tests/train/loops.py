@@ -37,7 +37,10 @@ def loop(config: dict[str, Any]) -> None:
                 with Path(config["steps"]).open("a") as begun:
                     begun.write(f"{epoch.number} {step}\n")
             if config["kill"] and (epoch.number, step) == (2, config["at"]) and ddp.rank() == ddp.world_size() - 1:
-                while (reached := ddp.position(Path(config["run"]))) and (reached.epoch, reached.step) != (2, 20):
+                while (reached := ddp.position(Path(config["run"]))) and (reached.epoch, reached.step) != (
+                    2,
+                    ddp.BLOCK_STEPS,
+                ):
                     time.sleep(0.05)
                 _kill_once(Path(config["kill"]))
             loss = nn.functional.mse_loss(model(inputs[rows]), inputs[rows].sum(1, keepdim=True))
