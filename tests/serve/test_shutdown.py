@@ -42,7 +42,7 @@ def address(shop: Shop) -> str:
 def test_a_replica_that_is_told_to_stop_answers_whom_it_has(whole: Shop) -> None:
     assert whole.recommend(k=5)["degraded"] == []
     where = address(whole)
-    with ThreadPoolExecutor() as callers:
+    with ThreadPoolExecutor(CALLERS) as callers:  # all at once, with however few processors
         with frozen(whole.recipe.store, postmaster=True):  # an answer takes seconds
             asked = [callers.submit(whole.recommend, client_id=f"last{n}", k=5) for n in range(CALLERS)]
             time.sleep(0.5)
