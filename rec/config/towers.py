@@ -1,9 +1,9 @@
 """Item tower and user tower."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rec.config.branch import Branch
 from rec.config.train import ItemTrain, UserTrain
@@ -34,7 +34,7 @@ class ItemTower(Branch):
     """Item tower shape and SimCSE views."""
 
     aside = frozenset({"compile"})
-    late = frozenset({"text", "chunk_size", "same_category", "shared_keys", "start"})
+    late = frozenset({"text", "chunk_size", "same_category", "shared_keys", "start", "std_width", "std_share"})
 
     inputs: list[Literal["std", "re", "title"]] = Field(default=["std", "re", "title"], min_length=1)
     """Inputs in use; leaving one out is the ablation."""
@@ -46,6 +46,11 @@ class ItemTower(Branch):
     either way."""
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
+    std_width: int = Field(default=0, ge=0)
+    """Of the numbers of a vector, those that say standard attributes alone, trained by a loss of their own; 0: none.
+    Worth it where attributes tell what products are chosen together; `jobs/benchmark.py item-tower` compares."""
+    std_share: float = Field(default=0.3, gt=0, lt=1)
+    """Of the likeness of two products, what the `std_width` numbers say."""
     heads: int = Field(default=4, ge=1)
     """Attention heads; divides `width`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -78,11 +83,26 @@ class ItemTower(Branch):
         """See `Branch`. Options of a mode or stage that is not in use change nothing."""
         unused = {"frozen": {"text_layers", "text_learning_rate"}, "top": set(), "full": {"text_layers"}}[self.text]
         unused |= set() if self.reads_choices else {"behaviour"}
+        unused |= set() if self.std_width else {"std_share"}
         return {name: value for name, value in super().identity().items() if name not in unused}
 
     def complete(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """See `Branch`. An identity without the behaviour stage is one of a tower that had none."""
         return super().complete({"behaviour": {"epochs": 0}, **identity})
+
+    @model_validator(mode="after")
+    def _std_part_fits(self) -> Self:
+        if self.std_width and "std" not in self.inputs:
+            raise ValueError(
+                f'std_width={self.std_width} numbers would say nothing: inputs={self.inputs} lacks "std"; set '
+                "item_tower.std_width=0"
+            )
+        if self.std_width >= self.width:
+            raise ValueError(
+                f"std_width={self.std_width} leaves no number of width={self.width} to the other inputs: lower "
+                "item_tower.std_width"
+            )
+        return self
 
     @property
     def reads_choices(self) -> bool:

@@ -28,6 +28,8 @@ def arms(options: ItemTower, *, lift: bool) -> dict[str, ItemTower]:
 
     def other(**changed: Any) -> ItemTower:
         tower = options.model_copy(update=changed)
+        if len(tower.inputs) == 1:  # all of its vector says that one
+            tower = tower.model_copy(update={"std_width": 0})
         # without titles there is one start; that it has one name keeps what was learned when the recipe's changes
         return tower if TITLE in tower.inputs else tower.model_copy(update={"start": TEXTS})
 

@@ -2,7 +2,8 @@
 
 STD ids + key embedding -> self-attention; RE ids + the same key embedding and the title's token states are
 the context of a cross-attention whose queries are the STD positions -> mean, to which the means of the RE rows and of
-the title's projected states are added -> residual MLP -> L2 norm.
+the title's projected states are added -> residual MLP -> L2 norm. What the STD positions say before the
+cross-attention may have numbers of its own (`rec.models.std_part`).
 
 The added means are what a product says before any attention has learned to read it, and every residual branch starts
 small: where rows and projection start from text (`rec.train.text_start`), the untrained tower places products by
@@ -29,6 +30,7 @@ from torch import nn
 
 from rec import artifact, weights
 from rec.models.item_inputs import ItemBatch, ItemInputs
+from rec.models.std_part import Components, join, unit
 from rec.models.text_layers import TextLayers, TextShape
 
 KIND = "item_tower"
@@ -63,6 +65,11 @@ class Shape:
     """RE tokens have the key embedding of STD values; else they have one of their own."""
     text: TextShape | None = None
     """What of the text encoder the tower holds and trains; None: it reads final states."""
+    std_share: float = 0.0
+    """Of a vector's squared length, what STD alone says; 0: nothing, and there is no such part."""
+    std_width: int = 0
+    """Of the d numbers of a vector, those of STD alone; 0 where there is such a part: it is in training yet, and both
+    parts have d."""
 
     @property
     def layers_above_states(self) -> int:
@@ -185,6 +192,7 @@ class ItemTower(nn.Module):
             self.re_key_table = nn.Embedding(shape.num_keys + 1, width, padding_idx=0)
             with torch.no_grad():
                 self.re_key_table.weight[1:].normal_(std=width**-0.5)
+        self.components = Components(width, shape.std_width) if shape.std_width else None
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -200,12 +208,18 @@ class ItemTower(nn.Module):
             self.text.requires_grad_(self.shape.reads_titles)
 
     def forward(self, batch: ItemBatch) -> torch.Tensor:
-        """Unit vectors float32[B, d]."""
-        x, present = self._queries(batch)  # float32[B, S, d], bool[B, S]
+        """Unit vectors float32[B, d], or both parts of them in training, float32[B, 2 d]."""
+        queries, present = self._queries(batch)  # float32[B, S, d], bool[B, S]
         context, visible, said = self._context(batch)  # float32[B, C, d], bool[B, C], float32[B, d]
-        x = self.cross_attention(x, self.context_norm(context), visible)
+        x = self.cross_attention(queries, self.context_norm(context), visible)
         pooled = present_mean(x, present) + said  # float32[B, d]; the anchor is always present
-        return nn.functional.normalize(self.project(pooled), dim=-1)
+        mixed = unit(self.project(pooled), dim=-1)
+        if not self.shape.std_share:
+            return mixed
+        std = unit(present_mean(queries, present), dim=-1)
+        if self.components is not None:
+            mixed, std = self.components(mixed, std)
+        return join(mixed, std, self.shape.std_share)
 
     def attention(self, batch: ItemBatch) -> torch.Tensor:
         """What the cross-attention takes from where: float32[B, S, C], see `Attention.weights`.
@@ -268,7 +282,7 @@ class ItemTower(nn.Module):
         """Write weights and shape into `folder`."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
         values = asdict(self.shape)
-        for name, usual in (("text", None), ("shared_keys", True)):
+        for name, usual in (("text", None), ("shared_keys", True), ("std_share", 0.0), ("std_width", 0)):
             if values[name] == usual:
                 del values[name]  # as before there was a choice: equal towers, equal bytes
         artifact.write_json(folder / SHAPE, values)

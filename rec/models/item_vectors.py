@@ -16,6 +16,5 @@ def item_vectors(tower: ItemTower, items: ItemInputs, rows: NDArray[np.int64] | 
     rows = np.arange(len(items)) if rows is None else rows
     device = next(tower.parameters()).device
     blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
-    made = [np.empty((0, tower.shape.width), np.float32)]
-    made += [tower(items.batch(block).to(device)).cpu().numpy() for block in blocks]
-    return np.concatenate(made)
+    made = [tower(items.batch(block).to(device)).cpu().numpy() for block in blocks]
+    return np.concatenate(made) if made else np.empty((0, tower.shape.width), np.float32)

@@ -24,6 +24,7 @@ from rec.config import ItemTower as Options
 from rec.models import losses
 from rec.models.item_inputs import IntArray, ItemBatch, ItemInputs, moved
 from rec.models.item_tower import ItemTower
+from rec.models.std_part import parts
 
 RUN = 16
 """Products of one category that stand together."""
@@ -56,14 +57,17 @@ def draw(items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng
 def step(model: nn.Module, drawn: Drawn, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
     """Put the gradient of one step, on what was drawn to the model's device, on its parameters.
 
-    Returns the loss, and the share of this worker's products whose second view is nearest to their first.
+    Returns the loss, to which that of the part of STD alone is added where there is one, and the share of this
+    worker's products whose second view is nearest to their first.
     """
     hits = torch.zeros((), device=drawn.groups.device)
+    width = options.width if options.std_width else 0
 
     def loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         nearest = (first.detach() @ second.detach().T).argmax(1)
         hits.copy_((drawn.groups[nearest] == drawn.groups).float().mean())
-        return losses.nt_xent(first, second, drawn.groups, options.temperature)
+        views = zip(parts(first, width), parts(second, width), strict=True) if width else [(first, second)]
+        return torch.stack([losses.nt_xent(*both, drawn.groups, options.temperature) for both in views]).sum()
 
     return backward(model, drawn.chunks, loss, bfloat16=options.train.precision == "bfloat16"), hits
 

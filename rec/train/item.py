@@ -29,7 +29,7 @@ from rec.models.item_tower import KIND, VERSION, ItemTower, Shape, inputs_of
 from rec.models.known_ids import KnownIds
 from rec.models.text_layers import TextShape
 from rec.schema import INTERACTIONS, TENSORS
-from rec.train import ahead, behaviour, checkpoint, contrast, copurchase, curves, ddp, schedule, text_start
+from rec.train import ahead, behaviour, checkpoint, components, contrast, copurchase, curves, ddp, schedule, text_start
 from rec.train.probe import Probe
 from rec.train.watch import Watch
 from rec.vocab import tensorize
@@ -88,6 +88,9 @@ def run(config: Config) -> dict[str, Any]:
         metrics = metrics | {"pairs": pairs}
     tower = ItemTower(shape)
     checkpoint.load(last, tower)
+    if config.item_tower.std_width:
+        items = inputs_of(shape, config.at("tensors"), config.at(TEXT_STATES))
+        tower = components.kept(tower, items, config.item_tower.std_width)
     facts = {
         "items": dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"],
         "width": shape.width,
@@ -145,7 +148,7 @@ def _text_layers(config: Config, folder: Path) -> TextShape | None:
 
 
 def shape_of(config: Config, text: TextShape | None) -> Shape:
-    """Sizes of the tower's tables, from the artifacts that its inputs come from."""
+    """That of the tower in training; sizes of its tables are from the artifacts that its inputs come from."""
     std, re = _vocabularies(config)
     states = text_states_manifest(config.at(TEXT_STATES))
     return Shape(
@@ -160,6 +163,7 @@ def shape_of(config: Config, text: TextShape | None) -> Shape:
         inputs=tuple(config.item_tower.inputs),
         shared_keys=config.item_tower.shared_keys,
         text=text,
+        std_share=config.item_tower.std_share if config.item_tower.std_width else 0.0,
     )
 
 

@@ -1,5 +1,7 @@
 """Towers and batches that need neither a store nor Ray."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,8 +24,8 @@ def shape() -> Shape:
     )
 
 
-@pytest.fixture
-def tower(shape: Shape) -> ItemTower:
-    """An untrained tower in eval mode."""
+@pytest.fixture(params=[0, 8], ids=["mixed", "std apart"])
+def tower(shape: Shape, request: pytest.FixtureRequest) -> ItemTower:
+    """An untrained tower in eval mode, without and with numbers of STD alone."""
     torch.manual_seed(0)
-    return ItemTower(shape).eval()
+    return ItemTower(replace(shape, std_share=0.3 if request.param else 0.0, std_width=request.param)).eval()
