@@ -47,10 +47,11 @@ class ItemTower(Branch):
     width: int = Field(default=128, ge=8)
     """d, width of item and user vectors."""
     std_width: int = Field(default=0, ge=0)
-    """Of the numbers of a vector, those that say standard attributes alone, trained by a loss of their own; 0: none.
-    Worth it where attributes tell what products are chosen together; `jobs/benchmark.py item-tower` compares."""
+    """Of the numbers of a vector, those that say standard attributes alone, for which SimCSE has a loss of their own;
+    0: none. Worth it where attributes tell what is chosen together: `full.minus.mixed` of `jobs/benchmark.py
+    item-tower`."""
     std_share: float = Field(default=0.3, gt=0, lt=1)
-    """Of the likeness of two products, what the `std_width` numbers say."""
+    """Of the likeness of two products, what the `std_width` numbers say. Products without STD are alike in these."""
     heads: int = Field(default=4, ge=1)
     """Attention heads; divides `width`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -64,7 +65,7 @@ class ItemTower(Branch):
     chunk_size: int | None = Field(default=None, ge=1)
     """Products of one worker that go through the network at once, so that a batch may be larger than memory; None:
     the worker's whole share of the batch, which takes a third less time. What compares all views with each other takes
-    some 13 bytes x (2 x batch_size)² all the same."""
+    some 13 bytes x (2 x batch_size)² all the same, and twice that with `std_width`."""
     same_category: float = Field(default=0.0, ge=0, le=1)
     """Share of a batch that stands in runs of one category, whose other styles are the harder negatives."""
     text: Literal["frozen", "top", "full"] = "frozen"
@@ -88,7 +89,9 @@ class ItemTower(Branch):
 
     def complete(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """See `Branch`. An identity without the behaviour stage is one of a tower that had none."""
-        return super().complete({"behaviour": {"epochs": 0}, **identity})
+        values = super().complete({"behaviour": {"epochs": 0}, **identity})
+        unsaid = set() if values["std_width"] else {"std_share"}
+        return {name: value for name, value in values.items() if name not in unsaid}
 
     @model_validator(mode="after")
     def _std_part_fits(self) -> Self:
@@ -99,7 +102,7 @@ class ItemTower(Branch):
             )
         if self.std_width >= self.width:
             raise ValueError(
-                f"std_width={self.std_width} leaves no number of width={self.width} to the other inputs: lower "
+                f"std_width={self.std_width} leaves no number of width={self.width} to all inputs together: lower "
                 "item_tower.std_width"
             )
         return self

@@ -97,7 +97,7 @@ def figures(articles: Sequence[Article], encoder: TextEncoder, config: Config) -
     held = np.sort(rng.choice(ids, max(1, int(HELD_OUT * len(ids))), replace=False))
     known = np.setdiff1d(ids, held)
     options = config.item_tower.model_copy(
-        update={"width": WIDTH, "heads": HEADS, "inputs": ["std", "re", "title"], **HIDDEN}
+        update={"width": WIDTH, "heads": HEADS, "inputs": ["std", "re", "title"], "std_width": 0, **HIDDEN}
     )
     titles = _states([title for title, _, _ in articles], encoder, config)
     tower = _tower(std, re, options, encoder.width, seed)

@@ -68,8 +68,8 @@ class Shape:
     std_share: float = 0.0
     """Of a vector's squared length, what STD alone says; 0: nothing, and there is no such part."""
     std_width: int = 0
-    """Of the d numbers of a vector, those of STD alone; 0 where there is such a part: it is in training yet, and both
-    parts have d."""
+    """Of the d numbers of a vector, those of STD alone. 0 where there is such a part: the tower is being trained, and
+    its vectors have both parts whole, 2 d numbers."""
 
     @property
     def layers_above_states(self) -> int:
@@ -208,7 +208,7 @@ class ItemTower(nn.Module):
             self.text.requires_grad_(self.shape.reads_titles)
 
     def forward(self, batch: ItemBatch) -> torch.Tensor:
-        """Unit vectors float32[B, d], or both parts of them in training, float32[B, 2 d]."""
+        """Unit vectors float32[B, d], or float32[B, 2 d]: see `Shape.std_width`."""
         queries, present = self._queries(batch)  # float32[B, S, d], bool[B, S]
         context, visible, said = self._context(batch)  # float32[B, C, d], bool[B, C], float32[B, d]
         x = self.cross_attention(queries, self.context_norm(context), visible)

@@ -12,7 +12,10 @@ BLOCK_ROWS = 1_024
 
 @torch.inference_mode()
 def item_vectors(tower: ItemTower, items: ItemInputs, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """float32[len(rows), d] unit vectors of the products `rows`, of all without these, on the tower's device."""
+    """float32[len(rows), d] unit vectors of the products `rows`, of all without these, on the tower's device.
+
+    Of a tower that is being trained and has two parts float32[len(rows), 2 d], see `Shape.std_width`.
+    """
     rows = np.arange(len(items)) if rows is None else rows
     device = next(tower.parameters()).device
     blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]

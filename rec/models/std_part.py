@@ -2,7 +2,7 @@
 
 Titles tell products apart so well that contrastive training asks for nothing more, and what STD says of them stays
 unlearned, though shoppers choose by it (README, "Cold items"). So the tower may make two unit vectors of an item, one
-of all inputs and one of its STD positions before they saw any other, each trained by a loss of its own. Joined they
+of all inputs and one of its STD positions before they saw any other, each with a SimCSE loss of its own. Joined they
 are twice as wide as a vector should be, so what is kept of each is its principal components among the products that
 were trained on (`rec.train.components`).
 """

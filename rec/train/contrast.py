@@ -49,8 +49,8 @@ class Drawn:
 
 def draw(items: ItemInputs, rows: IntArray, num_keys: int, options: Options, rng: np.random.Generator) -> Drawn:
     """The products `rows` int64[B] in two views, cut as `options.chunk_size` says."""
-    parts = np.array_split(rows, -(-len(rows) // (options.chunk_size or len(rows))))
-    chunks = [two_views(items.batch(part), num_keys, options, rng) for part in parts]
+    shares = np.array_split(rows, -(-len(rows) // (options.chunk_size or len(rows))))
+    chunks = [two_views(items.batch(share), num_keys, options, rng) for share in shares]
     return Drawn(rows, torch.from_numpy(items.groups[rows]), chunks)
 
 

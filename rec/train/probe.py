@@ -1,4 +1,4 @@
-"""What an epoch did to the vectors of a fixed sample of products, seen without dropout.
+"""What an epoch did to the vectors of a fixed sample of products, seen without dropout, as they are in training.
 
 alignment     mean squared distance of the two views of a product, lower is better
 uniformity    log of the mean of exp(-2 squared distance) over pairs of products, lower is more evenly spread

@@ -127,6 +127,10 @@ def test_the_towers_of_the_table_come_first_and_those_without_titles_know_no_sta
     assert list(cold_towers.arms(twice, lift=True)) == [
         "full", "std", "re", "title", "simcse", "no-llm-re", "no-re", "apart", "choices",
     ]  # fmt: skip
+    apart = cold_towers.arms(recipe.model_copy(update={"std_width": 32}), lift=True)
+    assert list(apart) == ["full", "std", "re", "title", "mixed", "no-llm-re", "no-re", "apart", "choices"]
+    assert apart["mixed"] == recipe
+    assert {name for name, tower in apart.items() if not tower.std_width} == {"std", "re", "title", "mixed"}
     other = recipe.model_copy(update={"start": "choices"})
     by_texts, by_choices = (cold_towers.arms(options, lift=True) for options in (recipe, other))
     assert list(by_choices) == [*list(by_texts)[:-1], "texts"]

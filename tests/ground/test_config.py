@@ -110,6 +110,12 @@ def test_options_that_came_later_leave_the_identity_of_what_was_made_before() ->
     whole = before.complete(before.identity())
     assert (whole["text"], whole["train"]["precision"]) == ("frozen", "float32")
     assert top.item_tower.complete(top.item_tower.identity())["text"] == "top"
+    same, apart = (load("demo", ["item_tower.std_share=0.5", f"item_tower.std_width={n}"]).item_tower for n in (0, 32))
+    assert same.identity() == before.identity()
+    assert "std_share" not in same.complete(same.identity())  # of a part that is not there: no contradiction
+    assert apart.complete(apart.identity())["std_share"] == 0.5
+    usual = load("demo", ["item_tower.std_width=32"]).item_tower
+    assert (usual.complete(usual.identity())["std_share"], usual.identity()["std_width"]) == (0.3, 32)
 
 
 @pytest.mark.parametrize(

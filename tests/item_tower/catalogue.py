@@ -30,6 +30,7 @@ cpus_per_actor = 1
 [item_tower]
 width = 32
 heads = 2
+std_width = 8
 
 [item_tower.train]
 epochs = 30

@@ -26,10 +26,10 @@ CATALOGUE = [
 GROUPS = torch.tensor([0, 1, 2, 0, 3, 4, 5, 4, 6, 7, 8, 9])
 
 
-def shape(dropout: float) -> Shape:
+def shape(dropout: float, std_share: float = 0.0) -> Shape:
     return Shape(
         num_keys=6, num_std_ids=40, num_re_tokens=30, text_width=12, text_encoder="minilm", width=16, heads=4,
-        dropout=dropout, inputs=("std", "re", "title"),
+        dropout=dropout, inputs=("std", "re", "title"), std_share=std_share,
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def gradients(tower: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_batch_in_chunks_has_the_gradient_of_the_whole(parts: int) -> None:
     """With dropout on: the second pass must draw what the first one drew."""
     torch.manual_seed(0)
-    tower = ItemTower(shape(0.3)).train()
+    tower = ItemTower(shape(0.3, std_share=0.4)).train()
     chunks = views(np.array_split(np.arange(12), parts))
     torch.manual_seed(7)
     firsts, seconds = zip(*(tower(chunk).chunk(2) for chunk in chunks), strict=True)
@@ -74,7 +74,7 @@ def step(rank: int, workers: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{workers}", rank=rank, world_size=workers)
     torch.manual_seed(3)
-    tower = ItemTower(shape(0.0))
+    tower = ItemTower(shape(0.0, std_share=0.4))
     model: nn.Module = DistributedDataParallel(tower) if workers > 1 else tower
     chunks = views([np.arange(start, start + 3) for start in range(0, 12, 3)])  # the same views, whoever sees them
     share = len(chunks) // workers
@@ -99,14 +99,15 @@ def test_two_workers_with_chunks_take_the_step_of_one(tmp_path: Path) -> None:
         assert (two[name] - value).abs().max().item() <= 1e-5 * largest, name
 
 
-def test_a_step_of_the_trainer_is_one_of_its_chunks() -> None:
+@pytest.mark.parametrize("std_width", [0, 4])
+def test_a_step_of_the_trainer_is_one_of_its_chunks(std_width: int) -> None:
     items = inputs(CATALOGUE)
     torch.manual_seed(0)
-    tower = ItemTower(shape(0.0)).train()
+    tower = ItemTower(shape(0.0, std_share=0.4 if std_width else 0.0)).train()
     told = []
     for chunk_size in (None, 12, 5, 1):
         tower.zero_grad()
-        options = Options(chunk_size=chunk_size, feature_dropout=0.0, token_dropout=0.0)
+        options = Options(chunk_size=chunk_size, feature_dropout=0.0, token_dropout=0.0, width=16, std_width=std_width)
         value, hits = contrast.step(
             tower, contrast.draw(items, np.arange(12), 6, options, np.random.default_rng(0)), options
         )

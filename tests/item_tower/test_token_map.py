@@ -63,7 +63,7 @@ def test_a_tower_meets_tokens_and_values_that_came_after_its_training(shape: Sha
     std, tokens = StdVocabulary.load(), ["wool", "cotton", "red", "blue", "long", "short"]
     old, new = ReVocabulary(std.keys, tokens), ReVocabulary(std.keys, [*tokens, "woollen", "navy"])
     newest = next(key for key in std.keys if std.num_ids - 1 in {std.id_of(key, value) for value in std.values(key)})
-    before = replace(shape, num_std_ids=std.num_ids - 1, num_re_tokens=old.num_tokens)
+    before = replace(shape, num_std_ids=std.num_ids - 1, num_re_tokens=old.num_tokens, std_share=0.3, std_width=8)
     tower = ItemTower(before).eval()
     with torch.no_grad():
         tower.re_table.weight[2:] += torch.arange(6.0)[:, None]  # what training would have added

@@ -42,10 +42,11 @@ def test_a_product_has_one_vector_whatever_it_is_batched_with(
     assert torch.dot(alone, among).item() >= 1 - 1e-5
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("lacking", ["std", "re", "title", "all"])
-def test_a_product_without_an_input_has_a_unit_vector_and_gradients(shape: Shape, lacking: str) -> None:
+def test_a_product_without_an_input_has_a_unit_vector_and_gradients(shape: Shape, lacking: str, share: float) -> None:
     product = BARE if lacking == "all" else without(lacking)
-    tower = ItemTower(shape)
+    tower = ItemTower(replace(shape, std_share=share))
     made = tower(batch([product, FULL]))
     made.sum().backward()
     assert torch.linalg.vector_norm(made, dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)

@@ -153,6 +153,21 @@ def test_every_product_has_its_vector_once_in_order(made: Config) -> None:
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+def test_of_a_vector_the_numbers_of_std_are_those_of_the_same_std(made: Config) -> None:
+    width = made.item_tower.std_width
+    lists = dataset.read(made.at("tensors"), TENSORS, ["std_id"])["std_id"].to_pylist()
+    told = stored_vectors(made)[:, -width:] / made.item_tower.std_share**0.5
+    np.testing.assert_allclose(np.linalg.norm(told, axis=1), 1, atol=1e-4)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(lists):
+        rows_of.setdefault(tuple(sorted(ids)), []).append(row)
+    assert 1 < len(rows_of) < PRODUCTS
+    for rows in rows_of.values():
+        np.testing.assert_allclose(told[rows], told[rows[:1]].repeat(len(rows), 0), atol=1e-4)
+    firsts = told[[rows[0] for rows in rows_of.values()]]
+    assert ((firsts @ firsts.T > 0.999).sum(1) == 1).mean() > 0.9, "values are told apart"
+
+
 def copy_of(made: Config, folder: Path) -> Config:
     """The store of `made`, to be changed."""
     shutil.copytree(made.at("vectors").parent, folder / made.name)
