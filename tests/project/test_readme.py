@@ -38,7 +38,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 BLOCKS = _blocks(README)
 
 
-def _lines(document: str) -> list[str]:
+def commands_of(document: str) -> list[str]:
     """Every command of a document, with the comment behind it."""
     blocks = [text for language, text in _blocks(document) if language == "sh"]
     lines = [line.strip() for text in blocks for line in text.replace("\\\n", " ").splitlines()]
@@ -47,7 +47,7 @@ def _lines(document: str) -> list[str]:
 
 def _commands() -> list[str]:
     """Commands that are run here, without comments."""
-    lines = [line for document in (README, GUIDE, SECURITY) for line in _lines(document) if AWAY not in line]
+    lines = [line for document in (README, GUIDE, SECURITY) for line in commands_of(document) if AWAY not in line]
     return [line.split("  #")[0].strip() for line in lines]
 
 
@@ -85,7 +85,9 @@ def _refused(options: Mapping[str, Any]) -> bool:
 @pytest.mark.slow
 def test_every_shown_job_takes_its_arguments(parse: Callable[[Sequence[Sequence[str]]], list[Any]]) -> None:
     """Those that need a cluster and those of the manifests, too: by the job's own parser, and what it asks beyond."""
-    lines = [line for document in (README, GUIDE, SECURITY) for line in _lines(document)] + [*entrypoints().values()]
+    lines = [line for document in (README, GUIDE, SECURITY) for line in commands_of(document)] + [
+        *entrypoints().values()
+    ]
     jobs = sorted({tuple(words) for words in map(_job, lines) if words})
     assert len(jobs) > 50
     for words, (options, said) in zip(jobs, parse(jobs), strict=True):
@@ -259,7 +261,7 @@ def test_links_inside_the_repository_exist(name: str) -> None:
 
 def test_every_command_of_the_guide_is_checked_or_marked() -> None:
     """Jobs are checked here, `kubectl kustomize` is run in tests/cluster; all else says that it needs a cluster."""
-    lines = _lines(GUIDE)
+    lines = commands_of(GUIDE)
     assert len(lines) > 30
     for line in lines:
         here = line.startswith(("python jobs/", "kubectl kustomize cluster/overlays/"))
@@ -268,7 +270,7 @@ def test_every_command_of_the_guide_is_checked_or_marked() -> None:
 
 def test_what_the_guide_s_commands_name_exists() -> None:
     """Folders and files of the repository, versions of operators and tags of the image."""
-    for line in _lines(GUIDE):
+    for line in commands_of(GUIDE):
         for word in re.findall(r"(?<![\w/-])(?:cluster|jobs|serve)/[\w./-]+", line):
             assert (REPOSITORY / word).exists(), line
         for tag in re.findall(r"shop-rec:([\w.]+)-c", line):
