@@ -34,7 +34,7 @@ from rec.recommend.front import Front
 from rec.recommend.request import MAX_K, Request
 from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
-from serve import api, examples
+from serve import api, examples, paths
 from serve.answering import Answering, exported, written
 from serve.asking import Apart, Together, timely
 from serve.examples import described
@@ -61,6 +61,7 @@ UserId = Annotated[api.Id, PathParameter(examples=["U0042"])]
 WithEvidence = Annotated[bool, Query(description="Whether products say where each of their attributes comes from.")]
 ClientId = Annotated[api.Id, PathParameter(examples=["visit-7f3a"])]
 
+paths.install()
 app = FastAPI(
     title="shop-rec",
     summary="Recommendations that understand what a garment is.",
@@ -187,7 +188,7 @@ class Recommender:
         return written(await self._answering.recommend(front, request, arm, compared=compared))
 
     @app.get(
-        "/v1/products/{product_id:path}/similar",
+        "/v1/products/{product_id:text}/similar",
         response_model=api.Neighbours,
         **described(examples.NEIGHBOURS, 404, 422),
     )
@@ -238,7 +239,7 @@ class Recommender:
         return taken
 
     @app.get(
-        "/v1/users/{user_id:path}",
+        "/v1/users/{user_id:text}",
         response_model=api.StoredUser,
         **described(examples.STORED_USER, 422, own=examples.NOTHING_STORED),
     )
@@ -251,14 +252,14 @@ class Recommender:
         return found
 
     @app.delete(
-        "/v1/users/{user_id:path}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403, 413, 422)
+        "/v1/users/{user_id:text}", response_model=api.ForgottenUser, **described(examples.FORGOTTEN, 403, 413, 422)
     )
     async def forget_user(self, user_id: UserId) -> forget.Forgotten:
         """Delete a user's events, lists and profile, for good: neither a load nor an event brings them back."""
         return await self._asked(_forgotten, forget.forget, self._store, self._front.bundle.recipe, user_id)
 
     @app.delete(
-        "/v1/clients/{client_id:path}",
+        "/v1/clients/{client_id:text}",
         response_model=api.ForgottenClient,
         **described(examples.FORGOTTEN_CLIENT, 403, 413, 422),
     )

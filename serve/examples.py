@@ -255,7 +255,8 @@ UNKNOWN: Examples = {"error": "unknown_products", "message": "unknown products: 
 UNAVAILABLE: Examples = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
 PROBLEMS: Mapping[int, Refusal] = {
     400: Refusal(
-        "The body is no text, or the X-Request-ID has other signs.",
+        "The body is no text, or the X-Request-ID has other signs. Of what is no HTTP, or has more than 15 KiB of path "
+        "and headers, HAProxy says so, in HTML.",
         ({"error": "request_id", "message": "…"},),
     ),
     401: Refusal(
@@ -268,7 +269,8 @@ PROBLEMS: Mapping[int, Refusal] = {
     ),
     404: Refusal("Not in the catalogue.", (UNKNOWN,)),
     408: Refusal(
-        "The body, or the answer, took too long; of the latter Ray Serve says so, in plain text.",
+        "The request, or the answer, took too long; of a head HAProxy says so, in HTML, of the answer Ray Serve, in "
+        "plain text.",
         ({"error": "body_too_slow", "message": "the body may take 10 s"},),
     ),
     413: Refusal(
@@ -299,8 +301,8 @@ BUT_PROBES = (401, 421, 429)
 """What all but the probes may answer as well."""
 WITH_BODY = (413, 415, 422)
 """What a route that takes a body may answer as well."""
-BY_SERVE = (408, 503)
-"""What Ray Serve may answer by itself: text."""
+BY_OTHERS: Mapping[int, tuple[str, ...]] = {400: ("text/html",), 408: ("text/html", "text/plain"), 503: ("text/plain",)}
+"""What HAProxy (HTML, which it can be given no other form of) and Ray Serve (text) may answer by themselves."""
 WITH_RETRY_AFTER = (429, 503)
 UNKNOWN_EVENT_PRODUCTS: Mapping[int, Refusal] = {
     422: Refusal("Not as it is described here, or not in the catalogue.", (MALFORMED, UNKNOWN), Malformed | Problem),
@@ -342,8 +344,8 @@ def described(
         refusal = own.get(status, PROBLEMS[status])
         shown = {each.get("error", "malformed"): {"value": each} for each in refusal.bodies}
         content: dict[str, Any] = {"application/json": {"examples": shown}}
-        if status in BY_SERVE:
-            content["text/plain"] = {"schema": {"type": "string"}}
+        for form in BY_OTHERS.get(status, ()):
+            content[form] = {"schema": {"type": "string"}}
         responses[status] = {
             "model": refusal.model,
             "description": refusal.text,

@@ -137,7 +137,7 @@ class Observe:
             raise
         finally:
             # the route as declared: a path holds ids of users
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             metrics().request(route, status)
             line = {
                 "request_id": request_id,

@@ -109,6 +109,16 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
 
 
 @ON_LINUX
+def test_a_head_that_is_too_long_is_refused_as_the_document_says(proxied: Shop) -> None:
+    declared = proxied.client.get("/openapi.json").json()["paths"]["/v1/explain"]["get"]["responses"]["400"]["content"]
+    for headers, query in (({}, "0" * 20_000), ({"x": "0" * 20_000}, "0")):
+        answer = proxied.client.get(f"/v1/explain?product_id={query}", headers=headers)
+        assert answer.status_code == 400
+        assert answer.headers["content-type"] in declared
+    assert proxied.client.get("/readyz", headers={"x": "0" * 14_000}).status_code == 200, "15 KiB, as it says"
+
+
+@ON_LINUX
 def test_who_sends_a_head_or_a_body_byte_by_byte_is_408_and_keeps_nobody_waiting(proxied: Shop) -> None:
     head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with ThreadPoolExecutor(2 * SLOW) as callers:
