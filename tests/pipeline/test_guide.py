@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HOURS, MINUTES = "# takes hours", "# takes minutes"
 """Marks of commands that tests of their own run on less: tests/evaluate/test_scale.py and test_nodes.py."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Operator:
