@@ -14,6 +14,7 @@ from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.models.item_vectors import item_vectors
 from rec.models.std_part import parts
+from rec.train.eigen import leading
 
 SAMPLE = 5_000
 
@@ -33,9 +34,6 @@ def kept(tower: ItemTower, items: ItemInputs, std_width: int) -> ItemTower:
 
 
 def _first(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """float32[d, count], the first eigenvectors of the second moments of float64[n, d], each with its largest number
-    positive."""
-    _, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))  # eigenvalues ascend
-    first = directions.flip(1)[:, :count]
-    signs = first.gather(0, first.abs().argmax(0, keepdim=True)).sign()
-    return (first * signs).float()
+    """float32[d, count], the first eigenvectors of the second moments of float64[n, d]."""
+    values, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
+    return torch.from_numpy(leading(values.numpy(), directions.numpy(), count)[1]).float()

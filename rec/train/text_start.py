@@ -27,6 +27,7 @@ from rec.errors import ArtifactError
 from rec.models.item_inputs import IntArray, ItemInputs
 from rec.models.item_tower import ItemTower, present_mean
 from rec.train.copurchase import Pairs
+from rec.train.eigen import leading
 
 SAMPLE = 50_000
 """Products, evenly spread over the catalogue, whose texts give the covariance."""
@@ -89,14 +90,13 @@ def whitening(vectors: Floats, width: int) -> tuple[Floats, Floats] | None:
     centred = vectors - centre
     values, directions = np.linalg.eigh(centred.T @ centred / len(vectors))  # ascending
     noise = values.sum() / len(vectors)
-    kept = np.argsort(-values, kind="stable")[:width]
-    values, directions = values[kept], directions[:, kept]
+    values, directions = leading(values, directions, width)
     if values.max(initial=0.0) < 1e-12:
         return None
     told = values > 1e-9 * values.max()  # along the others the texts do not differ, but those of later products may
-    directions *= told * np.sign(directions[np.abs(directions).argmax(0), np.arange(len(kept))])
+    directions *= told
     weight = np.zeros((vectors.shape[1], width), dtype=np.float32)
-    weight[:, : len(kept)] = directions / np.sqrt(np.maximum(values, 0.0) + noise)
+    weight[:, : len(values)] = directions / np.sqrt(np.maximum(values, 0.0) + noise)
     return centre.astype(np.float32), weight
 
 
@@ -117,11 +117,9 @@ def _chosen(vectors: Floats, items: ItemInputs, pairs: Pairs, found: tuple[Float
     together = weight.T @ ((spread + spread.T) / 2 - len(said) * np.outer(mean, mean)) @ weight
     lengths = (weight.astype(np.float64) ** 2).sum(0)  # 1 / eigenvalue; 0 where none was told
     variance = np.where(lengths > 0, lengths[0] / np.maximum(lengths, lengths[0]), 0.0)
-    values, directions = np.linalg.eigh((together + PRIOR * np.diag(variance)) / (len(said) + PRIOR))  # ascending
-    kept = np.argsort(-values, kind="stable")[:width]
-    directions = directions[:, kept]
+    _, directions = leading(*np.linalg.eigh((together + PRIOR * np.diag(variance)) / (len(said) + PRIOR)), width)
     chosen = np.zeros((len(centre), width), np.float32)
-    chosen[:, : len(kept)] = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(len(kept))])
+    chosen[:, : directions.shape[1]] = directions
     return chosen
 
 

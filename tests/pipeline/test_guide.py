@@ -25,7 +25,8 @@ class Operator:
     """Types the lines, for a store with two bundles of its own."""
 
     def __init__(self, new_store: Callable[[], Path], folder: Path) -> None:
-        self.store, self._empty, self._folder = new_store(), new_store(), folder
+        self.store, self._folder = new_store(), folder
+        self.restored = new_store()  # its database is filled from the backup
         self.bundles = [publish.run(tiny.make(tiny.config(self.store, seed=seed)))["bundle"] for seed in (23, 17)]
 
     def said(self, line: str) -> str:
@@ -33,7 +34,7 @@ class Operator:
         kinds = {"s3://shop/bundles": (self._folder / "bundles").as_uri(), "8ec63620b4d2": self.bundles[1]}
         kinds |= {"1f0c2a9e77b3": self.bundles[0], "u0042": "u03"}
         kinds |= {name: str(self._folder / name) for name in ("shop.dump", "answers.jsonl")}
-        store = self._empty if " restore " in line else self.store
+        store = self.restored if " restore " in line else self.store
         words = [kinds.get(word, word) for word in shlex.split(line, comments=True)]
         words = [sys.executable if word == "python" else word for word in words]
         command = [*words, "--set", f"store={store}", "--set", "name=tiny"]
@@ -52,11 +53,6 @@ class Operator:
             row = connection.execute("SELECT count(*) FROM events WHERE user_id = %s", [user]).fetchone()
         assert row is not None
         return int(row[0])
-
-    @property
-    def restored(self) -> Path:
-        """The store whose database was filled from the backup."""
-        return self._empty
 
 
 def here() -> Iterator[str]:
