@@ -23,6 +23,8 @@ from rec.ports import free
 NODE_CPUS = 3
 STORE_BYTES = 150 * 2**20
 LONG_S = 900.0
+LEAST = 19
+"""Niceness of what runs only where nothing else would."""
 
 
 class Running:
@@ -91,8 +93,7 @@ class Nodes:
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 0,
-                "object_store_memory": STORE_BYTES,
+                **_node(0, niceness=0),
                 "include_dashboard": True,  # which answers for what runs where
                 "dashboard_port": free(),
             },
@@ -107,9 +108,12 @@ class Nodes:
         ray.shutdown()
         self._cluster.shutdown()
 
-    def add(self) -> None:
-        """One more node."""
-        self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=STORE_BYTES)
+    def add(self, *, apart: bool = False) -> None:
+        """One more node; `apart`: its work has what the other nodes leave of this machine's processors.
+
+        What starts on another machine takes nothing of theirs.
+        """
+        self._cluster.add_node(**_node(NODE_CPUS, niceness=LEAST if apart else 0))
 
     def kill(self, running: Running, stage: str, actor: str) -> None:
         """Kill the node on which `stage` works as soon as it does, and bring another.
@@ -151,6 +155,15 @@ class Nodes:
         actors = list_actors(address=self.address, filters=[("state", "=", "ALIVE")], limit=1_000)
         found = [str(each.node_id) for each in actors if str(each.class_name).startswith(actor)]
         return [node for node in found if node in workers]
+
+
+def _node(cpus: int, *, niceness: int) -> dict[str, Any]:
+    """A node's arguments; its workers are as nice as that, and not by 15 as Ray has them."""
+    return {
+        "num_cpus": cpus,
+        "object_store_memory": STORE_BYTES,
+        "env_vars": {"RAY_worker_niceness": str(niceness)},
+    }
 
 
 def until(what: str, holds: Callable[[], bool], process: subprocess.Popen[bytes], said: Path) -> None:

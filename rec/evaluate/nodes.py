@@ -5,9 +5,10 @@
     artifacts.differing    of the artifacts of `artifacts.compared`, the evaluation among them, those that are not what
                            the undisturbed run made
     bundles.differing      1 where the bundle has another id than that of the undisturbed run
-    serving.failed         answers other than 200 and 503 (any 503) while a node that held replicas died
+    serving.failed         neither 200 nor 503 (any 503), or no answer, while a node that held replicas died
     serving.refused        answers that were 503
     serving.degraded       answers that did without a stage
+    serving.longest_s      the longest wait for an answer; asked RATE times a second, whatever comes back
     serving.recovery_s     from the kill until every deployment had all its replicas again
     autoscaler.peak        nodes at once beside the head while the item tower trained on a cluster that had none
     autoscaler.left        and some time after it

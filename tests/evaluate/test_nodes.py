@@ -18,11 +18,12 @@ from rec.errors import RecError
 from rec.evaluate import nodes
 from rec.evaluate.autoscaling import scaled
 from rec.evaluate.local_nodes import Job, Nodes, Running
-from rec.evaluate.node_loss import CLIENTS
 from rec.train import item
 from tests.item_tower import catalogue
 from tests.train.in_process import data_in_process, in_process
 
+IN_HAND = 5
+"""Answers that a server makes at once at the drill's rate, and more."""
 PIPELINE = """\
 import json, sys, time
 for number, stage in enumerate(("enrich", "pretrain"), 1):
@@ -185,5 +186,6 @@ def test_a_pipeline_and_a_shop_outlive_a_node_in_each_of_their_stages(repository
     assert found["artifacts.compared"] >= 8
     assert found["artifacts.differing"] == found["bundles.differing"] == 0
     assert found["serving.answers"] > 100
-    assert found["serving.failed"] <= CLIENTS, "what the lost server was just making; all else is answered"
+    assert found["serving.failed"] <= IN_HAND, "what the lost server was just making; all else is answered"
+    assert found["serving.longest_s"] < 10
     assert found["autoscaler.peak"] > found["autoscaler.left"] == 0
