@@ -46,8 +46,9 @@ format: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
 
+# One after the other: each has processes of its own for all processors, and limits on how long they may take.
 test-long: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 -m long
+	$(BIN)/python -m pytest -v --durations=25 -m long
 
 audit: setup
 	@$(BIN)/python .ci/audit.py
