@@ -42,10 +42,10 @@ from rec.models.item_vectors import item_vectors
 from rec.schema import TENSORS
 from rec.train import ahead, contrast, ddp, item
 
-PRODUCTS, QUICK_PRODUCTS = 20_000, 3_000
+PRODUCTS, QUICK_PRODUCTS = 60_000, 3_000
 ENCODED = 40_000
 """Products of which there are more batches of texts than `rec.encode` has in its own process."""
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
 TRAIN_GOAL, BUSY_GOAL = 0.98, 0.95
 SECONDS = "seconds.json"
 """Of a run: in all, until batches were there, within steps, and of CPU time."""

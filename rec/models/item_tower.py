@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rec import artifact, weights
+from rec.models.dropout import Dropout
 from rec.models.item_inputs import ItemBatch, ItemInputs
 from rec.models.std_part import Components, join, unit
 from rec.models.text_layers import TextLayers, TextShape
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = _branch_end(nn.Linear(width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
         """float32[B, S, d] from x float32[B, S, d], context float32[B, C, d] (None: x itself), present bool[B, C]."""
@@ -132,10 +133,10 @@ class Mlp(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, 2 * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             _branch_end(nn.Linear(2 * width, width)),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The shape of `x`."""
