@@ -24,7 +24,7 @@ NODE_CPUS = 3
 STORE_BYTES = 150 * 2**20
 LONG_S = 900.0
 LEAST = 19
-"""Niceness of what runs only where nothing else would."""
+"""The greatest niceness: beside others of 0 it has a hundredth of a processor."""
 
 
 class Running:
@@ -109,9 +109,9 @@ class Nodes:
         self._cluster.shutdown()
 
     def add(self, *, apart: bool = False) -> None:
-        """One more node; `apart`: its work has what the other nodes leave of this machine's processors.
+        """One more node; `apart`: its workers have about what those of the other nodes leave of the processors.
 
-        What starts on another machine takes nothing of theirs.
+        On another machine they would take nothing of theirs.
         """
         self._cluster.add_node(**_node(NODE_CPUS, niceness=LEAST if apart else 0))
 

@@ -89,7 +89,7 @@ def told(answers: Sequence[load.Asked]) -> Figures:
         "serving.degraded": figure(
             sum(bool(each.body["degraded"]) for each in answers if each.status == 200), "answers"
         ),
-        "serving.longest_s": figure(round(max(each.milliseconds for each in answers) / 1e3, 2), "s"),
+        "serving.longest_s": figure(round(max((each.milliseconds for each in answers), default=0.0) / 1e3, 2), "s"),
     }
 
 

@@ -8,8 +8,9 @@
     serving.failed         neither 200 nor 503 (any 503), or no answer, while a node that held replicas died
     serving.refused        answers that were 503
     serving.degraded       answers that did without a stage
-    serving.longest_s      the longest wait for an answer; asked RATE times a second, whatever comes back
-    serving.recovery_s     from the kill until every deployment had all its replicas again
+    serving.longest_s      the longest wait for an answer; `node_loss.RATE` requests a second, whatever comes back
+    serving.recovery_s     from the kill until every deployment had all its replicas again; those that come have the
+                           least priority
     autoscaler.peak        nodes at once beside the head while the item tower trained on a cluster that had none
     autoscaler.left        and some time after it
 

@@ -53,3 +53,17 @@ def test_nothing_is_dropped_where_nothing_is_to_be(p: float, training: bool) -> 
 
 def test_all_are_dropped_where_all_are_to_be() -> None:
     assert not Dropout(1.0)(torch.ones(10)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_numbers_than_float32_stay_what_they_are(dtype: torch.dtype) -> None:
+    x = torch.ones(6, 40, dtype=dtype).T  # not contiguous
+    made = Dropout(0.5)(x)
+    assert made.dtype == dtype
+    assert set(made.unique().tolist()) == {0.0, 2.0}
+
+
+def test_a_compiled_layer_is_one_graph_and_drops() -> None:
+    torch.manual_seed(0)
+    layer = torch.compile(Dropout(0.5), fullgraph=True, backend="eager")
+    assert 300 < int((layer(torch.ones(1_000)) == 0).sum()) < 700
