@@ -215,6 +215,9 @@ def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: flo
     refused = [answer for answer in reached if answer.status == 503 and answer.retry]
     lost = sum(answer.status == load.LOST for answer in reached)
     declared = [*told, *refused]
+    others = Counter(answer.status for answer in reached) - Counter(answer.status for answer in declared)
+    if others:
+        log.warning("%s: neither lists nor refusals that say when to ask again, by status: %s", name, dict(others))
     codes = Counter(code for answer in told for code in answer.body["degraded"])
     return {
         f"{name}.answers": figure(len(reached), "answers"),
