@@ -213,15 +213,15 @@ def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: flo
     reached = [answer for answer in asked.answers if answer.status != load.UNREACHED]
     told = [answer for answer in reached if answer.status == 200]
     refused = [answer for answer in reached if answer.status == 503 and answer.retry]
-    lost = sum(answer.status == load.LOST for answer in reached)
     declared = [*told, *refused]
     others = Counter(answer.status for answer in reached) - Counter(answer.status for answer in declared)
     if others:
         log.warning("%s: neither lists nor refusals that say when to ask again, by status: %s", name, dict(others))
+    lost = others[load.LOST]
     codes = Counter(code for answer in told for code in answer.body["degraded"])
     return {
         f"{name}.answers": figure(len(reached), "answers"),
-        f"{name}.failed": figure(len(reached) - len(declared) - lost, "answers", goal=0),
+        f"{name}.failed": figure(others.total() - lost, "answers", goal=0),
         f"{name}.lost": figure(lost, "answers", goal=None if name.rpartition(".")[2] in CARRIERS else 0),
         f"{name}.unreached": figure(len(asked.answers) - len(reached), "connections"),
         f"{name}.refused": figure(len(refused), "answers"),

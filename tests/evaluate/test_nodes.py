@@ -199,8 +199,8 @@ def test_a_pipeline_and_a_shop_outlive_a_node_in_each_of_their_stages(repository
     assert found["artifacts.compared"] >= 8
     assert found["artifacts.differing"] == found["bundles.differing"] == 0
     asked = sum(found[f"serving.{what}"] for what in ("answers", "failed", "refused"))
-    assert asked > 0.9 * node_loss.RATE * 15, "it keeps its rate"
+    assert asked > 0.9 * node_loss.RATE * max(15, found["serving.recovery_s"]), "it keeps its rate"
     assert found["serving.answers"] > 0.9 * asked
-    assert found["serving.failed"] <= node_loss.RATE, "what the lost server was just making, of less than a second"
+    assert found["serving.failed"] <= node_loss.RATE / 2, "what the lost server was just making; all else is answered"
     assert found["serving.longest_s"] < 15, "before Ray itself counts a node as dead"
     assert found["autoscaler.peak"] > found["autoscaler.left"] == 0
