@@ -210,7 +210,7 @@ def merge(
     these and the search take turns, popular first, and the order is that.
     """
     ann = ann[ann >= 0][:k]
-    proposed = proposed.where(lambda rows: _absent(rows, exclude))
+    proposed = proposed.where(lambda rows: absent(rows, exclude))
     together = proposed.cooccurrence[: round(quotas.cooccurrence * k)]
     item = proposed.item[~np.isin(proposed.item, together)][: round(quotas.item * k)]
     rest = _in_turn(proposed.popular[:k], ann)
@@ -226,7 +226,7 @@ def merge(
     return Candidates(rows, scores.astype(np.float32), sources, _scores_of(rows, proposed))
 
 
-def _absent(rows: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
+def absent(rows: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool[R] which of `rows` are not among `ascending` int64[E], which may be most of the catalogue."""
     if not len(ascending):
         return np.ones(len(rows), bool)

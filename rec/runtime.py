@@ -10,6 +10,7 @@ import ray.data
 from ray._private.utils import estimate_available_memory
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
+from rec import allocator
 from rec.errors import ConfigError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -40,7 +41,8 @@ def start(cpus: int) -> None:
         _init(remedy)
         return
     remedy = "free memory, processors and disk space under /tmp, or lower cpus, and run again"
-    _init(remedy, address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
+    with allocator.keeping():
+        _init(remedy, address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
 
 
 def require_gpus(option: str, count: int) -> None:

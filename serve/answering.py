@@ -1,6 +1,5 @@
 """From a request to the body of its answer, with what is noted of it: metrics, the log of lists, the trace."""
 
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,7 @@ from rec.recommend.request import Request
 from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.walk import explained, listed, walk
 from rec.recommend.why import shown
+from serve.arrival import due
 from serve.asking import Asking
 from serve.degrade import Ladder
 from serve.exposures import Arm, ExposureLog
@@ -53,25 +53,22 @@ class Answering:
         """The recommendations, logged as shown to a shopper of an experiment's `arm`.
 
         `whole`: shown to nobody, or what a stage failed with. `compared`: of a bundle that was named, beside the list
-        that the shopper gets: it is not logged, counts in no metric, and no stage loads the bundle for it. Due in
-        `patience` seconds, from now on: to wait for a thread takes of them, too.
+        that the shopper gets: it is not logged, counts in no metric, and no stage loads the bundle for it. Due
+        `patience` seconds after the request came: to wait for a thread takes of them, too.
         """
-        until = time.monotonic() + patience
-        return await self._asking.answer(self._recommend(front, request, arm, until, whole, compared))
+        return await self._asking.answer(self._recommend(front, request, arm, due(patience), whole, compared))
 
     async def similar(
         self, front: BackedFront, row: int, k: int, *, evidence: bool, compared: bool = False
     ) -> dict[str, Any]:
         """The nearest available products of an item row."""
-        until = time.monotonic() + DEADLINE_S
-        return await self._asking.answer(self._similar(front, row, k, until, evidence, compared))
+        return await self._asking.answer(self._similar(front, row, k, due(), evidence, compared))
 
     async def explain(
         self, front: BackedFront, request: Request, product_id: str, *, compared: bool = False
     ) -> dict[str, Any]:
         """Why a product is or is not in the list."""
-        until = time.monotonic() + DEADLINE_S
-        return await self._asking.answer(self._explain(front, request, product_id, until, compared))
+        return await self._asking.answer(self._explain(front, request, product_id, due(), compared))
 
     async def _recommend(
         self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool

@@ -36,6 +36,7 @@ from rec.recommend.resolve import UnknownProducts
 from rec.recommend.why import shown
 from serve import api, examples, paths
 from serve.answering import Answering, exported, written
+from serve.arrival import Arrival
 from serve.asking import Apart, Together, timely
 from serve.examples import described
 from serve.exposures import Arm, ExposureLog
@@ -73,7 +74,7 @@ app = FastAPI(
 )
 install(app)
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
-for layer in (Guard, Cors, Observe):  # each around those before it
+for layer in (Guard, Arrival, Cors, Observe):  # each around those before it
     app.add_middleware(layer)
 
 

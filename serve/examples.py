@@ -253,6 +253,7 @@ MALFORMED: Examples = {
 }
 UNKNOWN: Examples = {"error": "unknown_products", "message": "unknown products: P9999", "products": ["P9999"]}
 UNAVAILABLE: Examples = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
+OVERLOADED: Examples = {"error": "overloaded", "message": "the request waited 4 s for its turn; try again"}
 PROBLEMS: Mapping[int, Refusal] = {
     400: Refusal(
         "The body is no text, or the X-Request-ID has other signs. Of what is no HTTP, or has more than 15 KiB of path "
@@ -292,7 +293,7 @@ PROBLEMS: Mapping[int, Refusal] = {
     ),
     503: Refusal(
         "It cannot be answered now; see Retry-After. Of a full queue Ray Serve says so, in plain text.",
-        (UNAVAILABLE,),
+        (UNAVAILABLE, OVERLOADED),
     ),
 }
 ANYWHERE = (400, 408, 503)
@@ -315,7 +316,7 @@ NOTHING_STORED: Mapping[int, Refusal] = {
 SLOW_SEARCH: Mapping[int, Refusal] = {
     503: Refusal(
         f"{PROBLEMS[503].text} `search_too_slow`: these words may well take as long again.",
-        (UNAVAILABLE, {"error": "search_too_slow", "message": TOO_SLOW}),
+        (UNAVAILABLE, OVERLOADED, {"error": "search_too_slow", "message": TOO_SLOW}),
     ),
 }
 HEADERS = {"X-Request-ID": {"description": "That of the request, or a new one.", "schema": {"type": "string"}}}

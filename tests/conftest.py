@@ -28,13 +28,9 @@ LONGEST = [
     "vocab/test_tensorize.py",
     "train/test_ddp.py",
     "train/test_item_stages.py",
-    "serve/test_tracing.py",
     "ranker/test_stages.py",
-    "evaluate/test_cold_items.py",
     "user_tower/test_training.py",
     "enrich/test_tag.py",
-    "serve/test_shutdown.py",
-    "evaluate/test_enrichment.py",
     "index/test_full_disk.py",
     "fit/test_training.py",
 ]

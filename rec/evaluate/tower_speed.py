@@ -1,7 +1,7 @@
 """What Ray adds to the item tower's work: Ray Train over a torch loop, the loader's share, exports over bare models.
 
 train.products_per_s  `rec.train.item.train` on one Ray Train worker, median of ROUNDS runs, each followed by one of a
-                      bare loop of the same steps in this process
+                      bare loop of the same steps in a process of its own
 train.over.torch      products/s of a round's run over those of its bare loop, median of the rounds; its interval is the
                       least and the greatest of them, not one of confidence
 train.busy            how much of the processors that the worker has does work: CPU time of its process over the time of
@@ -23,6 +23,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rec import dataset, embed, encode, histories, runtime
+from rec import allocator, dataset, embed, encode, histories, runtime
 from rec.config import Config, Train
 from rec.config import ItemTower as Options
 from rec.evaluate import hidden
@@ -95,7 +97,7 @@ def training(config: Config, *, quick: bool) -> Figures:
         shutil.rmtree(folder / name, ignore_errors=True)
         ddp.fit(timed, once, name, work, folder)
         inside.append(json.loads((folder / SECONDS).read_text(encoding="utf-8")))
-        bare.append(_bare(work))
+        bare.append(_alone(work))
     shutil.rmtree(folder)
     return profile(int(kept.sum()), np.array(inside), np.array(bare), once)
 
@@ -143,10 +145,15 @@ def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
     tower.zero_grad()
 
 
+def _alone(config: dict[str, Any]) -> float:
+    """Seconds of `_bare` in a process that has memory as Ray's workers have it."""
+    with allocator.keeping(), ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_bare, config).result()
+
+
 def _bare(config: dict[str, Any]) -> float:
     """Seconds of as many steps in a loop of a few lines."""
     tower, items, options = item.drawn(config)
-    threads = torch.get_num_threads()
     torch.set_num_threads(options.train.cpus_per_worker)
     _warm(tower, items, options)
     optimizer = torch.optim.AdamW(contrast.parameter_groups(tower, options), lr=options.train.learning_rate, fused=True)
@@ -165,9 +172,7 @@ def _bare(config: dict[str, Any]) -> float:
         optimizer.step()
     if options.train.use_gpu:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    torch.set_num_threads(threads)
-    return seconds
+    return time.perf_counter() - started
 
 
 def encoding(config: Config, *, quick: bool) -> Figures:

@@ -9,6 +9,7 @@ Filter columns are those of `Filters` and nothing else; every value travels as a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -150,12 +151,14 @@ class VectorIndex:
     def _beyond_first_round(self, k: int, exclude: np.ndarray) -> bool:
         return len(exclude) > max(self.ef_search - k, 0)
 
-    def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
-        """Those of the item rows `rows` int64[R] that pass `filters`, in the order given."""
+    def passing(self, product_ids: Sequence[str], filters: Filters) -> set[str]:
+        """Those of the products that are in stock and pass `filters`.
+
+        By id, as the database has prices and stock: by row each would be looked up in the table of vectors first.
+        """
         query = self._queries(*filters.given).passing
-        parameters = {"rows": rows.astype(np.int32).tolist(), "catalogue": self._catalogue, **_values(filters)}
-        found = self._connections.run(lambda c: c.execute(query, parameters).fetchall())
-        return rows[np.isin(rows, [row for (row,) in found])]
+        parameters = {"products": list(product_ids), "catalogue": self._catalogue, **_values(filters)}
+        return {name for (name,) in self._connections.run(lambda c: c.execute(query, parameters).fetchall())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +192,8 @@ class _Queries:
             " SELECT row, -distance, (SELECT count(*) FROM nearest) FROM nearest ORDER BY distance + 0, row LIMIT %(k)s"
         )
         passing = (
-            "SELECT v.row FROM {table} v JOIN products p USING (product_id)"
-            " WHERE v.row = ANY(%(rows)s::integer[]) AND p.catalogue = %(catalogue)s AND {condition}"
+            "SELECT p.product_id FROM products p"
+            " WHERE p.catalogue = %(catalogue)s AND p.product_id = ANY(%(products)s::text[]) AND {condition}"
         )
         texts = (exact, hnsw, passing)
         return cls(*(sql.SQL(text).format(table=table, condition=condition).as_bytes(None) for text in texts))

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from rec.bundle import Bundle
 from rec.index import prewarm
 from rec.index.connections import Connections
 from rec.index.recall import Asked
 from rec.index.search import Filters, Found, VectorIndex
-from rec.retrieval import POPULAR, Candidates, Proposed, merge
+from rec.retrieval import POPULAR, Candidates, Proposed, absent, merge
 from rec.sources import tables
 from rec.sources.segments import Segments
 from rec.state import UserState
@@ -44,6 +45,7 @@ class Retriever:
         self._heard = heard
         self._bundle = bundle.id
         self._vectors = bundle.item_vectors()  # float32[N, d]
+        self._ids = bundle.products(["product_id"]).column(0).combine_chunks()
         self._index = VectorIndex(connections, bundle.id, bundle.config.index)
         self._sources = tables.load(bundle.folder("sources"))
         self._quotas = bundle.config.ranker.quotas
@@ -70,20 +72,22 @@ class Retriever:
         missing = also[~np.isin(also, found.candidates.rows) & ~np.isin(also, exclude)]
         if not len(missing):
             return found
-        passing = self._index.passing(missing, filters)
+        passing = self.passing(missing, filters)
         return replace(found, candidates=extended(found.candidates, passing, self._vectors[passing] @ vector))
 
     def popular(
         self, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray = _NO_ROWS
     ) -> Retrieved:
         """The k products most popular in the segment of `state`: the candidates where there is no user vector."""
-        return most_popular(
-            self._sources.segments, k, state, exclude, also, lambda rows: self._index.passing(rows, filters)
-        )
+        return most_popular(self._sources.segments, k, state, exclude, also, lambda rows: self.passing(rows, filters))
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
-        """Those of the item rows int64[R] that are in stock and pass `filters`."""
-        return self._index.passing(rows, filters)
+        """Those of the item rows int64[R] that are in stock and pass `filters`, in the order given."""
+        if not len(rows):
+            return rows
+        names = self._ids.take(pa.array(rows)).to_pylist()
+        found = self._index.passing(names, filters)
+        return rows[np.array([name in found for name in names], np.bool_)]
 
     def similar(self, row: int, k: int, exclude: np.ndarray = _NO_ROWS) -> Retrieved:
         """The k nearest available products to an item row, without itself and the rows `exclude` int64[E]."""
@@ -97,26 +101,30 @@ class Retriever:
             self._heard(self._index, Asked(vector, k, exclude, filters), found)
         scores = self._vectors[found.rows] @ vector  # the column may be half precision
         nearest = found.rows[np.lexsort((found.rows, -scores))]
-        proposed = self._available(proposed, k, exclude, filters)
+        proposed = self._available(proposed, k, nearest, exclude, filters)
         candidates = merge(vector, self._vectors, nearest, proposed, k=k, quotas=self._quotas, exclude=exclude)
         return Retrieved(candidates, found.underfilled)
 
-    def _available(self, proposed: Proposed, k: int, exclude: np.ndarray, filters: Filters) -> Proposed:
-        """What is proposed and passes; of the popular items, no more than are asked until k are candidates.
+    def _available(
+        self, proposed: Proposed, k: int, nearest: np.ndarray, exclude: np.ndarray, filters: Filters
+    ) -> Proposed:
+        """What is proposed, passes and is not excluded; of the popular items, no more than are asked until k do.
 
-        All of them are so many that the planner reads every product, when nearly always the first ones do.
+        All of them are so many that the planner reads every product, when nearly always the first ones do. Of the rows
+        `nearest` it is known that they pass.
         """
-        first = POPULAR_FIRST * k
-        found = self._passing(replace(proposed, popular=proposed.popular[:first]), filters)
-        if len(proposed.popular) <= first or (~np.isin(found.popular, exclude)).sum() >= k:
-            return found
-        return self._passing(proposed, filters)
+        proposed = proposed.where(lambda rows: absent(rows, exclude))
 
-    def _passing(self, proposed: Proposed, filters: Filters) -> Proposed:
-        if not len(proposed.rows):
-            return proposed
-        passing = self._index.passing(proposed.rows, filters)
-        return proposed.where(lambda rows: np.isin(rows, passing))
+        def passing(most: int) -> Proposed:
+            some = replace(proposed, popular=proposed.popular[:most])
+            known = np.concatenate([nearest, self.passing(np.setdiff1d(some.rows, nearest), filters)])
+            return some.where(lambda rows: np.isin(rows, known))
+
+        first = POPULAR_FIRST * k
+        found = passing(first)
+        if len(proposed.popular) <= first or len(found.popular) >= k:
+            return found
+        return passing(len(proposed.popular))
 
 
 def extended(found: Candidates, rows: np.ndarray, scores: np.ndarray) -> Candidates:

@@ -21,7 +21,7 @@ import pytest
 import ray
 import yaml
 
-from rec import __version__, config, doctor, publish
+from rec import __version__, allocator, config, doctor, publish
 from rec.config import Index
 from rec.errors import DatabaseError
 from serve import metrics
@@ -467,3 +467,12 @@ def test_labels_of_dashboard_and_alerts_are_those_of_their_metrics(ours: dict[st
 def test_the_alert_of_low_recall_has_the_promise_of_a_bundle() -> None:
     (rule,) = [rule for rule in alerts() if rule["alert"] == "ShopRecallIsLow"]
     assert f"< {Index().min_recall} " in rule["expr"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_workers_of_jobs_keep_what_they_free_as_those_of_one_machine(overlay: Path) -> None:
+    groups = one(rendered(overlay), "RayCluster")["spec"]["workerGroupSpecs"]
+    for group in groups:
+        (worker,) = group["template"]["spec"]["containers"]
+        given = {each["name"]: each.get("value") for each in worker["env"]}
+        assert allocator.KEEPING.items() <= given.items(), group["groupName"]

@@ -332,7 +332,7 @@ def test_vectors_are_kept_for_a_tower_and_its_inputs(tmp_path: Path, monkeypatch
     assert len(counted) == 3, "other inputs"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_towers_are_trained_without_the_hidden_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way on a small shop, whose shoppers stay with a colour, with towers of one epoch."""

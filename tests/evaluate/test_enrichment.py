@@ -101,7 +101,7 @@ def shop() -> Iterator[Config]:
         yield enrichment._shop(load("demo", ["enrich.threads=1"]), store, "demo", 60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_the_stage_is_measured_beside_the_bare_engine(shop: Config) -> None:
     short = shop.enrich.model_copy(update={"max_output_tokens": 48})  # both sides say as much
@@ -112,7 +112,7 @@ def test_the_stage_is_measured_beside_the_bare_engine(shop: Config) -> None:
     assert made["dryrun.cold.error.tokens_in"]["value"] < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_the_cached_path_asks_nothing(shop: Config) -> None:
     made = enrichment.cached(shop)
@@ -120,7 +120,7 @@ def test_the_cached_path_asks_nothing(shop: Config) -> None:
     assert made["cached.products_per_s"]["value"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_local")
 def test_hostile_texts_are_asked_about_and_none_is_obeyed(shop: Config) -> None:
     made = enrichment.hostile(shop, every=40)

@@ -15,7 +15,7 @@ from tests.user_tower.test_user_tower import make_tower
 from tests.user_tower.world import make
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_part_is_worth_is_seen(tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     train = UserTrain(epochs=12, batch_size=16, learning_rate=3e-3, cpus_per_worker=1)
     options = UserTower(history=8, layers=1, patience=0, train=train)

@@ -93,7 +93,7 @@ def test_planted_structure_needs_its_input(trained: Trained, group: str, without
     assert ablated < low, f"{group}: Recall@{CUTOFF} {full.mean():.3f} (from {low:.3f}), without {ablated:.3f}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_new_products_are_found_by_their_content(trained: Trained) -> None:
     """Launched after training: a random order would have about CUTOFF / 398 of them."""
     assert trained.hits["launch"].mean() > 10 * CUTOFF / 398

@@ -24,6 +24,7 @@ GROUND = {
     "cli",
     "runtime",
     "memory",
+    "allocator",
     "svg",
     "profile",
     "ports",

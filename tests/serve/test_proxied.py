@@ -22,6 +22,7 @@ from jobs import shop as job
 from rec import haproxy, postgres
 from rec.errors import ConfigError
 from serve import api, problems
+from serve.arrival import ARRIVED
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
 from tests.serve.ill import dripped, flooded, unread
@@ -106,6 +107,14 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
     assert proxied.client.post("/v1/recommend", json={"k": 0}).status_code == 422
     assert proxied.client.get("/v1/nothing").status_code == 404
     assert proxied.client.get("/-/healthz").text == "success"
+
+
+@ON_LINUX
+def test_when_a_request_came_is_said_by_haproxy_and_by_no_caller(proxied: Shop) -> None:
+    long_ago = {ARRIVED: "1000000"}
+    assert proxied.client.post("/v1/recommend", json={"k": 3}, headers=long_ago).status_code == 200
+    lines = _config(_haproxy(proxied)).read_text(encoding="utf-8").splitlines()
+    assert sum(f"set-header {ARRIVED} " in line for line in lines) == 1
 
 
 @ON_LINUX

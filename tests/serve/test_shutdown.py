@@ -14,7 +14,7 @@ import pytest
 from rec import postgres
 from tests.serve.conftest import REPOSITORY, Shop, frozen, published_in, starting
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CALLERS = 8
 DELETE = "import sys, ray; from ray import serve; ray.init(address=sys.argv[1]); serve.delete('shop')"

@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.serve.collector import Collector
 from tests.serve.conftest import Shop
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BODY = {"user_id": "u04", "profile": {"height_cm": 183.25}, "context": "hiking in the dolomites", "k": 5}
 STAGES = ["state", "user_tower", "retrieval", "ranking", "rules", "explanation"]

@@ -1,0 +1,53 @@
+"""What a worker frees it gets back without asking the system; nobody else is changed."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from rec import allocator
+
+FAULTS = """
+import resource, threading
+
+def use():
+    for _ in range(3):
+        b"x" * 2**25
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        b"x" * 2**25
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=use)  # Ray Train's loops run in one
+thread.start()
+thread.join()
+"""
+
+
+def _faults() -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_blocks_that_are_used_again_cost_no_page_faults() -> None:
+    pages = 10 * 2**25 // os.sysconf("SC_PAGE_SIZE")
+    assert _faults() > pages / 2
+    with allocator.keeping():
+        assert _faults() < pages / 20
+
+
+def test_the_environment_is_as_before_and_a_setting_in_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in allocator.KEEPING:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with allocator.keeping():
+        assert allocator.KEEPING.items() <= os.environ.items()
+    assert dict(os.environ) == before
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    before = dict(os.environ)
+    with allocator.keeping():
+        assert dict(os.environ) == before
+    assert dict(os.environ) == before
