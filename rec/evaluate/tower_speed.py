@@ -6,8 +6,10 @@ train.over.torch      products/s of a round's run over those of its bare loop, m
                       least and the greatest of them, not one of confidence
 train.busy            how much of the processors that the worker has does work: CPU time of its process over the time of
                       the run times their number, batches made there and threads that spin for others included. It is
-                      low where one thread works and the others wait. On a GPU 1 - train.batches, for what the GPU does
-                      meanwhile is not seen from here
+                      low where one thread works and the others wait, or where other processes have the processors. On a
+                      GPU 1 - train.batches, for what the GPU does meanwhile is not seen from here
+train.idle            share of the time in which the machine's processors had nothing to do: what busy lacks besides,
+                      where the worker has them all, Ray's own processes have, and whoever else is there
 train.batches         share of the run's time until a batch was there: on a CPU, where the step has all the threads, it
                       is made in that time, on a GPU it is waited for
 train.step            share of that time within steps: forward, backward and update
@@ -26,9 +28,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -50,9 +53,10 @@ ENCODED = 40_000
 ROUNDS, QUICK_ROUNDS = 3, 1
 TRAIN_GOAL, BUSY_GOAL = 0.98, 0.95
 SECONDS = "seconds.json"
-"""Of a run: in all, until batches were there, within steps, and of CPU time."""
+"""Of a run: in all, until batches were there, within steps, of CPU time, and idle, of a processor of the machine."""
 
 Floats = NDArray[np.float64]
+P = ParamSpec("P")
 
 
 class Watched:
@@ -97,13 +101,13 @@ def training(config: Config, *, quick: bool) -> Figures:
         shutil.rmtree(folder / name, ignore_errors=True)
         ddp.fit(timed, once, name, work, folder)
         inside.append(json.loads((folder / SECONDS).read_text(encoding="utf-8")))
-        bare.append(_alone(work))
+        bare.append(_alone(_bare, work))
     shutil.rmtree(folder)
     return profile(int(kept.sum()), np.array(inside), np.array(bare), once)
 
 
 def profile(products: int, inside: Floats, bare: Floats, train: Train) -> Figures:
-    """`train.*` of rounds on so many products: seconds of Ray's runs, float64[R, 4] as in SECONDS, and of bare loops'.
+    """`train.*` of rounds on so many products: seconds of Ray's runs, float64[R, 5] as in SECONDS, and of bare loops'.
 
     `bare` is float64[R].
     """
@@ -120,6 +124,7 @@ def profile(products: int, inside: Floats, bare: Floats, train: Train) -> Figure
         "train.products_per_s": figure(round(products / float(np.median(seconds)), 1), "products/s"),
         "train.over.torch": figure(round(float(np.median(ratios)), 4), "times", spread, TRAIN_GOAL),
         "train.busy": figure(round(busy, 4), "ratio", goal=BUSY_GOAL),
+        "train.idle": figure(round(float(np.median(inside[:, 4] / seconds)), 4), "ratio"),
         **{f"train.{name}": figure(share, "ratio") for name, share in medians.items()},
         f"train.limit.{limit}": figure(medians[limit], "ratio"),
     }
@@ -130,25 +135,31 @@ def timed(config: dict[str, Any]) -> None:
     tower, items, options = item.drawn(config)
     categories = items.first_std(config["category"])
     _warm(tower, items, options)
-    watched, started, worked = Watched(), time.perf_counter(), time.process_time()
+    watched, started, worked, idled = Watched(), time.perf_counter(), time.process_time(), _idle()
     item.train(tower, items, categories, options, config["seed"], Path(config["tensors"]), None, watched)
-    spent = [time.perf_counter() - started, watched.waited, watched.stepped, time.process_time() - worked]
+    seconds = time.perf_counter() - started
+    spent = [seconds, watched.waited, watched.stepped, time.process_time() - worked, _idle() - idled]
     (Path(config["inputs"]) / SECONDS).write_text(json.dumps(spent), encoding="utf-8")
+
+
+def _idle() -> float:
+    """Seconds since its start in which a processor of the machine had nothing to do, of all the mean."""
+    return float(psutil.cpu_times().idle / psutil.cpu_count())
 
 
 def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
     """One step on the device, whose gradient is dropped: what a device or a compiler needs once is not timed."""
-    device = torch.device("cuda" if options.train.use_gpu else "cpu")
+    device = _device(options.train.use_gpu)
     rows = np.arange(min(options.train.batch_size, len(items)))
     drawn = contrast.draw(items, rows, tower.shape.num_keys, options, np.random.default_rng(0))
     contrast.step(tower.to(device).train(), drawn.to(device), options)
     tower.zero_grad()
 
 
-def _alone(config: dict[str, Any]) -> float:
-    """Seconds of `_bare` in a process that has memory as Ray's workers have it."""
+def _alone(timed: Callable[P, float], *given: P.args, **named: P.kwargs) -> float:
+    """The seconds that `timed` tells, in a process that has memory as Ray's workers have it."""
     with allocator.keeping(), ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_bare, config).result()
+        return process.submit(timed, *given, **named).result()
 
 
 def _bare(config: dict[str, Any]) -> float:
@@ -189,14 +200,7 @@ def encoding(config: Config, *, quick: bool) -> Figures:
     shutil.rmtree(part.root)
     first, _ = encode.distinct(Ragged.of(rows["title_id"]))
     ids = rows["title_id"].take(first).to_pylist()
-    device = torch.device("cuda" if config.text.use_gpu else "cpu")
-    encoder = text_encoder.load(config.text, config.item_tower.layers_above_states).to(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.text.cpus_per_actor)
-    started = time.perf_counter()
-    encoder.token_states(ids, config.text.batch_size)
-    bare = time.perf_counter() - started
-    torch.set_num_threads(threads)
+    bare = _alone(_bare_encoder, config, ids)
     return {
         "encode.products_per_s": figure(round(len(rows) / inside, 1), "products/s"),
         "encode.encoder.products_per_s": figure(round(len(rows) / bare, 1), "products/s"),
@@ -217,19 +221,35 @@ def exporting(config: Config, trained: Config) -> Figures:
     started = time.perf_counter()
     embed.run(part)
     inside = time.perf_counter() - started
+    count = dataset.read_manifest(config.at("tensors"), TENSORS).facts["rows"]
+    bare = _alone(_bare_tower, config, trained)
+    shutil.rmtree(part.root)
+    return {
+        "embed.products_per_s": figure(round(count / inside, 1), "products/s"),
+        "embed.tower.products_per_s": figure(round(count / bare, 1), "products/s"),
+        "embed.over.tower": figure(round(bare / inside, 4), "times"),
+    }
+
+
+def _bare_encoder(config: Config, ids: list[list[int]]) -> float:
+    """Seconds of the text encoder for texts of these token ids."""
+    encoder = text_encoder.load(config.text, config.item_tower.layers_above_states).to(_device(config.text.use_gpu))
+    torch.set_num_threads(config.text.cpus_per_actor)
+    started = time.perf_counter()
+    encoder.token_states(ids, config.text.batch_size)
+    return time.perf_counter() - started
+
+
+def _bare_tower(config: Config, trained: Config) -> float:
+    """Seconds of the tower that `trained` has, for all products of `config`."""
     tower = item_tower.load(trained.at(item_tower.KIND))
-    device = torch.device("cuda" if trained.item_tower.train.use_gpu else "cpu")
     items = item_tower.inputs_of(tower.shape, config.at("tensors"), config.at("text_states"))
-    tower.to(device)
-    threads = torch.get_num_threads()
+    tower.to(_device(trained.item_tower.train.use_gpu))
     torch.set_num_threads(trained.item_tower.train.cpus_per_worker)
     started = time.perf_counter()
     item_vectors(tower, items)
-    bare = time.perf_counter() - started
-    torch.set_num_threads(threads)
-    shutil.rmtree(part.root)
-    return {
-        "embed.products_per_s": figure(round(len(items) / inside, 1), "products/s"),
-        "embed.tower.products_per_s": figure(round(len(items) / bare, 1), "products/s"),
-        "embed.over.tower": figure(round(bare / inside, 4), "times"),
-    }
+    return time.perf_counter() - started
+
+
+def _device(use_gpu: bool) -> torch.device:
+    return torch.device("cuda" if use_gpu else "cpu")

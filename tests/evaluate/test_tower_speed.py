@@ -6,8 +6,8 @@ import pytest
 from rec.config import ItemTrain
 from rec.evaluate import tower_speed
 
-INSIDE = np.array([[10.0, 1.0, 8.0, 18.0], [20.0, 1.0, 17.0, 30.0], [10.0, 2.0, 7.0, 16.0]])
-"""Seconds of three runs on two processors: in all, until batches were there, within steps, of CPU time."""
+INSIDE = np.array([[10.0, 1.0, 8.0, 18.0, 0.5], [20.0, 1.0, 17.0, 30.0, 4.0], [10.0, 2.0, 7.0, 16.0, 1.0]])
+"""Seconds of three runs on two processors: in all, until batches were there, within steps, of CPU time, and idle."""
 BARE = np.array([9.8, 18.0, 9.9])
 
 
@@ -21,10 +21,10 @@ def test_a_round_is_compared_with_its_own_bare_loop() -> None:
 
 def test_busy_is_of_the_processors_and_what_limits_is_named() -> None:
     figures = tower_speed.profile(500, INSIDE, BARE, ItemTrain(cpus_per_worker=2))
-    shares = {name: figures[f"train.{name}"]["value"] for name in ("busy", "batches", "step", "around")}
-    assert shares == pytest.approx({"busy": 0.8, "batches": 0.1, "step": 0.8, "around": 0.1}, abs=1e-4)
+    shares = {name: figures[f"train.{name}"]["value"] for name in ("busy", "idle", "batches", "step", "around")}
+    assert shares == pytest.approx({"busy": 0.8, "idle": 0.1, "batches": 0.1, "step": 0.8, "around": 0.1}, abs=1e-4)
     assert {name for name in figures if name.startswith("train.limit")} == {"train.limit.step"}
-    waits = INSIDE[:, [0, 2, 1, 3]]
+    waits = INSIDE[:, [0, 2, 1, 3, 4]]
     assert "train.limit.batches" in tower_speed.profile(500, waits, BARE, ItemTrain())
 
 
