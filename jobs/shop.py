@@ -123,9 +123,8 @@ class Shop:
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-            # what waits runs in threads of its own: a loop apart would only be two more to pass an answer through, and
-            # could not read a body where no caller is watched (serve/haproxy)
-            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+            # what waits runs in threads of its own: a loop apart would only be two more to pass an answer through
+            haproxy.LOOP_APART: os.environ.get(haproxy.LOOP_APART, "0"),
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
         }
         self._forget()

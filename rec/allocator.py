@@ -2,8 +2,8 @@
 
 glibc gives a large block back when it is freed; asked for again, the system hands it out page by page, each filled with
 zeros. A training step of H&M's item tower frees some 300 MiB: 80,000 page faults, a sixth of its CPU time, most of it
-in one thread while the others wait. What is kept is as much as was in use at once, so this is for workers, which end
-with their work, and not for the process of a job, which goes on to other stages.
+in one thread while the others wait. What is kept is as much as was in use at once, so this is for the processes of Ray,
+most of which end with their work, and not for that of a job, which goes on to other stages.
 """
 
 import os

@@ -18,6 +18,8 @@ ANYWHERE = "REC_HAPROXY_ANYWHERE"
 """Variable of the shop's processes: 1 where HAProxy listens at all addresses."""
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
 """By these ports `serve/haproxy` finds the lines of what is to listen at sockets. Nothing listens at them."""
+LOOP_APART = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+"""Variable of Serve: 1 where a replica's code has another loop than the one that receives requests."""
 CONNECTIONS = 1_000
 """At once. HAProxy does not start where a process may not open twice as many files and some more."""
 
@@ -65,6 +67,7 @@ def environment(program: str, starter: Path, folder: Path, *, answers_within_s: 
         "REC_HAPROXY": program,
         ANYWHERE: str(int(public)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        LOOP_APART: "0",  # a loop apart cannot read a body where no caller is watched, as `starter` asks for
         OVERRIDE: str(starter),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

@@ -1,4 +1,4 @@
-"""When an answer is due: so long after its request came to HAProxy, which says when that was.
+"""When an answer is due: so long after its request came to the shop's HAProxy, which says when that was.
 
 A queue before a server is bounded by a number, and where the server gets slower its wait grows: all would still be
 answered, each too late for whoever asked. So what a request has waited is taken off its time, and with hardly any left
@@ -18,9 +18,9 @@ from serve.problems import RETRY_S
 
 ARRIVED = "x-rec-arrived"
 """Microseconds since 1970 by this machine's clock. `serve/haproxy` puts it in the place of a caller's; behind Serve's
-own proxy there is none."""
+own proxy it is what a caller says, if anything."""
 LEAST_S = 1.0
-"""An answer is not begun with less."""
+"""A request with less left is refused. Who waits for a thread after that is not looked at again."""
 
 _waited: ContextVar[float] = ContextVar("waited", default=0.0)
 

@@ -7,7 +7,7 @@ failed                       answers other than 200 of all
 
 Each start is asked in turn with `serve.fused`, by short stretches, as a machine is not always as fast: what is set in
 relation are medians of the relation to fused. The shop that most run, with all stages in one process, sends nothing
-through a handle, so that of these only the event loop of the ingress could change it.
+through a handle, so that of these only the loop of the ingress's code could change it (`code_apart`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rec import haproxy
 from rec.config import Config
 from rec.evaluate import load, serving_speed
 from rec.evaluate.benchmark import Figures, figure
@@ -24,11 +25,11 @@ SWITCHES: Mapping[str, Mapping[str, str]] = {
     "again": {},
     "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
     "router_on_loop": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"},
-    "code_on_loop": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"},
+    "code_apart": {haproxy.LOOP_APART: "1"},
     "throughput": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
 }
-"""Environment of the shop by name. `throughput` is all three, logs by blocks, and (not here, where the proxy's port is
-asked) replicas that listen themselves."""
+"""Environment of the shop by name. `throughput` is grpc, router_on_loop, logs by blocks, and (not here, where the
+proxy's port is asked) replicas that listen themselves."""
 MANY = 8
 STRETCHES, QUICK_STRETCHES = 20, 3
 STRETCH_S = 2.0

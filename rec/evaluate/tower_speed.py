@@ -156,10 +156,10 @@ def _warm(tower: ItemTower, items: ItemInputs, options: Options) -> None:
     tower.zero_grad()
 
 
-def _alone(timed: Callable[P, float], *given: P.args, **named: P.kwargs) -> float:
-    """The seconds that `timed` tells, in a process that has memory as Ray's workers have it."""
+def _alone(work: Callable[P, float], *given: P.args, **named: P.kwargs) -> float:
+    """The seconds that `work` tells, in a process that has memory as Ray's workers have it."""
     with allocator.keeping(), ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(timed, *given, **named).result()
+        return process.submit(work, *given, **named).result()
 
 
 def _bare(config: dict[str, Any]) -> float:

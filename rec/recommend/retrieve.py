@@ -113,18 +113,18 @@ class Retriever:
         All of them are so many that the planner reads every product, when nearly always the first ones do. Of the rows
         `nearest` it is known that they pass.
         """
-        proposed = proposed.where(lambda rows: absent(rows, exclude))
+        first, rest = np.split(proposed.popular, [POPULAR_FIRST * k])
 
-        def passing(most: int) -> Proposed:
-            some = replace(proposed, popular=proposed.popular[:most])
-            known = np.concatenate([nearest, self.passing(np.setdiff1d(some.rows, nearest), filters)])
-            return some.where(lambda rows: np.isin(rows, known))
+        def passing(rows: np.ndarray) -> np.ndarray:
+            rows = np.setdiff1d(rows, nearest)
+            return self.passing(rows[absent(rows, exclude)], filters)
 
-        first = POPULAR_FIRST * k
-        found = passing(first)
-        if len(proposed.popular) <= first or len(found.popular) >= k:
-            return found
-        return passing(len(proposed.popular))
+        known = np.concatenate([nearest, passing(replace(proposed, popular=first).rows)])
+        if len(rest) and np.isin(first, known).sum() < k:
+            known = np.concatenate([known, passing(rest)])
+        else:
+            proposed = replace(proposed, popular=first)
+        return proposed.where(lambda rows: np.isin(rows, known))
 
 
 def extended(found: Candidates, rows: np.ndarray, scores: np.ndarray) -> Candidates:

@@ -31,6 +31,13 @@ def _faults() -> int:
     return int(done.stdout)
 
 
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that was told nothing of memory."""
+    for name in allocator.KEEPING:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 def test_blocks_that_are_used_again_cost_no_page_faults() -> None:
     pages = 10 * 2**25 // os.sysconf("SC_PAGE_SIZE")
@@ -40,8 +47,6 @@ def test_blocks_that_are_used_again_cost_no_page_faults() -> None:
 
 
 def test_the_environment_is_as_before_and_a_setting_in_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in allocator.KEEPING:
-        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with allocator.keeping():
         assert allocator.KEEPING.items() <= os.environ.items()
