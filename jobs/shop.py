@@ -52,6 +52,8 @@ REQUEST_SECONDS = 20.0
 """Longest time for one HTTP request, far above its deadline of some seconds: probes wait longer."""
 FROZEN_SECONDS = 5.0
 """How much longer HAProxy waits for a replica that does not even say that time is up."""
+NOT_HANDED_ON = ("RAY_ADDRESS", haproxy.PROGRAM)
+"""Of the environment: the shop has a Ray of its own, and an HAProxy if it starts one."""
 SOCKETS = "/tmp/rec-"
 """How the paths of folders begin that hold HAProxy's sockets: these have to be short, and a store's may be long."""
 REQUEST = {"context": "a weekend of hiking in the mountains", "profile": {"height_cm": 181.0}, "k": 5}
@@ -112,7 +114,7 @@ class Shop:
                 "applications": [{"name": "shop", "route_prefix": "/", "import_path": APART if apart else WHOLE}],
             },
         )
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
         environment |= {
             "REC_STORE": str(self.store),
             processes.SHOP: str(self.store),
@@ -123,7 +125,7 @@ class Shop:
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-            # what waits runs in threads of its own: a loop apart would only be two more to pass an answer through
+            # what waits runs in threads of its own: a loop apart would only be two more for an answer to pass through
             haproxy.LOOP_APART: os.environ.get(haproxy.LOOP_APART, "0"),
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
         }

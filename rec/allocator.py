@@ -7,6 +7,7 @@ most of which end with their work, and not for that of a job, which goes on to o
 """
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,15 +17,22 @@ KEEPING = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
 """What glibc reads when a process starts: bytes. Other C libraries pass over it."""
+OLDEST = (2, 35)
+"""glibc before it takes no threshold over 32 MiB, and stays at 128 KiB once it was told any: worse than nothing."""
 
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Processes that are started meanwhile keep what they free, unless the environment has such a setting already."""
-    added = {} if KEEPING.keys() & os.environ.keys() else KEEPING
+    """Processes that are started meanwhile keep what they free, unless glibc is old or told something else already."""
+    added = KEEPING if _new() and not KEEPING.keys() & os.environ.keys() else {}
     os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def _new() -> bool:
+    name, version = platform.libc_ver()
+    return name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) >= OLDEST

@@ -14,6 +14,8 @@ HAPROXY, SERVE = "haproxy", "serve"
 """What may hand requests to the replicas."""
 OVERRIDE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 """Where it is set to a program, Ray takes that one."""
+PROGRAM = "REC_HAPROXY"
+"""Variable of the shop's processes: the HAProxy that stands before its servers, unset where there is none."""
 ANYWHERE = "REC_HAPROXY_ANYWHERE"
 """Variable of the shop's processes: 1 where HAProxy listens at all addresses."""
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
@@ -64,10 +66,9 @@ def environment(program: str, starter: Path, folder: Path, *, answers_within_s: 
     all addresses of the machine, where Serve was told 127.0.0.1.
     """
     return PAGES | {
-        "REC_HAPROXY": program,
+        PROGRAM: program,
         ANYWHERE: str(int(public)),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        LOOP_APART: "0",  # a loop apart cannot read a body where no caller is watched, as `starter` asks for
         OVERRIDE: str(starter),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

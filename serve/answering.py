@@ -1,5 +1,6 @@
 """From a request to the body of its answer, with what is noted of it: metrics, the log of lists, the trace."""
 
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,10 +18,25 @@ from rec.recommend.walk import explained, listed, walk
 from rec.recommend.why import shown
 from serve.arrival import due
 from serve.asking import Asking
-from serve.degrade import Ladder
+from serve.degrade import Ladder, Overloaded
 from serve.exposures import Arm, ExposureLog
 from serve.fallible import DEADLINE_S, BackedFront, Fallible
 from serve.metrics import metrics
+
+LEAST_S = 1.0
+"""No answer is begun with less before it is due."""
+
+
+def _begin(until: float, *, counted: bool) -> None:
+    """Note what an answer due at `until` has waited, in queues and for its thread.
+
+    Raises Overloaded with less than LEAST_S left: the stages would be passed over for want of time.
+    """
+    waited = DEADLINE_S - (until - time.monotonic())
+    if counted:
+        metrics().waited(1e3 * waited)
+    if waited > DEADLINE_S - LEAST_S:
+        raise Overloaded(f"the request waited {waited:.0f} s for its turn; try again")
 
 
 def written(answer: dict[str, Any]) -> Response:
@@ -73,6 +89,8 @@ class Answering:
     async def _recommend(
         self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool
     ) -> dict[str, Any]:
+        if not whole:
+            _begin(until, counted=not compared)
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
@@ -115,6 +133,7 @@ class Answering:
     async def _similar(
         self, front: BackedFront, row: int, k: int, until: float, evidence: bool, compared: bool
     ) -> dict[str, Any]:
+        _begin(until, counted=not compared)
         ladder = Ladder()
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await stages.similar(row, k, standing(front.rules.ruling, datetime.now(UTC)).exclude)
@@ -130,6 +149,7 @@ class Answering:
     async def _explain(
         self, front: BackedFront, request: Request, product_id: str, until: float, compared: bool
     ) -> dict[str, Any]:
+        _begin(until, counted=not compared)
         ladder = Ladder()
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await explained(front, stages, request, product_id, front.rules.ruling, datetime.now(UTC))

@@ -74,7 +74,7 @@ app = FastAPI(
 )
 install(app)
 app.add_middleware(LimitBody, max_bytes=api.MAX_BODY_BYTES)
-for layer in (Guard, Arrival, Cors, Observe):  # each around those before it
+for layer in (Arrival, Guard, Cors, Observe):  # each around those before it
     app.add_middleware(layer)
 
 
@@ -131,7 +131,7 @@ class Recommender:
         api_keys.check_bind(host, api_keys.access())
         self._store = store
         self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
-        asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else Together(store)
+        asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else await asyncio.to_thread(Together, store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
         self._searching = Searching()
@@ -176,7 +176,9 @@ class Recommender:
         return {"bundle": refused.bundle, "error": refused.error.replace(f"{self._store}{os.sep}", "")}
 
     @app.post(
-        "/v1/recommend", response_model=api.Recommendations, **described(examples.RECOMMENDATIONS, 404, body=True)
+        "/v1/recommend",
+        response_model=api.Recommendations,
+        **described(examples.RECOMMENDATIONS, 404, body=True, own=examples.LATE),
     )
     async def recommend(
         self, body: Annotated[api.RecommendBody, Body(openapi_examples=examples.RECOMMEND)]
@@ -191,7 +193,7 @@ class Recommender:
     @app.get(
         "/v1/products/{product_id:text}/similar",
         response_model=api.Neighbours,
-        **described(examples.NEIGHBOURS, 404, 422),
+        **described(examples.NEIGHBOURS, 404, 422, own=examples.LATE),
     )
     async def similar(
         self,
@@ -206,7 +208,11 @@ class Recommender:
         row, compared = int(front.shelf.rows([product_id])[0]), front not in self._trial.fronts(self._front)
         return await self._answering.similar(front, row, k, evidence=evidence, compared=compared)
 
-    @app.post("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 404, body=True))
+    @app.post(
+        "/v1/explain",
+        response_model=api.Explanation,
+        **described(examples.EXPLANATION, 404, body=True, own=examples.LATE),
+    )
     async def explain(
         self, body: Annotated[api.ExplainBody, Body(openapi_examples=examples.EXPLAIN)]
     ) -> dict[str, Any]:
@@ -215,7 +221,7 @@ class Recommender:
         request = self._trial.told(self._front, front, _checked(front, body))
         return await self._answering.explain(front, request, body.product_id, compared=body.bundle is not None)
 
-    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 422))
+    @app.get("/v1/explain", response_model=api.Explanation, **described(examples.EXPLANATION, 422, own=examples.LATE))
     async def explain_to_anybody(self, query: Annotated[api.ExplainQuery, Query()]) -> dict[str, Any]:
         """The same for a shopper never seen."""
         front = self._front

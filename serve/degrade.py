@@ -25,6 +25,10 @@ class Away(Unavailable):
         self.cause = cause
 
 
+class Overloaded(Exception):
+    """A request waited so long for its turn that hardly any time is left to answer it."""
+
+
 AWAY = (DatabaseError, Away)
 """What is not held against a bundle."""
 

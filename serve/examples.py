@@ -293,7 +293,7 @@ PROBLEMS: Mapping[int, Refusal] = {
     ),
     503: Refusal(
         "It cannot be answered now; see Retry-After. Of a full queue Ray Serve says so, in plain text.",
-        (UNAVAILABLE, OVERLOADED),
+        (UNAVAILABLE,),
     ),
 }
 ANYWHERE = (400, 408, 503)
@@ -313,10 +313,14 @@ NOTHING_STORED: Mapping[int, Refusal] = {
         "Nothing is stored of this user.", ({"error": "not_found", "message": "nothing is stored of this user"},)
     ),
 }
+LATE: Mapping[int, Refusal] = {
+    503: Refusal(f"{PROBLEMS[503].text} `overloaded`: it waited too long for its turn.", (UNAVAILABLE, OVERLOADED)),
+}
+"""Of what is due at a time."""
 SLOW_SEARCH: Mapping[int, Refusal] = {
     503: Refusal(
         f"{PROBLEMS[503].text} `search_too_slow`: these words may well take as long again.",
-        (UNAVAILABLE, OVERLOADED, {"error": "search_too_slow", "message": TOO_SLOW}),
+        (UNAVAILABLE, {"error": "search_too_slow", "message": TOO_SLOW}),
     ),
 }
 HEADERS = {"X-Request-ID": {"description": "That of the request, or a new one.", "schema": {"type": "string"}}}

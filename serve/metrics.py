@@ -69,6 +69,10 @@ class Metrics:
                 self._funnel.inc(funnel[step], tags={"step": step})
         self.degraded(degraded)
 
+    def waited(self, milliseconds: float) -> None:
+        """So long after its request came an answer was begun or refused, as stage `wait`."""
+        self._stages.observe(milliseconds, tags={"stage": "wait"})
+
     def shopper(self, events: int, nearest: float | None) -> None:
         """An answer to a shopper of so many known events, whose vector has this inner product with the nearest
         candidate's; None: there was no vector, or no candidate."""

@@ -14,7 +14,7 @@ from rec.errors import RecError
 from rec.index.catalogue import TooSlow
 from rec.index.forget import NotAllowed
 from rec.recommend.resolve import UnknownProducts
-from serve.degrade import Unavailable
+from serve.degrade import Overloaded, Unavailable
 
 log = logging.getLogger("ray.serve")
 
@@ -45,6 +45,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(NotAllowed)(_not_allowed)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(TooSlow)(_too_slow)
+    app.exception_handler(Overloaded)(_overloaded)
     for error in (Unavailable, RecError):
         app.exception_handler(error)(_unavailable)
 
@@ -71,6 +72,11 @@ async def _refused(_: Request, error: HTTPException) -> JSONResponse:
 async def _too_slow(_: Request, error: TooSlow) -> JSONResponse:
     log.warning("cannot answer: %s", error)
     problem = {"error": "search_too_slow", "message": TOO_SLOW}
+    return JSONResponse(problem, status_code=503, headers={"Retry-After": str(RETRY_S)})
+
+
+async def _overloaded(_: Request, error: Overloaded) -> JSONResponse:
+    problem = {"error": "overloaded", "message": str(error)}
     return JSONResponse(problem, status_code=503, headers={"Retry-After": str(RETRY_S)})
 
 

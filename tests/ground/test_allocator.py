@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from rec import allocator
 
@@ -52,7 +53,28 @@ def test_the_environment_is_as_before_and_a_setting_in_it_wins(monkeypatch: pyte
         assert allocator.KEEPING.items() <= os.environ.items()
     assert dict(os.environ) == before
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    _adds_nothing()
+
+
+def test_an_old_glibc_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version, told in [("glibc", "2.31", False), ("glibc", "2.36", True), ("musl", "1.2.5", True)]:
+        monkeypatch.setattr(platform, "libc_ver", lambda given=(name, version): given)
+        with allocator.keeping():
+            assert (os.environ.keys() >= allocator.KEEPING.keys()) == told, (name, version)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    _adds_nothing()
+
+
+def _adds_nothing() -> None:
     before = dict(os.environ)
     with allocator.keeping():
         assert dict(os.environ) == before
     assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_workers_of_a_ray_that_a_job_starts_are_told() -> None:
+    told = ray.remote(lambda: {name: os.environ.get(name) for name in allocator.KEEPING})
+    assert ray.get(told.remote()) == allocator.KEEPING

@@ -88,6 +88,8 @@ def test_a_refusal_of_one_route_is_shown_there_and_nowhere_else() -> None:
     assert codes["post /v1/recommend", "404"] == {"unknown_products"}
     assert codes["post /v1/events", "422"] == {"malformed", "unknown_products"}
     assert [name for (name, _), shown in codes.items() if "search_too_slow" in shown] == ["get /v1/products"]
+    late = {name.split(" ")[1] for (name, _), shown in codes.items() if "overloaded" in shown}
+    assert late == {"/v1/recommend", "/v1/explain", "/v1/products/{product_id}/similar"}, "what is due at a time"
 
 
 def test_all_but_probes_name_the_key_and_its_refusals() -> None:

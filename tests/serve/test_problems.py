@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from rec.errors import DatabaseError
 from rec.index.catalogue import TooSlow
 from serve import api
+from serve.degrade import Overloaded
 from serve.problems import RETRY_S, UnknownEventProducts, install, malformed
 
 
@@ -20,12 +21,14 @@ def test_a_search_that_is_cut_says_what_to_ask_instead_and_a_database_that_is_aw
 
     app.get("/slow")(lambda: raises(TooSlow("a search for 2 words took over 1.5 s")))
     app.get("/away")(lambda: raises(DatabaseError("Postgres is away")))
+    app.get("/late")(lambda: raises(Overloaded("the request waited 4 s for its turn; try again")))
     client = TestClient(app)
-    slow, away = client.get("/slow"), client.get("/away")
+    slow, away, late = client.get("/slow"), client.get("/away"), client.get("/late")
     assert (slow.status_code, slow.json()["error"]) == (503, "search_too_slow")
     assert "`context` of POST /v1/recommend" in slow.json()["message"]
     assert (away.status_code, away.json()["error"]) == (503, "unavailable")
-    assert slow.headers["retry-after"] == away.headers["retry-after"] == str(RETRY_S)
+    assert (late.status_code, late.json()["error"]) == (503, "overloaded")
+    assert {each.headers["retry-after"] for each in (slow, away, late)} == {str(RETRY_S)}
 
 
 @pytest.mark.parametrize(

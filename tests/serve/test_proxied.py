@@ -22,7 +22,9 @@ from jobs import shop as job
 from rec import haproxy, postgres
 from rec.errors import ConfigError
 from serve import api, problems
+from serve.answering import LEAST_S
 from serve.arrival import ARRIVED
+from serve.fallible import DEADLINE_S
 from tests.bundle import tiny
 from tests.serve.conftest import REPOSITORY, Shop, published_in, starting
 from tests.serve.ill import dripped, flooded, unread
@@ -42,20 +44,20 @@ def proxied(new_store: Callable[[], Path]) -> Iterator[Shop]:
 
 
 def _haproxy(shop: Shop) -> psutil.Process:
-    """The one that is left once others have been replaced: they end with their last caller, or in two minutes."""
     program = haproxy.binary()
+    assert program is not None
+    return _titled(shop, program)
+
+
+def _titled(shop: Shop, title: str) -> psutil.Process:
+    """The one that is left once others have been replaced: an HAProxy ends with its last caller, or in two minutes."""
     deadline = time.monotonic() + 150
     while True:
-        found = [process for process in shop.processes().values() if _title(process) == program]
+        found = [process for process in shop.processes().values() if _title(process).startswith(title)]
         if len(found) == 1:
             return found[0]
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
-
-
-def _titled(shop: Shop, title: str) -> psutil.Process:
-    (found,) = [process for process in shop.processes().values() if _title(process).startswith(title)]
-    return found
 
 
 def _title(process: psutil.Process) -> str:
@@ -104,17 +106,46 @@ def test_what_the_shop_says_comes_through(proxied: Shop) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", proxied.client.get("/v1/bundles").headers["x-request-id"])
     large = proxied.client.post("/v1/recommend", content=b" " * (api.MAX_BODY_BYTES + 1))
     assert (large.status_code, large.json()["error"]) == (413, "body_too_large")
+    larger = proxied.client.post("/v1/recommend", content=b" " * 10_000_000)
+    assert (larger.status_code, larger.json()["error"]) == (413, "body_too_large"), "who still sends hears it, too"
     assert proxied.client.post("/v1/recommend", json={"k": 0}).status_code == 422
     assert proxied.client.get("/v1/nothing").status_code == 404
     assert proxied.client.get("/-/healthz").text == "success"
 
 
 @ON_LINUX
-def test_when_a_request_came_is_said_by_haproxy_and_by_no_caller(proxied: Shop) -> None:
-    long_ago = {ARRIVED: "1000000"}
-    assert proxied.client.post("/v1/recommend", json={"k": 3}, headers=long_ago).status_code == 200
-    lines = _config(_haproxy(proxied)).read_text(encoding="utf-8").splitlines()
-    assert sum(f"set-header {ARRIVED} " in line for line in lines) == 1
+def test_an_answer_that_comes_too_late_is_not_made_and_an_event_is_taken_all_the_same(proxied: Shop) -> None:
+    server = _titled(proxied, "ray::ServeReplica:shop:Recommender")
+    told = {"event_id": "waited", "client_id": "waits", "product_id": "P0003"}
+    server.suspend()
+    with ThreadPoolExecutor(3) as callers:
+        asked = [
+            callers.submit(proxied.client.post, "/v1/recommend", json={"user_id": "u04", "k": 3}),
+            callers.submit(proxied.client.post, "/v1/events", json={"events": [told]}),
+            callers.submit(proxied.client.get, "/readyz"),
+        ]
+        time.sleep(DEADLINE_S - LEAST_S + 0.3)
+        server.resume()
+        late, event, probe = (each.result() for each in asked)
+    assert (late.status_code, late.json()["error"]) == (503, "overloaded")
+    assert late.headers["retry-after"] == str(problems.RETRY_S)
+    assert (event.status_code, event.json()["stored"]) == (200, ["waited"])
+    assert probe.status_code == 200
+    assert not proxied.recommend(user_id="u04", k=3)["degraded"]
+
+
+@ON_LINUX
+def test_what_the_server_is_told_of_a_request_is_haproxy_s_and_no_caller_s(proxied: Shop) -> None:
+    said = {ARRIVED: "1000000", "x-request-timeout-seconds": "0.001", "x-request-disconnect-disabled": "?1"}
+    for name, value in said.items():
+        assert proxied.client.post("/v1/recommend", json={"k": 3}, headers={name: value}).status_code == 200, name
+    config = _config(_haproxy(proxied)).read_text(encoding="utf-8")
+    (first,) = re.findall(r"bind 127[.]0[.]0[.]1:.*\n((?:    http-request (?:set|del)-header .*\n)+)", config)
+    assert re.findall(r"-header (\S+)", first) == list(said), "before anything else is done with it"
+
+
+def test_the_server_s_code_runs_on_the_loop_that_receives(proxied: Shop) -> None:
+    assert _titled(proxied, "ray::ServeReplica:shop:Recommender").environ()[haproxy.LOOP_APART] == "0"
 
 
 @ON_LINUX

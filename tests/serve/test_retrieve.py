@@ -1,7 +1,7 @@
 """Retrieval as served equals retrieval as trained on: one merge, with filters in Postgres or as exclusions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from rec import assemble
 from rec.bundle import Bundle
 from rec.index import load, promote
 from rec.index.connections import Connections
-from rec.index.search import Filters
+from rec.index.search import Filters, VectorIndex
 from rec.models.text_encoder import TextEncoder
 from rec.recommend.encode import UserEncoder
-from rec.recommend.retrieve import Retriever
+from rec.recommend.retrieve import POPULAR_FIRST, Retriever
 from rec.retrieval import candidates, search
 from rec.sources import tables
 from rec.sources.tables import Sources
@@ -62,6 +62,32 @@ def test_the_text_encoder_has_read_before_any_shopper_says_something(
     read.clear()
     encoder.read("a coat for rain")
     assert read == ["a coat for rain"]
+
+
+def test_of_what_is_proposed_only_what_the_walk_has_not_found_is_looked_up_and_at_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    passing = VectorIndex.passing
+
+    def noted(self: VectorIndex, product_ids: Sequence[str], filters: Filters) -> set[str]:
+        asked.append(list(product_ids))
+        return passing(self, product_ids, filters)
+
+    monkeypatch.setattr(VectorIndex, "passing", noted)
+    banned, k, none = np.arange(4), 3, np.empty(0, np.int64)
+    state = UserState(none, none, np.empty(0, np.float32), "", np.array([165.0, 1985.0], np.float32))
+    vector = shop.encoder.encode([state])[0].vector
+    found = shop.retriever.retrieve(vector, k, state=state, exclude=banned, filters=Filters())
+    assert len(found.candidates.rows) == k
+    ids = shop.bundle.products()["product_id"].to_pylist()
+    nearest, _ = search(vector[None], shop.bundle.item_vectors(), k, [banned])
+    proposed = shop.sources.propose(state)
+    (once,) = asked
+    assert once
+    assert not {ids[row] for row in (*banned, *nearest[0])} & set(once)
+    assert len(proposed.popular) > POPULAR_FIRST * k, "of which the first are enough"
+    assert set(once) <= {ids[row] for row in replace(proposed, popular=proposed.popular[: POPULAR_FIRST * k]).rows}
 
 
 FILTERS = (

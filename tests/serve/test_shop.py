@@ -726,6 +726,7 @@ def test_ray_exports_what_the_shop_counts(shop: Shop) -> None:
         'ray_rec_requests_total{.*route="/v1/recommend".*status="2xx"',
         'ray_rec_requests_total{.*route="/v1/users/{user_id}".*status="4xx"',
         'ray_rec_stage_ms_bucket{.*stage="retrieval"',
+        'ray_rec_stage_ms_bucket{.*stage="wait"',
         'ray_rec_candidates_total{.*source="cooccurrence"',
         *(f'ray_rec_funnel_total{{.*step="{step}"' for step in ("candidates", "ranked", "shown")),
         'ray_rec_shoppers_total{.*events="(1|2-4|5-19)"',

@@ -1,7 +1,9 @@
 """All stages in the ingress's process: the chain's answers, one thread, and what it does without a stage."""
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -23,8 +25,9 @@ from rec.index.live_events import LiveEvent
 from rec.recommend.chain import Chain
 from rec.recommend.request import Choice, Request
 from serve import api
-from serve.answering import Answering, exported, written
+from serve.answering import LEAST_S, Answering, exported, written
 from serve.asking import Together
+from serve.degrade import Overloaded
 from serve.exposures import Arm, ExposureLog
 from serve.fallible import BackedFront
 from serve.stages import Ranker, Retriever, UserTower
@@ -63,7 +66,37 @@ def test_a_comparison_counts_in_no_metric_and_names_no_list(
     assert len(answers[0]["items"]) == 3
     assert (answers[0]["exposure_id"] is None) == compared
     counts = {name for name, _, _ in counted.mock_calls}
-    assert counts == (set() if compared else {"answer", "shopper", "unknown", "degraded"})
+    assert counts == (set() if compared else {"waited", "answer", "shopper", "unknown", "degraded"})
+
+
+async def _long(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_with_hardly_any_time_left_no_answer_is_begun(
+    front: BackedFront, answering: Answering, together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = MagicMock()
+    monkeypatch.setattr("serve.answering.metrics", lambda: counted)
+
+    async def behind_others(patience: float, whole: bool) -> dict[str, Any]:
+        threads = min(32, (os.cpu_count() or 1) + 4)
+        others = [asyncio.create_task(together.answer(_long(1.0))) for _ in range(threads)]
+        await asyncio.sleep(0)  # they are in every thread first
+        try:
+            return await answering.recommend(front, Request(k=3), patience=patience, whole=whole)
+        finally:
+            await asyncio.gather(*others)
+
+    with pytest.raises(Overloaded, match="waited 4 s"):
+        asyncio.run(behind_others(LEAST_S + 0.5, whole=False))
+    ((waited,), _) = counted.waited.call_args
+    assert 4_400 < waited < 5_000, "what its thread kept it waiting counts"
+    counted.answer.assert_not_called()
+    assert asyncio.run(behind_others(LEAST_S + 0.8, whole=True))["items"], "a probe asks whether it can be answered"
+    with pytest.raises(Overloaded):
+        asyncio.run(answering.recommend(front, Request(k=3), patience=LEAST_S - 0.1))
+    assert not asyncio.run(answering.recommend(front, Request(k=3), patience=LEAST_S + 0.9))["degraded"]
 
 
 def test_a_list_without_a_stage_names_no_list(front: BackedFront, answering: Answering) -> None:
