@@ -10,8 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 SLOW = "rfc3987_syntax"
-"""A package of jsonschema[format-nongpl]: where it is installed importing Ray builds its grammar, three seconds in every
-process of Ray."""
+"""A package of jsonschema[format-nongpl]: where it is installed each process that imports Ray builds its grammar, for
+three seconds."""
 
 PROBE = """
 import importlib, importlib.util, json, logging, pkgutil, sys, threading
