@@ -35,6 +35,8 @@ DASHBOARD, CLIENT = 8265, 10001
 """Ports at which a Ray head takes jobs."""
 TOKEN_FILE = Path(".ray") / "auth_token"
 """Below the home folder: where Ray keeps the token when no variable names another place."""
+SLOW_IMPORT = "rfc3987_syntax"
+"""A package of jsonschema[format-nongpl], which Jupyter brings: its grammar is built where Ray is imported."""
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 60.0
 CONNECT_S = 3.0
 
@@ -147,11 +149,16 @@ def gpus(config: Config) -> dict[str, int]:
 
 
 def ray(environment: Mapping[str, str]) -> Finding:
-    """Its version; usage statistics off."""
+    """Its version; usage statistics off; nothing installed that every process of Ray waits for."""
     version = metadata.version("ray")
     if environment.get("RAY_USAGE_STATS_ENABLED", "0") != "0":
         return Finding(
             "ray", "warn", f"{version}, sends usage statistics", "unset RAY_USAGE_STATS_ENABLED, or set it to 0"
+        )
+    if util.find_spec(SLOW_IMPORT) is not None:
+        found = f"{version}, and each of its processes starts some seconds later, as {SLOW_IMPORT} is installed"
+        return Finding(
+            "ray", "warn", found, f"pip uninstall {SLOW_IMPORT}, or install shop-rec apart from what needs it"
         )
     return Finding("ray", "ok", version)
 

@@ -336,6 +336,15 @@ def test_ports() -> None:
         assert ports.public([port, 1]) == {port: "0.0.0.0"}
 
 
+def test_what_every_process_of_ray_would_wait_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert healthy(doctor.ray({}))
+    (tmp_path / f"{doctor.SLOW_IMPORT}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    slow = doctor.ray({})
+    assert slow.state == "warn"
+    assert f"pip uninstall {doctor.SLOW_IMPORT}" in slow.remedy
+
+
 def test_a_ray_head_that_others_reach_needs_a_token_and_the_api_is_pointed_out() -> None:
     head = {doctor.DASHBOARD: "0.0.0.0"}
     assert healthy(doctor.exposure({}, 8000, {}))
