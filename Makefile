@@ -24,6 +24,7 @@ setup: .venv/complete
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@$(BIN)/python -m pip uninstall --disable-pip-version-check -q -y rfc3987-syntax 2>/dev/null  # of an older setup
 	@touch $@
 
 demo: setup
@@ -55,7 +56,7 @@ test-long: setup
 bill: .venv/bill/complete
 
 .venv/bill/complete: .venv/complete
-	"$(PYTHON)" -m venv .venv/bill
+	$(BIN)/python -m venv .venv/bill
 	.venv/bill/bin/python -m pip install --disable-pip-version-check -c constraints.txt cyclonedx-bom
 	@touch $@
 

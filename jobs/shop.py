@@ -46,13 +46,15 @@ OBJECT_STORE_BYTES = 256 * 2**20
 CHECKOUT = Path(__file__).resolve().parent.parent
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
+ORPHANED_SECONDS = 10.0
+"""How long processes may outlive their parent before they are told as well."""
 PARTING_SECONDS = 5.0
 """How long Postgres may take to notice that the shop is gone."""
 REQUEST_SECONDS = 20.0
 """Longest time for one HTTP request, far above its deadline of some seconds: probes wait longer."""
 FROZEN_SECONDS = 5.0
 """How much longer HAProxy waits for a replica that does not even say that time is up."""
-NOT_HANDED_ON = ("RAY_ADDRESS", haproxy.PROGRAM)
+NOT_HANDED_ON = ("RAY_ADDRESS", haproxy.PROGRAM, haproxy.ANYWHERE)
 """Of the environment: the shop has a Ray of its own, and an HAProxy if it starts one."""
 SOCKETS = "/tmp/rec-"
 """How the paths of folders begin that hold HAProxy's sockets: these have to be short, and a store's may be long."""
@@ -126,7 +128,7 @@ class Shop:
             # a proxy is given three times this to start: with Serve's five seconds a busy machine has no shop
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # what waits runs in threads of its own: a loop apart would only be two more for an answer to pass through
-            haproxy.LOOP_APART: os.environ.get(haproxy.LOOP_APART, "0"),
+            processes.LOOP_APART: os.environ.get(processes.LOOP_APART, "0"),
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
         }
         self._forget()
@@ -155,12 +157,17 @@ class Shop:
 
     def end(self) -> int:
         """Stop every process of the shop; returns how many there were."""
-        family = self.processes()
-        mine = {process.pid for process in family}
-        for process in family:
-            if _parent(process) not in mine:  # `serve run`, which ends its Ray; SIGINT may be ignored in the background
+        family = outlived = self.processes()
+        told: set[int] = set()
+        for patience in (ORPHANED_SECONDS, STOP_SECONDS):
+            mine = {process.pid for process in outlived}
+            # `serve run`, which ends its Ray; later what has outlived its parent, such as Ray's agents where that was
+            # killed. SIGINT may be ignored in the background
+            orphans = [each for each in outlived if each.pid not in told and _parent(each) not in mine]
+            for process in orphans:
                 _signal(process.terminate)
-        _, outlived = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            told |= {process.pid for process in orphans}
+            _, outlived = psutil.wait_procs(outlived, timeout=patience)
         # who lost both its parent and its mark is found by no second look, and who came late is in no first one
         left = list({process.pid: process for process in [*outlived, *self.processes()]}.values())
         for process in left:

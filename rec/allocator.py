@@ -24,7 +24,7 @@ OLDEST = (2, 35)
 @contextmanager
 def keeping() -> Iterator[None]:
     """Processes that are started meanwhile keep what they free, unless glibc is old or told something else already."""
-    added = KEEPING if _new() and not KEEPING.keys() & os.environ.keys() else {}
+    added = KEEPING if supported() and not KEEPING.keys() & os.environ.keys() else {}
     os.environ.update(added)
     try:
         yield
@@ -33,6 +33,7 @@ def keeping() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _new() -> bool:
+def supported() -> bool:
+    """Whether this C library takes KEEPING, or passes over it."""
     name, version = platform.libc_ver()
     return name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) >= OLDEST

@@ -62,7 +62,7 @@ def run(config: Config, *, port: int) -> dict[str, Any]:
     checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
         ("python", lambda: [python(sys.version_info[:2])]),
         ("torch", lambda: [torch(config, local=not environment.get("RAY_ADDRESS"))]),
-        ("ray", lambda: [ray(environment)]),
+        ("ray", lambda: ray(environment)),
         ("ray token", lambda: [token(environment, Path.home())]),
         ("ray cluster", lambda: [cluster(environment, Path.home())]),
         ("postgres", lambda: database(store)),
@@ -148,19 +148,18 @@ def gpus(config: Config) -> dict[str, int]:
     return {f"{name}.use_gpu": count for name, (asked, count) in wanted.items() if asked}
 
 
-def ray(environment: Mapping[str, str]) -> Finding:
+def ray(environment: Mapping[str, str]) -> list[Finding]:
     """Its version; usage statistics off; nothing installed that every process of Ray waits for."""
     version = metadata.version("ray")
+    found = []
     if environment.get("RAY_USAGE_STATS_ENABLED", "0") != "0":
-        return Finding(
-            "ray", "warn", f"{version}, sends usage statistics", "unset RAY_USAGE_STATS_ENABLED, or set it to 0"
-        )
+        remedy = "unset RAY_USAGE_STATS_ENABLED, or set it to 0"
+        found.append(Finding("ray", "warn", f"{version}, sends usage statistics", remedy))
     if util.find_spec(SLOW_IMPORT) is not None:
-        found = f"{version}, and each of its processes starts some seconds later, as {SLOW_IMPORT} is installed"
-        return Finding(
-            "ray", "warn", found, f"pip uninstall {SLOW_IMPORT}, or install shop-rec apart from what needs it"
-        )
-    return Finding("ray", "ok", version)
+        said = f"{version}, each process starts some seconds later, as {SLOW_IMPORT} is installed"
+        remedy = f"pip uninstall {SLOW_IMPORT}, or install shop-rec apart from what needs it"
+        found.append(Finding("ray", "warn", said, remedy))
+    return found or [Finding("ray", "ok", version)]
 
 
 def token(environment: Mapping[str, str], home: Path) -> Finding:

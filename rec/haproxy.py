@@ -20,8 +20,6 @@ ANYWHERE = "REC_HAPROXY_ANYWHERE"
 """Variable of the shop's processes: 1 where HAProxy listens at all addresses."""
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
 """By these ports `serve/haproxy` finds the lines of what is to listen at sockets. Nothing listens at them."""
-LOOP_APART = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
-"""Variable of Serve: 1 where a replica's code has another loop than the one that receives requests."""
 CONNECTIONS = 1_000
 """At once. HAProxy does not start where a process may not open twice as many files and some more."""
 

@@ -4,6 +4,8 @@ import psutil
 
 SHOP = "REC_SHOP"
 """Environment variable of the processes of jobs/shop.py's shop; its value is the store's path."""
+LOOP_APART = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+"""Variable of Serve: 1 where a replica's code has another loop than the one that receives requests."""
 
 
 def marked(variable: str, value: str) -> list[psutil.Process]:

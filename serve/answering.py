@@ -16,7 +16,7 @@ from rec.recommend.request import Request
 from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.walk import explained, listed, walk
 from rec.recommend.why import shown
-from serve.arrival import due
+from serve.arrival import due, waited
 from serve.asking import Asking
 from serve.degrade import Ladder, Overloaded
 from serve.exposures import Arm, ExposureLog
@@ -27,16 +27,14 @@ LEAST_S = 1.0
 """No answer is begun with less before it is due."""
 
 
-def _begin(until: float, *, counted: bool) -> None:
-    """Note what an answer due at `until` has waited, in queues and for its thread.
+def _admit() -> None:
+    """Raises Overloaded where the request at hand came to this server with less than LEAST_S left.
 
-    Raises Overloaded with less than LEAST_S left: the stages would be passed over for want of time.
+    Who waits here, for threads that wait for Postgres, is answered without Postgres.
     """
-    waited = DEADLINE_S - (until - time.monotonic())
-    if counted:
-        metrics().waited(1e3 * waited)
-    if waited > DEADLINE_S - LEAST_S:
-        raise Overloaded(f"the request waited {waited:.0f} s for its turn; try again")
+    if waited() > DEADLINE_S - LEAST_S:
+        metrics().waited(1e3 * waited())
+        raise Overloaded(f"the request waited {waited():.0f} s for its turn; try again")
 
 
 def written(answer: dict[str, Any]) -> Response:
@@ -70,27 +68,32 @@ class Answering:
 
         `whole`: shown to nobody, or what a stage failed with. `compared`: of a bundle that was named, beside the list
         that the shopper gets: it is not logged, counts in no metric, and no stage loads the bundle for it. Due
-        `patience` seconds after the request came: to wait for a thread takes of them, too.
+        `patience` seconds after the request came: to wait for a thread takes of them, too. Raises Overloaded where
+        hardly any are left, unless `whole`.
         """
+        if not whole:
+            _admit()
         return await self._asking.answer(self._recommend(front, request, arm, due(patience), whole, compared))
 
     async def similar(
         self, front: BackedFront, row: int, k: int, *, evidence: bool, compared: bool = False
     ) -> dict[str, Any]:
         """The nearest available products of an item row."""
+        _admit()
         return await self._asking.answer(self._similar(front, row, k, due(), evidence, compared))
 
     async def explain(
         self, front: BackedFront, request: Request, product_id: str, *, compared: bool = False
     ) -> dict[str, Any]:
         """Why a product is or is not in the list."""
+        _admit()
         return await self._asking.answer(self._explain(front, request, product_id, due(), compared))
 
     async def _recommend(
         self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool
     ) -> dict[str, Any]:
-        if not whole:
-            _begin(until, counted=not compared)
+        if not whole and not compared:
+            metrics().waited(1e3 * (DEADLINE_S - (until - time.monotonic())))
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
@@ -133,7 +136,6 @@ class Answering:
     async def _similar(
         self, front: BackedFront, row: int, k: int, until: float, evidence: bool, compared: bool
     ) -> dict[str, Any]:
-        _begin(until, counted=not compared)
         ladder = Ladder()
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await stages.similar(row, k, standing(front.rules.ruling, datetime.now(UTC)).exclude)
@@ -149,7 +151,6 @@ class Answering:
     async def _explain(
         self, front: BackedFront, request: Request, product_id: str, until: float, compared: bool
     ) -> dict[str, Any]:
-        _begin(until, counted=not compared)
         ladder = Ladder()
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
         found = await explained(front, stages, request, product_id, front.rules.ruling, datetime.now(UTC))

@@ -131,6 +131,7 @@ class Recommender:
         api_keys.check_bind(host, api_keys.access())
         self._store = store
         self._exposures = ExposureLog(lambda: connections(store, size=1), metrics().exposures, exposures.share())
+        # stages load for seconds: in a thread, as Serve's own work has the same loop
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else await asyncio.to_thread(Together, store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)

@@ -2,8 +2,8 @@
 
 A queue before a server is bounded by a number, and where the server gets slower its wait grows: all would still be
 answered, each too late for whoever asked. An answer that would begin with hardly any time left is refused instead
-(`serve/answering.py`), which leaves the time to the others. What writes or reads without a deadline is answered,
-however long it has waited: an event that is refused may be lost.
+(`serve/answering.py`), which leaves the time to the others. Nothing else is refused for its age: an event that is may
+be lost.
 """
 
 import os
@@ -17,16 +17,21 @@ from rec.haproxy import PROGRAM
 from serve.fallible import DEADLINE_S
 
 ARRIVED = "x-rec-arrived"
-"""Microseconds since 1970 by this machine's clock. `serve/haproxy` puts it in the place of a caller's; elsewhere it is
-what a caller says, if anything, and nobody's word is taken for it."""
+"""Microseconds since 1970 by this machine's clock. `serve/haproxy` puts it in the place of a caller's; without it this
+is what a caller says, if anything, and passed over. Who asks a replica behind it directly is believed, of his own."""
 
 _waited: ContextVar[float] = ContextVar("waited", default=0.0)
+
+
+def waited() -> float:
+    """Seconds that the request at hand had waited when this server took it, as far as that is known."""
+    return _waited.get()
 
 
 def due(patience: float = DEADLINE_S) -> float:
     """When the answer to the request at hand is due, monotonic seconds: `patience` after it came, beside what its body
     took, which is its caller's time."""
-    return time.monotonic() + patience - _waited.get()
+    return time.monotonic() + patience - waited()
 
 
 class Arrival:

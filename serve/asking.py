@@ -136,5 +136,9 @@ class Together:
 
     async def answer(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """In a thread from its first step to its last."""
-        finishing = partial(copy_context().run, finish, coroutine)
-        return await asyncio.get_running_loop().run_in_executor(self._answering, finishing)
+        answer = self._answering.submit(copy_context().run, finish, coroutine)
+        try:
+            return await asyncio.wrap_future(answer)
+        finally:
+            if answer.cancelled():  # who asked has left before a thread began it
+                coroutine.close()

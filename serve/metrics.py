@@ -9,7 +9,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from rec.retrieval import SOURCES
 from serve.degrade import Cause
 
-STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0]
+STAGE_MS = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 4_000.0, 10_000.0]
 """Upper bounds of the latency buckets, milliseconds."""
 RECALLS = [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1.0]
 """Upper bounds of the buckets of recall."""
@@ -70,7 +70,7 @@ class Metrics:
         self.degraded(degraded)
 
     def waited(self, milliseconds: float) -> None:
-        """So long after its request came an answer was begun or refused, as stage `wait`."""
+        """So long a recommendation has waited, as far as that is known, when it was begun or refused: stage `wait`."""
         self._stages.observe(milliseconds, tags={"stage": "wait"})
 
     def shopper(self, events: int, nearest: float | None) -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from rec import allocator
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 COSTLY = {"finished", "helps"}
@@ -75,7 +77,8 @@ def environment() -> Iterator[None]:
     """The user's own Postgres and Ray are never touched; child processes find the checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REC_DATABASE_URL", raising=False)
-        patch.delenv("RAY_ADDRESS", raising=False)
+        for name in ("RAY_ADDRESS", *allocator.KEEPING):
+            patch.delenv(name, raising=False)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         yield

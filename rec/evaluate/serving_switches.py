@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rec import haproxy
+from rec import processes
 from rec.config import Config
 from rec.evaluate import load, serving_speed
 from rec.evaluate.benchmark import Figures, figure
@@ -25,7 +25,7 @@ SWITCHES: Mapping[str, Mapping[str, str]] = {
     "again": {},
     "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
     "router_on_loop": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"},
-    "code_apart": {haproxy.LOOP_APART: "1"},
+    "code_apart": {processes.LOOP_APART: "1"},
     "throughput": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
 }
 """Environment of the shop by name. `throughput` is grpc, router_on_loop, logs by blocks, and (not here, where the

@@ -108,10 +108,9 @@ class Retriever:
     def _available(
         self, proposed: Proposed, k: int, nearest: np.ndarray, exclude: np.ndarray, filters: Filters
     ) -> Proposed:
-        """What is proposed, passes and is not excluded; of the popular items, no more than are asked until k do.
+        """What is proposed, passes and is not excluded; the first popular items alone, unless fewer than k of them do.
 
-        All of them are so many that the planner reads every product, when nearly always the first ones do. Of the rows
-        `nearest` it is known that they pass.
+        All of them are so many that the planner reads every product. Of the rows `nearest` it is known that they pass.
         """
         first, rest = np.split(proposed.popular, [POPULAR_FIRST * k])
 

@@ -337,11 +337,15 @@ def test_ports() -> None:
 
 
 def test_what_every_process_of_ray_would_wait_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert healthy(doctor.ray({}))
+    monkeypatch.setattr(doctor.util, "find_spec", lambda _: None)
+    (well,) = doctor.ray({})
+    assert healthy(well)
+    monkeypatch.undo()
     (tmp_path / f"{doctor.SLOW_IMPORT}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    slow = doctor.ray({})
-    assert slow.state == "warn"
+    told, slow = doctor.ray({"RAY_USAGE_STATS_ENABLED": "1"})
+    assert told.state == slow.state == "warn"
+    assert "RAY_USAGE_STATS_ENABLED" in told.remedy
     assert f"pip uninstall {doctor.SLOW_IMPORT}" in slow.remedy
 
 

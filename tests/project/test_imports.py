@@ -44,6 +44,6 @@ def test_importing_every_module_does_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen.pop("modules") > 20
-    assert SLOW_IMPORT not in seen.pop("loaded"), "every process of Ray waits for it"
+    assert SLOW_IMPORT not in seen.pop("loaded"), f"every process of Ray waits for it: pip uninstall {SLOW_IMPORT}"
     assert seen == {"calls": [], "threads": 0, "handlers": 0, "ray": False}
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ gone, and how all of it ends."""
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import psycopg
 import pytest
 
 from jobs import shop as job
-from rec import haproxy, postgres
+from rec import haproxy, postgres, processes
 from rec.errors import ConfigError
 from serve import api, problems
 from serve.answering import LEAST_S
@@ -36,6 +37,8 @@ ON_LINUX = pytest.mark.skipif(WITHOUT, reason="Ray has no HAProxy for this syste
 UNAVAILABLE = {"error": "unavailable", "message": "the recommender cannot answer now; try again"}
 CLIENTS = 6
 SLOW = 20
+LEFT, LEAVE = "left", 100
+LARGE = 30 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +122,13 @@ def test_an_answer_that_comes_too_late_is_not_made_and_an_event_is_taken_all_the
     told = {"event_id": "waited", "client_id": "waits", "product_id": "P0003"}
     server.suspend()
     with ThreadPoolExecutor(3) as callers:
+        began = time.monotonic()
         asked = [
             callers.submit(proxied.client.post, "/v1/recommend", json={"user_id": "u04", "k": 3}),
             callers.submit(proxied.client.post, "/v1/events", json={"events": [told]}),
             callers.submit(proxied.client.get, "/readyz"),
         ]
-        time.sleep(DEADLINE_S - LEAST_S + 0.3)
+        time.sleep(max(0.0, began + DEADLINE_S - LEAST_S + 0.7 - time.monotonic()))
         server.resume()
         late, event, probe = (each.result() for each in asked)
     assert (late.status_code, late.json()["error"]) == (503, "overloaded")
@@ -140,12 +144,55 @@ def test_what_the_server_is_told_of_a_request_is_haproxy_s_and_no_caller_s(proxi
     for name, value in said.items():
         assert proxied.client.post("/v1/recommend", json={"k": 3}, headers={name: value}).status_code == 200, name
     config = _config(_haproxy(proxied)).read_text(encoding="utf-8")
-    (first,) = re.findall(r"bind 127[.]0[.]0[.]1:.*\n((?:    http-request (?:set|del)-header .*\n)+)", config)
-    assert re.findall(r"-header (\S+)", first) == list(said), "before anything else is done with it"
+    (first,) = re.findall(r"bind 127[.]0[.]0[.]1:.*\n((?:    http-request .*\n){3})", config)
+    rules = re.findall(r"http-request (\S+) (\S+)", first)
+    assert rules == [("set-header", ARRIVED), *(("del-header", name) for name in list(said)[1:])]
 
 
-def test_the_server_s_code_runs_on_the_loop_that_receives(proxied: Shop) -> None:
-    assert _titled(proxied, "ray::ServeReplica:shop:Recommender").environ()[haproxy.LOOP_APART] == "0"
+@ON_LINUX
+def test_who_leaves_while_others_are_answered_gives_his_place_up(proxied: Shop) -> None:
+    """Of many who leave at once, most have not begun: the next one is answered without waiting for all of them."""
+    address, body = httpx.URL(proxied.url), json.dumps({"user_id": LEFT, "k": 100}).encode()
+    head = "POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    server = _titled(proxied, "ray::ServeReplica:shop:Recommender")
+    server.suspend()
+    callers = [socket.create_connection((address.host, address.port)) for _ in range(LEAVE)]
+    for caller in callers:
+        caller.sendall(asked)
+    time.sleep(0.5)
+    server.resume()
+    for caller in callers:
+        caller.close()
+    assert proxied.recommend(user_id="u04", k=3)["items"]
+    shown = proxied.client.get(f"/v1/users/{LEFT}").json().get("exposures", [])
+    assert len(shown) < LEAVE / 2, "lists that nobody gets"
+
+
+@ON_LINUX
+def test_large_bodies_of_callers_who_wait_are_not_kept_in_memory(proxied: Shop) -> None:
+    server = _titled(proxied, "ray::ServeReplica:shop:Recommender")
+    before = server.memory_info().rss
+
+    def pour(chunked: bool) -> tuple[bool, int | None]:
+        body = b" " * LARGE
+        content = iter([body]) if chunked else body
+        try:
+            return chunked, httpx.post(f"{proxied.url}v1/recommend", content=content, timeout=60).status_code
+        except httpx.RemoteProtocolError:
+            return chunked, None  # what was not told to be large may be cut while it is sent
+
+    with ThreadPoolExecutor(16) as callers:
+        answers = set(callers.map(pour, [False, True] * 16))
+    assert (False, 413) in answers
+    assert answers <= {(False, 413), (True, 413), (True, None)}
+    assert server.memory_info().rss - before < 4 * LARGE
+
+
+def test_the_server_is_started_to_run_its_code_on_the_loop_that_receives(proxied: Shop) -> None:
+    starter = _titled(proxied, "ray::ServeReplica:shop:Recommender").parent()
+    assert starter is not None
+    assert starter.environ()[processes.LOOP_APART] == "0"
 
 
 @ON_LINUX

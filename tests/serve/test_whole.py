@@ -1,10 +1,12 @@
 """All stages in the ingress's process: the chain's answers, one thread, and what it does without a stage."""
 
 import asyncio
-import os
+import gc
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import MagicMock
@@ -29,7 +31,7 @@ from serve.answering import LEAST_S, Answering, exported, written
 from serve.asking import Together
 from serve.degrade import Overloaded
 from serve.exposures import Arm, ExposureLog
-from serve.fallible import BackedFront
+from serve.fallible import DEADLINE_S, BackedFront
 from serve.stages import Ranker, Retriever, UserTower
 
 REQUESTS = [
@@ -69,34 +71,76 @@ def test_a_comparison_counts_in_no_metric_and_names_no_list(
     assert counts == (set() if compared else {"waited", "answer", "shopper", "unknown", "degraded"})
 
 
-async def _long(seconds: float) -> None:
-    time.sleep(seconds)
-
-
+@pytest.mark.parametrize("seconds", [DEADLINE_S - LEAST_S - 0.3, DEADLINE_S - LEAST_S + 0.3])
 def test_with_hardly_any_time_left_no_answer_is_begun(
+    front: BackedFront, answering: Answering, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    counted = MagicMock()
+    monkeypatch.setattr("serve.answering.metrics", lambda: counted)
+    monkeypatch.setattr("serve.answering.waited", lambda: seconds)
+    request = Request(k=3)
+    ways: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        lambda: answering.recommend(front, request),
+        lambda: answering.similar(front, 3, 3, evidence=False),
+        lambda: answering.explain(front, request, "P0003"),
+    ]
+    late = seconds > DEADLINE_S - LEAST_S
+    for way in ways:
+        with pytest.raises(Overloaded, match=f"waited {seconds:.0f} s") if late else nullcontext():
+            asyncio.run(way())
+    assert counted.answer.call_count == (0 if late else 1)
+    assert asyncio.run(answering.recommend(front, request, whole=True))["items"], "a probe asks whether it can be"
+
+
+def test_what_an_answer_waits_for_its_thread_is_told_and_not_refused(
     front: BackedFront, answering: Answering, together: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = MagicMock()
     monkeypatch.setattr("serve.answering.metrics", lambda: counted)
 
-    async def behind_others(patience: float, whole: bool) -> dict[str, Any]:
-        threads = min(32, (os.cpu_count() or 1) + 4)
-        others = [asyncio.create_task(together.answer(_long(1.0))) for _ in range(threads)]
+    async def long() -> None:
+        time.sleep(0.5)
+
+    async def behind_others() -> dict[str, Any]:
+        others = [asyncio.create_task(together.answer(long())) for _ in range(together._answering._max_workers)]
         await asyncio.sleep(0)  # they are in every thread first
         try:
-            return await answering.recommend(front, Request(k=3), patience=patience, whole=whole)
+            return await answering.recommend(front, Request(k=3))
         finally:
             await asyncio.gather(*others)
 
-    with pytest.raises(Overloaded, match="waited 4 s"):
-        asyncio.run(behind_others(LEAST_S + 0.5, whole=False))
+    assert not asyncio.run(behind_others())["degraded"]
     ((waited,), _) = counted.waited.call_args
-    assert 4_400 < waited < 5_000, "what its thread kept it waiting counts"
-    counted.answer.assert_not_called()
-    assert asyncio.run(behind_others(LEAST_S + 0.8, whole=True))["items"], "a probe asks whether it can be answered"
-    with pytest.raises(Overloaded):
-        asyncio.run(answering.recommend(front, Request(k=3), patience=LEAST_S - 0.1))
-    assert not asyncio.run(answering.recommend(front, Request(k=3), patience=LEAST_S + 0.9))["degraded"]
+    assert waited > 400
+
+
+def test_who_leaves_before_a_thread_begins_is_answered_by_none(
+    front: BackedFront, answering: Answering, together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = MagicMock()
+    monkeypatch.setattr("serve.answering.metrics", lambda: counted)
+    go_on = threading.Event()
+
+    async def held() -> None:
+        go_on.wait(30)
+
+    async def leaves() -> None:
+        others = [asyncio.create_task(together.answer(held())) for _ in range(together._answering._max_workers)]
+        await asyncio.sleep(0)
+        asked = asyncio.create_task(answering.recommend(front, Request(k=3)))
+        await asyncio.sleep(0.1)
+        asked.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await asyncio.gather(*others)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    with warnings.catch_warnings(record=True) as said:
+        asyncio.run(leaves())
+        gc.collect()
+    assert not [each for each in said if "never awaited" in str(each.message)]
+    counted.waited.assert_not_called()
 
 
 def test_a_list_without_a_stage_names_no_list(front: BackedFront, answering: Answering) -> None:
