@@ -15,14 +15,15 @@ from rec import allocator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-COSTLY = {"finished", "helps"}
-"""Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job."""
+COSTLY = {"finished", "helps", "collector"}
+"""Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job, the shop whose
+traces are collected."""
 
 LONGEST = [
     "finished",
     "train/test_item_failures.py",
     "enrich/test_openai.py",
-    "serve/test_shop.py",
+    "collector",
     "serve/test_proxied.py",
     "enrich/test_stage.py",
     "pipeline/test_refresh.py",

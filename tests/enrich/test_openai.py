@@ -280,6 +280,7 @@ def test_a_wrong_key_ends_the_job_and_what_was_answered_is_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_expired_certificate_ends_the_job(
     ask: Callable[..., Config], fresh: str, tmp_path: Path, repository: Path
 ) -> None:
@@ -302,6 +303,7 @@ def test_an_expired_certificate_ends_the_job(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_job_asks_nothing_again_that_was_answered(
     ask: Callable[..., Config], fresh: str, tmp_path: Path, repository: Path
 ) -> None:

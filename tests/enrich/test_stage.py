@@ -153,6 +153,7 @@ def test_products_of_one_text_share_the_first_answer_to_it(
     assert "1 answers are left out: an earlier one to the same text differs" in caplog.text
 
 
+@pytest.mark.long
 def test_a_cut_answer_is_asked_again_when_the_budget_is_raised(coats: Callable[..., Config], fresh: str) -> None:
     cut = stage.run(coats("enrich.max_calls=1", "enrich.max_output_tokens=16"))
     assert (cut["live_calls"], cut["status"]["invalid"]) == (1, 1)

@@ -287,6 +287,7 @@ def test_servers_take_an_extension_over(grown: Shop) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_another_extension_left_behind_the_rows_is_no_hindrance(shop: Shop, ray_local: None) -> None:
     before = publish.run(tiny.make(tiny.config(Path(shop.recipe.store), seed=3)))["bundle"]
     publish.activate(shop.recipe, shop.first)

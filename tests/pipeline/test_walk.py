@@ -114,9 +114,14 @@ def test_one_shop_at_a_time_and_the_second_is_told_before_any_work(shop: Strange
     assert "stage" not in again.stderr
 
 
-def test_stop_ends_the_shop_and_serve_run_answers_without_make(shop: Stranger) -> None:
+def test_stop_ends_the_shop(shop: Stranger) -> None:
     shop.ok(["make", "stop"])
     assert not _taken(shop.port)
+    shop.ok(["make", "stop"])
+
+
+@pytest.mark.long
+def test_serve_run_answers_without_make(shop: Stranger) -> None:
     shop.ok(["make", "stop"])
     if _taken(README_PORT):
         pytest.skip(f"port {README_PORT}, which `serve run` takes, is in use")

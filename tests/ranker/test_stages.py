@@ -387,6 +387,7 @@ def _elsewhere(shop: Config, store: Path) -> Config:
     return other
 
 
+@pytest.mark.long
 def test_ten_times_the_samples_take_no_more_memory(shop: Config, retrieved: dict[str, Any], tmp_path: Path) -> None:
     h = histories.load(shop.root)
     folder = tmp_path / "few"
