@@ -16,8 +16,8 @@ from rec import allocator
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 COSTLY = {"finished", "helps", "collector"}
-"""Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job, the shop whose
-traces are collected."""
+"""Fixtures of the whole session that take most of a minute: a run of the pipeline, the help of every job, the shop that
+is traced."""
 
 LONGEST = [
     "finished",

@@ -38,7 +38,7 @@ UNAVAILABLE = {"error": "unavailable", "message": "the recommender cannot answer
 CLIENTS = 6
 SLOW = 20
 LEFT, LEAVE = "left", 100
-LARGE = 30 * 2**20
+LARGE = 10 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_large_bodies_of_callers_who_wait_are_not_kept_in_memory(proxied: Shop) 
             return chunked, None  # what was not told to be large may be cut while it is sent
 
     with ThreadPoolExecutor(16) as callers:
-        answers = set(callers.map(pour, [False, True] * 16))
+        answers = set(callers.map(pour, [False, True] * 8))
     assert (False, 413) in answers
     assert answers <= {(False, 413), (True, 413), (True, None)}
     assert server.memory_info().rss - before < 4 * LARGE
