@@ -144,9 +144,11 @@ def test_what_the_server_is_told_of_a_request_is_haproxy_s_and_no_caller_s(proxi
     for name, value in said.items():
         assert proxied.client.post("/v1/recommend", json={"k": 3}, headers={name: value}).status_code == 200, name
     config = _config(_haproxy(proxied)).read_text(encoding="utf-8")
-    (first,) = re.findall(r"bind 127[.]0[.]0[.]1:.*\n((?:    http-request .*\n){3})", config)
+    (first,) = re.findall(r"bind 127[.]0[.]0[.]1:.*\n((?:    http-request .*\n){4})", config)
     rules = re.findall(r"http-request (\S+) (\S+)", first)
-    assert rules == [("set-header", ARRIVED), *(("del-header", name) for name in list(said)[1:])]
+    assert rules[:3] == [("set-header", ARRIVED), *(("del-header", name) for name in list(said)[1:])]
+    assert rules[3:] == [("return", "status")]
+    assert f"content-length) gt {api.MAX_BODY_BYTES} " in first, "as the API refuses it"
 
 
 @ON_LINUX
