@@ -24,7 +24,7 @@ from serve.fallible import DEADLINE_S, BackedFront, Fallible
 from serve.metrics import metrics
 
 LEAST_S = 1.0
-"""No answer is begun with less before it is due."""
+"""Left to a request when this server takes it: with less it is refused."""
 
 
 def _admit() -> None:
