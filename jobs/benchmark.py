@@ -47,7 +47,7 @@ import argparse
 import json
 import logging
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ from rec.vocab.std import StdVocabulary
 
 QUICK_PRODUCTS = 20_000
 QUICK_USERS = 3_000
+PREPARING = {"rankers", "serving", "drills", "fuzz", "retrieval"}
+"""Benchmarks that make what is missing of the recipe's own artifacts."""
 
 log = logging.getLogger(__name__)
 
@@ -230,8 +232,16 @@ def _rates(options: argparse.Namespace) -> dict[str, float]:
     return {way: rates[way] for way in wanted}
 
 
+def _chosen(config: Config, options: argparse.Namespace) -> Config:
+    """The recipe whose artifacts a benchmark has made where they are missing."""
+    return shortened(config) if options.quick and options.name != "fuzz" else config
+
+
 def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done."""
+    """Take the figures of one benchmark; `retrieval` runs the pipeline up to the evaluation where that is not done.
+
+    Raises Busy before any work where another job writes to artifacts that are to be made.
+    """
     page = Path(options.html) if options.html else None
     if page is not None and not page.resolve().parent.is_dir():
         raise ConfigError(
@@ -245,6 +255,12 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: it has to be above zero")
+    alone = artifact.alone(_chosen(config, options).root) if options.name in PREPARING else nullcontext()
+    with alone:
+        return _measured(config, options, page)
+
+
+def _measured(config: Config, options: argparse.Namespace, page: Path | None) -> dict[str, Any]:
     lists: dict[str, Any] = {}
     stacks: dict[str, str] = {}
     if options.name == "extraction":
@@ -256,11 +272,11 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "item-tower":
         figures = cold(options)
     elif options.name == "rankers":
-        chosen = shortened(config) if options.quick else config
+        chosen = _chosen(config, options)
         prepare(chosen, "candidates")
         figures = ranker_study.measure(chosen, range(options.seeds), groups=not options.quick)
     elif options.name == "serving":
-        chosen = shortened(config) if options.quick else config
+        chosen = _chosen(config, options)
         prepare(chosen, "publish")
         shop, named = Path(__file__).with_name("shop.py"), _named(options, chosen)
         if options.profile:
@@ -282,7 +298,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             Path(__file__).parent, options.recipe, options.overrides, serve_s=15.0 if options.quick else 60.0
         )
     elif options.name == "drills":
-        chosen = shortened(config) if options.quick else config
+        chosen = _chosen(config, options)
         prepare(chosen, "publish")
         figures, lists = drills.measure(
             chosen,
@@ -307,7 +323,7 @@ def run(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     elif options.name == "enrichment":
         figures = enrichment.measure(config, Path(__file__).with_name("enrich.py"), quick=options.quick)
     else:
-        chosen = shortened(config) if options.quick else config
+        chosen = _chosen(config, options)
         prepare(chosen, "embed" if options.towers else "evaluate")
         if options.towers:
             controls = range(options.control_seeds or options.seeds)

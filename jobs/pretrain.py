@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train the item tower by SimCSE on Ray Train, then with item_tower.behaviour on products that users chose together.
 
-Reads `tensors`, `vocabulary` and `text_states`, with the latter `events` too; writes `item_tower`. A run that was
-killed goes on after its last checkpoint and ends with the same weights. The result line names the page with the
-learning curves.
+Reads `tensors`, `vocabulary` and `text_states`, and `events` for that stage or where item_tower.start is "choices";
+writes `item_tower`. A run that was killed goes on after its last checkpoint and ends with the same weights. The result
+line names the page with the learning curves.
 
     python jobs/pretrain.py --recipe demo
     python jobs/pretrain.py --recipe demo --set item_tower.behaviour.epochs=2

@@ -13,7 +13,7 @@ class Behaviour(Branch):
     """Fine-tuning of the item tower on products that the same users chose; it still reads content only."""
 
     epochs: int = Field(default=0, ge=0)
-    """Passes over as many drawn pairs as there are; 0: no such stage, and no event is read."""
+    """Passes over as many drawn pairs as there are; 0: no such stage. `start = "choices"` reads pairs all the same."""
     batch_size: int = Field(default=256, ge=2)
     """Pairs per optimizer step over all workers."""
     learning_rate: float = Field(default=5e-4, gt=0)

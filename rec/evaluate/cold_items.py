@@ -281,14 +281,24 @@ def cold(prefix: str, world: World, vectors: dict[str, Vectors], config: Config)
     ranks = [next_ranks(made, world.cases, users) for made in vectors.values()]
     hits = np.stack([metrics.recall(found, K) for found in ranks], axis=1)
     names, options = list(vectors), config.evaluate
-    _, cluster = np.unique(world.groups[rows], return_inverse=True)
+    cluster = _drawn_together(world, rows)
     figures = {f"{prefix}.neighbours.n": figure(len(rows), "products"), f"{prefix}.hr.n": figure(len(users), "users")}
     figures |= compared(
         f"{prefix}.{{}}.neighbours.r{K}", names, near, cluster, options.bootstrap, config.seed, ours=FULL
     )
     return figures | compared(
-        f"{prefix}.{{}}.hr{K}", names, hits, np.arange(len(users)), options.bootstrap, config.seed, ours=FULL
+        f"{prefix}.{{}}.hr{K}", names, hits, _sought(world, users), options.bootstrap, config.seed, ours=FULL
     )
+
+
+def _drawn_together(world: World, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[n] what a bootstrap draws together: products of the same content."""
+    return np.unique(world.groups[rows], return_inverse=True)[1]
+
+
+def _sought(world: World, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[U] the same of users: those who chose the same product next find it or miss it together."""
+    return _drawn_together(world, world.cases.targets[users])
 
 
 def lift(world: World, full: Vectors, lessened: dict[str, Vectors], config: Config) -> Figures:
@@ -300,7 +310,7 @@ def lift(world: World, full: Vectors, lessened: dict[str, Vectors], config: Conf
     labels += [(f"{LIFTS[name]}.without.n{K}", "ratio", None) for name in lessened]
     labels += [(f"{LIFTS[name]}.lift.n{K}", "difference", 0.0) for name in lessened]
     values = np.stack([own, *others, *(own - other for other in others)], axis=1)
-    found = means(values, np.arange(len(users)), config.evaluate.bootstrap, config.seed)
+    found = means(values, _sought(world, users), config.evaluate.bootstrap, config.seed)
     return {"re.n": figure(len(users), "users")} | {
         label: figure(value, unit, bounds, goal)
         for (label, unit, goal), (value, bounds) in zip(labels, found, strict=True)

@@ -158,7 +158,7 @@ def _write_states(whole: Path, target: Config, kept: Bools) -> None:
         return
     with artifact.write(target.at(TEXT_STATES), **work) as draft:
         for name in ("states.npy", "offsets.npy"):
-            os.link(whole / name, draft.path / name)
+            artifact.link(whole / name, draft.path / name)
         rows = np.load(whole / "text_of_item.npy", allow_pickle=False)[kept]
         np.save(draft.path / "text_of_item.npy", rows, allow_pickle=False)
         draft.note(**source.facts)

@@ -61,7 +61,7 @@ def _of(prefix: str, config: Config, name: str, h: Histories, split: Holdout) ->
         seed=config.seed,
     )
     trained = splits.write(config, name, h, split)
-    if config.item_tower.behaviour.epochs:
+    if config.item_tower.reads_choices:
         item.run(trained)
         embed.run(trained)
     user.run(trained)

@@ -111,14 +111,14 @@ def asked(
 def write(config: Config, name: str, h: Histories, split: Holdout) -> Config:
     """The recipe, gone through embed, on a store of its own with all products and the training events alone; checked.
 
-    Its item vectors are those of `config` where events had no part in them (no behaviour stage); otherwise the item
-    tower is to be trained in the new store as well.
+    Its item vectors are those of `config` where events had no part in them, neither by a behaviour stage nor at the
+    start; otherwise the item tower is to be trained in the new store as well.
     """
     target = config.model_copy(update={"store": str(config.at(FOLDER)), "name": name})
     hidden.write(config, target, np.ones(h.num_items, bool), h, split.training)
-    if not config.item_tower.behaviour.epochs:
+    if not config.item_tower.reads_choices:
         hidden.link(config, target, "vectors")
-    elif target.at("vectors").is_symlink():  # of a recipe without the stage: these vectors are not from this split
+    elif target.at("vectors").is_symlink():  # of a recipe that reads no events: these vectors are not from this split
         target.at("vectors").unlink()
     check(target, h, split)
     return target

@@ -216,14 +216,15 @@ class ItemInputs:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def first_std(self, key: int) -> IntArray:
-        """int64[N]: the first STD id of each item under a key, 0 for none."""
+    def first_std(self, key: int, unknown: int) -> IntArray:
+        """int64[N]: the first STD id of each item under a key, 0 for none and for the `unknown` one of the key."""
         keys, ids = self._ids[0], self._ids[1]
         item = np.repeat(np.arange(len(self)), np.diff(keys.offsets))
         found = np.zeros(len(self), dtype=np.int64)
         of_key = keys.values == key
         rows, first = np.unique(item[of_key], return_index=True)
         found[rows] = ids.values[of_key][first]
+        found[found == unknown] = 0
         return found
 
     def batch(self, rows: IntArray) -> ItemBatch:

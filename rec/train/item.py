@@ -172,9 +172,10 @@ def _vocabularies(config: Config) -> tuple[StdVocabulary, ReVocabulary]:
     return StdVocabulary.load(folder / "std.toml"), ReVocabulary.load(folder / "re.json")
 
 
-def _category_key(config: Config) -> int:
-    """Id of the key whose values are the kinds of products."""
-    return _vocabularies(config)[0].key_id(CATEGORY)
+def _category_ids(config: Config) -> tuple[int, int]:
+    """Ids of the key whose values are the kinds of products, and of its unknown value."""
+    vocabulary = _vocabularies(config)[0]
+    return vocabulary.key_id(CATEGORY), vocabulary.unknown_id(CATEGORY)
 
 
 def inputs_of_loop(config: Config, shape: Shape, folder: Path) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def inputs_of_loop(config: Config, shape: Shape, folder: Path) -> dict[str, Any]
         "inputs": str(folder),
         "shape": shape,
         "options": config.item_tower.model_dump(mode="json"),
-        "category": _category_key(config),
+        "category": _category_ids(config),
         "seed": config.seed,
     }
 
@@ -193,7 +194,7 @@ def inputs_of_loop(config: Config, shape: Shape, folder: Path) -> dict[str, Any]
 def loop(config: dict[str, Any]) -> None:
     """What every worker runs."""
     tower, items, options = drawn(config)
-    categories = items.first_std(config["category"])
+    categories = items.first_std(*config["category"])
     probe = None
     if ddp.rank() == 0:
         if ddp.fresh():

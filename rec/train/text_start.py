@@ -54,8 +54,9 @@ def apply(tower: ItemTower, items: ItemInputs, device: torch.device, pairs: Pair
         return
     vectors = _final_means(tower, items, device)  # float32[D, w]
     lengths = np.linalg.norm(vectors, axis=1)
-    if not np.isfinite(lengths).all():
-        row = int(np.flatnonzero(~np.isfinite(lengths[items.text_of_item]))[0])
+    unread = np.flatnonzero(~np.isfinite(lengths[items.text_of_item]))
+    if len(unread):
+        row = int(unread[0])
         raise ArtifactError(
             f"the text states of product {row} of tensors, counted from 0, hold numbers that are not finite: look at "
             "its text, or encode with another text.encoder (`python jobs/encode.py`)"

@@ -1,7 +1,9 @@
 """Content groups: products that must not be each other's negatives.
 
-Two products are of one group when the shop says so or when the item tower sees the same of both, order aside. What
-hangs together over several such steps is one group: a product listed again under another style joins the styles.
+Two products are of one group when the shop says so or when their titles and attributes have the same words, order
+aside. Near enough to what the item tower sees: it cuts long texts, knows no seldom word, and may read descriptions,
+which would tell listings of one product apart. What hangs together over several such steps is one group: a product
+listed again under another style joins the styles.
 """
 
 import hashlib
@@ -33,7 +35,7 @@ def shop_key(name: str) -> bytes:
 
 
 def content_key(title: str, std: list[Pair], re: list[Pair]) -> bytes:
-    """Digest of what the item tower sees of a product."""
+    """Digest of the words of a product's title and attributes."""
     words = sorted({(key, word) for key, value in re for word in split_words(value)})
     return _digest("content", split_words(title), sorted(set(std)), words)
 

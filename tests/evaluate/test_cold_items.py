@@ -31,16 +31,16 @@ N = 12
 CONFIG = config.load("demo", ["evaluate.bootstrap=100"])
 
 
-def world(users: list[list[int]], hide: list[int], groups: list[int] | None = None) -> World:
-    h = pairs.histories(users, N)
-    asked = cases.last_events(h, np.full(N, -1), history=20, exclude_seen=True, max_users=None, seed=0)
-    mask = np.isin(np.arange(N), hide)
-    return World(h, np.array(groups or range(N), np.int64), mask, np.arange(N) < 8, asked)
+def world(users: list[list[int]], hide: list[int], groups: list[int] | None = None, *, n: int = N) -> World:
+    h = pairs.histories(users, n)
+    asked = cases.last_events(h, np.full(n, -1), history=20, exclude_seen=True, max_users=None, seed=0)
+    mask = np.isin(np.arange(n), hide)
+    return World(h, np.array(groups or range(n), np.int64), mask, np.arange(n) < 8, asked)
 
 
-def two_shelves() -> np.ndarray:
-    """float32[12, 2]: products 0 to 5 lie together, and so do 6 to 11."""
-    angles = np.where(np.arange(N) < 6, 0.0, 1.5) + np.arange(N) * 0.01
+def two_shelves(n: int = N) -> np.ndarray:
+    """float32[n, 2]: the first half of the products lies together, and so does the second."""
+    angles = np.where(np.arange(n) < n / 2, 0.0, 1.5) + np.arange(n) * 0.01
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
@@ -71,12 +71,11 @@ def test_the_next_choice_is_ranked_among_all_that_the_user_did_not_have() -> Non
 
 
 def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> None:
-    rng = np.random.default_rng(0)
-    users = [(6 * (u % 2) + rng.permutation(6)[:4]).tolist() for u in range(60)]
-    made = world(users, hide=[0, 1, 7, 8])
-    spread = rng.standard_normal((N, 8)).astype(np.float32)
-    figures = cold_items.cold("cold.x", made, {"full": two_shelves(), "random": spread}, CONFIG)
-    assert figures["cold.x.full.hr10"]["value"] == 1.0
+    rng, n = np.random.default_rng(0), 60
+    users = [(30 * (u % 2) + rng.permutation(30)[:4]).tolist() for u in range(600)]
+    made = world(users, hide=list(range(0, n, 3)), n=n)
+    spread = rng.standard_normal((n, 8)).astype(np.float32)
+    figures = cold_items.cold("cold.x", made, {"full": two_shelves(n), "random": spread}, CONFIG)
     counts = {name: figures.pop(f"cold.x.{name}") for name in ("neighbours.n", "hr.n")}
     hidden_ones = np.flatnonzero(made.hidden)
     assert counts["neighbours.n"] == figure(len(hidden_ones), "products"), "all were chosen with others"
@@ -86,10 +85,18 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
         for system in ("full", "random", "full.minus.random")
         for measure in ("neighbours.r10", "hr10")
     }
-    gain = figures["cold.x.full.minus.random.neighbours.r10"]
-    plain = [figures[f"cold.x.{system}.neighbours.r10"]["value"] for system in ("full", "random")]
-    assert gain["value"] == pytest.approx(plain[0] - plain[1], abs=1e-4)
-    assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
+    for measure in ("neighbours.r10", "hr10"):
+        gain = figures[f"cold.x.full.minus.random.{measure}"]
+        plain = [figures[f"cold.x.{system}.{measure}"]["value"] for system in ("full", "random")]
+        assert gain["value"] == pytest.approx(plain[0] - plain[1], abs=1e-4)
+        assert 0 < gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
+
+
+def test_users_who_chose_the_same_next_are_drawn_together() -> None:
+    """Half of twenty users chose 2 next, which is near, half 11, which is far: one of two products."""
+    made = world([[0, 1, 2]] * 10 + [[0, 1, 59]] * 10, hide=[2, 59], n=60)
+    found = cold_items.cold("cold.x", made, {"full": two_shelves(60), "random": two_shelves(60)[::-1]}, CONFIG)
+    assert found["cold.x.full.hr10"]["ci95"] == [0.0, 1.0]
 
 
 def test_the_lift_is_of_answered_products_only() -> None:
@@ -268,6 +275,21 @@ def test_nothing_is_measured_while_another_job_writes_to_one_of_the_recipes(
     monkeypatch.setattr(benchmark, "prepare", lambda config, last: None)
     monkeypatch.setattr(cold_items, "measure", lambda config, **_: {config.name: figure(1.0, "ratio")})
     assert list(benchmark.cold(options)) == ["hm", "beauty"], "the locks went with the run"
+
+
+@pytest.mark.parametrize(
+    ("name", "quick"), [("rankers", False), ("retrieval", True), ("fuzz", True), ("serving", True)]
+)
+def test_no_benchmark_makes_artifacts_beside_another_job(
+    name: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "prepare", lambda config, last: pytest.fail(f"{config.name} is prepared"))
+    options = argparse.Namespace(
+        name=name, quick=quick, html=None, seeds=1, control_seeds=0, minutes=1.0, rate=1.0, apart_rate=None
+    )
+    root = tmp_path / ("demo-quick" if quick and name != "fuzz" else "demo")
+    with artifact.alone(root), pytest.raises(artifact.Busy, match=f"is writing to {root}: wait"):
+        benchmark.run(config.load("demo", [f"store={tmp_path}"]), options)
 
 
 def test_whole_groups_are_hidden_by_seed() -> None:

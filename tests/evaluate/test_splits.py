@@ -100,9 +100,10 @@ def test_a_store_has_the_training_events_alone(tmp_path: Path) -> None:
         assert kept.at.tolist() == h.at[split.training].tolist()
         assert dataset.read_manifest(made.at("vectors"), vectors(tree.item_tower.width)).facts["rows"] == PRODUCTS
     learnt = tree.item_tower.behaviour.model_copy(update={"epochs": 1})
-    learnt = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update={"behaviour": learnt})})
-    made = splits.write(learnt, "own-vectors", h, splits.cold_users(h, 0.2, 1))
-    assert artifact.peek(made.at("vectors")) is None, "those of the whole recipe have seen the tests"
+    for name, reads in (("stage", {"behaviour": learnt}), ("start", {"start": "choices"})):
+        reader = tree.model_copy(update={"item_tower": tree.item_tower.model_copy(update=reads)})
+        made = splits.write(reader, f"own-vectors-{name}", h, splits.cold_users(h, 0.2, 1))
+        assert artifact.peek(made.at("vectors")) is None, "those of the whole recipe have seen the tests"
 
 
 def _one_more(split: Holdout, event: int) -> np.ndarray:

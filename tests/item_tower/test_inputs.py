@@ -14,6 +14,14 @@ from rec.train import contrast
 from tests.item_tower import catalogue
 from tests.item_tower.products import Product, inputs
 
+
+def test_what_a_key_first_says_is_nothing_where_it_says_unknown() -> None:
+    said = [[(1, 4), (2, 10)], [(2, 11)], [(1, 3), (1, 5)], [], [(2, 3), (1, 6)]]
+    items = inputs([Product(std, [(3, 1)], number, seed=number) for number, std in enumerate(said)])
+    assert items.first_std(1, unknown=3).tolist() == [4, 0, 0, 0, 6]
+    assert items.first_std(1, unknown=99).tolist() == [4, 0, 3, 0, 6]
+
+
 PRODUCTS = [Product([(1, 1 + i % 9), (2, 10 + i)], [(3, 1 + i)], i % 5, seed=i) for i in range(20)]
 
 

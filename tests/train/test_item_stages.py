@@ -19,7 +19,7 @@ from rec.models import item_tower, known_ids, text_encoder
 from rec.models.item_inputs import ItemInputs
 from rec.models.item_tower import ItemTower
 from rec.schema import TENSORS, vectors
-from rec.train import contrast, item
+from rec.train import contrast, item, text_start
 from rec.vocab.re import ReVocabulary
 from tests.item_tower import catalogue
 from tests.train import loops
@@ -277,6 +277,7 @@ def test_after_training_a_view_finds_its_twin(made: Config) -> None:
     trained, items = item_tower.load(made.at("item_tower")), inputs(made)
     torch.manual_seed(made.seed)
     untrained = ItemTower(trained.shape).eval()
+    text_start.apply(untrained, items, torch.device("cpu"))  # as training begins
     before, after = (_twins_first(tower, items, made) for tower in (untrained, trained))
     assert after > before + 0.1, f"share of views whose twin is nearest: {before:.2f} before, {after:.2f} after"
     assert after > 0.6
