@@ -13,7 +13,7 @@
     python jobs/database.py grant shop_reader --forget    # and delete the data of users, as DELETE /v1/users/{id} does
     python jobs/database.py forget u0042 --recipe shop.toml    # delete a user's events, lists and profile, for good
     python jobs/database.py forget visit-7f3a --client --recipe shop.toml    # events and lists of an anonymous client
-    python jobs/database.py expire                # delete live events and lists of 90 days ago; a publish does it, too
+    python jobs/database.py expire    # delete live events, lists and notes of deleted clients of 90 days ago
 
 REC_DATABASE_URL names another server; then start, stop, url and upgrade have nothing to do. A user who is forgotten
 goes out of the recipe's datasets as well, and stays in the files they were read from until the shop removes them there:

@@ -1,6 +1,6 @@
 """Live product facts (price, stock) and what is known of a user, from the serving database."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,9 @@ from rec.index import exposures
 from rec.index.connections import Connections
 
 FIND_MS = 1_500
-"""Longest time for `find`, which reads every product: Postgres ends it, and the connection lives on."""
+"""Longest time for `find` to read every product: Postgres ends it, and the connection lives on."""
+PAGE_GROWS = 16
+"""How many times as many products as before `find` looks at, where too few of them were known."""
 
 
 class TooSlow(DatabaseError):
@@ -69,11 +71,23 @@ class Catalogue:
         found = self._connections.run(lambda c: c.execute(query, (self._name, list(product_ids))).fetchall())
         return {name: dict(zip(("price", "currency", "available"), facts, strict=True)) for name, *facts in found}
 
-    def find(self, query: str, limit: int) -> list[str]:
-        """Ids of products whose title, brand or category holds every word of `query`, available ones first.
+    def find(self, query: str, limit: int, known: Callable[[str], bool]) -> list[str]:
+        """Ids of `known` products whose title, brand or category holds every word of `query`, available ones first.
 
-        Raises TooSlow where that takes longer than FIND_MS.
+        Those of another bundle of the catalogue may stand among them. Raises TooSlow where reading all products once
+        takes longer than FIND_MS.
         """
+        found: dict[str, None] = {}
+        begun, size, more = 0, limit, True
+        while more and len(found) < limit:
+            page = self._page(query, size, begun)
+            found |= dict.fromkeys(product_id for product_id in page if known(product_id))
+            # each page reads every product, so there are few: of a million one of 24 and four more
+            begun, size, more = begun + size, PAGE_GROWS * size, len(page) == size
+        return list(found)[:limit]
+
+    def _page(self, query: str, size: int, begun: int) -> list[str]:
+        """At most `size` of the products after the first `begun`."""
         words = [f"%{_escape(word)}%" for word in query.split()]
         with self._connections.use() as connection:
             connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(FIND_MS),))
@@ -82,8 +96,8 @@ class Catalogue:
                     "SELECT product_id FROM products WHERE catalogue = %(name)s AND NOT EXISTS ("
                     " SELECT 1 FROM unnest(%(words)s::text[]) word"
                     " WHERE concat_ws(' ', title, brand, array_to_string(category, ' ')) NOT ILIKE word)"
-                    " ORDER BY available DESC, product_id LIMIT %(limit)s",
-                    {"name": self._name, "words": words, "limit": limit},
+                    " ORDER BY available DESC, product_id LIMIT %(limit)s OFFSET %(begun)s",
+                    {"name": self._name, "words": words, "limit": size, "begun": begun},
                 ).fetchall()
             except QueryCanceled:
                 raise TooSlow(f"a search for {len(words)} words took over {FIND_MS / 1e3:g} s") from None

@@ -1,6 +1,7 @@
 """Deletion of a user's data, for good: rows now, and no load brings them back. And of an anonymous client's data.
 
-What stays is a hash in `forgotten`, by which loads know whom to leave out. Ids are few enough to be tried, so the hash
+What stays of a user is a hash in `forgotten`, by which loads know whom to leave out, and of a client a hash and the
+time, for as long as lists are kept. Ids are few enough to be tried, so the hash
 is a pseudonym and says that somebody asked, nothing else. Ingest asks for them, too (rec/data/forgotten.py).
 """
 
@@ -18,6 +19,8 @@ from rec import postgres
 from rec.errors import DatabaseError
 from rec.index import migrations, roles, tables
 
+WRITERS_WAIT = "LOCK TABLE live_events, exposures IN SHARE ROW EXCLUSIVE MODE"
+"""What servers are writing is over then, and what they write next waits."""
 Session = Callable[[str], AbstractContextManager[Connection[Any]]]
 """A connection to the database of a URL for one piece of work, in no transaction."""
 
@@ -81,7 +84,7 @@ def forget(database_url: str, catalogue: str, user_id: str, session: Session = p
         with tables.switching(connection):
             # what servers are writing is waited for and deleted below; of what they write later the triggers on the
             # tables take nothing, because they read this row
-            connection.execute("LOCK TABLE live_events, exposures IN SHARE ROW EXCLUSIVE MODE")
+            connection.execute(WRITERS_WAIT)
             connection.execute(
                 "INSERT INTO forgotten (catalogue, user_hash) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                 (catalogue, _hash(catalogue, user_id)),
@@ -99,13 +102,18 @@ def forget_client(
 ) -> ForgottenClient:
     """Delete the live events of a client of `catalogue` and the lists it was shown, those that name a user as well.
 
-    There is nothing that could bring them back, so nothing is noted: an event that comes later is stored. Raises
-    NotAllowed as `forget` does.
+    What is noted keeps out lists that it was shown before and that servers have not written yet; an event or a list
+    that comes later is stored. Raises NotAllowed as `forget` does.
     """
     with session(database_url) as connection:
         migrations.migrate(connection)
         _check_allowed(connection)
         with connection.transaction():
+            connection.execute(WRITERS_WAIT)
+            connection.execute(
+                "INSERT INTO forgotten_clients (catalogue, client_hash) VALUES (%s, %s)",
+                (catalogue, _hash(catalogue, client_id)),
+            )
             delete = sql.SQL("DELETE FROM {} WHERE catalogue = %s AND client_id = %s")
             deleted = [
                 connection.execute(delete.format(sql.Identifier(table)), (catalogue, client_id)).rowcount
@@ -143,6 +151,6 @@ def without(connection: Connection[Any], catalogue: str, table: pa.Table) -> pa.
     return table.filter(found.others(table["user_id"])) if found else table
 
 
-def _hash(catalogue: str, user_id: str) -> bytes:
-    """SHA-256 of the catalogue and the user: the same id in another catalogue is somebody else."""
-    return hashlib.sha256(f"{catalogue}\0{user_id}".encode()).digest()
+def _hash(catalogue: str, name: str) -> bytes:
+    """SHA-256 of the catalogue and the user or client: the same id in another catalogue is somebody else."""
+    return hashlib.sha256(f"{catalogue}\0{name}".encode()).digest()

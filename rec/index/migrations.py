@@ -247,13 +247,48 @@ CREATE TABLE experiments (
         # hnsw.ef_search that a bundle was found to need (rec/index/recall.py); null: as its configuration says
         "ALTER TABLE bundles ADD COLUMN ef_search integer",
     ),
+    (
+        # anonymous clients whose data was deleted: lists that they were shown before are written later, as servers keep
+        # them for a moment, and are not taken (rec/index/forget.py)
+        """
+CREATE TABLE forgotten_clients (
+    catalogue text NOT NULL,
+    client_hash bytea NOT NULL,
+    forgotten_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (catalogue, client_hash, forgotten_at)
+)""",
+        """
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+CREATE FUNCTION not_of_forgotten_client() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = %I, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> 'exposures'::regclass THEN
+        RAISE insufficient_privilege USING MESSAGE = 'not_of_forgotten_client is for exposures';
+    END IF;
+    IF EXISTS (
+        SELECT 1 FROM forgotten_clients f WHERE f.catalogue = NEW.catalogue AND f.client_hash =
+            sha256(convert_to(NEW.catalogue, 'UTF8') || decode('00', 'hex') || convert_to(NEW.client_id, 'UTF8'))
+            AND f.forgotten_at >= NEW.served_at
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$
+    $sql$, current_schema());
+END $do$""",
+        """
+CREATE TRIGGER not_of_forgotten_client BEFORE INSERT ON exposures
+FOR EACH ROW WHEN (NEW.client_id IS NOT NULL) EXECUTE FUNCTION not_of_forgotten_client()""",
+    ),
 )
 """The statements of each version, oldest first. Version 1 is what databases without `schema_version` have."""
 
 LATEST = len(MIGRATIONS)
 """The version that this program reads and writes."""
-EXPOSURES = 7
-"""The version that made `exposures`."""
+FORGETTING = {7: "exposures", 11: "forgotten_clients"}
+"""Tables that deleting data of users needs, by the version that made them, where it was possible before."""
 
 LOCK_WAIT_MS = 5_000
 """How long a migration waits for whoever uses a table."""
@@ -316,8 +351,8 @@ def _next(connection: Connection[Any]) -> int:
                 (found + 1,),
             )
             roles.pass_on(connection)
-            if found + 1 == EXPOSURES:
-                roles.pass_on_forgetting(connection, "exposures")
+            if found + 1 in FORGETTING:
+                roles.pass_on_forgetting(connection, FORGETTING[found + 1])
             return found + 1
     except errors.LockNotAvailable:
         raise DatabaseError(

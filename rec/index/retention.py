@@ -1,4 +1,5 @@
-"""How long the database keeps what servers wrote of shoppers: live events, and the lists that were shown."""
+"""How long the database keeps what servers wrote of shoppers: live events, the lists that were shown, and who deleted
+them."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ RETENTION = timedelta(days=90)
 """How long a row is kept."""
 AT_ONCE = 10_000
 """Rows that one transaction of `expire` deletes at most."""
-_KEPT_SINCE = {"live_events": "received_at", "exposures": "served_at"}
+_KEPT_SINCE = {"live_events": "received_at", "exposures": "served_at", "forgotten_clients": "forgotten_at"}
 """Table, and the column that says how old a row is."""
 
 

@@ -3,7 +3,7 @@
 The jobs connect as the owner of the tables, servers as a reader. What a reader may do is what ACLs in the database
 say: who may read `active_bundle` may read the other SERVED tables and the vectors of every bundle, those of later ones
 as well, and add to WRITTEN (`pass_on`). Deleting a user's data (`DELETE /v1/users/{id}`) needs FORGETTING as well,
-which is granted by name only; the migration that made `exposures` added that table to what had been granted
+which is granted by name only; a migration that makes a table of these adds it to what had been granted
 (`pass_on_forgetting`), and what is revoked stays so.
 """
 
@@ -37,6 +37,7 @@ FORGETTING = {
     "live_events": ("SELECT", "DELETE"),
     "exposures": ("SELECT", "DELETE"),
     "forgotten": ("INSERT",),
+    "forgotten_clients": ("INSERT",),
 }
 """What deleting a user's data needs, by table."""
 

@@ -11,6 +11,7 @@ experiments               bundles tried beside the active one; an ended one carr
 rules                     every version of a catalogue's rules, newest last; a reverted one carries `retracted_at`
 loads                     content hash of what the first three were loaded from, by catalogue
 forgotten                 hashes of users whose data was deleted and does not come back
+forgotten_clients         hashes of anonymous clients whose data was deleted, and when
 schema_version            the migrations that have run (migrations.py), which say what columns there are
 items_<bundle id>         append-only vectors of a bundle, and after its rows those of bundles that extend it
                           (`bundles.vectors`): row, product_id, embedding

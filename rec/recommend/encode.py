@@ -31,7 +31,10 @@ class UserEncoder:
         if self._encoder is not None:  # weights are mapped files until read: nobody is to wait for that
             self._encoder.embed(["warm-up"])
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._held = threading.Lock()
+        """Over the texts, for a moment."""
+        self._reading = threading.Lock()
+        """Over the text encoder."""
 
     def encode(self, states: Sequence[UserState]) -> list[Encoded]:
         """The vector of each state, and what it would be without the context and without the profile."""
@@ -57,15 +60,24 @@ class UserEncoder:
         """float32[W] of a context; zeros for none."""
         if not text or self._encoder is None:
             return np.zeros(self.tower.shape.text_width, np.float32)
-        with self._lock:
-            found = self._texts.get(text)
+        found = self._read_before(text)
+        if found is not None:
+            return found
+        with self._reading:
+            found = self._read_before(text)  # by who had the encoder meanwhile
             if found is None:
-                found = self._texts[text] = self._encoder.embed([text])[0]
-                if len(self._texts) > CACHED_TEXTS:
-                    self._texts.popitem(last=False)
-            else:
-                self._texts.move_to_end(text)
+                found = self._encoder.embed([text])[0]
+                with self._held:
+                    self._texts[text] = found
+                    if len(self._texts) > CACHED_TEXTS:
+                        self._texts.popitem(last=False)
         return found
+
+    def _read_before(self, text: str) -> np.ndarray | None:
+        with self._held:
+            if text in self._texts:
+                self._texts.move_to_end(text)
+            return self._texts.get(text)
 
 
 def _encoder(bundle: Bundle) -> TextEncoder | None:

@@ -74,7 +74,7 @@ def test_a_reader_serves_and_cannot_write(shop: Shop) -> None:
     assert len(chain.recommend(Request(history=[Choice(tiny.product_id(1))], k=5), now).items) == 5
     catalogue = Catalogue(opened, "tiny")
     assert live_events.store(opened, "tiny", [live("read", "u03")]).stored == ["read"]
-    assert catalogue.find("red", 3)
+    assert catalogue.find("red", 3, lambda _: True)
     assert catalogue.shoppers(3)
     opened.close()
     with psycopg.connect(shop.owner) as connection:

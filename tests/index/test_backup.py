@@ -224,7 +224,8 @@ def test_forgetting_is_one_call(database_url: str, tmp_path: Path, monkeypatch: 
         )
     done = job.run(recipe, Namespace(action="forget", argument="ann", client=True))
     assert done == {"recipe": "tiny", "live_events": 1, "exposures": 0}
-    assert job.run(recipe, Namespace(action="expire", argument=None)) == {"live_events": 1, "exposures": 0}
+    expired = {"live_events": 1, "exposures": 0, "forgotten_clients": 0}
+    assert job.run(recipe, Namespace(action="expire", argument=None)) == expired
     done = job.run(recipe, Namespace(action="forget", argument="ann", client=False))
     assert done == {"recipe": "tiny", "events": 1, "profiles": 1, "live_events": 0, "exposures": 0, "datasets": {}}
     assert not recipe.root.exists(), "where there are no datasets no folder is made"

@@ -134,6 +134,19 @@ def test_a_forgotten_client_has_no_lists(base: Base) -> None:
     ]
 
 
+def test_lists_that_a_forgotten_client_was_shown_before_are_not_written_later(base: Base) -> None:
+    """A server keeps lists for a moment, or longer where the database is slow."""
+    forget.forget_client(base.url, "w", "v2")
+    now = datetime.now(UTC)
+    waited, named, later, other = (
+        made(catalogue="w", user_id=user, client_id=client, served_at=now + timedelta(minutes=minutes))
+        for user, client, minutes in ((None, "v2", -1), ("kim", "v2", -1), (None, "v2", 1), (None, "v3", -1))
+    )
+    exposures.write(base.connections, [waited, named, later, other])
+    written = [each.exposure_id for each in (waited, named, later, other)]
+    assert {each.exposure_id for each in read(base, *written)} == {later.exposure_id, other.exposure_id}
+
+
 def test_a_user_sees_every_column_of_their_lists(base: Base) -> None:
     catalogue = Catalogue(base.connections, "export")
     assert catalogue.stored("ann") is None
@@ -215,4 +228,4 @@ def test_a_reader_adds_lists_and_forgets_where_it_may(base: Base, database_url: 
         forget.forget(forgetter, "shop", "ann")
     with psycopg.connect(reader) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("UPDATE exposures SET user_id = 'eve'")
-    assert set(roles.FORGETTING) == {"users", "events", "live_events", "exposures", "forgotten"}
+    assert set(roles.FORGETTING) == {"users", "events", "live_events", "exposures", "forgotten", "forgotten_clients"}

@@ -399,7 +399,16 @@ def test_known_users_come_back_with_history_and_profile(connections: Connections
     ],
 )
 def test_words_are_found_as_they_are(connections: Connections, query: str, found: bool) -> None:
-    assert bool(Catalogue(connections, "tiny").find(query, 5)) == found
+    assert bool(Catalogue(connections, "tiny").find(query, 5, lambda _: True)) == found
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 1_000])
+def test_a_search_for_words_passes_over_products_of_other_bundles(connections: Connections, limit: int) -> None:
+    catalogue = Catalogue(connections, "tiny")
+    every = catalogue.find("dress", 1_000, lambda _: True)
+    assert len(every) > 10
+    assert catalogue.find("dress", limit, set(every[5:]).__contains__) == every[5:][:limit]
+    assert catalogue.find("dress", limit, lambda _: False) == []
 
 
 def test_a_statement_that_nobody_waits_for_is_ended(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,8 +502,8 @@ def test_a_search_for_words_is_ended_by_postgres(
     with postgres.connect(database_url) as other:
         other.execute("LOCK TABLE products")
         with pytest.raises(TooSlow, match=r"a search for 2 words took over 0\.2 s"):
-            catalogue.find("red dress", 3)
-    assert len(catalogue.find("dress", 3)) == 3
+            catalogue.find("red dress", 3, lambda _: True)
+    assert len(catalogue.find("dress", 3, lambda _: True)) == 3
     with opened.use() as connection:
         assert connection.info.backend_pid == pid, "the connection lives on"
         assert connection.execute("SHOW statement_timeout").fetchone() == ("8s",)

@@ -1,7 +1,9 @@
 """Retrieval as served equals retrieval as trained on: one merge, with filters in Postgres or as exclusions."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Event
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from rec.recommend.retrieve import POPULAR_FIRST, Retriever
 from rec.retrieval import candidates, search
 from rec.sources import tables
 from rec.sources.tables import Sources
-from rec.state import UserState
+from rec.state import UserState, cold_state
 from tests.bundle import tiny
 
 
@@ -62,6 +64,31 @@ def test_the_text_encoder_has_read_before_any_shopper_says_something(
     read.clear()
     encoder.read("a coat for rain")
     assert read == ["a coat for rain"]
+
+
+def test_a_context_that_was_read_before_waits_for_nobody_s_reading(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, over = Event(), Event()
+    embed = TextEncoder.embed
+
+    def slow(self: TextEncoder, texts: Sequence[str]) -> np.ndarray:
+        if "a stranger's wish" in texts:
+            reading.set()
+            assert over.wait(60)
+        return embed(self, texts)
+
+    encoder = UserEncoder(shop.bundle)
+    encoder.read("a coat for rain")
+    monkeypatch.setattr(TextEncoder, "embed", slow)
+    with ThreadPoolExecutor(2) as callers:
+        stranger = callers.submit(encoder.read, "a stranger's wish")
+        try:
+            assert reading.wait(60)
+            state = replace(cold_state(2), context="a coat for rain")
+            assert len(callers.submit(encoder.encode, [state]).result(timeout=30)) == 1
+            assert not stranger.done()
+        finally:
+            over.set()
+    stranger.result()
 
 
 def test_of_what_is_proposed_only_what_the_walk_has_not_found_is_looked_up_and_at_once(
