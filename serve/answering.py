@@ -1,8 +1,10 @@
 """From a request to the body of its answer, with what is noted of it: metrics, the log of lists, the trace."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import Response
@@ -16,7 +18,7 @@ from rec.recommend.request import Request
 from rec.recommend.stopwatch import Stopwatch
 from rec.recommend.walk import explained, listed, walk
 from rec.recommend.why import shown
-from serve.arrival import due, waited
+from serve.arrival import Patience, due, waited
 from serve.asking import Asking
 from serve.degrade import Ladder, Overloaded
 from serve.exposures import Arm, ExposureLog
@@ -24,17 +26,7 @@ from serve.fallible import DEADLINE_S, BackedFront, Fallible
 from serve.metrics import metrics
 
 LEAST_S = 1.0
-"""Left to a request when this server takes it: with less it is refused."""
-
-
-def _admit() -> None:
-    """Raises Overloaded where the request at hand came to this server with less than LEAST_S left.
-
-    Who waits here, for threads that wait for Postgres, is answered without Postgres.
-    """
-    if waited() > DEADLINE_S - LEAST_S:
-        metrics().waited(1e3 * waited())
-        raise Overloaded(f"the request waited {waited():.0f} s for its turn; try again")
+"""Left to a request when this server takes it, at least: with less it is refused."""
 
 
 def written(answer: dict[str, Any]) -> Response:
@@ -53,6 +45,7 @@ class Answering:
 
     def __init__(self, asking: Asking, exposures: ExposureLog) -> None:
         self._asking, self._exposures = asking, exposures
+        self._patience = Patience(DEADLINE_S - LEAST_S)
 
     async def recommend(
         self,
@@ -72,35 +65,49 @@ class Answering:
         hardly any are left, unless `whole`.
         """
         if not whole:
-            _admit()
-        return await self._asking.answer(self._recommend(front, request, arm, due(patience), whole, compared))
+            self._admit()
+        answer, note = await self._asking.answer(self._recommend(front, request, arm, due(patience), whole, compared))
+        if note is not None:  # not where it was made: a list that is made for a caller who has left is shown to nobody
+            note()
+        return answer
 
     async def similar(
         self, front: BackedFront, row: int, k: int, *, evidence: bool, compared: bool = False
     ) -> dict[str, Any]:
         """The nearest available products of an item row."""
-        _admit()
+        self._admit()
         return await self._asking.answer(self._similar(front, row, k, due(), evidence, compared))
 
     async def explain(
         self, front: BackedFront, request: Request, product_id: str, *, compared: bool = False
     ) -> dict[str, Any]:
         """Why a product is or is not in the list."""
-        _admit()
+        self._admit()
         return await self._asking.answer(self._explain(front, request, product_id, due(), compared))
+
+    def _admit(self) -> None:
+        """Raises Overloaded where the request at hand had waited for too long when it came to this server.
+
+        Who waits here, for threads that wait for Postgres, is answered without Postgres.
+        """
+        if self._patience.spent(waited(), time.monotonic()):
+            metrics().waited(1e3 * waited())
+            raise Overloaded(f"the request waited {waited():.1f} s for its turn; try again")
 
     async def _recommend(
         self, front: BackedFront, request: Request, arm: Arm | None, until: float, whole: bool, compared: bool
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Callable[[], None] | None]:
+        """The answer, and what logs it as shown."""
         if not whole and not compared:
             metrics().waited(1e3 * (DEADLINE_S - (until - time.monotonic())))
         watch, ladder = Stopwatch(), Ladder(whole=whole)
         stages = Fallible(self._asking, front, ladder, until, load=not compared)
-        passage = await walk(front, stages, request, front.rules.ruling, datetime.now(UTC), watch)
+        now = datetime.now(UTC)
+        passage = await walk(front, stages, request, front.rules.ruling, now, watch)
         with watch.lap("explanation"):
             items = await listed(front, stages, passage)
         funnel = asdict(passage.funnel(len(front.shelf)))
-        exposure_id = None
+        exposure_id = note = None
         if not whole and not compared:  # a probe is no shopper, nor is a list of a named bundle what one gets
             metrics().answer(watch.milliseconds(), passage.candidates.sources, funnel, ladder.causes)
         if not whole and not compared and not request.without:  # nor does anybody shop by half a list
@@ -109,7 +116,7 @@ class Answering:
             nearest = float(scores.max()) if passage.encoded is not None and len(scores) else None
             metrics().shopper(len(passage.began.state.items), nearest)
             metrics().unknown(front.resolver.passed_over(request, passage.began.known))
-            self._exposures.note(front.logged, exposure_id, passage, ladder.codes, arm)
+            note = partial(self._exposures.note, front.logged, exposure_id, now, passage, ladder.codes, arm)
         ruling, underfilled = passage.began.ruling, len(items) < request.k
         tracing.tell(
             {
@@ -120,7 +127,7 @@ class Answering:
                 "rec.degraded": ladder.codes,
             }
         )
-        return {
+        answer = {
             "items": items,
             "exposure_id": exposure_id,
             "bundle": front.bundle.id,
@@ -132,6 +139,7 @@ class Answering:
             "funnel": funnel,
             "milliseconds": watch.milliseconds(),
         }
+        return answer, note
 
     async def _similar(
         self, front: BackedFront, row: int, k: int, until: float, evidence: bool, compared: bool

@@ -29,6 +29,7 @@ from ray.serve.handle import DeploymentHandle
 from rec import api_keys, postgres
 from rec.haproxy import ANYWHERE
 from rec.index import exposures, forget, live_events
+from rec.index.catalogue import Catalogue
 from rec.index.connections import Connections, watched
 from rec.recommend.front import Front
 from rec.recommend.request import MAX_K, Request
@@ -135,6 +136,8 @@ class Recommender:
         asking = Apart(dict(zip(STAGES, stages, strict=True))) if stages else await asyncio.to_thread(Together, store)
         self._answering = Answering(asking, self._exposures)
         self._connections: Connections = connections(store, size=4)
+        # of their own: where Postgres writes slowly, those who bring events would hold all that answers need
+        self._others: Connections = connections(store, size=4)
         self._searching = Searching()
         self._page = (Path(__file__).parent / "shop.html").read_text(encoding="utf-8")
         self._probe: asyncio.Task[dict[str, Any]] | None = None
@@ -242,7 +245,7 @@ class Recommender:
         if missing:
             raise UnknownEventProducts(missing)
         told = body.live(datetime.now(UTC))
-        taken = await self._asked(live_events.store, self._connections, self._front.bundle.recipe, told)
+        taken = await self._asked(live_events.store, self._others, self._front.bundle.recipe, told)
         metrics().events({name: len(ids) for name, ids in asdict(taken).items()})
         return taken
 
@@ -254,7 +257,7 @@ class Recommender:
     async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
         # written in the thread: on the event loop no other request would move meanwhile
-        found = await self._asked(exported, self._front.catalogue, user_id)
+        found = await self._asked(exported, Catalogue(self._others, self._front.bundle.recipe), user_id)
         if found is None:
             raise HTTPException(404, "nothing is stored of this user")
         return found
@@ -278,9 +281,11 @@ class Recommender:
     @app.get("/v1/bundles", response_model=api.Bundles, **described(examples.BUNDLES))
     async def bundles(self) -> dict[str, Any]:
         """The active bundle, the one before it, and all that the database has."""
-        said = await self._asked(states, self._connections)
+        said = await self._asked(states, self._others)
         loaded = [each.bundle.id for each in self._following.fronts()]
-        return {"serving": self._front.bundle.id, "loaded": loaded, "refused": self._refused(), **said}
+        front = self._front
+        told = {"serving": front.bundle.id, "loaded": loaded, "refused": self._refused(), "rules": front.rules.state()}
+        return told | said
 
     @app.get("/v1/products", response_model=api.Products, **described(examples.PRODUCTS, 422, own=examples.SLOW_SEARCH))
     async def products(
@@ -300,7 +305,7 @@ class Recommender:
         front = self._front
         users = []
         if front.bundle.config.source.kind == "sample":
-            users = await self._asked(front.catalogue.shoppers, DEMO_USERS)
+            users = await self._asked(Catalogue(self._others, front.bundle.recipe).shoppers, DEMO_USERS)
             for user in users:
                 recent = [product_id for product_id in user["recent"] if front.shelf.known(product_id)]
                 user["recent"] = [shown(front.shelf.card(row)) for row in front.shelf.rows(recent).tolist()]
@@ -323,7 +328,7 @@ class Recommender:
     async def readyz(self) -> dict[str, Any]:
         """A real recommendation passes through every stage. Those who ask at once, without a key, wait for the same.
 
-        Why a bundle is refused is told to those with a key, by GET /v1/bundles.
+        Why a bundle is refused and what rules say is told to those with a key, by GET /v1/bundles.
         """
         if self._probe is None or self._probe.done():
             # in a context of its own: Serve cancels what a request asked of stages when its caller hangs up
@@ -332,11 +337,13 @@ class Recommender:
         answer = await asyncio.shield(self._probe)
         if not answer["items"]:
             raise HTTPException(503, "no product is available", headers={"Retry-After": str(RETRY_S)})
+        told = self._front.rules.state()
+        rules = {"version": told["version"], "inactive": len(told["inactive"]), "problem": bool(told["problem"])}
         return {
             "status": "ready",
             "bundle": answer["bundle"],
             "milliseconds": answer["milliseconds"],
-            "rules": self._front.rules.state(),
+            "rules": rules,
             "refused": None if self._following.refused is None else self._following.refused.bundle,
         }
 

@@ -26,7 +26,7 @@ class Away(Unavailable):
 
 
 class Overloaded(Exception):
-    """A request waited so long for its turn that hardly any time is left to answer it."""
+    """A request waited too long for its turn: hardly any time is left, or a queue stands (`serve.arrival.Patience`)."""
 
 
 AWAY = (DatabaseError, Away)

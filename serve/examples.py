@@ -199,6 +199,7 @@ BUNDLES: Examples = {
     "serving": BUNDLE,
     "loaded": [BUNDLE, "0c41d2aa97e5"],
     "refused": REFUSED,
+    "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
     "active": BUNDLE,
     "previous": "0c41d2aa97e5",
     "experiment": {
@@ -233,7 +234,7 @@ READY: Examples = {
     "status": "ready",
     "bundle": BUNDLE,
     "milliseconds": MILLISECONDS,
-    "rules": {"version": 4, "inactive": [], "problem": "version 5: unknown key 'boots' (did you mean 'boost'?)"},
+    "rules": {"version": 4, "inactive": 0, "problem": True},
     "refused": REFUSED["bundle"],
 }
 

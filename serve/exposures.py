@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -97,9 +97,18 @@ class ExposureLog:
         self._closed = False
 
     def note(
-        self, shop: Shop, exposure_id: str, passage: Passage, degraded: Sequence[str], arm: Arm | None = None
+        self,
+        shop: Shop,
+        exposure_id: str,
+        asked_at: datetime,
+        passage: Passage,
+        degraded: Sequence[str],
+        arm: Arm | None = None,
     ) -> None:
-        """Log a list, or its share of lists; never waits."""
+        """Log a list that was asked for at `asked_at`, or its share of lists; never waits.
+
+        Whoever deletes their data after that time has this list deleted, too, or not written.
+        """
         share = shop.share if self._share is None else self._share
         if share < 1 and random.random() >= share:
             return
@@ -107,7 +116,7 @@ class ExposureLog:
             self._tell("dropped", 1)
             return
         try:
-            self._waiting.put_nowait(Shown(exposure_id, datetime.now(UTC), shop, passage, tuple(degraded), arm))
+            self._waiting.put_nowait(Shown(exposure_id, asked_at, shop, passage, tuple(degraded), arm))
         except queue.Full:
             self._tell("dropped", 1)
             return

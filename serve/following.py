@@ -173,7 +173,10 @@ class Following:
             except AWAY:  # not the bundle's fault
                 raise
             except Exception as error:
-                self._refuse(name, error)
+                if await self._in_thread(active, self._pool) == name:
+                    self._refuse(name, error)
+                return
+            if await self._in_thread(active, self._pool) != name:  # to prove it may take minutes
                 return
             log.info("bundle %s takes over from %s", name, self.front.bundle.id)
             self._before = self.front.bundle.id

@@ -37,8 +37,7 @@ class Searching:
 
 
 def _found(front: Front, query: str, limit: int, evidence: bool) -> list[dict[str, Any]]:
-    found = front.catalogue.find(query, limit)
-    rows = front.shelf.rows([product_id for product_id in found if front.shelf.known(product_id)])
+    rows = front.shelf.rows(front.catalogue.find(query, limit, front.shelf.known))
     items = [shown(front.shelf.card(row)) for row in rows.tolist()]
     if evidence:
         front.cite(items)

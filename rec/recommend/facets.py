@@ -1,7 +1,7 @@
 """The values that rules can name, and which products of a bundle have them."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,8 @@ from rec.vocab.std import UNKNOWN
 
 COLUMNS = ("brand", "group_id")
 """Keys of what the shop says of a product itself; all others are STD keys."""
+KEYS = 64
+"""Of so many a bundle's values are kept once they were asked for."""
 
 
 class Facets:
@@ -31,13 +33,13 @@ class Facets:
         self._columns = {key: table[key].combine_chunks() for key in COLUMNS if table[key].null_count < len(table)}
         self.keys: list[str] = [*self._columns, *sorted(set(self._keys))]
         """What caps and selectors can name: keys of which some product has a value."""
+        self.of: Callable[[str], tuple[list[str], NDArray[np.int32]]] = lru_cache(KEYS)(self._of)
+        """(names of the values of a key, int32[N, W] their numbers for each product, -1 past its last one)."""
 
     def __len__(self) -> int:
         return self._items
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  # lives as long as its bundle
-    def of(self, key: str) -> tuple[list[str], NDArray[np.int32]]:
-        """(names of the values of `key`, int32[N, W] their numbers for each product, -1 past its last one)."""
+    def _of(self, key: str) -> tuple[list[str], NDArray[np.int32]]:
         if key in self._columns:
             owners = np.flatnonzero(np.asarray(self._columns[key].is_valid()))
             values = self._columns[key].drop_null()

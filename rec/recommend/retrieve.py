@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,13 @@ class Retriever:
         self, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray = _NO_ROWS
     ) -> Retrieved:
         """The k products most popular in the segment of `state`: the candidates where there is no user vector."""
-        return most_popular(self._sources.segments, k, state, exclude, also, lambda rows: self.passing(rows, filters))
+        zeros = np.zeros(self._vectors.shape[1], np.float32)  # to which all are equally near
+
+        def any_passing(k: int, exclude: np.ndarray) -> np.ndarray:
+            return self._index.exact(zeros, k, exclude=exclude, filters=filters).rows
+
+        passing = partial(self.passing, filters=filters)
+        return most_popular(self._sources.segments, k, state, exclude, also, passing, any_passing)
 
     def passing(self, rows: np.ndarray, filters: Filters) -> np.ndarray:
         """Those of the item rows int64[R] that are in stock and pass `filters`, in the order given."""
@@ -143,14 +150,21 @@ def most_popular(
     exclude: np.ndarray,
     also: np.ndarray,
     passing: Callable[[np.ndarray], np.ndarray],
+    any_passing: Callable[[int, np.ndarray], np.ndarray],
 ) -> Retrieved:
     """The first k of a segment's popular items that are `passing`, without the rows `exclude` int64[E].
 
-    After them come those of the rows `also` int64[A] that pass. Without a user vector every score is 0.
+    Where fewer pass, as none of a narrow category may be among a segment's items, `any_passing` products follow, so
+    many of which none is excluded. After them come those of the rows `also` int64[A] that pass. Without a user vector
+    every score is 0.
     """
     order = segments.popular(state.profile)
     rows = passing(order[~np.isin(order, exclude)])[:k]
     zeros = np.zeros(len(rows), np.float32)
     found = Candidates(rows, zeros, np.full(len(rows), POPULAR, np.int64), zeros)
+    if len(rows) < k:
+        others = any_passing(k - len(rows), np.union1d(exclude, rows))
+        found = extended(found, others, np.zeros(len(others), np.float32))
+        rows = found.rows
     pins = passing(also[~np.isin(also, rows) & ~np.isin(also, exclude)])
     return Retrieved(extended(found, pins, np.zeros(len(pins), np.float32)), len(rows) < k)

@@ -48,7 +48,12 @@ class Standby:
         self, k: int, *, state: UserState, exclude: np.ndarray, filters: Filters, also: np.ndarray
     ) -> Retrieved:
         """What `Retriever.popular` gives."""
-        return most_popular(self._segments, k, state, exclude, also, lambda rows: self.passing(rows, filters))
+        mask = self._mask(filters)
+
+        def any_passing(k: int, exclude: np.ndarray) -> np.ndarray:
+            return np.setdiff1d(np.flatnonzero(mask), exclude)[:k]
+
+        return most_popular(self._segments, k, state, exclude, also, lambda rows: rows[mask[rows]], any_passing)
 
     def similar(self, row: int, k: int, exclude: np.ndarray) -> Retrieved:
         """What `Retriever.similar` gives."""

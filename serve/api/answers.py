@@ -236,6 +236,17 @@ class RefusedBundle(BaseModel):
     """Why it cannot be served."""
 
 
+class RulesState(BaseModel):
+    """The merchandiser's rules of the bundle that answers."""
+
+    version: int | None
+    """null: there are none."""
+    inactive: list[str]
+    """What they name and the bundle does not have."""
+    problem: str | None
+    """Why the newest version is not in force; the one before it is."""
+
+
 class Bundles(BaseModel):
     """The answer to GET /v1/bundles."""
 
@@ -245,6 +256,7 @@ class Bundles(BaseModel):
     """Those that a request to this replica can name: the one that answers, the treatment, the one that answered
     before."""
     refused: RefusedBundle | None
+    rules: RulesState
     active: str | None
     previous: str | None
     """The one that was active before, of whatever recipe."""
@@ -266,15 +278,12 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-class RulesState(BaseModel):
-    """The merchandiser's rules of the bundle that answers."""
+class RulesInForce(BaseModel):
+    """The same in numbers, for who has no key."""
 
     version: int | None
-    """null: there are none."""
-    inactive: list[str]
-    """What they name and the bundle does not have."""
-    problem: str | None
-    """Why the newest version is not in force; the one before it is."""
+    inactive: int
+    problem: bool
 
 
 class Readiness(BaseModel):
@@ -283,7 +292,8 @@ class Readiness(BaseModel):
     status: Literal["ready"]
     bundle: str
     milliseconds: dict[str, float]
-    rules: RulesState
+    rules: RulesInForce
+    """What they say is told by GET /v1/bundles."""
     refused: str | None
     """The active bundle, while another one answers; null: it answers itself, or is being loaded."""
 

@@ -94,7 +94,7 @@ def test_a_list_is_logged_as_it_was_shown(chain: Chain, published: Config, heard
     )  # fmt: skip
     passage = passed(chain, request, "[[pin]]\nproduct = 'P0150'\nposition = 2\n[[bury]]\nprice_max = 40\n")
     shop = shop_of(chain.bundle, candidates=20)
-    heard.log.note(shop, name := exposures.new_id(), passage, ["prices_unavailable"])
+    heard.log.note(shop, name := exposures.new_id(), datetime.now(UTC), passage, ["prices_unavailable"])
     heard.log.close()
     assert heard.counts == {"logged": 1, "dropped": 0}
     (found,) = stored(published, name)
@@ -133,7 +133,7 @@ def test_requests_never_wait_and_what_has_no_room_is_counted(
     spent = []
     for _ in range(200):
         started = time.perf_counter()
-        heard.log.note(shop, exposures.new_id(), passage, [])
+        heard.log.note(shop, exposures.new_id(), datetime.now(UTC), passage, [])
         spent.append(time.perf_counter() - started)
     assert heard.counts["logged"] == 0
     assert 200 - 50 - 20 <= heard.counts["dropped"] <= 200 - 50
@@ -156,13 +156,13 @@ def test_lists_that_postgres_does_not_take_are_counted_and_later_ones_are_logged
 
     heard, passage, shop = Heard(connect), passed(chain, Request(k=3)), shop_of(chain.bundle)
     for count in (1, 2):
-        heard.log.note(shop, exposures.new_id(), passage, [])
+        heard.log.note(shop, exposures.new_id(), datetime.now(UTC), passage, [])
         until(lambda count=count: heard.counts["dropped"] == count)  # type: ignore[misc]  # of now, not of later
-    heard.log.note(shop, once := exposures.new_id(), passage, [])
+    heard.log.note(shop, once := exposures.new_id(), datetime.now(UTC), passage, [])
     until(lambda: heard.counts["logged"] == 1)
-    heard.log.note(shop, once, passage, [])  # that it has already
+    heard.log.note(shop, once, datetime.now(UTC), passage, [])  # that it has already
     until(lambda: heard.counts["dropped"] == 3)
-    heard.log.note(shop, last := exposures.new_id(), passage, [])
+    heard.log.note(shop, last := exposures.new_id(), datetime.now(UTC), passage, [])
     heard.log.close()
     assert heard.counts == {"logged": 2, "dropped": 3}
     assert len(stored(published, once, last)) == 2
@@ -173,7 +173,7 @@ def test_a_share_of_lists_is_logged(chain: Chain, heard: Heard) -> None:
     for share in (0.0, 0.5):
         shop = shop_of(chain.bundle, share=share)
         for _ in range(400):
-            heard.log.note(shop, exposures.new_id(), passage, [])
+            heard.log.note(shop, exposures.new_id(), datetime.now(UTC), passage, [])
         if not share:
             assert heard.log._thread is None, "nothing is started"
     heard.log.close()
@@ -183,9 +183,9 @@ def test_a_share_of_lists_is_logged(chain: Chain, heard: Heard) -> None:
 
 def test_lists_after_the_end_are_counted(chain: Chain, heard: Heard) -> None:
     passage, shop = passed(chain, Request(k=3)), shop_of(chain.bundle)
-    heard.log.note(shop, exposures.new_id(), passage, [])
+    heard.log.note(shop, exposures.new_id(), datetime.now(UTC), passage, [])
     heard.log.close()
-    heard.log.note(shop, exposures.new_id(), passage, [])
+    heard.log.note(shop, exposures.new_id(), datetime.now(UTC), passage, [])
     assert heard.counts == {"logged": 1, "dropped": 1}
 
 
@@ -195,7 +195,9 @@ def test_the_server_s_share_wins_over_the_bundle_s(chain: Chain, monkeypatch: py
     heard = Heard(lambda: pytest.fail("nothing is written"))
     heard.log = ExposureLog(heard.log._connect, heard.log._tell, exposures.share())
     for _ in range(20):
-        heard.log.note(shop_of(chain.bundle, share=1.0), exposures.new_id(), passed(chain, Request(k=3)), [])
+        heard.log.note(
+            shop_of(chain.bundle, share=1.0), exposures.new_id(), datetime.now(UTC), passed(chain, Request(k=3)), []
+        )
     assert heard.log._thread is None, "nothing is started"
     for given in ("none", "-0.1", "1.5", "nan"):
         monkeypatch.setenv("REC_LISTS", given)
@@ -207,7 +209,7 @@ def test_of_nobody_s_list_nothing_is_logged_that_was_told(chain: Chain, publishe
     told: dict[str, Any] = {"history": (Choice("P0003"),), "context": "red", "profile": {"height_cm": 171.0}}
     names = [exposures.new_id() for _ in range(3)]
     for name, who in zip(names, ({}, {"user_id": "stranger"}, {"client_id": "v3"}), strict=True):
-        heard.log.note(shop_of(chain.bundle), name, passed(chain, Request(k=3, **told, **who)), [])
+        heard.log.note(shop_of(chain.bundle), name, datetime.now(UTC), passed(chain, Request(k=3, **told, **who)), [])
     heard.log.close()
     nobody, *named = stored(published, *names)
     assert (nobody.context, nobody.history, dict(nobody.profile)) == ("", [], {})
@@ -226,9 +228,11 @@ def test_samples_have_the_features_that_were_served(chain: Chain, published: Con
         profile={"height_cm": 171.0},
     )  # fmt: skip
     passage = passed(chain, request)
-    heard.log.note(shop_of(chain.bundle, candidates=2), name := exposures.new_id(), passage, [])
+    heard.log.note(shop_of(chain.bundle, candidates=2), name := exposures.new_id(), datetime.now(UTC), passage, [])
     cold = passed(chain, Request(user_id="nobody-known", k=4))
-    heard.log.note(shop_of(chain.bundle), other := exposures.new_id(), cold, ["user_tower_unavailable"])
+    heard.log.note(
+        shop_of(chain.bundle), other := exposures.new_id(), datetime.now(UTC), cold, ["user_tower_unavailable"]
+    )
     heard.log.close()
     (found, unscored) = stored(published, name, other)
     at = datetime.now(UTC) - timedelta(days=2)

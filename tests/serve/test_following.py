@@ -181,6 +181,41 @@ def test_a_bundle_whose_ranker_raises_does_not_take_over(world: World, monkeypat
     asyncio.run(live())
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_bundle_that_is_rolled_back_while_it_is_tried_neither_takes_over_nor_is_refused(
+    world: World, answers: bool
+) -> None:
+    async def live() -> None:
+        tried, over = asyncio.Event(), asyncio.Event()
+        replica = world.replica()
+        prove = replica._prove
+
+        async def slowly(front: BackedFront) -> None:
+            await prove(front)
+            if front.bundle.id == world.new.id:
+                tried.set()
+                await over.wait()
+                if not answers:
+                    raise ZeroDivisionError
+
+        replica._prove = slowly
+        taken: list[str] = []
+        take = replica._take
+        replica._take = lambda front: (taken.append(front.bundle.id), take(front))[1]  # type: ignore[method-assign]
+        async with running(replica):
+            world.promote()
+            await tried.wait()
+            publish.rollback(world.recipe)
+            over.set()
+            version = world.rule()
+            await until(lambda: world.told.version == version)
+            await asyncio.sleep(0.5)
+            assert (replica.front.bundle.id, replica.refused) == (world.old.id, None)
+        assert world.new.id not in taken
+
+    asyncio.run(live())
+
+
 def test_another_bundle_takes_the_place_of_a_refused_one(world: World) -> None:
     async def live() -> None:
         async with running(world.replica()) as replica:

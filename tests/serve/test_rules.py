@@ -1,7 +1,9 @@
 """Rules of a merchandiser: how files are refused, which rule is the stronger, versions in Postgres, and the job."""
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from rec.index import rule_versions
 from rec.index.connections import Connections
 from rec.index.search import Filters
 from rec.recommend.chain import Chain
+from rec.recommend.facets import Facets
 from rec.recommend.request import Answer, Choice, LeftOut, Request
 from rec.recommend.rules import Rules, parse
 from tests.bundle import tiny
@@ -89,6 +92,15 @@ def test_a_wrong_file_is_refused_with_the_place(source: str, said: str) -> None:
 def test_pins_one_after_the_other_may_share_a_place() -> None:
     first = "[[pin]]\nproduct = 'P0001'\nposition = 1\nuntil = 2026-02-01T00:00:00Z\n"
     assert len(parse(first + "[[pin]]\nproduct = 'P0002'\nposition = 1\nfrom = 2026-02-01T00:00:00Z", "x").pin) == 2
+
+
+def test_what_rules_name_goes_with_its_bundle(chain: Chain) -> None:
+    facets = Facets(chain.bundle)
+    assert facets.of("colour") is facets.of("colour"), "looked up once"
+    gone = weakref.ref(facets)
+    del facets
+    gc.collect()
+    assert gone() is None
 
 
 def test_no_rules_change_nothing(chain: Chain) -> None:

@@ -334,6 +334,20 @@ def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
     assert shop.client.get("/v1/users/some%2Fbody").status_code == 404
 
 
+def test_who_brings_events_to_a_slow_database_takes_no_connection_of_an_answer(
+    shop: Shop, connections: Connections
+) -> None:
+    with ThreadPoolExecutor(12) as callers:
+        with postgres.connect(postgres.url(shop.recipe.store)) as other:
+            other.execute("LOCK TABLE live_events IN SHARE MODE")  # they can be read
+            events = [{"event_id": f"slow{number}", "client_id": "slow"} for number in range(12)]
+            brought = [callers.submit(posted, shop, event) for event in events]
+            time.sleep(1.0)
+            assert not shop.recommend(user_id="u04", k=5)["degraded"]
+            assert not all(each.done() for each in brought)
+        assert {each.result().status_code for each in brought} <= {200, 503}
+
+
 @pytest.mark.parametrize("client", ["a/b c", "a\nb", "line\n", "/similar"])
 def test_a_client_s_events_can_be_deleted(shop: Shop, client: str) -> None:
     path = quote(client, safe="")
@@ -624,7 +638,8 @@ def test_rules_reach_the_running_shop_and_can_be_declined(shop: Shop) -> None:
     assert ([item["product_id"] for item in declined["items"]], declined["rules"]) == (plain, None)
     left_out = shop.recommend(**body, exclude=["P0012"])["rules"]["left_out"]
     assert left_out == [{"product_id": "P0012", "reason": "excluded"}]
-    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": [], "problem": None}
+    assert shop.client.get("/readyz").json()["rules"] == {"version": version, "inactive": 0, "problem": False}
+    assert shop.client.get("/v1/bundles").json()["rules"] == {"version": version, "inactive": [], "problem": None}
     rule_versions.apply(database, shop.recipe.name, "")
     while shop.recommend(**body)["rules"] is not None:
         assert time.monotonic() < deadline + 30, "the shop does not follow"

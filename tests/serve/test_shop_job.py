@@ -15,13 +15,16 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from aiohttp import web
 
 from jobs import shop as job
-from rec import bundle, ports, postgres, publish
+from rec import artifact, bundle, ports, postgres, publish
+from rec.artifact import Busy
 from rec.config import Config
 from rec.errors import ArtifactError, ConfigError, DatabaseError, RecError
 from serve import loaded
 from tests.bundle import tiny
+from tests.evaluate.local_server import served
 from tests.serve.conftest import shop_job
 
 ORPHANING = """
@@ -47,6 +50,25 @@ def test_a_process_that_outlives_its_parent_is_ended_too(tmp_path: Path, monkeyp
             child.kill()
         parent.stdout.close()
         parent.wait()
+
+
+def test_what_starts_a_shop_asks_it_past_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be told the API key."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{ports.free()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path})
+
+    with served("/readyz", answer) as url:
+        assert job._call(int(url.rpartition(":")[2]), "/readyz", None) == {"path": "/readyz"}
+
+
+def test_two_starts_at_once_do_not_take_each_other_for_old(published: Config) -> None:
+    with artifact.alone(job.Shop(Path(published.store)).folder), pytest.raises(Busy, match=r"is writing to .*shop"):
+        job.start(published, ports.free())
 
 
 def test_stop_works_without_the_embedded_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """Without Postgres: the candidates are those of exact search, by what the bundle says of stock, price and category."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +13,8 @@ from rec.index.search import Filters
 from rec.recommend.chain import Chain
 from rec.recommend.retrieve import Retriever
 from rec.recommend.standby import Standby
+from rec.sources import tables
+from rec.sources.segments import Segments
 from rec.state import UserState, cold_state
 from tests.bundle import tiny
 from tests.serve.test_retrieve import FILTERS
@@ -66,6 +71,35 @@ def test_cold_shoppers_get_what_postgres_would_find(
         assert not set(ours.candidates.rows.tolist()) & banned
     popular = standby.popular(k, **given_).candidates
     assert popular.rows.tolist() == retriever.popular(k, **given_).candidates.rows.tolist()
+
+
+def test_products_of_a_narrow_category_follow_where_none_is_popular(
+    chain: Chain, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = tables.load_segments
+
+    def few(folder: Path) -> Segments:
+        found = load(folder)
+        return replace(found, orders=found.orders[:, :1])
+
+    monkeypatch.setattr(tables, "load_segments", few)
+    state = cold_state(2)
+    popular = tables.load_segments(chain.bundle.folder("sources")).popular(state.profile).tolist()
+    category = next(each for each in ("coat", "dress") if each not in {tiny.category(row) for row in popular})
+    for stage in (Standby(chain.bundle, chain.vectors), Retriever(chain.bundle, connections)):
+        every = stage.popular(160, state=state, exclude=NO_ROWS, filters=Filters(categories=(category,)), also=NO_ROWS)
+        rows = every.candidates.rows.tolist()
+        assert every.underfilled
+        assert len(rows) == len(set(rows)) > 5
+        assert {tiny.category(row) for row in rows} == {category}
+        first = stage.popular(
+            5, state=state, exclude=np.array(rows[:1]), filters=Filters(categories=(category,)), also=NO_ROWS
+        )
+        assert first.candidates.rows.tolist() == rows[1:6]
+        assert not first.underfilled
+        assert not first.candidates.sources.any(), "nobody says that they are popular"
+        without = stage.popular(10, state=state, exclude=NO_ROWS, filters=Filters(), also=NO_ROWS)
+        assert without.candidates.rows.tolist()[: len(popular)] == [row for row in popular if row % 10 != 9]
 
 
 def test_a_history_and_similar_products(standby: Standby, retriever: Retriever, chain: Chain) -> None:
