@@ -88,6 +88,7 @@ def used(recipe: Config) -> tuple[str, str]:
     exposures.write(opened, [made(3, catalogue=recipe.name, bundle=name, user_id="u00", client_id="visit")])
     opened.close()
     assert forget.forget(url, recipe.name, "u11").profiles == 1
+    assert forget.forget_client(url, recipe.name, "gone") == forget.ForgottenClient(0, 0)
     rule_versions.apply(url, recipe.name, '[[rule]]\nname = "no coats"\n')
     experiments.start(url, recipe.name, earlier, 0.25)
     with postgres.connect(url, autocommit=True) as connection:

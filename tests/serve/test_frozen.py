@@ -162,7 +162,7 @@ def test_a_flood_of_searches_leaves_recommendations_their_connections(
 ) -> None:
     done = threading.Event()
 
-    def slow(query: str, limit: int) -> list[str]:
+    def slow(query: str, limit: int, known: Callable[[str], bool]) -> list[str]:
         with opened.use():
             assert done.wait(30)
         return ["P0003"]
