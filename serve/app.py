@@ -154,6 +154,11 @@ class Recommender:
     def _front(self) -> BackedFront:
         return self._following.front
 
+    @property
+    def _catalogue(self) -> Catalogue:
+        """What the database has of the shop, asked over connections that no answer needs."""
+        return Catalogue(self._others, self._front.bundle.recipe)
+
     async def _try(self, front: BackedFront) -> None:
         """Have every stage answer for a bundle; raises what one of them failed with."""
         await self._answering.recommend(front, Request(k=1), patience=LOADING_S, whole=True)
@@ -257,7 +262,7 @@ class Recommender:
     async def user(self, user_id: UserId) -> Response:
         """All that the database holds of a user."""
         # written in the thread: on the event loop no other request would move meanwhile
-        found = await self._asked(exported, Catalogue(self._others, self._front.bundle.recipe), user_id)
+        found = await self._asked(exported, self._catalogue, user_id)
         if found is None:
             raise HTTPException(404, "nothing is stored of this user")
         return found
@@ -305,7 +310,7 @@ class Recommender:
         front = self._front
         users = []
         if front.bundle.config.source.kind == "sample":
-            users = await self._asked(Catalogue(self._others, front.bundle.recipe).shoppers, DEMO_USERS)
+            users = await self._asked(self._catalogue.shoppers, DEMO_USERS)
             for user in users:
                 recent = [product_id for product_id in user["recent"] if front.shelf.known(product_id)]
                 user["recent"] = [shown(front.shelf.card(row)) for row in front.shelf.rows(recent).tolist()]

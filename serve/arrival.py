@@ -2,8 +2,7 @@
 
 A queue before a server is bounded by a number, and where the server gets slower its wait grows: all would still be
 answered, each too late for whoever asked. An answer that would begin too late is refused instead (`Patience`), which
-leaves the time to the others. Nothing else is refused for its age: an event that is may
-be lost.
+leaves the time to the others. Nothing else is refused for its age: an event that is may be lost.
 """
 
 import math

@@ -85,7 +85,7 @@ WAYS = {
 SERVE_PROXY = "ray::ProxyActor"
 CARRIERS = {"ingress", "server", "proxy"}
 """Through whose hands the callers' connections go."""
-BEFORE_S, SETTLED_S, PATIENCE_S, LONG_S = 2.0, 3.0, 1.0, 180.0
+SETTLED_S, PATIENCE_S, LONG_S = 3.0, 1.0, 180.0
 FROZEN_S = 8.0
 """Longer than an answer may take: what was asked first is due while Postgres still says nothing."""
 DEADLINE_S, SLACK_S = 5.0, 1.0
@@ -201,7 +201,6 @@ def _drilled(name: str, url: str, bodies: Sequence[Mapping[str, Any]], rate: flo
     """Figures of one fault; nothing is harmed where the answers are not whole before it."""
     log.info("%s", name)
     with Paced(url, bodies, rate=rate) as asked:
-        time.sleep(BEFORE_S)
         if not _gets_whole(asked, time.monotonic()):
             log.warning(
                 "%s: not done: %g requests a second are not answered whole before it, for %g s; ask for less (--rate, "

@@ -93,7 +93,7 @@ def test_the_system_that_knows_the_truth_wins_and_the_difference_says_so() -> No
 
 
 def test_users_who_chose_the_same_next_are_drawn_together() -> None:
-    """Half of twenty users chose 2 next, which is near, half 11, which is far: one of two products."""
+    """Half of twenty users chose 2 next, which is near, half 59, which is far: one of two products."""
     made = world([[0, 1, 2]] * 10 + [[0, 1, 59]] * 10, hide=[2, 59], n=60)
     found = cold_items.cold("cold.x", made, {"full": two_shelves(60), "random": two_shelves(60)[::-1]}, CONFIG)
     assert found["cold.x.full.hr10"]["ci95"] == [0.0, 1.0]

@@ -154,7 +154,6 @@ def test_a_slope_has_an_interval_that_tells_growth_from_what_wanders() -> None:
 def test_who_cannot_hold_the_rate_is_not_harmed_and_who_stays_down_keeps_his_figures(
     holds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drills, "BEFORE_S", 0.2)
     monkeypatch.setattr(drills, "SETTLED_S", 0.5)
     monkeypatch.setattr(drills, "LONG_S", 1.0)
     harmed = Event()
@@ -176,7 +175,6 @@ def test_who_cannot_hold_the_rate_is_not_harmed_and_who_stays_down_keeps_his_fig
 
 def test_what_the_drills_read_of_a_kill_and_a_switch(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shop that goes on, and one that mixes bundles."""
-    monkeypatch.setattr(drills, "BEFORE_S", 0.2)
     monkeypatch.setattr(drills, "SETTLED_S", 0.5)
     found = drills._drilled("x", url, [{"degraded": []}, {"degraded": [], "k": 1}], 40, time.monotonic)
     assert found.pop("x.answers")["value"] > 20
@@ -248,7 +246,6 @@ def test_every_answer_to_a_harmed_shop_is_counted_by_what_it_is(monkeypatch: pyt
         ill.clear()
         return time.monotonic()
 
-    monkeypatch.setattr(drills, "BEFORE_S", 0.2)
     monkeypatch.setattr(drills, "SETTLED_S", 0.5)
     monkeypatch.setattr(drills, "DEADLINE_S", 0.2)
     monkeypatch.setattr(drills, "SLACK_S", 0.1)
@@ -298,7 +295,6 @@ def _kept_up(store: Path) -> Iterator[str]:
 def test_who_was_not_reached_while_the_proxy_is_away_is_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drills, "BEFORE_S", 0.5)
     monkeypatch.setattr(drills, "SETTLED_S", 0.5)
     way = drills.Way((), {}, "", soaked=False)
     with _kept_up(tmp_path) as url:

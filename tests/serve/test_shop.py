@@ -334,9 +334,7 @@ def test_a_user_is_exported_and_forgotten(shop: Shop) -> None:
     assert shop.client.get("/v1/users/some%2Fbody").status_code == 404
 
 
-def test_who_brings_events_to_a_slow_database_takes_no_connection_of_an_answer(
-    shop: Shop, connections: Connections
-) -> None:
+def test_who_brings_events_to_a_slow_database_takes_no_connection_of_an_answer(shop: Shop) -> None:
     with ThreadPoolExecutor(12) as callers:
         with postgres.connect(postgres.url(shop.recipe.store)) as other:
             other.execute("LOCK TABLE live_events IN SHARE MODE")  # they can be read

@@ -276,10 +276,13 @@ def test_a_killed_embedding_goes_on_after_its_last_block(
 def test_after_training_a_view_finds_its_twin(made: Config) -> None:
     trained, items = item_tower.load(made.at("item_tower")), inputs(made)
     torch.manual_seed(made.seed)
-    untrained = ItemTower(trained.shape).eval()
-    text_start.apply(untrained, items, torch.device("cpu"))  # as training begins
-    before, after = (_twins_first(tower, items, made) for tower in (untrained, trained))
-    assert after > before + 0.02, f"share of views whose twin is nearest: {before:.2f} before, {after:.2f} after"
+    tower = ItemTower(trained.shape).eval()
+    drawn = _twins_first(tower, items, made)
+    text_start.apply(tower, items, torch.device("cpu"))
+    started, after = _twins_first(tower, items, made), _twins_first(trained, items, made)
+    assert after > drawn + 0.1, f"share of views whose twin is nearest: {drawn:.2f} as drawn, {after:.2f} after"
+    assert after > started + 0.02, f"{started:.2f} at the start, {after:.2f} after"
+    assert after > 0.6
 
 
 def _twins_first(tower: ItemTower, items: ItemInputs, tree: Config) -> float:
